@@ -1,0 +1,395 @@
+"""Augmentation on the device: pure functions of a key and a batch, every image its own draw.
+
+Each transform comes as a pair: `random_crop(key, images)` draws and applies; `crop(images,
+offsets)` applies what it is given. The draws and the arithmetic are torchvision's; what differs
+on purpose is said in the docstrings.
+
+    images = augment.weak(jax.random.key(0), images)  # [N, 32, 32, 3] uint8 -> the same
+
+Draws are made for the whole batch at once, so with JAX's partitionable random bits the draw for
+image i does not depend on the number of devices.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+AUGMENTATIONS = ("none", "weak", "strong")
+
+# The channel means of CIFAR-10: a pixel erased to them is 0 after its normalisation, as where
+# torchvision's RandomErasing follows Normalize.
+MEAN_COLOR = (0.4914 * 255, 0.4822 * 255, 0.4465 * 255)
+
+
+def weak(key: jax.Array, images: jax.Array, *, padding: int = 4) -> jax.Array:
+    """Random crop, then random horizontal flip.
+
+    Args:
+      key: a PRNG key.
+      images: [N, H, W, C] of any dtype.
+      padding: zeros added on each side before the crop, in pixels.
+
+    Returns:
+      [N, H, W, C] of the same dtype.
+    """
+    crop_key, flip_key = jax.random.split(key)
+    return random_flip(flip_key, random_crop(crop_key, images, padding=padding))
+
+
+def strong(
+    key: jax.Array,
+    images: jax.Array,
+    *,
+    padding: int = 4,
+    brightness: float = 0.2,
+    contrast: float = 0.2,
+    saturation: float = 0.2,
+    hue: float = 0.1,
+    rotation: float = 15.0,
+    translation: float = 0.1,
+    erasing_probability: float = 0.25,
+    erasing_area: Sequence[float] = (0.02, 0.33),
+    erasing_ratio: Sequence[float] = (0.3, 3.3),
+    erasing_fill: Sequence[float] = MEAN_COLOR,
+) -> jax.Array:
+    """`weak`, then color jitter, random rotation, random affine and random erasing.
+
+    The rotation and the affine transform are composed and resampled once. torchvision, applying
+    one after the other, rounds to the nearest pixel twice.
+
+    Args:
+      key: a PRNG key.
+      images: [N, H, W, 3] in the range 0 … 255.
+      padding … erasing_ratio: the strengths; see the transforms.
+      erasing_fill: [3], what erased pixels become.
+
+    Returns:
+      [N, H, W, 3] float32 in the range 0 … 255.
+    """
+    keys = jax.random.split(key, 5)
+    images = weak(keys[0], images, padding=padding)
+    images = color_jitter(
+        keys[1],
+        images,
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+        hue=hue,
+    )
+    rotations = rotation_matrices(draw_angles(keys[2], len(images), rotation))
+    shifts = affine_matrices(keys[3], images.shape, translation=translation)
+    # The result at x is the rotated image at Ax, which is the image at RAx.
+    images = resample(images, jnp.matmul(rotations, shifts, precision="highest"))
+    return random_erasing(
+        keys[4],
+        images,
+        probability=erasing_probability,
+        area=erasing_area,
+        ratio=erasing_ratio,
+        fill=erasing_fill,
+    )
+
+
+def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """Maps pixels in 0 … 255 to (pixel / 255 − mean) / std, in float32.
+
+    Args:
+      images: [N, H, W, C] of any dtype.
+      mean, std: [C], in units of 1.
+    """
+    scale = 1 / (255 * jnp.asarray(std, jnp.float32))
+    shift = -jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
+    return images.astype(jnp.float32) * scale + shift
+
+
+# --- crop and flip ----------------------------------------------------------------------------
+
+
+def random_crop(key: jax.Array, images: jax.Array, *, padding: int = 4) -> jax.Array:
+    """Pads [N, H, W, C] with zeros and crops each image back to H×W at a uniform offset."""
+    offsets = jax.random.randint(key, (len(images), 2), 0, 2 * padding + 1)
+    return crop(images, offsets, padding=padding)
+
+
+def crop(images: jax.Array, offsets: jax.Array, *, padding: int) -> jax.Array:
+    """Crops padded images at `offsets` [N, 2]: (row, column) in 0 … 2·padding."""
+    _, height, width, channels = images.shape
+    pad = (padding, padding)
+    padded = jnp.pad(images, ((0, 0), pad, pad, (0, 0)))
+    cut = lambda image, at: jax.lax.dynamic_slice(  # noqa: E731
+        image, (at[0], at[1], 0), (height, width, channels)
+    )
+    return jax.vmap(cut)(padded, offsets)
+
+
+def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Mirrors each image of [N, H, W, C] left to right with probability 1/2."""
+    return flip(images, jax.random.bernoulli(key, 0.5, (len(images),)))
+
+
+def flip(images: jax.Array, mirrored: jax.Array) -> jax.Array:
+    """Mirrors the images where `mirrored` [N] bool says so."""
+    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
+
+# --- colour -----------------------------------------------------------------------------------
+
+
+def color_jitter(
+    key: jax.Array,
+    images: jax.Array,
+    *,
+    brightness: float = 0.2,
+    contrast: float = 0.2,
+    saturation: float = 0.2,
+    hue: float = 0.1,
+) -> jax.Array:
+    """Changes brightness, contrast, saturation and hue, in a fresh random order for each image.
+
+    Args:
+      key: a PRNG key.
+      images: [N, H, W, 3] in the range 0 … 255.
+      brightness, contrast, saturation: factors are uniform in [max(0, 1 − s), 1 + s].
+      hue: shifts are uniform in [−hue, hue], in turns of the colour wheel; at most 0.5.
+
+    Returns:
+      [N, H, W, 3] float32 in the range 0 … 255. (torchvision rounds to uint8 after each change.)
+    """
+    factors, orders = draw_jitter(
+        key, len(images), brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
+    )
+    return jitter(images, factors, orders)
+
+
+def draw_jitter(
+    key: jax.Array, n: int, *, brightness: float, contrast: float, saturation: float, hue: float
+) -> tuple[jax.Array, jax.Array]:
+    """Draws factors [N, 4] (brightness, contrast, saturation, hue) and orders [N, 4]."""
+    factor_key, order_key = jax.random.split(key)
+    low = [max(0.0, 1 - brightness), max(0.0, 1 - contrast), max(0.0, 1 - saturation), -hue]
+    high = [1 + brightness, 1 + contrast, 1 + saturation, hue]
+    factors = jax.random.uniform(
+        factor_key, (n, 4), minval=jnp.array(low, jnp.float32), maxval=jnp.array(high, jnp.float32)
+    )
+    orders = jnp.argsort(jax.random.uniform(order_key, (n, 4)), axis=1)
+    return factors, orders
+
+
+def jitter(images: jax.Array, factors: jax.Array, orders: jax.Array) -> jax.Array:
+    """Applies the changes 0 brightness, 1 contrast, 2 saturation, 3 hue in each image's order.
+
+    Args:
+      images: [N, H, W, 3] in the range 0 … 255.
+      factors: [N, 4] float32, a factor for each change.
+      orders: [N, 4] integers, a permutation of 0 … 3 for each image.
+    """
+    images = images.astype(jnp.float32)
+    changes = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+    for place in range(len(changes)):
+        # Images of one batch want different changes here: all four are computed and one is
+        # chosen, which a compiler can do in one pass over the pixels.
+        which = orders[:, place, None, None, None]
+        results = [change(images, factors[:, i]) for i, change in enumerate(changes)]
+        images = jnp.where(
+            which < 2,
+            jnp.where(which == 0, results[0], results[1]),
+            jnp.where(which == 2, results[2], results[3]),
+        )
+    return images
+
+
+def _blend(images: jax.Array, others: jax.Array, factors: jax.Array) -> jax.Array:
+    factors = factors[:, None, None, None]
+    return jnp.clip(factors * images + (1 - factors) * others, 0, 255)
+
+
+def _grayscale(images: jax.Array) -> jax.Array:
+    red, green, blue = jnp.split(images, 3, axis=-1)
+    return 0.2989 * red + 0.587 * green + 0.114 * blue  # torchvision's weights
+
+
+def adjust_brightness(images: jax.Array, factors: jax.Array) -> jax.Array:
+    """Multiplies each image of [N, H, W, 3] (0 … 255) by its factor of [N]."""
+    return _blend(images, jnp.zeros_like(images), factors)
+
+
+def adjust_contrast(images: jax.Array, factors: jax.Array) -> jax.Array:
+    """Moves each image away from its mean gray by its factor; 0 is gray, 1 no change."""
+    means = _grayscale(images).mean(axis=(1, 2, 3), keepdims=True)
+    return _blend(images, means, factors)
+
+
+def adjust_saturation(images: jax.Array, factors: jax.Array) -> jax.Array:
+    """Moves each pixel away from its gray by its image's factor; 0 is gray, 1 no change."""
+    return _blend(images, _grayscale(images), factors)
+
+
+def adjust_hue(images: jax.Array, shifts: jax.Array) -> jax.Array:
+    """Turns each image's hues by its shift of [N], in turns of the colour wheel (through HSV)."""
+    red, green, blue = (images[..., i] for i in range(3))
+    value = images.max(axis=-1)
+    spread = value - images.min(axis=-1)
+    # A gray pixel has no hue: any will do, as its saturation is 0.
+    safe = jnp.where(spread == 0, 1.0, spread)
+    sextant = jnp.where(
+        value == red,
+        (green - blue) / safe,
+        jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    hue6 = (sextant + 6 * shifts[:, None, None]) % 6
+
+    def channel(n: int) -> jax.Array:
+        # The closed form of HSV to RGB: value − spread·max(0, min(k, 4 − k, 1)).
+        k = (n + hue6) % 6
+        return value - spread * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+
+    return jnp.stack([channel(5), channel(3), channel(1)], axis=-1)
+
+
+# --- geometry ---------------------------------------------------------------------------------
+
+
+def random_rotation(key: jax.Array, images: jax.Array, *, degrees: float = 15.0) -> jax.Array:
+    """Rotates each image of [N, H, W, C] about its centre by a uniform angle in ±degrees."""
+    return resample(images, rotation_matrices(draw_angles(key, len(images), degrees)))
+
+
+def random_affine(key: jax.Array, images: jax.Array, *, translation: float = 0.1) -> jax.Array:
+    """Shifts each image by up to `translation` of its side, in whole pixels.
+
+    torchvision's RandomAffine with degrees=0, translate=(translation, translation).
+    """
+    return resample(images, affine_matrices(key, images.shape, translation=translation))
+
+
+def draw_angles(key: jax.Array, n: int, degrees: float) -> jax.Array:
+    """Draws angles [N] float32, in degrees, uniform in [−degrees, degrees]."""
+    return jax.random.uniform(key, (n,), minval=-degrees, maxval=degrees)
+
+
+def rotation_matrices(angles: jax.Array) -> jax.Array:
+    """Returns [N, 3, 3]: where each point of the result lies in the image, for `resample`.
+
+    Args:
+      angles: [N], in degrees, counter-clockwise as seen.
+    """
+    radians = jnp.deg2rad(angles)
+    cos, sin, zero = jnp.cos(radians), jnp.sin(radians), jnp.zeros_like(radians)
+    rows = [cos, -sin, zero, sin, cos, zero, zero, zero, jnp.ones_like(radians)]
+    return jnp.stack(rows, axis=-1).reshape(-1, 3, 3)
+
+
+def affine_matrices(key: jax.Array, shape: Sequence[int], *, translation: float) -> jax.Array:
+    """Draws shifts for images of `shape` [N, H, W, C]; returns [N, 3, 3] for `resample`."""
+    n, height, width, _ = shape
+    most = translation * jnp.array([width, height], jnp.float32)
+    shifts = jnp.round(jax.random.uniform(key, (n, 2), minval=-1.0, maxval=1.0) * most)
+    return jnp.tile(jnp.eye(3), (n, 1, 1)).at[:, :2, 2].set(-shifts)
+
+
+def resample(images: jax.Array, matrices: jax.Array) -> jax.Array:
+    """Takes each pixel of the result from the nearest pixel of the image, black outside it.
+
+    Nearest is torchvision's default for rotation and affine.
+
+    Args:
+      images: [N, H, W, C] of any dtype.
+      matrices: [N, 3, 3] float32: maps a point (x, y, 1) of the result, in pixels from the centre,
+        to the point of the image that is seen there.
+
+    Returns:
+      [N, H, W, C] of the same dtype.
+    """
+    n, height, width, channels = images.shape
+    x = jnp.arange(width, dtype=jnp.float32) - (width - 1) / 2
+    y = jnp.arange(height, dtype=jnp.float32) - (height - 1) / 2
+    y, x = jnp.meshgrid(y, x, indexing="ij")
+    # Written out: a matrix product may run in a lower precision, and move a pixel.
+    at_x, at_y = (
+        m[:, 0, None, None] * x + m[:, 1, None, None] * y + m[:, 2, None, None]
+        for m in (matrices[:, 0], matrices[:, 1])
+    )
+    column = jnp.round(at_x + (width - 1) / 2).astype(jnp.int32)
+    row = jnp.round(at_y + (height - 1) / 2).astype(jnp.int32)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    pixel = jnp.where(inside, row * width + column, 0).reshape(n, height * width, 1)
+    flat = jnp.take_along_axis(images.reshape(n, height * width, channels), pixel, axis=1)
+    return jnp.where(inside[..., None], flat.reshape(images.shape), jnp.zeros((), images.dtype))
+
+
+# --- erasing ----------------------------------------------------------------------------------
+
+
+def random_erasing(
+    key: jax.Array,
+    images: jax.Array,
+    *,
+    probability: float = 0.25,
+    area: Sequence[float] = (0.02, 0.33),
+    ratio: Sequence[float] = (0.3, 3.3),
+    fill: float | Sequence[float] = 0.0,
+) -> jax.Array:
+    """Erases a random rectangle of each image with the given probability.
+
+    Zhong et al., "Random Erasing Data Augmentation", 2017; drawn as torchvision draws it.
+
+    Args:
+      key: a PRNG key.
+      images: [N, H, W, C] of any dtype.
+      probability: that an image is erased at all.
+      area: (least, most) of the image's area, uniform.
+      ratio: (least, most) height / width, uniform in the logarithm.
+      fill: what the erased pixels become: a number, or one a channel.
+
+    Returns:
+      [N, H, W, C] of the same dtype.
+    """
+    boxes = draw_boxes(key, images.shape, probability=probability, area=area, ratio=ratio)
+    return erase(images, boxes, fill=fill)
+
+
+def draw_boxes(
+    key: jax.Array,
+    shape: Sequence[int],
+    *,
+    probability: float,
+    area: Sequence[float],
+    ratio: Sequence[float],
+    tries: int = 10,
+) -> jax.Array:
+    """Draws rectangles [N, 4] int32 (top, left, height, width) for images of `shape` [N, H, W, C].
+
+    A rectangle that is not smaller than the image is drawn again, up to `tries` times; then, or
+    where the coin of `probability` says so, its height and width are 0.
+    """
+    n, height, width, _ = shape
+    coin_key, area_key, ratio_key, top_key, left_key = jax.random.split(key, 5)
+    areas = (
+        height * width * jax.random.uniform(area_key, (n, tries), minval=area[0], maxval=area[1])
+    )
+    ratios = jnp.exp(
+        jax.random.uniform(
+            ratio_key, (n, tries), minval=math.log(ratio[0]), maxval=math.log(ratio[1])
+        )
+    )
+    heights = jnp.round(jnp.sqrt(areas * ratios)).astype(jnp.int32)
+    widths = jnp.round(jnp.sqrt(areas / ratios)).astype(jnp.int32)
+    fits = (heights < height) & (widths < width)
+    first = jnp.argmax(fits, axis=1)[:, None]
+    erased = jax.random.bernoulli(coin_key, probability, (n,)) & fits.any(axis=1)
+    h = jnp.where(erased, jnp.take_along_axis(heights, first, axis=1)[:, 0], 0)
+    w = jnp.where(erased, jnp.take_along_axis(widths, first, axis=1)[:, 0], 0)
+    top = jax.random.randint(top_key, (n,), 0, height - h + 1)
+    left = jax.random.randint(left_key, (n,), 0, width - w + 1)
+    return jnp.stack([top, left, h, w], axis=1)
+
+
+def erase(images: jax.Array, boxes: jax.Array, *, fill: float | Sequence[float]) -> jax.Array:
+    """Sets the pixels inside `boxes` [N, 4] (top, left, height, width) to `fill`."""
+    _, height, width, _ = images.shape
+    top, left, h, w = (boxes[:, i, None, None] for i in range(4))
+    row, column = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+    inside = (row >= top) & (row < top + h) & (column >= left) & (column < left + w)
+    return jnp.where(inside[..., None], jnp.asarray(fill).astype(images.dtype), images)

@@ -1,0 +1,182 @@
+"""Every knob of a run, its default, and what it means.
+
+A config file returns `base_config()` with its differences:
+
+    from jaxcifar.config import base_config
+
+    def get_config():
+        config = base_config()
+        config.model.name = "densenet121"
+        return config
+"""
+
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxcifar.errors import UserError, nearest
+
+Config = Any  # an ml_collections.ConfigDict, whose fields a type checker cannot know
+
+
+def base_config() -> Config:
+    """Returns the defaults: row 1 of the report's Table 3."""
+    config: Config = ConfigDict()
+    config.seed = 0  # initialisation, batch order, augmentation and dropout all follow from it
+
+    config.model = ConfigDict()
+    config.model.name = "resnet18"  # one of jaxcifar.models.MODELS
+    config.model.activation = "relu"  # "relu" "gelu" "silu" "leaky_relu" "mish"
+    config.model.dropout_rate = 0.2  # ResNet: before the FC layer; DenseNet: in each dense layer
+    config.model.width = 1.0  # multiplies every channel count
+    config.model.dtype = "auto"  # of the computation: "float32", "bfloat16"; auto: bfloat16 on GPU
+    #                              and TPU. Parameters, statistics and logits are float32 always
+
+    config.data = ConfigDict()
+    config.data.name = "cifar10"  # "cifar10" "digits" "synthetic"
+    config.data.dir = ""  # holds CIFAR-10; "": $JAXCIFAR_DATA, else ~/.cache/jaxcifar/data
+    config.data.augment = "weak"  # "none" "weak" "strong"
+    config.data.protocol = "test"  # "test": the best epoch is chosen on the test set, as in the
+    #                   report; "holdout": on a tenth of the training set, the test set used once
+
+    config.augment = ConfigDict()  # the strengths; "weak" uses the first, "strong" all of them
+    config.augment.padding = 4  # pixels on each side before the random crop
+    config.augment.brightness = 0.2  # factors are drawn from 1 ± this
+    config.augment.contrast = 0.2
+    config.augment.saturation = 0.2
+    config.augment.hue = 0.1  # turns of the colour wheel, ± this
+    config.augment.rotation = 15.0  # degrees, ± this
+    config.augment.translation = 0.1  # of the image's side, ± this
+    config.augment.erasing_probability = 0.25
+    config.augment.erasing_area = (0.02, 0.33)  # of the image
+    config.augment.erasing_ratio = (0.3, 3.3)  # height / width
+
+    config.optim = ConfigDict()
+    config.optim.name = "adam"  # "adam" "sgd"
+    config.optim.learning_rate = 1e-3
+    config.optim.momentum = 0.0  # of SGD
+    config.optim.l1 = 0.0  # strength of λ Σ|w|
+    config.optim.l2 = 0.0  # strength of λ Σw²
+    config.optim.penalize = "all"  # the parameters that L1 and L2 see: "all" or "kernels"
+    config.optim.schedule = "cosine"  # "cosine" (stepped per epoch) "cosine_per_step" "constant"
+
+    config.train = ConfigDict()
+    config.train.batch_size = 256  # over all devices
+    config.train.epochs = 50
+    config.train.limit_train_images = 0  # train on the first so many only; 0: on all
+    config.train.eval_batch_size = 512  # over all devices; the last batch is padded and masked
+    config.train.steps_per_call = 0  # training steps per compiled call; 0: 1 on CPU, many elsewhere
+    config.train.checkpoint_minutes = 10.0  # within a long epoch; each epoch's end is always saved
+    return config
+
+
+# Fields that change how a run is carried out, never what it computes: a run may be resumed with
+# other values of them. (The data folder is here because the images themselves are compared.)
+EXECUTION_FIELDS = (
+    "data.dir",
+    "train.eval_batch_size",
+    "train.steps_per_call",
+    "train.checkpoint_minutes",
+)
+
+# field: (lowest allowed, highest allowed, whether the lowest itself is excluded)
+_RANGES = {
+    "seed": (0, 2**32 - 1, False),
+    "model.dropout_rate": (0.0, 0.99, False),
+    "model.width": (0.0, 16.0, True),
+    "augment.padding": (0, 32, False),
+    "augment.brightness": (0.0, 1.0, False),
+    "augment.contrast": (0.0, 1.0, False),
+    "augment.saturation": (0.0, 1.0, False),
+    "augment.hue": (0.0, 0.5, False),
+    "augment.rotation": (0.0, 180.0, False),
+    "augment.translation": (0.0, 1.0, False),
+    "augment.erasing_probability": (0.0, 1.0, False),
+    "augment.erasing_area": (0.0, 1.0, True),
+    "augment.erasing_ratio": (0.0, 100.0, True),
+    "optim.learning_rate": (0.0, 100.0, True),
+    "optim.momentum": (0.0, 0.9999, False),
+    "optim.l1": (0.0, 100.0, False),
+    "optim.l2": (0.0, 100.0, False),
+    "train.batch_size": (1, 2**20, False),
+    "train.epochs": (1, 100_000, False),
+    "train.limit_train_images": (0, 2**31, False),
+    "train.eval_batch_size": (1, 2**20, False),
+    "train.steps_per_call": (0, 2**20, False),
+    "train.checkpoint_minutes": (0.0, 10_000.0, True),
+}
+
+
+def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
+    """Returns {"model.name": "resnet18", …}: one entry for each leaf, tuples left whole."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict | dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def differences(one: dict, other: dict) -> list[str]:
+    """Returns "field: a -> b" for each field that changes what a run computes."""
+    one, other = flatten(one), flatten(other)
+    fields = [field for field in {**one, **other} if field not in EXECUTION_FIELDS]
+    return [
+        f"{field}: {one.get(field)!r} -> {other.get(field)!r}"
+        for field in fields
+        # A tuple comes back from JSON as a list.
+        if _plain(one.get(field)) != _plain(other.get(field))
+    ]
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def validate(config: Config) -> None:
+    """Checks that `config` has the fields of `base_config()`, with possible values.
+
+    Names ("resnet18", "adam", …) are checked against the tables of the modules that own them, by
+    `jaxcifar.train`.
+
+    Raises:
+      UserError: an unknown or missing field, a value of the wrong type or out of range.
+    """
+    expected, given = flatten(base_config()), flatten(config)
+    for field in given:
+        if field not in expected:
+            raise UserError(f"config.{field} is not a field.{nearest(field, expected)}")
+    for field, default in expected.items():
+        if field not in given:
+            raise UserError(f"config.{field} is missing. Start from jaxcifar.config.base_config().")
+        _check_type(field, given[field], default)
+        values = given[field] if isinstance(default, tuple) else [given[field]]
+        if field in _RANGES:
+            for value in values:
+                _check_range(field, value)
+        if isinstance(default, tuple) and values[0] > values[1]:
+            raise UserError(f"config.{field} is {values}: the first must not be larger.")
+
+
+def _check_type(field: str, value: Any, default: Any) -> None:
+    if isinstance(default, tuple):
+        pair = isinstance(value, tuple | list) and len(value) == 2
+        good = pair and all(isinstance(v, int | float) for v in value)
+        wanted = "two numbers"
+    elif isinstance(default, float):
+        good, wanted = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+    elif isinstance(default, int):
+        good, wanted = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+    else:
+        good, wanted = isinstance(value, str), "a string"
+    if not good:
+        raise UserError(f"config.{field} is {value!r}; it must be {wanted}, such as {default!r}.")
+
+
+def _check_range(field: str, value: float) -> None:
+    low, high, excluded = _RANGES[field]
+    if not math.isfinite(value) or not low <= value <= high or (excluded and value == low):
+        least = f"above {low}" if excluded else f"at least {low}"
+        raise UserError(f"config.{field} is {value}; it must be {least} and at most {high}.")

@@ -1,0 +1,78 @@
+"""ResNet, DenseNet and VGG-A for 32×32 images, as Flax linen modules."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxcifar.errors import UserError, choose
+from jaxcifar.models.densenet import DenseNet
+from jaxcifar.models.layers import ACTIVATIONS
+from jaxcifar.models.resnet import BasicBlock, BottleneckBlock, ResNet
+from jaxcifar.models.vgg import VGG
+
+__all__ = ["ACTIVATIONS", "MODELS", "create_model"]
+
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock),
+    "resnet34": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock),
+    "resnet50": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BottleneckBlock),
+    "resnet101": partial(ResNet, stage_sizes=(3, 4, 23, 3), block=BottleneckBlock),
+    "resnet152": partial(ResNet, stage_sizes=(3, 8, 36, 3), block=BottleneckBlock),
+    "densenet121": partial(DenseNet, block_sizes=(6, 12, 24, 16)),
+    "densenet169": partial(DenseNet, block_sizes=(6, 12, 32, 32)),
+    "densenet201": partial(DenseNet, block_sizes=(6, 12, 48, 32)),
+    "densenet264": partial(DenseNet, block_sizes=(6, 12, 64, 48)),
+    "vgg_a": partial(VGG, batch_norm=False),
+    "vgg_a_bn": partial(VGG, batch_norm=True),
+}
+
+MODELS: tuple[str, ...] = tuple(_BUILDERS)
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 10,
+    activation: str = "relu",
+    dropout_rate: float = 0.0,
+    dtype: Any = jnp.float32,
+    width: float = 1.0,
+    unbiased_variance: bool = True,
+) -> nn.Module:
+    """Returns the linen module `name`.
+
+        model = create_model("resnet18")
+        variables = model.init(key, images, train=False)       # images [N, 32, 32, 3] float
+        logits = model.apply(variables, images, train=False)   # [N, num_classes] float32
+        logits, updates = model.apply(
+            variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+        )
+
+    Args:
+      name: one of MODELS.
+      num_classes: outputs of the classifier.
+      activation: one of `jaxcifar.models.layers.ACTIVATIONS`.
+      dropout_rate: where it applies is said in each model's docstring.
+      dtype: of the computation. Parameters, batch statistics and logits are float32 always.
+      width: multiplies every channel count (and DenseNet's growth rate), rounded down.
+      unbiased_variance: whether the running variance is updated by the unbiased variance of a
+        batch, as in PyTorch, or by the biased one, as in `flax.linen.BatchNorm`.
+
+    Raises:
+      UserError: an unknown name or activation, or a width that leaves no channel.
+    """
+    choose("model.name", name, MODELS)
+    choose("model.activation", activation, ACTIVATIONS)
+    if int(24 * width) < 1:
+        raise UserError(f"model.width is {width}; it must be at least {1 / 24:.4f}.")
+    return _BUILDERS[name](
+        num_classes=num_classes,
+        activation=activation,
+        dropout_rate=dropout_rate,
+        dtype=dtype,
+        width=width,
+        unbiased_variance=unbiased_variance,
+    )

@@ -1,0 +1,153 @@
+"""What the three architectures share: convolution, BatchNorm, linear layer, activations."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxcifar.models.conv import conv2d
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": nn.relu,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "silu": nn.silu,
+    "leaky_relu": nn.leaky_relu,
+    "mish": jax.nn.mish,
+}
+
+
+def kaiming_normal_fan_out(activation: str) -> nn.initializers.Initializer:
+    """N(0, gain² / fan_out), gain √2 for ReLU and 1 otherwise. He et al. 2015, eq. 14."""
+    gain_squared = 2.0 if activation == "relu" else 1.0
+    return nn.initializers.variance_scaling(gain_squared, "fan_out", "normal")
+
+
+# N(0, 2 / (fan_in + fan_out)). Glorot & Bengio 2010.
+xavier_normal = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
+
+
+def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
+    """U(−1/√fan_in, 1/√fan_in), PyTorch's default for a linear layer's weight and bias."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def _at_least_float32(x: jax.Array) -> jax.Array:
+    """float32 for bfloat16; float64 stays, so that tests can be sharp."""
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+class Conv(nn.Module):
+    """2-D convolution of [N, H, W, C] with explicit symmetric padding of (size − 1) / 2.
+
+    "SAME" at stride 2 would pad (0, 1) instead of (1, 1), which is another network.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    use_bias: bool = False
+    kernel_init: nn.initializers.Initializer = xavier_normal
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last. Ioffe & Szegedy 2015.
+
+    In training it normalises by the mean and the biased variance of the batch, and moves the
+    running statistics towards them: ra ← momentum · ra + (1 − momentum) · batch. Statistics and
+    scale are float32 whatever the dtype of the input; over a sharded batch they are those of the
+    whole batch.
+
+    Attributes:
+      momentum: 0.9 here is momentum=0.1 in PyTorch's convention.
+      epsilon: added to the variance.
+      unbiased_variance: whether the running variance takes n/(n − 1) times the batch variance, as
+        in PyTorch, or the batch variance itself, as in `flax.linen.BatchNorm`.
+      dtype: of the output.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    unbiased_variance: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        features = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, features, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
+        ra_mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
+        ra_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
+        x = _at_least_float32(x)
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            mean = x.mean(axes)
+            # Two passes: E[x²] − E[x]² cancels, and can even be negative.
+            var = jnp.square(x - mean).mean(axes)
+            if not self.is_initializing():
+                n = x.size // x.shape[-1]
+                correction = n / (n - 1) if self.unbiased_variance and n > 1 else 1.0
+                ra_mean.value = self.momentum * ra_mean.value + (1 - self.momentum) * mean
+                ra_var.value = self.momentum * ra_var.value + (1 - self.momentum) * correction * var
+        else:
+            mean, var = ra_mean.value, ra_var.value
+        y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        return y.astype(self.dtype)
+
+
+class Linear(nn.Module):
+    """x · kernel + bias on [N, features], in float32 where the input is bfloat16."""
+
+    features: int
+    kernel_init: nn.initializers.Initializer = xavier_normal
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+        # The default precision of a float32 product is lower on GPU (TF32) and TPU (bfloat16).
+        return jnp.matmul(_at_least_float32(x), kernel, precision="highest") + bias
+
+
+def global_average(x: jax.Array) -> jax.Array:
+    """Averages [N, H, W, C] over H and W, in float32: [N, C]."""
+    return _at_least_float32(x).mean(axis=(1, 2))
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """Takes the largest of each 2×2 of [N, H, W, C], H and W even: [N, H/2, W/2, C].
+
+    The gradient goes to the first of equals in reading order, as in PyTorch. (That of XLA's
+    reduce_window, a select-and-scatter, is slow on CPUs.)
+    """
+    n, height, width, channels = x.shape
+    x = x.reshape(n, height // 2, 2, width // 2, 2, channels)
+    first = lambda a, b: jnp.where(a >= b, a, b)  # noqa: E731
+    return first(
+        first(x[:, :, 0, :, 0], x[:, :, 0, :, 1]), first(x[:, :, 1, :, 0], x[:, :, 1, :, 1])
+    )
+
+
+def avg_pool(x: jax.Array) -> jax.Array:
+    """Averages each 2×2 of [N, H, W, C], H and W even: [N, H/2, W/2, C]."""
+    n, height, width, channels = x.shape
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))

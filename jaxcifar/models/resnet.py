@@ -1,0 +1,108 @@
+"""ResNet v1 for 32×32 images. He et al., "Deep Residual Learning for Image Recognition", 2016.
+
+The stem is one 3×3 convolution of stride 1 without pooling; the rest is the paper's ImageNet
+network: four stages, the last three halving the resolution.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxcifar.models import layers
+from jaxcifar.models.layers import BatchNorm, Conv, Linear
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions, the first with the stride."""
+
+    features: int
+    stride: int
+    act: Any
+    conv: Any
+    norm: Any
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = self.conv(self.features, 3, self.stride, name="conv1")(x)
+        y = self.act(self.norm(name="bn1")(y, train=train))
+        y = self.conv(self.features, 3, name="conv2")(y)
+        y = self.norm(name="bn2")(y, train=train)
+        return self.act(y + _shortcut(self, x, train=train))
+
+
+class BottleneckBlock(nn.Module):
+    """1×1, 3×3 (with the stride) and 1×1 convolutions; the last is four times as wide."""
+
+    features: int
+    stride: int
+    act: Any
+    conv: Any
+    norm: Any
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = self.conv(self.features, 1, name="conv1")(x)
+        y = self.act(self.norm(name="bn1")(y, train=train))
+        y = self.conv(self.features, 3, self.stride, name="conv2")(y)
+        y = self.act(self.norm(name="bn2")(y, train=train))
+        y = self.conv(self.features * self.expansion, 1, name="conv3")(y)
+        y = self.norm(name="bn3")(y, train=train)
+        return self.act(y + _shortcut(self, x, train=train))
+
+
+def _shortcut(block: BasicBlock | BottleneckBlock, x: jax.Array, *, train: bool) -> jax.Array:
+    """The identity, or a 1×1 convolution and BatchNorm where the shape changes."""
+    features = block.features * block.expansion
+    if block.stride == 1 and x.shape[-1] == features:
+        return x
+    x = block.conv(features, 1, block.stride, name="downsample_conv")(x)
+    return block.norm(name="downsample_bn")(x, train=train)
+
+
+class ResNet(nn.Module):
+    """A residual network; dropout before the final linear layer.
+
+    Attributes:
+      stage_sizes: blocks in each stage.
+      block: `BasicBlock` or `BottleneckBlock`.
+      others: see `jaxcifar.models.create_model`.
+    """
+
+    stage_sizes: tuple[int, ...]
+    block: Any
+    num_classes: int = 10
+    activation: str = "relu"
+    dropout_rate: float = 0.0
+    dtype: Any = jnp.float32
+    width: float = 1.0
+    unbiased_variance: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps normalised images [N, 32, 32, 3] to logits [N, num_classes] float32."""
+        act = layers.ACTIVATIONS[self.activation]
+        kernel_init = layers.kaiming_normal_fan_out(self.activation)
+        conv = partial(Conv, kernel_init=kernel_init, dtype=self.dtype)
+        norm = partial(BatchNorm, unbiased_variance=self.unbiased_variance, dtype=self.dtype)
+
+        x = conv(int(64 * self.width), name="conv1")(x)
+        x = act(norm(name="bn1")(x, train=train))
+        for stage, size in enumerate(self.stage_sizes):
+            for i in range(size):
+                x = self.block(
+                    features=int(64 * self.width * 2**stage),
+                    stride=2 if stage > 0 and i == 0 else 1,
+                    act=act,
+                    conv=conv,
+                    norm=norm,
+                    name=f"layer{stage + 1}_{i}",
+                )(x, train=train)
+        x = layers.global_average(x)
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        init = layers.torch_uniform(x.shape[-1])
+        return Linear(self.num_classes, kernel_init=init, bias_init=init, name="fc")(x)

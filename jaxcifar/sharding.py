@@ -1,0 +1,33 @@
+"""Where arrays live: one mesh axis over all devices, batches split along it, the rest replicated.
+
+`jax.jit` over such arrays computes BatchNorm statistics and gradients over the whole batch, so
+that one device and many give the same numbers; no code elsewhere knows how many there are.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+BATCH_AXIS = "batch"
+
+
+def make_mesh() -> Mesh:
+    """Returns a mesh of one axis over all devices of all processes."""
+    return Mesh(np.asarray(jax.devices()), (BATCH_AXIS,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of state and data sets: a whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: its first axis split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts a whole copy of each array of `tree` on every device."""
+    return jax.device_put(tree, replicated(mesh))

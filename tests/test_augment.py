@@ -1,0 +1,140 @@
+"""Augmentation: every image its own draw, ranges and dtypes, each transform by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcifar import augment
+
+KEY = jax.random.key(3)
+IMAGES = jax.random.randint(jax.random.key(0), (64, 32, 32, 3), 0, 256).astype(jnp.uint8)
+TRANSFORMS = [
+    augment.random_crop,
+    augment.random_flip,
+    augment.color_jitter,
+    augment.random_rotation,
+    augment.random_affine,
+    augment.random_erasing,
+    augment.weak,
+    augment.strong,
+]
+
+
+@pytest.fixture(autouse=True)
+def _strict_promotion():
+    """No operation of ours mixes dtypes unseen. (optax's own does.)"""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_shape_range_and_one_draw_an_image(transform):
+    one = jnp.broadcast_to(IMAGES[:1], IMAGES.shape)  # the same image 64 times
+    result = np.asarray(jax.jit(transform)(KEY, one))
+    assert result.shape == IMAGES.shape
+    assert result.min() >= 0
+    assert result.max() <= 255
+    assert len({image.tobytes() for image in result}) > 1
+    other = np.asarray(transform(jax.random.key(4), one))
+    assert not np.array_equal(result, other)
+
+
+@pytest.mark.parametrize("transform", [t for t in TRANSFORMS if "color" not in t.__name__][:-1])
+def test_dtype_is_kept(transform):
+    assert transform(KEY, IMAGES).dtype == jnp.uint8
+    assert transform(KEY, IMAGES.astype(jnp.float32)).dtype == jnp.float32
+
+
+def test_weak_is_a_crop_and_a_flip():
+    # Each result is one of the 162 that padding, cropping and flipping by hand can give.
+    results = np.asarray(augment.weak(KEY, IMAGES))
+    for image, result in zip(np.asarray(IMAGES), results, strict=True):
+        padded = np.pad(image, ((4, 4), (4, 4), (0, 0)))
+        crops = [padded[i : i + 32, j : j + 32] for i in range(9) for j in range(9)]
+        assert any(np.array_equal(result, c) or np.array_equal(result, c[:, ::-1]) for c in crops)
+
+
+def test_strong_changes_nothing_at_strength_zero():
+    result = augment.strong(
+        KEY, IMAGES, padding=0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0,
+        rotation=0.0, translation=0.0, erasing_probability=0.0,
+    )  # fmt: skip
+    flipped = IMAGES[:, :, ::-1]
+    assert result.dtype == jnp.float32
+    for image, mirror, out in zip(IMAGES, flipped, result, strict=True):
+        close = [np.allclose(out, np.asarray(x, np.float32), atol=1e-2) for x in (image, mirror)]
+        assert any(close)
+
+
+def test_strong_uses_each_strength():
+    quiet = {
+        "padding": 0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0,
+        "rotation": 0.0, "translation": 0.0, "erasing_probability": 0.0,
+    }  # fmt: skip
+    base = augment.strong(KEY, IMAGES, **quiet)
+    loud = {
+        "padding": 4, "brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.3,
+        "rotation": 30.0, "translation": 0.2, "erasing_probability": 1.0,
+    }  # fmt: skip
+    for name, strength in loud.items():
+        changed = augment.strong(KEY, IMAGES, **(quiet | {name: strength}))
+        assert np.abs(np.asarray(changed) - np.asarray(base)).max() > 1, name
+
+
+def test_brightness_contrast_saturation_by_hand():
+    image = jnp.array([[[[200.0, 100, 0], [0, 0, 0]]]])  # two pixels
+    factor = jnp.array([0.5])
+    np.testing.assert_allclose(
+        augment.adjust_brightness(image, 2 * factor + 0.5), [[[[255, 150, 0], [0, 0, 0]]]]
+    )
+    gray = 0.2989 * 200 + 0.587 * 100
+    np.testing.assert_allclose(
+        augment.adjust_contrast(image, factor),
+        [[[[100 + gray / 4, 50 + gray / 4, gray / 4], [gray / 4] * 3]]], rtol=1e-5,
+    )  # fmt: skip
+    np.testing.assert_allclose(
+        augment.adjust_saturation(image, factor),
+        [[[[100 + gray / 2, 50 + gray / 2, gray / 2], [0] * 3]]], rtol=1e-5,
+    )  # fmt: skip
+
+
+def test_hue_turns_the_wheel():
+    primaries = jnp.array([[[[255.0, 0, 0], [0, 255, 0], [0, 0, 255], [70, 70, 70]]]])
+    third = augment.adjust_hue(primaries, jnp.array([1 / 3]))
+    expected = [[[[0, 255, 0], [0, 0, 255], [255, 0, 0], [70, 70, 70]]]]
+    np.testing.assert_allclose(third, expected, atol=1e-2)
+
+
+def test_rotation_by_a_quarter_turn():
+    image = jnp.arange(16, dtype=jnp.float32).reshape(1, 4, 4, 1)
+    turned = augment.resample(image, augment.rotation_matrices(jnp.array([90.0])))
+    np.testing.assert_array_equal(turned[0, :, :, 0], np.rot90(np.arange(16).reshape(4, 4)))
+
+
+def test_affine_shifts_whole_pixels_and_fills_with_black():
+    ones = jnp.ones((200, 32, 32, 1))
+    shifted = np.asarray(augment.random_affine(KEY, ones, translation=0.1))[..., 0]
+    assert set(np.unique(shifted)) == {0.0, 1.0}
+    columns = (shifted.max(axis=1) == 0).sum(axis=1)
+    rows = (shifted.max(axis=2) == 0).sum(axis=1)
+    assert set(columns) == set(rows) == {0, 1, 2, 3}  # 0.1 of 32 is 3.2
+
+
+def test_erasing_fills_a_rectangle():
+    images = jnp.zeros((64, 32, 32, 3), jnp.uint8)
+    fill = (10.0, 20.0, 30.0)
+    erased = np.asarray(augment.random_erasing(KEY, images, probability=1.0, fill=fill))
+    for image in erased:
+        inside = (image == np.array([10, 20, 30])).all(-1)
+        assert ((image == 0).all(-1) | inside).all()
+        rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+        assert inside.sum() == len(rows) * len(columns) > 0
+        assert rows[-1] - rows[0] + 1 == len(rows)
+
+
+def test_normalize():
+    mean, std = (0.5, 0.25, 0.0), (0.5, 0.25, 1.0)
+    pixels = jnp.array([[[[255, 0, 51]]]], jnp.uint8)
+    result = augment.normalize(pixels, mean, std)
+    np.testing.assert_allclose(result, [[[[1.0, -1.0, 0.2]]]], atol=1e-6)

@@ -1,0 +1,178 @@
+"""Optimizers, schedules and regularizers against the written formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from jaxcifar import optim
+from jaxcifar.errors import UserError
+
+PARAMS = {
+    "conv": {"kernel": jnp.array([[0.5, -2.0], [0.0, 1.0]])},
+    "bn": {"scale": jnp.array([1.0]), "bias": jnp.array([-0.3])},
+}
+
+
+def gradients(step):
+    """Made-up gradients that change with the step."""
+    return jax.tree.map(lambda w: jnp.cos(3 * w + step), PARAMS)
+
+
+def run(tx, steps=10):
+    """Parameters after some steps; the update compiled once."""
+    compiled = 0
+
+    @jax.jit
+    def step(params, state, grads):
+        nonlocal compiled
+        compiled += 1
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = PARAMS, tx.init(PARAMS)
+    for i in range(steps):
+        params, state = step(params, state, gradients(i))
+    assert compiled == 1
+    return params
+
+
+def by_hand(name, learning_rate, *, momentum=0.0, l1=0.0, l2=0.0, chosen=lambda path: True):
+    """Ten steps in NumPy float64, straight from the papers; the penalty enters first."""
+    result = {}
+    for path, w in jax.tree_util.tree_flatten_with_path(PARAMS)[0]:
+        w = np.asarray(w, np.float64)
+        m, v = np.zeros_like(w), np.zeros_like(w)
+        on = chosen(path)
+        w0 = w
+        for t in range(1, 11):
+            g = np.cos(3 * w0 + (t - 1)) + on * (l1 * np.sign(w) + 2 * l2 * w)
+            if name == "adam":
+                m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+                step = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+            else:
+                m = momentum * m + g
+                step = m
+            w = w - learning_rate * step
+        result[path] = w
+    return result
+
+
+def is_kernel(path):
+    return path[-1].key == "kernel"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("adam", {}),
+        ("adam", {"l1": 0.1}),
+        ("adam", {"l2": 0.1}),
+        ("adam", {"l1": 0.05, "l2": 0.1}),
+        ("sgd", {}),
+        ("sgd", {"momentum": 0.9}),
+        ("sgd", {"momentum": 0.9, "l1": 0.1, "l2": 0.2}),
+    ],
+)
+@pytest.mark.parametrize("kernels", [False, True])
+def test_optimizer_by_the_formula(name, options, kernels):
+    mask = optim.kernels_only if kernels else None
+    ours = run(optim.make_optimizer(name, 0.01, mask=mask, **options))
+    expected = by_hand(name, 0.01, **options, chosen=is_kernel if kernels else lambda path: True)
+    for path, w in jax.tree_util.tree_flatten_with_path(ours)[0]:
+        np.testing.assert_allclose(w, expected[path], rtol=2e-5, atol=1e-6)
+
+
+def test_coupled_l2_is_not_adamw():
+    coupled = run(optim.make_optimizer("adam", 0.01, l2=0.1))
+    decoupled = run(optax.adamw(0.01, weight_decay=0.2))
+    assert np.abs(coupled["conv"]["kernel"] - decoupled["conv"]["kernel"]).max() > 1e-3
+
+
+def test_optimizer_follows_a_schedule():
+    schedule = lambda count: jnp.where(count < 5, 0.01, 0.0)  # noqa: E731
+    five = run(optim.make_optimizer("sgd", 0.01), steps=5)
+    ten = run(optim.make_optimizer("sgd", schedule), steps=10)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), five, ten)
+
+
+# --- penalties --------------------------------------------------------------------------------
+
+arrays = hnp.arrays(
+    np.float32,
+    hnp.array_shapes(max_dims=3, max_side=4),
+    elements=st.floats(-10, 10, width=32),
+)
+trees = st.recursive(
+    arrays,
+    lambda inner: (
+        st.dictionaries(st.sampled_from("abc"), inner, min_size=1, max_size=3)
+        | st.lists(inner, min_size=1, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(trees, st.floats(0, 2, width=32), st.integers(0, 2**16))
+def test_gradient_of_the_penalty_is_what_the_transform_adds(tree, strength, bits):
+    tree = jax.tree.map(jnp.asarray, tree)
+    leaves, structure = jax.tree.flatten(tree)
+    some = jax.tree.unflatten(structure, [bool(bits >> i & 1) for i in range(len(leaves))])
+    zeros = jax.tree.map(jnp.zeros_like, tree)
+    for transform, penalty in (
+        (optim.add_l1, optim.l1_penalty),
+        (optim.add_l2, optim.l2_penalty),
+    ):
+        for mask in (None, some, lambda params, some=some: some):
+            tx = transform(strength, mask)
+            added, _ = tx.update(zeros, tx.init(tree), tree)
+            gradient = jax.grad(penalty)(tree, strength, mask)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), added, gradient)
+
+
+def test_penalties_by_hand():
+    assert optim.l1_penalty(PARAMS, 0.1) == pytest.approx(0.1 * (0.5 + 2 + 1 + 1 + 0.3))
+    assert optim.l2_penalty(PARAMS, 0.1) == pytest.approx(0.1 * (0.25 + 4 + 1 + 1 + 0.09))
+    assert optim.l1_penalty(PARAMS, 0.1, optim.kernels_only) == pytest.approx(0.35)
+    # At 0 the subgradient is 0, as PyTorch's sign and abs have it.
+    tx = optim.add_l1(0.1)
+    added, _ = tx.update(jax.tree.map(jnp.zeros_like, PARAMS), tx.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(added["conv"]["kernel"], [[0.1, -0.1], [0.0, 0.1]])
+
+
+def test_transforms_need_the_parameters():
+    with pytest.raises(ValueError, match="needs the parameters"):
+        optim.add_l1(0.1).update(PARAMS, optax.EmptyState())
+
+
+# --- schedules --------------------------------------------------------------------------------
+
+
+def test_cosine_per_epoch_and_per_step():
+    per_epoch = optim.cosine_annealing(0.1, 4, 10)
+    expected = [0.1 * (1 + np.cos(np.pi * e / 4)) / 2 for e in range(5)]
+    for epoch in range(5):
+        for step in (10 * epoch, 10 * epoch + 9):
+            assert per_epoch(step) == pytest.approx(expected[epoch], abs=1e-15)
+    assert per_epoch(1000) == pytest.approx(0, abs=1e-15)
+    per_step = optim.cosine_annealing(0.1, 4, 10, per="step")
+    assert per_step(15) == pytest.approx(0.1 * (1 + np.cos(np.pi * 1.5 / 4)) / 2)
+    traced = jax.jit(per_epoch)(jnp.arange(45))
+    np.testing.assert_allclose(traced, [per_epoch(i) for i in range(45)], rtol=1e-5, atol=1e-12)
+
+
+def test_schedule_names():
+    assert optim.make_schedule("constant", 0.1, 4, 10)(39) == 0.1
+    assert optim.make_schedule("cosine", 0.1, 4, 10)(9) == 0.1
+    assert optim.make_schedule("cosine_per_step", 0.1, 4, 10)(9) < 0.1
+    with pytest.raises(UserError, match="cosine_per_step"):
+        optim.make_schedule("linear", 0.1, 4, 10)
+    with pytest.raises(UserError, match="epoch, step"):
+        optim.cosine_annealing(0.1, 4, 10, per="batch")
+    with pytest.raises(UserError, match="Did you mean 'adam'"):
+        optim.make_optimizer("adamw", 0.1)

@@ -1,0 +1,255 @@
+"""Agreement with PyTorch: forward, batch statistics, and training step by step.
+
+The PyTorch side is tests/torch_reference.py, written independently of the package.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcifar import optim
+from jaxcifar.interop.torch import from_torch, to_torch
+from jaxcifar.models import MODELS, create_model
+from jaxcifar.models.densenet import DenseNet
+from jaxcifar.models.resnet import BasicBlock, BottleneckBlock, ResNet
+from jaxcifar.models.vgg import VGG
+from jaxcifar.state import TrainState
+from jaxcifar.step import make_train_step
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
+
+from tests import torch_reference as reference  # noqa: E402 - it needs torch
+
+IMAGES = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
+
+
+def nchw(images):
+    return torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+def relative(ours, theirs):
+    theirs = np.asarray(theirs)
+    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
+
+
+# Width 1/8: every layer of every network, in the time that a narrow one takes to compile.
+NARROW = 0.125
+
+
+@pytest.mark.parametrize(
+    ("name", "activation"),
+    [
+        *((name, "relu") for name in MODELS),
+        *((name, "gelu") for name in MODELS),
+        ("vgg_a_bn", "silu"),
+        ("vgg_a_bn", "leaky_relu"),
+        ("vgg_a_bn", "mish"),
+    ],
+)
+def test_forward_and_statistics(name, activation):
+    # Rounding alone moves the statistics of these two, 100 layers deep, by 3e-5 in float32.
+    double = name in ("resnet101", "resnet152")
+    dtype, close = (np.float64, 1e-10) if double else (np.float32, 1e-5)
+    images = IMAGES.astype(dtype)
+    theirs = reference.create(name, activation=activation, width=NARROW)
+    reference.randomize(theirs, seed=1)
+    with jax.enable_x64(double):
+        variables = from_torch(name, theirs.state_dict(), width=NARROW)
+        variables = jax.tree.map(lambda x: x.astype(dtype), variables)
+        ours = create_model(name, activation=activation, width=NARROW, dtype=dtype)
+
+        @jax.jit
+        def both(variables, images):
+            logits = ours.apply(variables, images, train=False)
+            trained, updates = ours.apply(variables, images, train=True, mutable=["batch_stats"])
+            return logits, trained, updates.get("batch_stats", {})
+
+        # Half the compile time of a deep network; what is tested is not XLA's optimizer.
+        options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+        compiled = both.lower(variables, images).compile(compiler_options=options)
+        evaluated, trained, stats = jax.device_get(compiled(variables, images))
+        back = flat64(name, {"params": {}, "batch_stats": stats})
+    theirs = theirs.double() if double else theirs
+    with torch.no_grad():
+        expected = theirs.eval()(nchw(images)).numpy()
+        assert relative(evaluated, expected) < 10 * close
+        # What tells images apart is smaller than the logits: it must agree as well.
+        assert relative(evaluated - evaluated[0], expected - expected[0]) < 100 * close
+        assert relative(trained, theirs.train()(nchw(images))) < 10 * close
+    state_dict = theirs.state_dict()
+    for key, value in back.items():
+        np.testing.assert_allclose(value, state_dict[key], rtol=close, atol=close, err_msg=key)
+    assert len(back) == sum("running" in key for key in state_dict)
+
+
+def test_full_width():
+    """One network as the report has it, without the shortcut of a narrow one."""
+    theirs = reference.create("resnet18")
+    reference.randomize(theirs, seed=2)
+    variables = from_torch("resnet18", theirs.state_dict())
+    ours = create_model("resnet18").apply(variables, IMAGES, train=False)
+    with torch.no_grad():
+        assert relative(ours, theirs.eval()(nchw(IMAGES))) < 1e-4
+
+
+# --- training ---------------------------------------------------------------------------------
+
+STEPS, STEPS_PER_EPOCH, EPOCHS = 20, 5, 4
+RATE, STRENGTH = 1e-2, 1e-3
+
+NETWORKS = {
+    "resnet": (
+        lambda: reference.ResNet(reference.BasicBlock, [1, 1, 1, 1], width=0.125),
+        ResNet(stage_sizes=(1, 1, 1, 1), block=BasicBlock, width=0.125, dtype=jnp.float64),
+    ),
+    "bottleneck": (
+        lambda: reference.ResNet(reference.Bottleneck, [1, 2], width=0.125),
+        ResNet(stage_sizes=(1, 2), block=BottleneckBlock, width=0.125, dtype=jnp.float64),
+    ),
+    "densenet": (
+        lambda: reference.DenseNet((2, 2, 2), growth_rate=24, width=0.125),
+        DenseNet(block_sizes=(2, 2, 2), width=0.125, dtype=jnp.float64),
+    ),
+    "vgg": (
+        lambda: reference.VGG(True, width=0.125),
+        VGG(batch_norm=True, width=0.125, dtype=jnp.float64),
+    ),
+}
+OPTIMIZERS = {
+    "adam": {},
+    "sgd": {},
+    "adam_l1": {"l1": STRENGTH},
+    "adam_l2": {"l2": STRENGTH},
+    "adam_cosine": {},
+    "sgd_momentum": {"momentum": 0.9},
+}
+
+
+def batches():
+    generator = np.random.default_rng(7)
+    return [
+        (generator.normal(size=(8, 32, 32, 3)), generator.integers(0, 10, 8)) for _ in range(STEPS)
+    ]
+
+
+def train_theirs(model, optimizer):
+    name = optimizer.partition("_")[0]
+    if name == "adam":
+        stepper = torch.optim.Adam(model.parameters(), lr=RATE)
+    else:
+        momentum = OPTIMIZERS[optimizer].get("momentum", 0.0)
+        stepper = torch.optim.SGD(model.parameters(), lr=RATE, momentum=momentum)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(stepper, T_max=EPOCHS)
+    losses = []
+    for step, (images, labels) in enumerate(batches()):
+        loss = torch.nn.functional.cross_entropy(model(nchw(images)), torch.tensor(labels))
+        if optimizer == "adam_l1":
+            loss = loss + STRENGTH * sum(w.abs().sum() for w in model.parameters())
+        if optimizer == "adam_l2":
+            loss = loss + STRENGTH * sum((w**2).sum() for w in model.parameters())
+        stepper.zero_grad()
+        loss.backward()
+        stepper.step()
+        losses.append(loss.item())
+        if optimizer == "adam_cosine" and (step + 1) % STEPS_PER_EPOCH == 0:
+            cosine.step()
+    return losses
+
+
+def train_ours(model, variables, optimizer):
+    rate = RATE
+    if optimizer == "adam_cosine":
+        rate = optim.cosine_annealing(RATE, EPOCHS, STEPS_PER_EPOCH)
+    options = OPTIMIZERS[optimizer]
+    tx = optim.make_optimizer(optimizer.partition("_")[0], rate, **options)
+    penalty = lambda params: (  # noqa: E731
+        optim.l1_penalty(params, options.get("l1", 0.0))
+        + optim.l2_penalty(params, options.get("l2", 0.0))
+    )
+    step = jax.jit(make_train_step(model, tx, prepare=lambda key, x: x, penalty=penalty))
+    state = TrainState(
+        step=jnp.int32(0),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=tx.init(variables["params"]),
+        key=jax.random.key(0),
+    )
+    losses = []
+    for images, labels in batches():
+        state, metrics = step(state, jnp.asarray(images), jnp.asarray(labels, jnp.int32))
+        losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+@pytest.mark.parametrize(
+    ("network", "optimizer"),
+    [
+        *(("resnet", optimizer) for optimizer in OPTIMIZERS),
+        *((network, "adam") for network in NETWORKS if network != "resnet"),
+        ("vgg", "sgd"),
+        ("densenet", "adam_l1"),
+    ],
+)
+def test_twenty_steps_in_float64(network, optimizer):
+    """float64 on both sides: agreement far below what any wrong constant would leave."""
+    make_theirs, ours = NETWORKS[network]
+    theirs = make_theirs().double().train()
+    reference.randomize(theirs, seed=3)
+    with jax.enable_x64(True):
+        variables = jax.tree.map(
+            lambda x: jnp.asarray(x, jnp.float64), from_torch(ours, float_dict(theirs))
+        )
+        theirs.load_state_dict({k: torch.tensor(v) for k, v in to_torch(ours, variables).items()})
+        losses, state = train_ours(ours, variables, optimizer)
+        expected = train_theirs(theirs, optimizer)
+        np.testing.assert_allclose(losses, expected, rtol=1e-7)
+        assert abs(losses[-1] - losses[0]) > 1e-2 * abs(losses[0])  # it did train
+        result = flat64(ours, state.variables)
+    for key, value in result.items():
+        expected = theirs.state_dict()[key].numpy()
+        scale = max(np.abs(expected).max(), 1e-3)
+        np.testing.assert_allclose(value / scale, expected / scale, atol=1e-6, err_msg=key)
+
+
+def float_dict(model):
+    return {k: v.float() for k, v in model.state_dict().items()}
+
+
+def flat64(model, variables):
+    """`to_torch` in float64: each value as a float32 and its remainder; no count of batches."""
+    rest = jax.tree.map(lambda x: x - x.astype(np.float32).astype(x.dtype), variables)
+    high, low = to_torch(model, variables), to_torch(model, rest)
+    return {k: high[k] + low[k].astype(np.float64) for k in high if "tracked" not in k}
+
+
+def test_cosine_agrees_with_torch_to_1e_12():
+    for epochs in (1, 4, 50, 200):
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        stepper = torch.optim.SGD([parameter], lr=1e-3)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(stepper, T_max=epochs)
+        ours = optim.cosine_annealing(1e-3, epochs, 195)
+        for epoch in range(epochs):
+            assert abs(ours(epoch * 195 + 194) - stepper.param_groups[0]["lr"]) < 1e-12
+            stepper.step()
+            scheduler.step()
+
+
+def test_torch_loads_what_we_export(tmp_path):
+    theirs = reference.create("densenet121", width=NARROW)
+    variables = from_torch("densenet121", theirs.state_dict(), width=NARROW)
+    exported = {k: torch.tensor(v) for k, v in to_torch("densenet121", variables).items()}
+    reference.create("densenet121", width=NARROW).load_state_dict(exported, strict=True)
+
+
+def test_pt_files(tmp_path):
+    from jaxcifar.interop import torch as interop
+
+    theirs = reference.create("vgg_a")
+    torch.save({"epoch": 3, "state_dict": theirs.state_dict()}, tmp_path / "weights.pt")
+    workdir = tmp_path / "run"
+    arguments = ["import", str(tmp_path / "weights.pt"), "--model=vgg_a", f"--workdir={workdir}"]
+    assert interop.main(arguments) == 0
+    assert interop.main(["export", str(tmp_path / "back.pt"), f"--workdir={workdir}"]) == 0
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert all(torch.equal(back[k], v) for k, v in theirs.state_dict().items())
