@@ -87,3 +87,4 @@ def _table_4() -> tuple[Row, ...]:
 
 
 TABLE_3, TABLE_4 = _table_3(), _table_4()
+ROWS: dict[str, Row] = {row.config: row for row in (*TABLE_3, *TABLE_4)}

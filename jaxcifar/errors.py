@@ -1,14 +1,44 @@
-"""The one exception for mistakes a user can mend, and the words it is built from."""
+"""How a command ends early: a mistake a user can mend, or a signal; each with one message."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
     """A mistake in a config, a command or a file: one message that says the way out.
 
-    `python -m jaxcifar.main` prints it without a traceback and exits with code 2.
+    The commands print it without a traceback and exit with code 2.
     """
+
+
+class Interrupted(Exception):
+    """The work was stopped by a signal and saved; the same command resumes it."""
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.signum = signum
+
+
+def reason(error: Exception) -> str:
+    """Returns the words of an error that absl or ml_collections raised for a flag."""
+    # ml_collections wraps a KeyError that knows the nearest name in an AttributeError.
+    if error.args and isinstance(error.args[0], KeyError):
+        error = error.args[0]
+    return str(error.args[0] if isinstance(error, KeyError) else error)
+
+
+def exit_code(command: Callable[[], int | None]) -> int:
+    """Runs a command and returns its exit code.
+
+    That is what it returns (None: 0), or 2 after a `UserError`, or 128 + the signal's number after
+    `Interrupted`, whose message is printed to stderr.
+    """
+    try:
+        return command() or 0
+    except (UserError, Interrupted) as error:
+        print(f"jaxcifar: {error}", file=sys.stderr)
+        return 128 + error.signum if isinstance(error, Interrupted) else 2
 
 
 def nearest(value: str, allowed: Iterable[str]) -> str:

@@ -1,6 +1,8 @@
 """The compiled functions of a run, made from a config: initialise, order, train, evaluate."""
 
 import functools
+import pathlib
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -254,3 +256,15 @@ def _steps_per_call(wanted: int, steps_per_epoch: int) -> int:
             f"of an epoch: one of {', '.join(map(str, divisors))}, or 0 to choose."
         )
     return wanted
+
+
+def use_compilation_cache() -> None:
+    """Lets JAX keep compiled programs in a private folder of the user's."""
+    folder = pathlib.Path("~/.cache/jaxcifar/xla").expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        print(f"jaxcifar: compiling without a cache: {error}", file=sys.stderr)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -20,21 +20,13 @@ from ml_collections import ConfigDict
 from jaxcifar import augment, data, metrics, optim, sharding, workdirs
 from jaxcifar.checkpoint import Checkpointer
 from jaxcifar.config import Config, validate
-from jaxcifar.errors import UserError, choose
+from jaxcifar.errors import Interrupted, UserError, choose
 from jaxcifar.plots import plot_history
 from jaxcifar.programs import Programs, compiled_programs, create_model, hyperparams_of, static_part
 from jaxcifar.state import TrainState
 from jaxcifar.workdirs import interruptible
 
 PROTOCOLS = ("test", "holdout")
-
-
-class Interrupted(Exception):
-    """The run was stopped by a signal and saved; the same command resumes it."""
-
-    def __init__(self, signum: int, message: str):
-        super().__init__(message)
-        self.signum = signum
 
 
 def train_and_evaluate(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, exit_code
 from jaxcifar.models import ACTIVATIONS, MODELS, create_model
 from jaxcifar.models.densenet import DenseNet
 from jaxcifar.models.vgg import STAGES, VGG
@@ -280,12 +280,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--workdir", required=True, type=pathlib.Path)
     command.add_argument("--checkpoint", default="best", choices=("best", "last"))
     arguments = parser.parse_args(argv)
-    try:
-        print(arguments.run(arguments))
-    except UserError as error:
-        print(f"jaxcifar: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(arguments.run(arguments)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,35 @@
+"""The arithmetic of a network, counted from its layers."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxcifar.models import create_model
+from jaxcifar.models.layers import Conv, Linear
+
+
+@functools.lru_cache
+def forward_multiply_adds(model: str, width: float = 1.0) -> int:
+    """Returns the multiply-adds of one image's forward pass in convolutions and linear layers.
+
+    A training step takes about three times as many. (Counts of "FLOPs" are twice this, or this,
+    by whom you ask.)
+    """
+    total = 0
+
+    def count(call, args, kwargs, context):
+        nonlocal total
+        out = call(*args, **kwargs)
+        if isinstance(context.module, Conv | Linear):
+            kernel = context.module.variables["params"]["kernel"]
+            total += kernel.size * out.size // out.shape[-1]
+        return out
+
+    module = create_model(model, width=width)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    with nn.intercept_methods(count):
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        jax.eval_shape(functools.partial(module.init, train=False), key, images)
+    return total

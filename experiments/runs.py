@@ -1,0 +1,241 @@
+"""Reads the runs of a sweep: what they were, how they went, and what they fell short of.
+
+A sweep's folder holds ROW/seedN/ for each run, as `experiments.sweep` leaves it; a folder ROW/ that
+`jaxcifar.main` trained in is read as well. Everything that is made of runs starts here.
+"""
+
+import importlib
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from experiments.report_tables import ROWS, Row
+from jaxcifar import metrics
+from jaxcifar.config import EXECUTION_FIELDS, Config, base_config, flatten
+from jaxcifar.errors import UserError, nearest
+
+CIFAR10_TRAIN_IMAGES = 50_000
+
+
+class Run(NamedTuple):
+    """One run as read from its folder."""
+
+    row: Row
+    folder: pathlib.Path
+    config: dict[str, Any]  # flat: {"model.name": …}
+    data: dict[str, Any]  # provenance of "train" and "validation" images
+    environment: dict[str, Any]
+    records: list[dict[str, Any]]  # of metrics.jsonl, one an epoch
+    result: dict[str, Any] | None  # None while the run is unfinished
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The record of the epoch of highest validation accuracy."""
+        return metrics.best_record(self.records)
+
+    @property
+    def shortened(self) -> list[str]:
+        """How the run is less than the row's: ["3 of 50 epochs", …]; [] for a full one."""
+        short = []
+        if self.config["train.epochs"] < self.row.epochs:
+            short.append(f"{self.config['train.epochs']} of {self.row.epochs} epochs")
+        if images := self.config["train.limit_train_images"]:
+            short.append(f"{images:,} of {CIFAR10_TRAIN_IMAGES:,} images")
+        return short
+
+    @property
+    def changed(self) -> list[str]:
+        """How else the run differs from the row: ["optim.learning_rate 0.001 -> 0.01", …]."""
+        row = flatten(row_config(self.row.config))
+        ignored = {"seed", "train.limit_train_images", *EXECUTION_FIELDS}
+        if self.config["train.epochs"] < self.row.epochs:
+            ignored.add("train.epochs")
+        return [
+            f"{field} {row[field]} -> {value}"
+            for field, value in self.config.items()
+            if field not in ignored and _plain(row[field]) != _plain(value)
+        ]
+
+    @property
+    def command(self) -> str:
+        """The command that makes such a run."""
+        row = flatten(row_config(self.row.config))
+        options = [
+            f" --config.{field}={value}"
+            for field, value in self.config.items()
+            if field not in EXECUTION_FIELDS and _plain(row[field]) != _plain(value)
+        ]
+        return f"python -m jaxcifar.main --config=configs/{self.row.config}.py" + "".join(options)
+
+    def steps(self, name: str = "ce") -> np.ndarray:
+        """Returns a metric of each training step, [steps]: "loss", "ce" or "accuracy"."""
+        epochs = metrics.read_lines(self.folder / "steps.jsonl")
+        return np.concatenate([epoch[name] for epoch in epochs]) if epochs else np.zeros(0)
+
+
+def row_config(name: str) -> Config:
+    """Returns the config of a row of the report, such as "row9" or "vgg2"."""
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+def sweeps(folder: str | pathlib.Path) -> dict[pathlib.Path, dict[str, list[Run]]]:
+    """Reads all runs under `folder`.
+
+    Returns:
+      {sweep's folder: {row: its runs by seed}}, the rows in the report's order.
+
+    Raises:
+      UserError: no run is there, or one cannot be read, is of no row of the report, was written by
+        another version, or differs from the others of its row by more than the seed.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}. Make one with python -m experiments.sweep.")
+    found: dict[pathlib.Path, list[Run]] = {}
+    for path in sorted(folder.rglob("config.json")):
+        # A run of jaxcifar.main is in ROW/, one of a sweep in ROW/seedN/.
+        row_folder = path.parent if path.parent.name in ROWS else path.parent.parent
+        found.setdefault(row_folder.parent, []).append(_read(path.parent, row_folder.name))
+    if not found:
+        raise UserError(
+            f"{folder} holds no runs (no config.json below it). Make some with "
+            f"python -m experiments.sweep --rows=… --out={folder}."
+        )
+    return {sweep: _by_row(runs) for sweep, runs in found.items()}
+
+
+def finished(runs: Iterable[Run]) -> list[Run]:
+    """Returns those of `runs` that went to their end."""
+    return [run for run in runs if run.result is not None]
+
+
+def _by_row(runs: list[Run]) -> dict[str, list[Run]]:
+    rows: dict[str, list[Run]] = {}
+    for name in ROWS:
+        of_row = sorted((run for run in runs if run.row.config == name), key=lambda run: run.seed)
+        for run in of_row[1:]:
+            _check_alike(of_row[0], run)
+        if of_row:
+            rows[name] = of_row
+    return rows
+
+
+def _check_alike(one: Run, other: Run) -> None:
+    ignored = {"seed", *EXECUTION_FIELDS}
+    differing = [
+        f"{field}: {one.config[field]} and {other.config[field]}"
+        for field in one.config
+        if field not in ignored and one.config[field] != other.config[field]
+    ]
+    pixels = [{part: facts["sha256"] for part, facts in run.data.items()} for run in (one, other)]
+    if pixels[0] != pixels[1]:
+        differing.append("the images")
+    if one.seed == other.seed:
+        differing.append("nothing, the seed included")
+    if differing:
+        raise UserError(
+            f"{one.folder} and {other.folder} are runs of one row, but differ in "
+            f"{'; '.join(differing)}. Move one of them to another folder."
+        )
+
+
+def _read(folder: pathlib.Path, row: str) -> Run:
+    if row not in ROWS:
+        raise UserError(
+            f"{folder} is of {row!r}, no row of the report.{nearest(row, ROWS)} Runs are read from "
+            f"ROW/seedN/ or ROW/, where ROW is one of {', '.join(ROWS)}."
+        )
+    content = read_json(folder / "config.json")
+    try:
+        config, data = flatten(content["config"]), content["data"]
+        environment = content["environment"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / 'config.json'} is no config of a run ({error!r}).") from error
+    expected = flatten(base_config())
+    if differing := sorted(config.keys() ^ expected.keys()):
+        raise UserError(
+            f"{folder} was written by another version of jaxcifar (commit "
+            f"{environment.get('commit')}): the config fields {', '.join(differing)} are only on "
+            "one side. Read it with that version, or move it away."
+        )
+    records = read_records(folder / "metrics.jsonl")
+    result = read_json(folder / "result.json") if (folder / "result.json").exists() else None
+    if result is not None and len(records) != config["train.epochs"]:
+        raise UserError(
+            f"{folder} is damaged: result.json says that it is finished, but metrics.jsonl has "
+            f"{len(records)} of {config['train.epochs']} epochs. Delete it and train again."
+        )
+    return Run(ROWS[row], folder, config, data, environment, records, result)
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}).") from error
+
+
+def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads metrics.jsonl, or another file of JSON lines.
+
+    Raises:
+      UserError: a line of it cannot be read.
+    """
+    try:
+        return metrics.read_lines(path)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}).") from error
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+# --- statistics -------------------------------------------------------------------------------
+
+
+class Estimate(NamedTuple):
+    """A mean over runs. With one run there is no spread: `std` and `half` are NaN."""
+
+    mean: float
+    std: float  # of the runs, unbiased variance
+    half: float  # of the 95% confidence interval of the mean, by Student's t
+    n: int
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Returns the mean of independent values and its 95% confidence interval."""
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        return Estimate(mean, math.nan, math.nan, n)
+    std = float(np.std(values, ddof=1))
+    return Estimate(mean, std, float(scipy.stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n), n)
+
+
+def difference(ours: Sequence[float], others: Sequence[float]) -> Estimate:
+    """Returns mean(ours) − mean(others) and its 95% interval by Welch's t; NaN with one value."""
+    a, b = estimate(ours), estimate(others)
+    mean = a.mean - b.mean
+    if min(a.n, b.n) < 2:
+        return Estimate(mean, math.nan, math.nan, min(a.n, b.n))
+    variances = a.std**2 / a.n, b.std**2 / b.n
+    error = math.sqrt(sum(variances))
+    if error == 0:
+        return Estimate(mean, 0.0, 0.0, min(a.n, b.n))
+    freedom = error**4 / (variances[0] ** 2 / (a.n - 1) + variances[1] ** 2 / (b.n - 1))
+    half = float(scipy.stats.t.ppf(0.975, freedom)) * error
+    return Estimate(mean, error, half, min(a.n, b.n))

@@ -1,0 +1,246 @@
+"""Trains rows of the report over several seeds, each once, however often it is started.
+
+    python -m experiments.sweep --rows=1-12 --seeds=0-2 --out=results/table3
+    python -m experiments.sweep --rows=vgg1-vgg8 --out=results/table4 --config.train.epochs=3
+
+Runs go to OUT/ROW/seedN. Finished ones are skipped, an unfinished one is resumed, and one that
+fails is reported at the end (exit code 1) while the others go on. Runs that differ only in numbers
+(seed, learning rate, L1, L2, epochs) share one compiled step. `--config.FIELD=VALUE` changes all.
+"""
+
+import argparse
+import functools
+import pathlib
+import re
+import sys
+import time
+import traceback
+from typing import Any, NamedTuple
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from experiments.cost import forward_multiply_adds
+from experiments.report_tables import ROWS
+from experiments.runs import row_config
+from jaxcifar import data, metrics, programs, train, workdirs
+from jaxcifar.config import Config
+from jaxcifar.errors import UserError, choose, exit_code, reason
+
+
+class Job(NamedTuple):
+    """One run of a sweep."""
+
+    row: str
+    seed: int
+    config: Config
+    workdir: pathlib.Path
+    images: int = 0  # that an epoch trains on, and evaluates
+    test_images: int = 0
+
+    @property
+    def state(self) -> str:
+        """ "done", "to resume" or "new"."""
+        if (self.workdir / "result.json").exists():
+            return "done"
+        return "to resume" if (self.workdir / "config.json").exists() else "new"
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return metrics.read_lines(self.workdir / "metrics.jsonl")
+
+
+def parse_rows(text: str) -> list[str]:
+    """Returns the rows that "1-3,vgg2" or "vgg1-vgg8" names; a bare number is of Table 3.
+
+    Raises:
+      UserError: it names none, or one that is not in the report.
+    """
+    rows: list[str] = []
+    for part in text.split(","):
+        ends = part.strip().split("-")
+        table = ends[0].rstrip("0123456789") or "row"
+        ends = [
+            choose("A row in --rows", f"{table}{end.removeprefix(table)}", ROWS) for end in ends
+        ]
+        first, last = (int(end.removeprefix(table)) for end in (ends[0], ends[-1]))
+        if len(ends) > 2 or first > last:
+            raise UserError(f"--rows has {part!r}; give a row (9), or a range (1-12, vgg1-vgg8).")
+        rows += [f"{table}{number}" for number in range(first, last + 1)]
+    return list(dict.fromkeys(rows))
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Returns the seeds that "0-2,7" names.
+
+    Raises:
+      UserError: it is no such list.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise UserError(f"--seeds has {part!r}; give a number (0), or a range (0-2).")
+        seeds += range(first, last + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def plan(rows: list[str], seeds: list[int], out: pathlib.Path, options: list[str]) -> list[Job]:
+    """Returns the runs of a sweep, checked as far as can be before they start.
+
+    Args:
+      rows: names of rows.
+      seeds: of each row's runs.
+      out: the sweep's folder.
+      options: "--config.FIELD=VALUE" for all runs.
+
+    Raises:
+      UserError: an option is unknown or impossible, a workdir holds a run of another config, or
+        the data are not there.
+    """
+    jobs = []
+    for row in rows:
+        config = _with_options(row_config(row), options)
+        for seed in seeds:
+            config = config.copy_and_resolve_references()
+            config.seed = seed
+            train.check_config(config)
+            job = Job(row, seed, config, out / row / f"seed{seed}")
+            if saved := workdirs.saved_config(job.workdir):
+                workdirs.check_same(saved, config, job.workdir)
+            jobs.append(job)
+    return [_with_sizes(job) if job.state != "done" else job for job in jobs]
+
+
+@functools.lru_cache
+def _sizes(name: str, folder: str) -> tuple[int, int]:
+    train_images, test_images = (data.load(name, s, data_dir=folder) for s in ("train", "test"))
+    return len(train_images), len(test_images)
+
+
+def _with_sizes(job: Job) -> Job:
+    train_images, test_images = _sizes(job.config.data.name, job.config.data.dir)
+    images = job.config.train.limit_train_images or train_images
+    return job._replace(images=images, test_images=test_images)
+
+
+def _with_options(config: Config, options: list[str]) -> Config:
+    values, argv = flags.FlagValues(), ["sweep", *options]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        rest = values(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"An option cannot be used: {reason(error)}") from error
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is no option. --help lists them all.")
+    if "seed" in values["config"].override_values:  # pyright: ignore
+        raise UserError("--config.seed would be the same for all runs. Give --seeds=0-2 instead.")
+    return values.config
+
+
+# --- estimates --------------------------------------------------------------------------------
+
+
+def work_left(job: Job) -> float:
+    """Returns the multiply-adds that a run still takes, evaluation counted."""
+    # A training step is about three forward passes; an epoch ends with one over the test images.
+    passes = (job.config.train.epochs - len(job.records)) * (3 * job.images + job.test_images)
+    return passes * forward_multiply_adds(*_size(job))
+
+
+def multiply_adds_per_second(jobs: list[Job]) -> float | None:
+    """Returns the median speed of all epochs that were trained so far; None where there is none."""
+    speeds = sorted(
+        3 * record["images_per_second"] * forward_multiply_adds(*_size(job))
+        for job in jobs
+        for record in job.records
+    )
+    return speeds[len(speeds) // 2] if speeds else None
+
+
+def _size(job: Job) -> tuple[str, float]:
+    return job.config.model.name, job.config.model.width
+
+
+def time_left(jobs: list[Job]) -> str:
+    """Says how long the jobs that are not done will take."""
+    work = sum(work_left(job) for job in jobs if job.state != "done")
+    if not work:
+        return "nothing left"
+    if speed := multiply_adds_per_second(jobs):
+        return f"about {metrics.duration(work / speed)} left"
+    return f"{work / 1e15:,.3g} × 10¹⁵ multiply-adds left (time known after one epoch)"
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def run(jobs: list[Job]) -> list[tuple[Job, str]]:
+    """Trains what is not done; returns what failed and why."""
+    failed = []
+    for number, job in enumerate(jobs, start=1):
+        if job.state == "done":
+            continue
+        print(f"\n[{number}/{len(jobs)}] {job.row}, seed {job.seed}: {job.state}; "
+              f"sweep: {time_left(jobs)}", flush=True)  # fmt: skip
+        try:
+            train.train_and_evaluate(job.config, job.workdir)
+        except UserError as error:
+            failed.append((job, str(error)))
+        except Exception as error:  # one run that breaks must not cost the others
+            failed.append((job, f"{type(error).__name__}: {error}"))
+            traceback.print_exc()
+        if failed and failed[-1][0] is job:
+            print(f"{job.row}, seed {job.seed} failed: {failed[-1][1]}", flush=True)
+    return failed
+
+
+def _table(jobs: list[Job]) -> str:
+    lines = [f"{'row':<6} {'seed':>4}  {'model':<12} {'epochs':>9}  {'state':<10} folder"]
+    for job in jobs:
+        epochs = f"{len(job.records)}/{job.config.train.epochs}"
+        lines.append(
+            f"{job.row:<6} {job.seed:>4}  {job.config.model.name:<12} {epochs:>9}  "
+            f"{job.state:<10} {job.workdir}"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--rows", required=True, help="1-12, vgg1-vgg8, 9, or a list of such")
+    parser.add_argument("--seeds", default="0", help="0-2, or a list of such (default 0)")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="the sweep's folder")
+    parser.add_argument("--dry-run", action="store_true", help="list the work, do nothing")
+    arguments, options = parser.parse_known_args(argv)
+    logging.set_verbosity(logging.ERROR)  # Orbax tells of every save
+
+    rows, seeds = parse_rows(arguments.rows), parse_seeds(arguments.seeds)
+    jobs = plan(rows, seeds, arguments.out, options)
+    states = [job.state for job in jobs]
+    counts = ", ".join(
+        f"{states.count(s)} {s}" for s in ("done", "to resume", "new") if s in states
+    )
+    print(f"{len(jobs)} runs in {arguments.out}: {counts}; {time_left(jobs)}")
+    if arguments.dry_run:
+        print(_table(jobs))
+        return 0
+    programs.use_compilation_cache()
+    began = time.monotonic()
+    failed = run(jobs)
+    print(f"\n{len(jobs) - len(failed)} of {len(jobs)} runs are in {arguments.out}, after "
+          f"{metrics.duration(time.monotonic() - began)}. Next: python -m experiments.report "
+          f"{arguments.out}")  # fmt: skip
+    for job, why in failed:
+        print(f"failed: {job.row}, seed {job.seed} ({job.workdir}): {why}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
