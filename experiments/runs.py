@@ -205,6 +205,35 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+# --- loss curves ------------------------------------------------------------------------------
+
+# Table 4's rows at the learning rates 3e-3, 1e-3, 5e-4 and 1e-4.
+WITHOUT_BN, WITH_BN = ("vgg1", "vgg2", "vgg3", "vgg4"), ("vgg5", "vgg6", "vgg7", "vgg8")
+
+
+def smoothed(values: np.ndarray, window: int) -> np.ndarray:
+    """Returns the mean of each `window` consecutive values: [n - window + 1]."""
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    return (sums[window:] - sums[:-window]) / window
+
+
+def loss_curves(
+    rows: dict[str, list[Run]], names: Sequence[str], seed: int, window: int
+) -> np.ndarray | None:
+    """Returns the smoothed training loss by step of one seed's runs, [len(names), steps].
+
+    The loss is the cross-entropy in nats. None where a run of the seed is missing or unfinished.
+    """
+    runs = [
+        next((run for run in finished(rows.get(name, [])) if run.seed == seed), None)
+        for name in names
+    ]
+    if not all(runs):
+        return None
+    curves = [smoothed(run.steps("ce"), window) for run in runs if run]
+    return np.stack(curves) if len({len(curve) for curve in curves}) == 1 else None
+
+
 # --- statistics -------------------------------------------------------------------------------
 
 

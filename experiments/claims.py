@@ -1,0 +1,336 @@
+"""Puts the report's conclusions to the test of runs.
+
+    python -m experiments.claims results/table3
+
+restates each conclusion as comparisons of runs, and calls each one
+
+- supported: the whole 95% interval over seeds lies on the report's side,
+- contradicted: it lies wholly on the other,
+- undecided: neither, or there is no interval, as with one seed.
+
+The same comparison of the report's own table stands beside it. Prints, and writes claims.md and
+claims.json into each sweep's folder.
+"""
+
+import argparse
+import math
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.report_tables import ROWS
+from experiments.runs import (
+    WITH_BN,
+    WITHOUT_BN,
+    Estimate,
+    Run,
+    difference,
+    estimate,
+    finished,
+    loss_curves,
+    sweeps,
+)
+from experiments.tables import mark, require_finished
+from jaxcifar import metrics
+from jaxcifar.errors import exit_code
+
+# Values of a quantity, one for each seed: (row, quantity) -> [seeds].
+Values = Callable[[str, str], Sequence[float]]
+
+SMOOTHING_STEPS = 20  # of the loss curves whose gap between learning rates is measured
+
+
+class Comparison(NamedTuple):
+    """One number that a conclusion says something about."""
+
+    claim: str  # the key of CLAIMS
+    text: str  # what the number is
+    rows: tuple[str, ...]  # whose runs it takes
+    expected: str  # "above", "below" or "within"
+    bound: float  # … this; "within" is of ± this
+    unit: str
+    effect: Callable[[Values], Estimate]
+
+
+CLAIMS = {
+    "ResNet": "ResNet achieves favorable accuracy (1, 2, 3, 4).",
+    "depth": "Increasing the depth of the models can lower the loss and increase the accuracy "
+    "(1–3, 2–4).",
+    "more depth": "With model architecture unchanged, the effect becomes marginal with increasing "
+    "depth, and leads to risks of over-fitting (6–7).",
+    "architecture": "Models with better architecture can achieve better or comparable performance "
+    "with less parameters (3–5).",
+    "augmentation": "Extensive augmentation increases training loss, but mitigates over-fitting, "
+    "finally leading to a higher accuracy rate (6–8).",
+    "activation": "Activation functions have an influence, although it is not as critical as model "
+    "architecture (1–2, 3–4); a more complicated one does not guarantee better performance (3–4).",
+    "regularization": "Inappropriate regularization sometimes hurts the model. (The report names "
+    "8–9, which differ in activation; its regularized rows are 11 and 12.)",
+    "efficiency": "DenseNet achieves a similar score with ResNet with 1/3 to 1/6 parameters.",
+    "BatchNorm": "Batch normalization improves VGG-A (Table 4).",
+    "smoothing": "BatchNorm makes training less sensitive to the learning rate, narrowing the gap "
+    "of loss value between the best and worst learning rate (Fig. 5).",
+}
+
+
+def _accuracy(a: str, b: str) -> Callable[[Values], Estimate]:
+    return lambda of: difference(of(a, "val_accuracy"), of(b, "val_accuracy"))
+
+
+def _loss(a: str, b: str) -> Callable[[Values], Estimate]:
+    return lambda of: difference(of(a, "val_loss"), of(b, "val_loss"))
+
+
+def _paired(ones: Sequence[str], others: Sequence[str], quantity: str):
+    """The mean over pairs of rows; the interval is over pairs."""
+    return lambda of: estimate([
+        float(np.mean(of(one, quantity)) - np.mean(of(other, quantity)))
+        for one, other in zip(ones, others, strict=True)
+    ])  # fmt: skip
+
+
+def _spread(of: Values) -> Estimate:
+    def worst_to_best(names: Sequence[str]) -> float:
+        accuracies = [np.mean(of(name, "val_accuracy")) for name in names]
+        return float(max(accuracies) - min(accuracies))
+
+    return estimate([worst_to_best(WITH_BN) - worst_to_best(WITHOUT_BN)])
+
+
+_POINTS, _NATS = "points", "nats"
+
+
+def _ratio_text(a: str, b: str) -> str:
+    sizes = [float(ROWS[name].size.removesuffix("M")) for name in (a, b)]
+    return f"{sizes[0] / sizes[1]:.2f} of the parameters"
+
+
+COMPARISONS = (
+    *(
+        Comparison("ResNet", f"validation accuracy of row {row[3:]} (read as: above 92%)", (row,),
+                   "above", 0.92, "", lambda of, row=row: estimate(of(row, "val_accuracy")))
+        for row in ("row1", "row2", "row3", "row4")
+    ),
+    Comparison("depth", "ResNet-50 − ResNet-18, ReLU, validation accuracy", ("row3", "row1"),
+               "above", 0.0, _POINTS, _accuracy("row3", "row1")),
+    Comparison("depth", "ResNet-50 − ResNet-18, GELU, validation accuracy", ("row4", "row2"),
+               "above", 0.0, _POINTS, _accuracy("row4", "row2")),
+    Comparison("depth", "ResNet-50 − ResNet-18, ReLU, validation loss", ("row3", "row1"),
+               "below", 0.0, _NATS, _loss("row3", "row1")),
+    Comparison("depth", "ResNet-50 − ResNet-18, GELU, validation loss", ("row4", "row2"),
+               "below", 0.0, _NATS, _loss("row4", "row2")),
+    Comparison("more depth", "DenseNet-264 − 201, validation accuracy (marginal: within half a "
+               "point)", ("row7", "row6"), "within", 0.005, _POINTS, _accuracy("row7", "row6")),
+    Comparison("more depth", "DenseNet-264 − 201, over-fitting (training − validation accuracy)",
+               ("row7", "row6"), "above", 0.0, _POINTS,
+               lambda of: difference(of("row7", "gap"), of("row6", "gap"))),
+    Comparison("architecture", "DenseNet-121 − ResNet-50, validation accuracy, with "
+               f"{_ratio_text('row5', 'row3')} (comparable: no more than half a point less)",
+               ("row5", "row3"), "above", -0.005, _POINTS, _accuracy("row5", "row3")),
+    Comparison("augmentation", "strong − weak, training loss", ("row8", "row6"), "above", 0.0,
+               _NATS, lambda of: difference(of("row8", "train_loss"), of("row6", "train_loss"))),
+    Comparison("augmentation", "strong − weak, over-fitting (training − validation accuracy)",
+               ("row8", "row6"), "below", 0.0, _POINTS,
+               lambda of: difference(of("row8", "gap"), of("row6", "gap"))),
+    Comparison("augmentation", "strong − weak, validation accuracy", ("row8", "row6"), "above",
+               0.0, _POINTS, _accuracy("row8", "row6")),
+    Comparison("activation", "DenseNet-201 with ReLU − ResNet-18 with GELU, validation accuracy "
+               "(architecture outweighs activation)", ("row6", "row2"), "above", 0.0, _POINTS,
+               _accuracy("row6", "row2")),
+    Comparison("activation", "DenseNet-201 with ReLU − ResNet-50 with GELU, validation accuracy "
+               "(architecture outweighs activation)", ("row6", "row4"), "above", 0.0, _POINTS,
+               _accuracy("row6", "row4")),
+    Comparison("activation", "ResNet-50, GELU − ReLU, validation accuracy (no better)",
+               ("row4", "row3"), "below", 0.0, _POINTS, _accuracy("row4", "row3")),
+    Comparison("regularization", "L1 − none, validation accuracy", ("row11", "row8"), "below",
+               0.0, _POINTS, _accuracy("row11", "row8")),
+    Comparison("regularization", "L2 − none, validation accuracy", ("row12", "row8"), "below",
+               0.0, _POINTS, _accuracy("row12", "row8")),
+    Comparison("efficiency", "DenseNet-121 − ResNet-18, validation accuracy, with "
+               f"{_ratio_text('row5', 'row1')} (similar: no more than half a point less)",
+               ("row5", "row1"), "above", -0.005, _POINTS, _accuracy("row5", "row1")),
+    Comparison("BatchNorm", "with − without BN, validation accuracy, mean of the four learning "
+               "rates (interval over rates)", WITH_BN + WITHOUT_BN, "above", 0.0, _POINTS,
+               _paired(WITH_BN, WITHOUT_BN, "val_accuracy")),
+    Comparison("BatchNorm", "with − without BN, validation loss, mean of the four learning rates "
+               "(interval over rates)", WITH_BN + WITHOUT_BN, "below", 0.0, _NATS,
+               _paired(WITH_BN, WITHOUT_BN, "val_loss")),
+    Comparison("smoothing", "with − without BN, gap of the training loss between the best and the "
+               f"worst learning rate, mean over steps (loss smoothed over {SMOOTHING_STEPS})",
+               WITH_BN + WITHOUT_BN, "below", 0.0, _NATS,
+               lambda of: difference(of("with BN", "loss gap"), of("without BN", "loss gap"))),
+    Comparison("smoothing", "with − without BN, gap of the validation accuracy between the best "
+               "and the worst learning rate", WITH_BN + WITHOUT_BN, "below", 0.0, _POINTS, _spread),
+)  # fmt: skip
+
+
+# --- where the values come from ---------------------------------------------------------------
+
+
+def values_of_runs(rows: dict[str, list[Run]]) -> Values:
+    """Returns the quantities of finished runs, at each one's best epoch."""
+
+    def of(row: str, quantity: str) -> Sequence[float]:
+        if quantity == "loss gap":
+            names = WITH_BN if row == "with BN" else WITHOUT_BN
+            seeds = sorted({run.seed for name in names for run in finished(rows[name])})
+            curves = [loss_curves(rows, names, seed, SMOOTHING_STEPS) for seed in seeds]
+            return [float(np.mean(np.ptp(c, axis=0))) for c in curves if c is not None and c.size]
+        return [_quantity(run.best, quantity) for run in finished(rows[row])]
+
+    return of
+
+
+def _value_of_report(row: str, quantity: str) -> Sequence[float]:
+    if quantity == "loss gap":
+        return [math.nan]  # a picture, no number
+    return [_quantity(ROWS[row]._asdict(), quantity)]
+
+
+def _quantity(record: dict[str, Any], quantity: str) -> float:
+    if quantity == "gap":
+        return record["train_accuracy"] - record["val_accuracy"]
+    return record[quantity]
+
+
+# --- verdicts ---------------------------------------------------------------------------------
+
+
+def verdict(effect: Estimate, expected: str, bound: float) -> str:
+    """Returns "supported", "contradicted" or "undecided" by the 95% interval."""
+    low, high = effect.mean - effect.half, effect.mean + effect.half
+    if math.isnan(effect.half):
+        return "undecided"
+    inside, outside = {
+        "above": (low > bound, high < bound),
+        "below": (high < bound, low > bound),
+        "within": (-bound < low and high < bound, high < -bound or low > bound),
+    }[expected]
+    return "supported" if inside else "contradicted" if outside else "undecided"
+
+
+def agrees(mean: float, expected: str, bound: float) -> bool:
+    """Whether a mean alone lies on the report's side."""
+    return {"above": mean > bound, "below": mean < bound, "within": abs(mean) < bound}[expected]
+
+
+def judge(rows: dict[str, list[Run]]) -> list[dict[str, Any]]:
+    """Returns a record for each comparison, JSON-ready; "effect" is None without its runs."""
+    of = values_of_runs(rows)
+    found = []
+    for item in COMPARISONS:
+        report = item.effect(_value_of_report).mean
+        record: dict[str, Any] = {
+            "claim": CLAIMS[item.claim],
+            "comparison": item.text,
+            "rows": item.rows,
+            "expected": item.expected,
+            "bound": item.bound,
+            "unit": item.unit,
+            "report": None if math.isnan(report) else report,
+            "effect": None,
+        }
+        if missing := [name for name in item.rows if not finished(rows.get(name, []))]:
+            found.append(record | {"verdict": "no runs", "missing": missing})
+            continue
+        effect = item.effect(of)
+        known = not math.isnan(effect.half)
+        found.append(
+            record
+            | {
+                "effect": effect.mean,
+                "interval": [effect.mean - effect.half, effect.mean + effect.half]
+                if known
+                else None,
+                "n": effect.n,
+                "agrees": agrees(effect.mean, item.expected, item.bound),
+                "verdict": verdict(effect, item.expected, item.bound),
+            }
+        )
+    return found
+
+
+def _interval(effect: Estimate) -> list[float]:
+    return [effect.mean - effect.half, effect.mean + effect.half]
+
+
+# --- words ------------------------------------------------------------------------------------
+
+
+def _show(value: float | None, unit: str) -> str:
+    if value is None:
+        return "–"
+    if unit == _NATS:
+        return f"{value:+.4f}"
+    return f"{100 * value:+.2f}" if unit == _POINTS else f"{value:.2%}"
+
+
+def describe(record: dict[str, Any]) -> dict[str, str]:
+    """Returns the cells of a judged comparison."""
+    unit = record["unit"]
+    bound = _show(record["bound"], unit) if record["bound"] else "0"
+    if record["expected"] == "within":
+        bound = bound.replace("+", "±")
+    if record["effect"] is None:
+        ours = f"no finished run of {', '.join(record['missing'])}"
+        interval = "–"
+    else:
+        ours = _show(record["effect"], unit) + (f" {unit}" if unit else "")
+        interval = "–"
+        if record["interval"]:
+            interval = " … ".join(_show(end, unit) for end in record["interval"])
+    word = record["verdict"]
+    if word == "undecided":
+        side = "on the report's side" if record["agrees"] else "on the other side"
+        why = f", {record['n']} value{'s' * (record['n'] > 1)}"
+        word = f"undecided ({side}{why if record['interval'] is None else ''})"
+    return {
+        "Comparison": record["comparison"],
+        "Expected": f"{record['expected']} {bound}",
+        "Ours": ours,
+        "95% interval": interval,
+        "In the report": _show(record["report"], unit),
+        "Verdict": word,
+    }
+
+
+def markdown(records: list[dict[str, Any]], rows: dict[str, list[Run]]) -> str:
+    """Returns the page of a sweep's verdicts."""
+    parts = ["# The report's conclusions, tested\n"]
+    marks = sorted({text for runs in rows.values() if (text := mark(runs))})
+    parts += [f"**{text}**\n" for text in marks]
+    counts = [record["verdict"] for record in records]
+    words = ("supported", "contradicted", "undecided", "no runs")
+    parts.append(", ".join(f"{counts.count(word)} {word}" for word in words) + "\n")
+    for claim in CLAIMS.values():
+        lines = [describe(record) for record in records if record["claim"] == claim]
+        parts.append(f"## {claim}\n")
+        parts.append("| " + " | ".join(lines[0]) + " |")
+        parts.append("| " + " | ".join("---" for _ in lines[0]) + " |")
+        parts += ["| " + " | ".join(line.values()) + " |" for line in lines]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.claims",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=pathlib.Path, help="a sweep's folder, or one above several")
+    for sweep, rows in sweeps(parser.parse_args(argv).folder).items():
+        require_finished(rows, sweep)
+        records = judge(rows)
+        text = markdown(records, rows)
+        metrics.write_json(sweep / "claims.json", records)
+        (sweep / "claims.md").write_text(text)
+        print(text)
+        print(f"wrote {sweep / 'claims.md'} and claims.json")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
