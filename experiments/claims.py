@@ -33,7 +33,7 @@ from experiments.runs import (
     loss_curves,
     sweeps,
 )
-from experiments.tables import mark, require_finished
+from experiments.tables import require_finished
 from jaxcifar import metrics
 from jaxcifar.errors import exit_code
 
@@ -84,23 +84,8 @@ def _loss(a: str, b: str) -> Callable[[Values], Estimate]:
     return lambda of: difference(of(a, "val_loss"), of(b, "val_loss"))
 
 
-def _paired(ones: Sequence[str], others: Sequence[str], quantity: str):
-    """The mean over pairs of rows; the interval is over pairs."""
-    return lambda of: estimate([
-        float(np.mean(of(one, quantity)) - np.mean(of(other, quantity)))
-        for one, other in zip(ones, others, strict=True)
-    ])  # fmt: skip
-
-
-def _spread(of: Values) -> Estimate:
-    def worst_to_best(names: Sequence[str]) -> float:
-        accuracies = [np.mean(of(name, "val_accuracy")) for name in names]
-        return float(max(accuracies) - min(accuracies))
-
-    return estimate([worst_to_best(WITH_BN) - worst_to_best(WITHOUT_BN)])
-
-
 _POINTS, _NATS = "points", "nats"
+_GROUPS = {"with BN": WITH_BN, "without BN": WITHOUT_BN}  # one row at each learning rate
 
 
 def _ratio_text(a: str, b: str) -> str:
@@ -153,17 +138,18 @@ COMPARISONS = (
                f"{_ratio_text('row5', 'row1')} (similar: no more than half a point less)",
                ("row5", "row1"), "above", -0.005, _POINTS, _accuracy("row5", "row1")),
     Comparison("BatchNorm", "with − without BN, validation accuracy, mean of the four learning "
-               "rates (interval over rates)", WITH_BN + WITHOUT_BN, "above", 0.0, _POINTS,
-               _paired(WITH_BN, WITHOUT_BN, "val_accuracy")),
-    Comparison("BatchNorm", "with − without BN, validation loss, mean of the four learning rates "
-               "(interval over rates)", WITH_BN + WITHOUT_BN, "below", 0.0, _NATS,
-               _paired(WITH_BN, WITHOUT_BN, "val_loss")),
+               "rates", WITH_BN + WITHOUT_BN, "above", 0.0, _POINTS,
+               _accuracy("with BN", "without BN")),
+    Comparison("BatchNorm", "with − without BN, validation loss, mean of the four learning rates",
+               WITH_BN + WITHOUT_BN, "below", 0.0, _NATS, _loss("with BN", "without BN")),
     Comparison("smoothing", "with − without BN, gap of the training loss between the best and the "
                f"worst learning rate, mean over steps (loss smoothed over {SMOOTHING_STEPS})",
                WITH_BN + WITHOUT_BN, "below", 0.0, _NATS,
                lambda of: difference(of("with BN", "loss gap"), of("without BN", "loss gap"))),
     Comparison("smoothing", "with − without BN, gap of the validation accuracy between the best "
-               "and the worst learning rate", WITH_BN + WITHOUT_BN, "below", 0.0, _POINTS, _spread),
+               "and the worst learning rate", WITH_BN + WITHOUT_BN, "below", 0.0, _POINTS,
+               lambda of: difference(of("with BN", "accuracy gap"),
+                                     of("without BN", "accuracy gap"))),
 )  # fmt: skip
 
 
@@ -174,12 +160,14 @@ def values_of_runs(rows: dict[str, list[Run]]) -> Values:
     """Returns the quantities of finished runs, at each one's best epoch."""
 
     def of(row: str, quantity: str) -> Sequence[float]:
+        if row not in _GROUPS:
+            return [_quantity(run.best, quantity) for run in finished(rows[row])]
+        by_rate = [{run.seed: run for run in finished(rows[name])} for name in _GROUPS[row]]
+        seeds = sorted(set.intersection(*map(set, by_rate)))
         if quantity == "loss gap":
-            names = WITH_BN if row == "with BN" else WITHOUT_BN
-            seeds = sorted({run.seed for name in names for run in finished(rows[name])})
-            curves = [loss_curves(rows, names, seed, SMOOTHING_STEPS) for seed in seeds]
+            curves = [loss_curves(rows, _GROUPS[row], seed, SMOOTHING_STEPS) for seed in seeds]
             return [float(np.mean(np.ptp(c, axis=0))) for c in curves if c is not None and c.size]
-        return [_quantity(run.best, quantity) for run in finished(rows[row])]
+        return [_of_group([runs[seed].best for runs in by_rate], quantity) for seed in seeds]
 
     return of
 
@@ -187,7 +175,15 @@ def values_of_runs(rows: dict[str, list[Run]]) -> Values:
 def _value_of_report(row: str, quantity: str) -> Sequence[float]:
     if quantity == "loss gap":
         return [math.nan]  # a picture, no number
+    if row in _GROUPS:
+        return [_of_group([ROWS[name]._asdict() for name in _GROUPS[row]], quantity)]
     return [_quantity(ROWS[row]._asdict(), quantity)]
+
+
+def _of_group(records: list[dict[str, Any]], quantity: str) -> float:
+    if quantity == "accuracy gap":
+        return float(np.ptp([record["val_accuracy"] for record in records]))
+    return float(np.mean([_quantity(record, quantity) for record in records]))
 
 
 def _quantity(record: dict[str, Any], quantity: str) -> float:
@@ -300,7 +296,7 @@ def describe(record: dict[str, Any]) -> dict[str, str]:
 def markdown(records: list[dict[str, Any]], rows: dict[str, list[Run]]) -> str:
     """Returns the page of a sweep's verdicts."""
     parts = ["# The report's conclusions, tested\n"]
-    marks = sorted({text for runs in rows.values() if (text := mark(runs))})
+    marks = sorted({text for runs in rows.values() if (text := runs[0].mark)})
     parts += [f"**{text}**\n" for text in marks]
     counts = [record["verdict"] for record in records]
     words = ("supported", "contradicted", "undecided", "no runs")

@@ -45,41 +45,62 @@ class Run(NamedTuple):
     @property
     def shortened(self) -> list[str]:
         """How the run is less than the row's: ["3 of 50 epochs", …]; [] for a full one."""
-        short = []
-        if self.config["train.epochs"] < self.row.epochs:
-            short.append(f"{self.config['train.epochs']} of {self.row.epochs} epochs")
-        if images := self.config["train.limit_train_images"]:
-            short.append(f"{images:,} of {CIFAR10_TRAIN_IMAGES:,} images")
-        return short
+        return shortened(self.row, self.config)
 
     @property
-    def changed(self) -> list[str]:
-        """How else the run differs from the row: ["optim.learning_rate 0.001 -> 0.01", …]."""
-        row = flatten(row_config(self.row.config))
-        ignored = {"seed", "train.limit_train_images", *EXECUTION_FIELDS}
-        if self.config["train.epochs"] < self.row.epochs:
-            ignored.add("train.epochs")
-        return [
-            f"{field} {row[field]} -> {value}"
-            for field, value in self.config.items()
-            if field not in ignored and _plain(row[field]) != _plain(value)
-        ]
+    def mark(self) -> str:
+        """What sets the run apart from the row; "" for a full run of the row itself."""
+        return mark(self.row, self.config)
 
     @property
-    def command(self) -> str:
-        """The command that makes such a run."""
-        row = flatten(row_config(self.row.config))
-        options = [
-            f" --config.{field}={value}"
-            for field, value in self.config.items()
-            if field not in EXECUTION_FIELDS and _plain(row[field]) != _plain(value)
-        ]
-        return f"python -m jaxcifar.main --config=configs/{self.row.config}.py" + "".join(options)
+    def options(self) -> str:
+        """The options that make such a run of its row, but for the seed: " --config.…=…"."""
+        differing = _differing(self.row, self.config)
+        return "".join(f" --config.{name}={self.config[name]}" for name in differing)
 
     def steps(self, name: str = "ce") -> np.ndarray:
         """Returns a metric of each training step, [steps]: "loss", "ce" or "accuracy"."""
         epochs = metrics.read_lines(self.folder / "steps.jsonl")
         return np.concatenate([epoch[name] for epoch in epochs]) if epochs else np.zeros(0)
+
+
+def shortened(row: Row, config: dict[str, Any]) -> list[str]:
+    """Returns how a flat config is less than that of its row: ["3 of 50 epochs", …]."""
+    short = []
+    if config["train.epochs"] < row.epochs:
+        short.append(f"{config['train.epochs']} of {row.epochs} epochs")
+    if images := config["train.limit_train_images"]:
+        short.append(f"{images:,} of {CIFAR10_TRAIN_IMAGES:,} images")
+    return short
+
+
+def changed(row: Row, config: dict[str, Any]) -> list[str]:
+    """Returns how else a flat config differs from that of its row."""
+    original = flatten(row_config(row.config))
+    names = _differing(row, config)
+    shorter = {"train.limit_train_images"}
+    if config["train.epochs"] < row.epochs:
+        shorter.add("train.epochs")
+    return [f"{name} {original[name]} -> {config[name]}" for name in names if name not in shorter]
+
+
+def mark(row: Row, config: dict[str, Any]) -> str:
+    """Says what sets a run of a flat config apart from its row; "" for a full run of it."""
+    parts = []
+    if short := shortened(row, config):
+        parts.append(f"SHORTENED: {', '.join(short)}")
+    if other := changed(row, config):
+        parts.append(f"changed: {', '.join(other)}")
+    return "; ".join(parts)
+
+
+def _differing(row: Row, config: dict[str, Any]) -> list[str]:
+    original = flatten(row_config(row.config))
+    ignored = ("seed", *EXECUTION_FIELDS)
+    return [
+        name for name, value in config.items()
+        if name not in ignored and _plain(original[name]) != _plain(value)
+    ]  # fmt: skip
 
 
 def row_config(name: str) -> Config:

@@ -17,7 +17,7 @@ import time
 import traceback
 from typing import Any, NamedTuple
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from experiments.cost import forward_multiply_adds
@@ -101,7 +101,7 @@ def plan(rows: list[str], seeds: list[int], out: pathlib.Path, options: list[str
     """
     jobs = []
     for row in rows:
-        config = _with_options(row_config(row), options)
+        config = with_options(row_config(row), options)
         for seed in seeds:
             config = config.copy_and_resolve_references()
             config.seed = seed
@@ -125,7 +125,7 @@ def _with_sizes(job: Job) -> Job:
     return job._replace(images=images, test_images=test_images)
 
 
-def _with_options(config: Config, options: list[str]) -> Config:
+def with_options(config: Config, options: list[str]) -> Config:
     values, argv = flags.FlagValues(), ["sweep", *options]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
@@ -219,7 +219,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=pathlib.Path, help="the sweep's folder")
     parser.add_argument("--dry-run", action="store_true", help="list the work, do nothing")
     arguments, options = parser.parse_known_args(argv)
-    logging.set_verbosity(logging.ERROR)  # Orbax tells of every save
 
     rows, seeds = parse_rows(arguments.rows), parse_seeds(arguments.seeds)
     jobs = plan(rows, seeds, arguments.out, options)

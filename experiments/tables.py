@@ -11,6 +11,7 @@ import csv
 import io
 import math
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -53,33 +54,45 @@ METRICS = (
 def settings(row: Row) -> dict[str, str]:
     """Returns the report's columns that say what a row is."""
     penalties = {"L1": row.l1, "L2": row.l2}
-    names = [f"{name}, {value:g}" for name, value in penalties.items() if value]
+    names = [f"{name}, {_power(value)}" for name, value in penalties.items() if value]
     return {
         "#": number(row),
         "Model": MODEL_NAMES[row.model],
         "Size": row.size,
-        "Activation": row.activation.upper().replace("RELU", "ReLU"),
+        "Activation": {"relu": "ReLU", "gelu": "GELU"}.get(row.activation, row.activation),
         "Dropout": f"{row.dropout_rate:g}",
         "Regularization": names[0] if names else "None",
         "Optimizer": {"adam": "Adam", "sgd": "SGD"}[row.optimizer],
-        "LR": f"{row.learning_rate:.0e}".replace("e-0", "e-"),
+        "LR": _power(row.learning_rate),
         "Batch": str(row.batch_size),
         "Epochs": str(row.epochs),
         "Augment": row.augment,
     }
 
 
+def _power(value: float) -> str:
+    return re.sub(r"(\.0)?e-0", "e-", f"{value:.1e}")  # 1e-3, as in the report
+
+
+def _as_run(run: Run) -> Row:
+    """The row as it was really run."""
+    config = run.config
+    return run.row._replace(
+        activation=config["model.activation"],
+        dropout_rate=config["model.dropout_rate"],
+        l1=config["optim.l1"],
+        l2=config["optim.l2"],
+        optimizer=config["optim.name"],
+        learning_rate=config["optim.learning_rate"],
+        batch_size=config["train.batch_size"],
+        epochs=config["train.epochs"],
+        augment=config["data.augment"],
+    )
+
+
 def number(row: Row) -> str:
     """Returns the row's number in its table."""
     return row.config.removeprefix("row").removeprefix("vgg")
-
-
-def mark(runs: Sequence[Run]) -> str:
-    """Says how runs of a row fall short of it or differ; "" for full runs of the row itself."""
-    run = runs[0]
-    parts = [f"SHORTENED: {', '.join(run.shortened)}"] if run.shortened else []
-    parts += [f"changed: {', '.join(run.changed)}"] if run.changed else []
-    return "; ".join(parts)
 
 
 def ours(runs: Sequence[Run], metric: Metric, which: str = "best") -> Estimate:
@@ -126,10 +139,9 @@ def results_table(rows: dict[str, list[Run]], title: str) -> Table:
     """The report's own columns, with our results at the best epoch."""
     lines = []
     for runs in rows.values():
-        row = settings(runs[0].row)
-        row["Epochs"] = str(runs[0].config["train.epochs"])
+        row = settings(_as_run(runs[0]))
         row["Size"] = f"{runs[0].result['parameters'] / 1e6:.2f}M"  # type: ignore[index]
-        lines.append([*row.values(), *(show(ours(runs, m), m) for m in METRICS), mark(runs)])
+        lines.append([*row.values(), *(show(ours(runs, m), m) for m in METRICS), runs[0].mark])
     header = [*settings(TABLE_3[0]), *(metric.title for metric in METRICS), "Note"]
     return Table(title, header, lines)
 
@@ -150,7 +162,7 @@ def comparison_table(rows: dict[str, list[Run]]) -> Table:
                 _show_report(report, metric),
                 _show_difference(best.mean - report, metric),
             ]
-        lines.append([*cells, mark(runs)])
+        lines.append([*cells, runs[0].mark])
     header = ["#", "Model", "Seeds"]
     for name in ("Val. acc.", "Val. loss"):
         header += [f"{name}, best epoch", "95% interval", "last epoch", "report", "difference"]
@@ -174,7 +186,7 @@ def cost_table(rows: dict[str, list[Run]]) -> Table:
             metrics.duration(max(result["compile_seconds"] for result in results)),
             f"{rate:,.0f}",
             f"{max(result['peak_memory_bytes'] for result in results) / 2**30:.1f} GiB",
-            mark(runs),
+            runs[0].mark,
         ])  # fmt: skip
     header = ["#", "Model", "Parameters", "Report", "Training", "Compiling", "Images/s", "Memory"]
     return Table("What it took", [*header, "Note"], lines)
@@ -204,6 +216,13 @@ def provenance(runs: Sequence[Run]) -> list[str]:
         facts.setdefault("commit", set()).add(str(env["commit"]))
         facts.setdefault("started", set()).add(env["started"][:10])
     return [f"{name}: {' | '.join(sorted(values))}" for name, values in facts.items()]
+
+
+def command(runs: Sequence[Run]) -> str:
+    """Returns the command that makes a row's runs."""
+    seeds = ",".join(str(run.seed) for run in runs)
+    name = runs[0].row.config
+    return f"python -m experiments.sweep --rows={name} --seeds={seeds} --out=…{runs[0].options}"
 
 
 def tables(rows: dict[str, list[Run]]) -> list[Table]:
@@ -247,7 +266,7 @@ def markdown(rows: dict[str, list[Run]]) -> str:
         ]
         parts.append("")
     parts += ["## Where the numbers come from\n", *(f"- {line}" for line in provenance(runs))]
-    parts += ["", "```", *(run.command for run in runs), "```", ""]
+    parts += ["", "```", *map(command, rows.values()), "```", ""]
     return "\n".join(parts)
 
 
@@ -257,7 +276,7 @@ def comma_separated(rows: dict[str, list[Run]]) -> str:
     for metric in METRICS:
         names += [f"{metric.name}_{what}" for what in ("best", "std", "interval_half", "last")]
         names += [f"{metric.name}_report", f"{metric.name}_difference"]
-    names += ["train_seconds", "data_official", "shortened", "changed"]
+    names += ["train_seconds", "data_official", "shortened", "note"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([name.lower() for name in names])
@@ -266,7 +285,7 @@ def comma_separated(rows: dict[str, list[Run]]) -> str:
         if not runs:
             continue
         row = runs[0].row
-        cells = [name, *list(settings(row).values())[1:], len(runs)]
+        cells = [name, *list(settings(_as_run(runs[0])).values())[1:], len(runs)]
         cells.append(runs[0].result["parameters"])  # type: ignore[index]
         for metric in METRICS:
             best, report = ours(runs, metric), getattr(row, metric.name)
@@ -276,7 +295,7 @@ def comma_separated(rows: dict[str, list[Run]]) -> str:
         seconds = [run.result["train_seconds"] for run in runs if run.result]
         official = all(data["official"] for run in runs for data in run.data.values())
         cells += [f"{estimate(seconds).mean:.1f}", official]
-        cells += ["; ".join(runs[0].shortened), "; ".join(runs[0].changed)]
+        cells += ["; ".join(runs[0].shortened), runs[0].mark]
         writer.writerow(cells)
     return text.getvalue()
 

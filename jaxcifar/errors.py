@@ -4,6 +4,8 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable
 
+from absl import logging
+
 
 class UserError(ValueError):
     """A mistake in a config, a command or a file: one message that says the way out.
@@ -34,6 +36,7 @@ def exit_code(command: Callable[[], int | None]) -> int:
     That is what it returns (None: 0), or 2 after a `UserError`, or 128 + the signal's number after
     `Interrupted`, whose message is printed to stderr.
     """
+    logging.set_verbosity(logging.ERROR)  # Orbax tells of every save
     try:
         return command() or 0
     except (UserError, Interrupted) as error:

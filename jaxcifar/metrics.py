@@ -17,8 +17,8 @@ Record = dict[str, Any]
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes JSON so that a reader, or a kill, never meets half a file."""
-    _replace(path, json.dumps(content, indent=2) + "\n")
+    """Writes JSON by `replace`."""
+    replace(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_lines(path: pathlib.Path) -> list[Record]:
@@ -29,7 +29,8 @@ def read_lines(path: pathlib.Path) -> list[Record]:
     return [json.loads(line) for line in lines[:-1] if line]  # a whole line ends with \n
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
+def replace(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that a reader, or a kill, never meets half of it."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
@@ -52,7 +53,7 @@ class RunLog:
     @staticmethod
     def _keep(path: pathlib.Path, epochs_done: int) -> list[Record]:
         kept = [record for record in read_lines(path) if record["epoch"] <= epochs_done]
-        _replace(path, "".join(json.dumps(record) + "\n" for record in kept))
+        replace(path, "".join(json.dumps(record) + "\n" for record in kept))
         return kept
 
     def write(self, record: Record, steps: dict[str, list[float]]) -> None:

@@ -1,51 +1,100 @@
-"""The picture that every run leaves: its training history."""
+"""How every picture looks, and the one that each run leaves: its training history."""
 
 import pathlib
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jaxcifar.metrics import best_record
 
 # Told apart by colour, by lightness (in grayscale) and by line style.
-_STYLES = {
+LINES: tuple[dict[str, Any], ...] = (
+    {"color": "#14213d", "linestyle": "-"},
+    {"color": "#2f6db5", "linestyle": (0, (5, 1.5))},
+    {"color": "#e08a1e", "linestyle": (0, (4, 1.5, 1, 1.5))},
+    {"color": "#9fc27c", "linestyle": (0, (1, 1))},
+)
+_HISTORY = {
     "train": {"color": "#1f4e9c", "linestyle": "-"},
     "val": {"color": "#e08a1e", "linestyle": "--"},
 }
+_STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # text that can be searched and edited
+}
 
 
-def plot_history(records: Sequence[dict[str, Any]], title: str, path: pathlib.Path) -> None:
+@contextmanager
+def drawing(*paths: pathlib.Path, size: tuple[float, float], title: str = "") -> Iterator[Figure]:
+    """Gives a figure to draw on, and writes it to each of `paths` at the end.
+
+    Args:
+      paths: their endings choose the formats.
+      size: width and height in inches.
+      title: above the picture; long lines of it are broken.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        if title:
+            lines = [textwrap.fill(line, int(13 * size[0])) for line in title.split("\n")]
+            figure.suptitle("\n".join(lines), fontsize=11)
+        for path in paths:
+            figure.savefig(path, dpi=150)
+
+
+def grid(axes: Axes, *, whole_x: bool = False) -> None:
+    """Draws a light grid; `whole_x` for ticks at whole numbers only, as of epochs."""
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    if whole_x:
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def plot_history(
+    records: Sequence[dict[str, Any]] | Sequence[Sequence[dict[str, Any]]],
+    title: str,
+    *paths: pathlib.Path,
+) -> None:
     """Draws loss and accuracy by epoch, training and validation, and writes a picture.
 
     Args:
-      records: the lines of metrics.jsonl.
+      records: the lines of metrics.jsonl of a run; or those of several runs of as many epochs,
+        drawn as their mean in a band from lowest to highest.
       title: above the picture.
-      path: where to write; the ending chooses the format.
+      paths: where to write; the endings choose the formats.
     """
-    epochs = [record["epoch"] for record in records]
-    with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
-        FigureCanvasAgg(figure)
+    runs: Sequence[Any] = [records] if isinstance(records[0], dict) else records
+    epochs = [record["epoch"] for record in runs[0]]
+    with drawing(*paths, size=(9, 3.6), title=title) as figure:
         loss, accuracy = figure.subplots(1, 2)
         for kind, name in (("train", "training"), ("val", "validation")):
-            style = _STYLES[kind] | {"marker": "o" if len(records) <= 12 else "", "markersize": 3.5}
+            style = _HISTORY[kind] | {"marker": "o" if len(epochs) <= 12 else "", "markersize": 3.5}
             # The objective may contain a penalty; cross-entropy compares with validation's.
             losses = "train_ce" if kind == "train" else "val_loss"
-            loss.plot(epochs, [r[losses] for r in records], label=name, **style)
-            percent = [100 * r[f"{kind}_accuracy"] for r in records]
-            accuracy.plot(epochs, percent, label=name, **style)
-        best = best_record(records)
+            for axes, quantity, scale in ((loss, losses, 1), (accuracy, f"{kind}_accuracy", 100)):
+                columns = [[scale * run[i][quantity] for run in runs] for i in range(len(epochs))]
+                axes.plot(epochs, [sum(c) / len(c) for c in columns], label=name, **style)
+                if len(runs) > 1:
+                    lows, highs = [min(c) for c in columns], [max(c) for c in columns]
+                    axes.fill_between(epochs, lows, highs, color=style["color"], alpha=0.2, lw=0)
+        best = best_record([record for run in runs for record in run])
         text = f"best: {best['val_accuracy']:.2%} (epoch {best['epoch']})"
         at = (best["epoch"], 100 * best["val_accuracy"])
         accuracy.plot(*at, "*", color="black", markersize=9, linestyle="", zorder=3, label=text)
         loss.set(xlabel="epoch", ylabel="cross-entropy (nats)")
         accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
         for axes in (loss, accuracy):
-            axes.grid(color="0.9", linewidth=0.6)
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.legend(frameon=False)
-        figure.suptitle(title, fontsize=11)
-        figure.savefig(path, dpi=150)
+            grid(axes, whole_x=True)
+            axes.legend()

@@ -59,7 +59,7 @@ class Programs:
     def __init__(self, config: Config, n_train: int, normalization: tuple, mesh: Mesh):
         self._config, self._mesh = config, mesh
         self._mean, self._std = normalization
-        self._model: Any = create_model(config)
+        self.model: Any = create_model(config)
         self._batch = sharding.batch_sharding(mesh)
         self._whole = sharding.replicated(mesh)
         self.batch_size = config.train.batch_size
@@ -68,7 +68,7 @@ class Programs:
         self.compile_seconds = 0.0
         # What "auto" and 0 became here.
         self.in_force = {
-            "dtype": jnp.dtype(self._model.dtype).name,
+            "dtype": jnp.dtype(self.model.dtype).name,
             "steps_per_call": self.steps_per_call,
         }
 
@@ -98,7 +98,7 @@ class Programs:
         )
 
     def _init(self, seed: jax.Array, hyperparams: Hyperparams) -> TrainState:
-        return create_state(self._model, self._optimizer(hyperparams), seed)
+        return create_state(self.model, self._optimizer(hyperparams), seed)
 
     def _order(self, n_train: int, key: jax.Array, epoch: jax.Array) -> jax.Array:
         """The rows of an epoch's batches [steps_per_epoch, batch]: of (seed, epoch) alone."""
@@ -107,12 +107,14 @@ class Programs:
         rows = jax.random.permutation(key, n_train)[: self.steps_per_epoch * self.batch_size]
         return rows.reshape(self.steps_per_epoch, self.batch_size)
 
-    def _prepare(self, key: jax.Array, images: jax.Array) -> jax.Array:
+    def prepare(self, key: jax.Array, images: jax.Array) -> jax.Array:
+        """Augments and normalises a training batch [N, H, W, C]: what the model takes."""
         # Erased pixels become 0 after normalisation.
         fill = tuple(255 * mean for mean in self._mean)
-        return self._normalize(_augmentation(self._config, fill)(key, images))
+        return self.normalize(_augmentation(self._config, fill)(key, images))
 
-    def _normalize(self, images: jax.Array) -> jax.Array:
+    def normalize(self, images: jax.Array) -> jax.Array:
+        """Normalises images [N, H, W, C] by the mean and deviation of the data set."""
         return augment.normalize(images, self._mean, self._std)
 
     def _train(
@@ -131,7 +133,7 @@ class Programs:
             return l1 + optim.l2_penalty(params, hyperparams.l2, mask)
 
         train_step = make_train_step(
-            self._model, self._optimizer(hyperparams), prepare=self._prepare, penalty=penalty
+            self.model, self._optimizer(hyperparams), prepare=self.prepare, penalty=penalty
         )
 
         def one(state: TrainState, _: None):
@@ -182,7 +184,7 @@ class Programs:
         rows = jax.lax.with_sharding_constraint(rows, self._batch)
         exists = rows < len(labels)
         rows = jnp.minimum(rows, len(labels) - 1)
-        eval_step = make_eval_step(self._model, prepare=self._normalize)
+        eval_step = make_eval_step(self.model, prepare=self.normalize)
         return eval_step(variables, images[rows], labels[rows], exists)
 
     def evaluate(

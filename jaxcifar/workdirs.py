@@ -80,22 +80,27 @@ def write_config(config: Config, workdir: pathlib.Path, provenance: dict, in_for
                     f"these are from {facts['source']}). Choose another --workdir."
                 )
         return
-    devices = jax.devices()
     content = {
         "config": config.to_dict(),
         "data": provenance,
-        "environment": {
-            **{name: version(name) for name in ("jaxcifar", "jax", "flax", "optax", "numpy")},
-            "python": platform.python_version(),
-            "commit": git_commit(),
-            "device": devices[0].device_kind,
-            "devices": len(devices),
-            "cpus": os.cpu_count(),
-            **in_force,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        },
+        "environment": environment(in_force),
     }
     metrics.write_json(path, content)
+
+
+def environment(in_force: dict) -> dict[str, Any]:
+    """Returns the versions, commit, machine and time, JSON-ready, with `in_force` among them."""
+    devices = jax.devices()
+    return {
+        **{name: version(name) for name in ("jaxcifar", "jax", "flax", "optax", "numpy")},
+        "python": platform.python_version(),
+        "commit": git_commit(),
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "cpus": os.cpu_count(),
+        **in_force,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
 
 
 def git_commit() -> str | None:

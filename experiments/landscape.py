@@ -1,0 +1,121 @@
+"""Measures how smooth the loss is: along the gradient while training, and around a trained network.
+
+    python -m experiments.landscape smoothness --rows=vgg2,vgg6 --out=results/landscape
+    python -m experiments.landscape slice results/table4/vgg6/seed0 --out=results/landscape
+
+`smoothness` trains each row and, every so many steps, looks along the gradient of that step's batch
+(Santurkar et al. 2018, "How Does Batch Normalization Help Optimization?"): the range of the loss
+and of the gradient's change over a range of step sizes, and the largest ratio of the gradient's
+change to the distance. `slice` evaluates the loss around a run's checkpoint along random directions
+of filter-wise norms (Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets"). Both go on
+where they were stopped, and leave their numbers (JSON lines, NPZ) beside pictures (PNG, PDF).
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import sys
+
+from experiments import slices, smoothness
+from experiments.report_tables import ROWS
+from experiments.runs import mark, row_config
+from experiments.sweep import parse_rows, with_options
+from experiments.tables import MODEL_NAMES
+from jaxcifar import programs, workdirs
+from jaxcifar.config import flatten
+from jaxcifar.errors import UserError, exit_code
+
+
+def _smoothness_command(arguments: argparse.Namespace, options: list[str]) -> None:
+    rows = parse_rows(arguments.rows)
+    sizes = _step_sizes(arguments.step_sizes)
+    for name, value in (("--steps", arguments.steps), ("--every", arguments.every)):
+        if value < 0:
+            raise UserError(f"{name} is {value}; it must be positive, or 0 to choose.")
+    configs = {row: with_options(row_config(row), options) for row in rows}
+    folder = arguments.out / "smoothness"
+    for row, config in configs.items():
+        config.seed = arguments.seed
+        print(f"{row}: {config.model.name} at learning rate {config.optim.learning_rate:g}")
+        smoothness.smoothness(config, folder / f"{row}_seed{config.seed}", steps=arguments.steps,
+                   every=arguments.every, step_sizes=sizes)  # fmt: skip
+    print("\n".join(f"wrote {path}" for path in smoothness.draw(folder)))
+
+
+def _step_sizes(text: str) -> tuple[float, ...]:
+    try:
+        sizes = tuple(sorted(float(part) for part in text.split(",")))
+    except ValueError:
+        sizes = ()
+    if not sizes or not all(0 < size < math.inf for size in sizes):
+        raise UserError(f"--step-sizes is {text!r}; give positive numbers, such as 0.05,0.1,0.4.")
+    return sizes
+
+
+def _slice_command(arguments: argparse.Namespace, options: list[str]) -> None:
+    if options:
+        raise UserError(f"{options[0]!r} is no option of slice. --help lists them all.")
+    if arguments.points < 3 or arguments.points % 2 == 0:
+        raise UserError(f"--points is {arguments.points}; give an odd number from 3, so that the "
+                        "network itself is one of them.")  # fmt: skip
+    if not 0 < arguments.extent < math.inf or arguments.images < 1:
+        raise UserError("--extent and --images must be positive.")
+    workdir = arguments.run
+    saved = workdirs.saved_config(workdir)
+    name = "_".join(workdir.resolve().parts[-2:]) if saved else workdir.name
+    stem = f"{name}_{arguments.dimensions}d_{arguments.batch_norm}"
+    path = arguments.out / "slices" / f"{stem}.npz"
+    found = slices.slice_around(
+        workdir, path, dimensions=arguments.dimensions, points=arguments.points,
+        extent=arguments.extent, batch_norm=arguments.batch_norm, images=arguments.images,
+        seed=arguments.seed, checkpoint=arguments.checkpoint,
+    )  # fmt: skip
+    settings = json.loads(str(found["settings"]))
+    center = tuple([arguments.points // 2] * arguments.dimensions)
+    title = (
+        f"Loss around {MODEL_NAMES.get(settings['model'], settings['model'])} ({name}, step "
+        f"{settings['step']}): {found['loss'][center]:.3f}\non {settings['images']:,} training "
+        f"images, BN statistics {settings['batch_norm']}"
+    )
+    row = next((part for part in workdir.resolve().parts if part in ROWS), None)
+    if saved and row and (note := mark(ROWS[row], flatten(saved))):
+        title += f"\n{note}"
+    paths = slices.draw(found, path, title)
+    print("\n".join(f"wrote {p}" for p in (path, *paths)))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.landscape",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("smoothness", help="along the gradient, while training")
+    command.set_defaults(run_command=_smoothness_command)
+    command.add_argument("--rows", default="vgg2,vgg6", help="whose training to look at")
+    command.add_argument("--steps", type=int, default=0, help="training steps (0: the row's)")
+    command.add_argument("--every", type=int, default=0, help="steps between (0: 50 measurements)")
+    command.add_argument("--step-sizes", default=",".join(map(str, smoothness.STEP_SIZES)))
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/landscape"))
+    command = commands.add_parser("slice", help="around a trained network")
+    command.set_defaults(run_command=_slice_command)
+    command.add_argument("run", type=pathlib.Path, help="the run's folder")
+    command.add_argument("--dimensions", type=int, default=2, choices=(1, 2))
+    command.add_argument("--points", type=int, default=21, help="along each direction, odd")
+    command.add_argument("--extent", type=float, default=1.0, help="in units of filter norms")
+    command.add_argument("--batch-norm", default="kept", choices=("kept", "recomputed"))
+    command.add_argument("--images", type=int, default=1024, help="of the training set")
+    command.add_argument("--checkpoint", default="best", choices=("best", "last"))
+    command.add_argument("--seed", type=int, default=0, help="of the directions")
+    command.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/landscape"))
+    arguments, options = parser.parse_known_args(argv)
+    programs.use_compilation_cache()
+    arguments.run_command(arguments, options)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,224 @@
+"""Pictures of one trained network: its first layer, its mistakes, and what it was trained on."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcifar import augment, data, plots, train
+from jaxcifar.config import Config
+from jaxcifar.data import Dataset
+from jaxcifar.models import layers
+from jaxcifar.programs import create_model
+
+BATCH = 500  # images at a time, all of one shape
+
+
+def _load(workdir: pathlib.Path) -> tuple[Config, dict[str, Any], Dataset]:
+    config, _, variables = train.load_variables(workdir, "best")
+    return config, variables, data.load(config.data.name, "test", data_dir=config.data.dir)
+
+
+@functools.lru_cache(maxsize=2)
+def predictions(workdir: pathlib.Path) -> tuple[Dataset, np.ndarray]:
+    """Returns the test set and the best checkpoint's probabilities for it, [N, classes]."""
+    config, variables, test = _load(workdir)
+    model = create_model(config)
+
+    @jax.jit
+    def probabilities(images: jax.Array) -> jax.Array:
+        inputs = augment.normalize(images, test.mean, test.std)
+        return jax.nn.softmax(model.apply(variables, inputs, train=False))
+
+    n = len(test)
+    padded = np.concatenate([test.images, test.images[: -n % BATCH]])
+    batches = [probabilities(padded[i : i + BATCH]) for i in range(0, len(padded), BATCH)]
+    return test, np.concatenate(jax.device_get(batches))[:n]
+
+
+# --- figure 2 ---------------------------------------------------------------------------------
+
+
+def fig2(workdir: pathlib.Path, paths: list[pathlib.Path], note: str, image: int = 0) -> None:
+    """Draws the first convolution's kernels, and what it makes of one test image.
+
+    The feature maps are those after the convolution, after the normalisation (where the network
+    has one) and after the activation; each map is scaled to its own range.
+    """
+    config, variables, test = _load(workdir)
+    model = create_model(config)
+    inputs = augment.normalize(jnp.asarray(test.images[image : image + 1]), test.mean, test.std)
+    # The first convolution and normalisation are conv1 and bn1, or conv0 and norm0 in DenseNet.
+    names = ("conv1", "bn1", "conv0", "norm0")
+    _, captured = model.apply(
+        variables, inputs, train=False, mutable=["intermediates"],
+        capture_intermediates=lambda module, _: module.path in [(name,) for name in names],
+    )  # fmt: skip
+    outputs = {
+        name: np.asarray(value["__call__"][0][0], np.float32)
+        for name, value in captured["intermediates"].items()
+        if name in names
+    }
+    conv = "conv0" if "conv0" in outputs else "conv1"
+    stages = {"after the convolution": outputs[conv]}
+    norm = next((name for name in ("bn1", "norm0") if name in outputs), None)
+    if norm:
+        stages["after the normalisation"] = outputs[norm]
+    last = list(stages.values())[-1]
+    act = layers.ACTIVATIONS[config.model.activation]
+    stages[f"after the activation ({config.model.activation})"] = np.asarray(act(last))
+
+    kernels = np.asarray(variables["params"][conv]["kernel"])  # [3, 3, 3, features]
+    title = f"First layer of {config.model.name}, and test image {image} "
+    title += f"({test.class_names[test.labels[image]]})"
+    with plots.drawing(*paths, size=(13, 8.8), title=title + note) as figure:
+        panels = figure.subplots(2, 3).flat
+        color = kernels - kernels.min((0, 1, 2))
+        color = color / np.maximum(color.max((0, 1, 2)), 1e-12)
+        panels[0].imshow(_mosaic(np.moveaxis(color, -1, 0)))
+        panels[0].set_title("kernels, in colour (each to its own range)")
+        mean = np.moveaxis(kernels.mean(2), -1, 0)
+        limit = float(np.abs(mean).max())
+        shown = panels[1].imshow(_mosaic(mean), cmap="gray", vmin=-limit, vmax=limit)
+        panels[1].set_title("kernels, mean of the channels")
+        figure.colorbar(shown, ax=panels[1], shrink=0.8, label="weight")
+        panels[2].imshow(test.images[image])
+        panels[2].set_title(f"test image {image}: {test.class_names[test.labels[image]]}")
+        for axes, (name, maps) in zip(list(panels)[3:], stages.items(), strict=False):
+            maps = np.moveaxis(maps, -1, 0)
+            low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
+            axes.imshow(_mosaic((maps - low) / np.maximum(high - low, 1e-12)), cmap="gray")
+            axes.set_title(f"feature maps {name}")
+        for axes in figure.axes[:6]:
+            axes.set_axis_off()
+
+
+def _mosaic(tiles: np.ndarray, gap: int = 1) -> np.ndarray:
+    """Lays tiles [n, h, w, …] out as a near-square picture with white gaps."""
+    columns = int(np.ceil(np.sqrt(len(tiles))))
+    lines = -(-len(tiles) // columns)
+    height, width = tiles.shape[1] + gap, tiles.shape[2] + gap
+    fill = np.nan if tiles.ndim == 3 else 1.0
+    picture = np.full((lines * height - gap, columns * width - gap, *tiles.shape[3:]), fill)
+    for i, tile in enumerate(tiles):
+        y, x = height * (i // columns), width * (i % columns)
+        picture[y : y + tiles.shape[1], x : x + tiles.shape[2]] = tile
+    return picture
+
+
+# --- predictions ------------------------------------------------------------------------------
+
+
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Returns counts [true class, predicted class]."""
+    counts = np.zeros((classes, classes), int)
+    np.add.at(counts, (labels, predicted), 1)
+    return counts
+
+
+def confusion(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -> None:
+    """Draws which classes are taken for which, as shares of the true class."""
+    test, found = predictions(workdir)
+    counts = confusion_matrix(test.labels, found.argmax(1), len(test.class_names))
+    percent = 100 * counts / counts.sum(1, keepdims=True)
+    title = f"Confusion on {len(test):,} test images, accuracy {np.trace(counts) / len(test):.2%}"
+    with plots.drawing(*paths, size=(7.2, 6.4), title=title + note) as figure:
+        axes = figure.subplots()
+        shown = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+        for i, line in enumerate(percent):
+            for j, value in enumerate(line):
+                color = "white" if value > 55 else "black" if value >= 0.5 else "0.7"
+                axes.text(j, i, f"{value:.0f}", ha="center", va="center", color=color, fontsize=9)
+        ticks = range(len(test.class_names))
+        axes.set_xticks(ticks, test.class_names, rotation=45, ha="right")
+        axes.set_yticks(ticks, test.class_names)
+        axes.set(xlabel="predicted", ylabel="true")
+        axes.spines[:].set_visible(False)
+        figure.colorbar(shown, ax=axes, label="of the true class (%)")
+
+
+def classes(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -> None:
+    """Draws the accuracy of each class, with the 95% interval of so many images (Wilson 1927)."""
+    test, found = predictions(workdir)
+    right = found.argmax(1) == test.labels
+    names, order = test.class_names, []
+    for label, name in enumerate(names):
+        of_class = right[test.labels == label]
+        n, share, z = len(of_class), of_class.mean(), 1.96
+        center = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+        half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+        order.append((share, name, share - (center - half), center + half - share))
+    order.sort()
+    shares, labels, below, above = zip(*order, strict=True)
+    errors = 100 * np.maximum(np.array([below, above]), 0)
+    title = f"Accuracy of each class on {len(test):,} test images"
+    with plots.drawing(*paths, size=(7, 4), title=title + note) as figure:
+        axes = figure.subplots()
+        axes.barh(labels, 100 * np.array(shares), xerr=errors, color="#2f6db5", capsize=3)
+        axes.axvline(100 * right.mean(), color="black", ls="--", lw=1, label="mean")
+        axes.set(xlabel="accuracy (%), 95% interval", xlim=(0, 100))
+        plots.grid(axes)
+        axes.legend(loc="lower right", frameon=True)
+
+
+def mistakes(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -> None:
+    """Draws the 40 test images that were classified wrongly with the highest probability."""
+    test, found = predictions(workdir)
+    predicted, confidence = found.argmax(1), found.max(1)
+    wrong = np.flatnonzero(predicted != test.labels)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:40]
+    title = f"The most confident of {len(wrong):,} mistakes: predicted (probability), true class"
+    with plots.drawing(*paths, size=(12, 8.4), title=title + note) as figure:
+        panels = figure.subplots(5, 8)
+        for axes in panels.flat:
+            axes.set_axis_off()
+        for axes, i in zip(panels.flat, worst, strict=False):
+            axes.imshow(test.images[i])
+            text = f"{test.class_names[predicted[i]]} ({confidence[i]:.0%})"
+            axes.set_title(f"{text}\ntrue: {test.class_names[test.labels[i]]}", fontsize=8)
+
+
+# --- augmentation -----------------------------------------------------------------------------
+
+
+def augmentations(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -> None:
+    """Draws what each transform does to eight training images: one draw each."""
+    config, _, _ = train.load_variables(workdir, "best")
+    images = data.load(config.data.name, "train", data_dir=config.data.dir).images[:8]
+    transforms: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+        "original": lambda _, images: images,
+        "random_crop": augment.random_crop,
+        "random_flip": augment.random_flip,
+        "color_jitter": augment.color_jitter,
+        "random_rotation": augment.random_rotation,
+        "random_affine": augment.random_affine,
+        "random_erasing": functools.partial(augment.random_erasing, probability=1.0),
+        "weak": augment.weak,
+        "strong": augment.strong,
+    }
+    with plots.drawing(
+        *paths, size=(9, 9.6), title="Augmentation: one draw for each image"
+    ) as figure:
+        panels = figure.subplots(len(transforms), len(images))
+        key = jax.random.key(0)
+        for line, (name, transform) in zip(panels, transforms.items(), strict=True):
+            changed = np.asarray(transform(key, jnp.asarray(images)), np.float32) / 255
+            for axes, image in zip(line, changed, strict=True):
+                axes.imshow(np.clip(image, 0, 1))
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+            line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+
+
+# Functions of a run's folder, the files to write and a note below the title.
+OF_NETWORK: dict[str, Callable[[pathlib.Path, list[pathlib.Path], str], None]] = {
+    "fig2": fig2,
+    "confusion": confusion,
+    "classes": classes,
+    "mistakes": mistakes,
+    "augment": augmentations,
+}

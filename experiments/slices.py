@@ -1,0 +1,214 @@
+"""The loss around a trained network, along random directions of filter-wise norms.
+
+Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets". `experiments.landscape` is the
+command.
+"""
+
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.colors import LogNorm
+
+from experiments.smoothness import moved
+from jaxcifar import data, metrics, plots, sharding, train, workdirs
+from jaxcifar.errors import Interrupted, UserError
+from jaxcifar.models.layers import BatchNorm
+from jaxcifar.programs import Programs, static_part
+
+
+def filter_normalized_direction(key: jax.Array, params: Any) -> Any:
+    """Draws a direction whose every filter has the norm of the parameters' filter.
+
+    A filter is what makes one output: [h, w, in] of a convolution, [in] of a linear layer. Biases
+    and BatchNorm's scales stay where they are. Li et al. 2018, section 4.
+
+    Args:
+      key: a PRNG key.
+      params: the parameters of a network.
+
+    Returns:
+      A tree like `params`.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+
+    def of_leaf(key: jax.Array, leaf: jax.Array) -> jax.Array:
+        if leaf.ndim < 2:
+            return jnp.zeros_like(leaf)
+        direction = jax.random.normal(key, leaf.shape, leaf.dtype)
+        axes = tuple(range(leaf.ndim - 1))
+        norms = [jnp.sqrt(jnp.sum(jnp.square(x), axes)) for x in (leaf, direction)]
+        return direction * (norms[0] / norms[1])
+
+    drawn = [of_leaf(key, leaf) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def slice_around(
+    workdir: pathlib.Path,
+    path: pathlib.Path,
+    *,
+    dimensions: int,
+    points: int,
+    extent: float,
+    batch_norm: str,
+    images: int,
+    seed: int,
+    checkpoint: str,
+) -> dict[str, np.ndarray]:
+    """Evaluates the loss on a line or a square grid around a run's checkpoint.
+
+    Args:
+      workdir: of the run.
+      path: an .npz file, written every half minute; an interrupted call goes on from it.
+      dimensions: 1 or 2.
+      points: of the grid along each direction.
+      extent: the grid goes from −extent to extent, in units of the filters' norms.
+      batch_norm: "kept" evaluates with the checkpoint's running statistics, "recomputed" with those
+        of the same images at each point.
+      images: how many training images (the first ones, not augmented) the loss is the mean of.
+      seed: of the directions.
+      checkpoint: "best" or "last".
+
+    Returns:
+      What the file holds: "coordinates" [points], "loss" and "accuracy" [points] or
+      [points, points] (the first direction along the first axis), and "settings", a JSON text.
+
+    Raises:
+      UserError: the file is of other settings, or the run has no such checkpoint.
+      Interrupted: SIGINT or SIGTERM came; everything so far is saved.
+    """
+    config, step, variables = train.load_variables(workdir, checkpoint)
+    config.model.dropout_rate = 0.0
+    config.train.steps_per_call = 0
+    loaded = data.load(config.data.name, "train", data_dir=config.data.dir)
+    if images > len(loaded):
+        raise UserError(f"--images is {images:,}; there are {len(loaded):,} training images.")
+    subset = loaded.take(slice(images), f"the first {images}")
+    mesh = sharding.make_mesh()
+    normalization = subset.mean, subset.std
+    made = Programs(static_part(config), config.train.batch_size, normalization, mesh)
+    keys = jax.random.split(jax.random.key(seed), dimensions)
+    directions = [filter_normalized_direction(key, variables["params"]) for key in keys]
+
+    settings = json.dumps({
+        "run": str(workdir), "checkpoint": checkpoint, "step": step, "dimensions": dimensions,
+        "points": points, "extent": extent, "batch_norm": batch_norm, "images": images,
+        "seed": seed, "sha256": subset.provenance["sha256"], "model": config.model.name,
+        "official": subset.provenance["official"], "epochs": config.train.epochs,
+        "limit_train_images": config.train.limit_train_images,
+    })  # fmt: skip
+    coordinates = np.linspace(-extent, extent, points)
+    shape = (points,) * dimensions
+    found = {"loss": np.full(shape, np.nan), "accuracy": np.full(shape, np.nan)}
+    if path.exists():
+        with np.load(path) as saved:
+            if str(saved["settings"]) != settings:
+                raise UserError(
+                    f"{path} is of other settings:\n  there: {saved['settings']}\n  here:  "
+                    f"{settings}\nGive the same, or another --out."
+                )
+            found = {name: saved[name] for name in found}
+
+    def write() -> dict[str, np.ndarray]:
+        content = {"coordinates": coordinates, "settings": np.array(settings), **found}
+        temporary = path.with_suffix(".tmp.npz")
+        np.savez(temporary, **content)
+        os.replace(temporary, path)
+        return content
+
+    arrays = sharding.replicate((subset.images, subset.labels), mesh)
+    statistics = _statistics_of(made, config.train.eval_batch_size)
+    stopped: list[int] = []
+    todo = [index for index in np.ndindex(shape) if np.isnan(found["loss"][index])]
+    began = saved_at = time.monotonic()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with workdirs.interruptible(stopped.append):
+        for count, index in enumerate(todo, start=1):
+            params = variables["params"]
+            for i, direction in zip(index, directions, strict=True):
+                params = moved(params, direction, coordinates[i])
+            there = variables | {"params": params}
+            if batch_norm == "recomputed" and variables["batch_stats"]:
+                there["batch_stats"] = statistics(there, arrays[0])
+            here = made.evaluate(sharding.replicate(there, mesh), *arrays)
+            found["loss"][index], found["accuracy"][index] = here["loss"], here["accuracy"]
+            now = time.monotonic()
+            if stopped or now - saved_at > 30:
+                write()
+                saved_at = now
+                left = metrics.duration((now - began) / count * (len(todo) - count))
+                print(f"{count}/{len(todo)} points, {left} left", flush=True)
+            if stopped:
+                raise Interrupted(stopped[0], f"Stopped; {count} points are saved in {path}. The "
+                                  "same command goes on.")  # fmt: skip
+    return write()
+
+
+def _statistics_of(made: Programs, batch_size: int) -> Callable[[dict, jax.Array], dict]:
+    """Returns (variables, images) -> BatchNorm statistics of the images, mean over batches."""
+
+    @jax.jit
+    def of_batch(variables: dict, images: jax.Array) -> dict:
+        # From statistics of zero, one step of the moving average leaves (1 − momentum) · batch.
+        zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+        _, updates = made.model.apply(
+            variables | {"batch_stats": zeros}, made.normalize(images), train=True,
+            mutable=["batch_stats"],
+        )  # fmt: skip
+        return jax.tree.map(lambda x: x / (1 - BatchNorm.momentum), updates["batch_stats"])
+
+    def statistics(variables: dict, images: jax.Array) -> dict:
+        size = min(batch_size, len(images))
+        batches = [images[i : i + size] for i in range(0, len(images) - size + 1, size)]
+        found = [of_batch(variables, batch) for batch in batches]
+        return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
+
+    return statistics
+
+
+def draw(found: dict[str, np.ndarray], path: pathlib.Path, title: str) -> list[pathlib.Path]:
+    """Draws what `slice_around` returns, beside its file; returns the pictures' files."""
+    paths = [path.with_suffix(".png"), path.with_suffix(".pdf")]
+    settings = json.loads(str(found["settings"]))
+    along = found["coordinates"]
+    if settings["dimensions"] == 1:
+        with plots.drawing(*paths, size=(6, 4), title=title) as figure:
+            axes = figure.subplots()
+            axes.plot(along, found["loss"], label="loss", **plots.LINES[1])
+            axes.set(xlabel="along a filter-normalised direction", ylabel="cross-entropy (nats)")
+            plots.grid(axes)
+            right = axes.twinx()
+            right.plot(along, 100 * found["accuracy"], label="accuracy", **plots.LINES[2])
+            right.set_ylabel("training accuracy (%)")
+            right.spines["right"].set_visible(True)
+            figure.legend(loc="outside lower center", ncols=2)
+        return paths
+    loss = np.maximum(found["loss"], 1e-12).T  # the first direction to the right
+    levels = np.geomspace(loss.min(), max(loss.max(), loss.min() * 1.001), 22)
+    norm = LogNorm(loss.min(), loss.max())
+    with plots.drawing(*paths, size=(11, 4.8), title=title) as figure:
+        flat = figure.add_subplot(1, 2, 1)
+        filled = flat.contourf(along, along, loss, levels=levels, norm=norm, cmap="viridis")
+        lines = flat.contour(along, along, loss, levels=levels[::3], colors="white", linewidths=0.6)
+        flat.clabel(lines, fontsize=7, fmt="%.3g")
+        flat.plot(0, 0, "*", color="white", markeredgecolor="black", markersize=11)
+        flat.set(xlabel="first direction (filter norms)", ylabel="second direction (filter norms)")
+        flat.set_aspect("equal")
+        solid: Any = figure.add_subplot(1, 2, 2, projection="3d")
+        x, y = np.meshgrid(along, along)
+        solid.plot_surface(x, y, np.log10(loss), cmap="viridis", rstride=1, cstride=1, lw=0)
+        solid.set(xlabel="first direction", ylabel="second direction", zlabel="log₁₀ loss")
+        solid.set(xticks=(-along[-1], 0, along[-1]), yticks=(-along[-1], 0, along[-1]))
+        ticks = [
+            t for t in (1e-3, 1e-2, 0.1, 0.3, 1, 3, 10, 30, 100) if loss.min() < t < loss.max()
+        ]
+        figure.colorbar(filled, ax=flat, label="cross-entropy (nats)", ticks=ticks, format="%g")
+    return paths

@@ -1,0 +1,264 @@
+"""The loss along the gradient of each step's batch, while a network trains.
+
+Santurkar et al. 2018, "How Does Batch Normalization Help Optimization?", figure 4: the range of the
+loss and of the gradient's change over a range of step sizes, and the largest ratio of the
+gradient's change to the distance. `experiments.landscape` is the command.
+"""
+
+import json
+import math
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.report_tables import ROWS
+from experiments.runs import mark, read_json, read_records
+from experiments.tables import MODEL_NAMES
+from jaxcifar import data, losses, metrics, plots, programs, sharding, train, workdirs
+from jaxcifar.checkpoint import Checkpointer
+from jaxcifar.config import Config, differences, flatten
+from jaxcifar.data import Dataset
+from jaxcifar.errors import Interrupted, UserError
+from jaxcifar.programs import Programs, hyperparams_of, static_part
+
+# Step sizes of plain gradient descent: half to four times 0.1, the range of Santurkar et al.
+STEP_SIZES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
+
+
+class Probe:
+    """The loss of one step's batch as a function of the parameters, and its gradient.
+
+    In training mode, as the step saw it: the same images, draws and batch statistics.
+    """
+
+    def __init__(self, made: Programs):
+        def loss(params, state, images, labels, order):
+            rows = order[state.step % made.steps_per_epoch]
+            keys = jax.random.split(jax.random.fold_in(state.key, state.step))
+            logits, _ = made.model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                made.prepare(keys[0], images[rows]),
+                train=True, mutable=["batch_stats"], rngs={"dropout": keys[1]},
+            )  # fmt: skip
+            return losses.cross_entropy(logits, labels[rows]).mean()
+
+        self._gradient = jax.jit(jax.value_and_grad(loss))
+
+    def __call__(self, state, *batch: jax.Array, step_sizes: Sequence[float]) -> dict[str, Any]:
+        """Looks along the gradient of the step that `state` is about to make.
+
+        Args:
+          state: of the run.
+          batch: images, labels and order of the epoch.
+          step_sizes: η, of params − η · gradient.
+
+        Returns:
+          {"step", "loss", "gradient_norm", "losses", "gradient_changes"}, the last two a value for
+          each step size: the loss there, and ‖gradient there − gradient here‖.
+        """
+        here, gradient = self._gradient(state.params, state, *batch)
+        found: list[tuple[jax.Array, jax.Array]] = []
+        for size in step_sizes:
+            there, other = self._gradient(moved(state.params, gradient, -size), state, *batch)
+            found.append((there, _distance(other, gradient)))
+        numbers = jax.device_get((here, _distance(gradient), found))
+        return {
+            "step": int(state.step),
+            "loss": float(numbers[0]),
+            "gradient_norm": float(numbers[1]),
+            "losses": [float(loss) for loss, _ in numbers[2]],
+            "gradient_changes": [float(change) for _, change in numbers[2]],
+        }
+
+
+@jax.jit
+def moved(params: Any, direction: Any, size: float | jax.Array) -> Any:
+    """Returns params + size · direction."""
+    return jax.tree.map(lambda p, d: p + size * d, params, direction)
+
+
+@jax.jit
+def _distance(one: Any, other: Any = None) -> jax.Array:
+    """The Euclidean norm of one − other, over all leaves."""
+    change = one if other is None else jax.tree.map(jnp.subtract, one, other)
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(change)))
+
+
+def effective_smoothness(record: dict[str, Any], step_sizes: Sequence[float]) -> float:
+    """Returns the largest ratio of the gradient's change to the distance moved: "effective β"."""
+    if record["gradient_norm"] == 0:
+        return 0.0
+    distances = [size * record["gradient_norm"] for size in step_sizes]
+    return max(c / d for c, d in zip(record["gradient_changes"], distances, strict=True))
+
+
+def smoothness(
+    config: Config, folder: pathlib.Path, *, steps: int, every: int, step_sizes: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Trains by `config` and measures at each `every`th step.
+
+    Args:
+      config: of the run; its own learning rate trains, `step_sizes` only look.
+      folder: gets settings.json, measurements.jsonl (what `Probe` returns) and checkpoints/, from
+        which an interrupted call goes on.
+      steps: training steps; 0 is all that the config says.
+      every: steps between measurements; 0 is a fiftieth of `steps`.
+      step_sizes: see `Probe`.
+
+    Returns:
+      The measurements.
+
+    Raises:
+      UserError: the folder holds measurements with other settings, or the config cannot be used.
+      Interrupted: SIGINT or SIGTERM came; everything so far is saved.
+    """
+    train.check_config(config)
+    images = data.load(config.data.name, "train", data_dir=config.data.dir)
+    if config.train.limit_train_images:
+        limit = config.train.limit_train_images
+        images = images.take(slice(limit), f"the first {limit}")
+    mesh = sharding.make_mesh()
+    made = programs.compiled_programs(
+        static_part(config), len(images), (images.mean, images.std), mesh
+    )
+    steps = steps or config.train.epochs * made.steps_per_epoch
+    every = every or max(1, steps // 50)
+    settings = {"steps": steps, "every": every, "step_sizes": list(step_sizes)}
+    with workdirs.lock(folder):
+        _same_settings(folder / "settings.json", config, settings, images.provenance)
+        return _measure(config, folder, made, images, settings, mesh)
+
+
+def _measure(
+    config: Config,
+    folder: pathlib.Path,
+    made: Programs,
+    images: Dataset,
+    settings: dict[str, Any],
+    mesh: jax.sharding.Mesh,
+) -> list[dict[str, Any]]:
+    path = folder / "measurements.jsonl"
+    found = read_records(path)
+    if found and found[-1]["step"] + settings["every"] >= settings["steps"]:
+        return found
+    arrays = sharding.replicate((images.images, images.labels), mesh)
+    hyperparams = sharding.replicate(hyperparams_of(config), mesh)
+    checkpoints = Checkpointer(folder / "checkpoints")
+    number = checkpoints.last()
+    if number is None:
+        state = made.init(sharding.replicate(np.uint32(config.seed), mesh), hyperparams)
+    else:
+        state, _ = checkpoints.restore(made.abstract_state, number)
+    step = int(state.step)
+    found = [record for record in found if record["step"] < step]
+    path.write_text("".join(json.dumps(record) + "\n" for record in found))
+
+    def order_of(epoch: int) -> jax.Array:
+        return made.order(state.key, sharding.replicate(np.int32(epoch), mesh))
+
+    probe, stopped = Probe(made), []
+    began, first, saved = time.monotonic(), step, time.monotonic()
+    order = order_of(step // made.steps_per_epoch + 1)
+    with workdirs.interruptible(stopped.append):
+        for step in range(step, settings["steps"]):  # noqa: B020
+            if step % made.steps_per_epoch == 0:
+                order = order_of(step // made.steps_per_epoch + 1)
+            if step % settings["every"] == 0:
+                if stopped or time.monotonic() - saved > 120:
+                    checkpoints.save(step, state, {}, None)
+                    saved = time.monotonic()
+                if stopped:
+                    break
+                record = probe(state, *arrays, order, step_sizes=settings["step_sizes"])
+                if not math.isfinite(record["loss"]):
+                    raise UserError(
+                        f"The loss of step {step + 1} is not finite in {folder}. A smaller "
+                        "--config.optim.learning_rate may help, in another --out."
+                    )
+                with path.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+                found.append(record)
+                each = (time.monotonic() - began) / (step - first) if step > first else 0
+                left = f", {metrics.duration(each * (settings['steps'] - step))} left" * bool(each)
+                beta = effective_smoothness(record, settings["step_sizes"])
+                print(f"step {step}/{settings['steps']}  loss {record['loss']:.4f}  "
+                      f"β {beta:.3g}{left}", flush=True)  # fmt: skip
+            state, _ = made.train(1, state, hyperparams, *arrays, order)
+    checkpoints.close()
+    if stopped:
+        raise Interrupted(stopped[0], f"Stopped and saved at step {step} in {folder}. The same "
+                          "command goes on.")  # fmt: skip
+    return found
+
+
+def _same_settings(
+    path: pathlib.Path, config: Config, settings: dict[str, Any], provenance: dict[str, Any]
+) -> None:
+    """Writes what is measured, or checks that it is what was measured there before."""
+    if path.exists():
+        saved = read_json(path)
+        changed = differences(saved["config"], config.to_dict())
+        now = settings | {"images": provenance["sha256"]}
+        then = saved["settings"] | {"images": saved["data"]["sha256"]}
+        changed += [f"{k}: {then.get(k)} -> {v}" for k, v in now.items() if then.get(k) != v]
+        if changed:
+            raise UserError(
+                f"{path.parent} holds measurements with other settings (there -> here):\n  "
+                + "\n  ".join(changed) + "\nGive the same, or another --out."
+            )  # fmt: skip
+        return
+    environment = workdirs.environment({})
+    content = {"config": config.to_dict(), "settings": settings, "data": provenance}
+    metrics.write_json(path, content | {"environment": environment})
+
+
+def draw(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Draws the measurements below `folder`, all in one picture; returns its files."""
+    paths = [folder / "smoothness.png", folder / "smoothness.pdf"]
+    shown = []
+    for path in sorted(folder.glob("*/settings.json")):
+        settings = read_json(path)
+        name = path.parent.name.rsplit("_seed", 1)[0]
+        label = MODEL_NAMES.get(settings["config"]["model"]["name"], name)
+        shown.append((label, name, settings, read_records(path.parent / "measurements.jsonl")))
+    notes = sorted(
+        {mark(ROWS[name], flatten(settings["config"])) for _, name, settings, _ in shown} - {""}
+    )
+    sizes = shown[0][2]["settings"]["step_sizes"]
+    title = f"Along the gradient, step sizes {sizes[0]:g} to {sizes[-1]:g}"
+    title += "".join(f"\n{note}" for note in notes)
+    with plots.drawing(*paths, size=(12, 4), title=title) as figure:
+        panels = figure.subplots(1, 3)
+        for i, (label, name, settings, found) in enumerate(shown):
+            sizes = settings["settings"]["step_sizes"]
+            steps = [record["step"] for record in found]
+            rate = settings["config"]["optim"]["learning_rate"]
+            text, style = (
+                f"{label}, {name} (trained at {rate:g})",
+                plots.LINES[(2 * i + 2 * (i > 1)) % 4],
+            )
+            hatch = "//" if i % 2 == 0 else ""
+            for axes, quantity in ((panels[0], "losses"), (panels[1], "gradient_changes")):
+                values = np.array([record[quantity] for record in found])
+                axes.fill_between(
+                    steps, values.min(1), values.max(1), alpha=0.35, hatch=hatch, label=text,
+                    facecolor=style["color"], edgecolor=style["color"] if hatch else "none", lw=0,
+                )  # fmt: skip
+            beta = [effective_smoothness(record, sizes) for record in found]
+            panels[2].plot(steps, beta, label=text, **style)
+        panels[0].set_title("loss: lowest to highest")
+        panels[1].set_title("gradient: how far it moves")
+        panels[2].set_title("effective β-smoothness")
+        panels[0].set_ylabel("cross-entropy of the batch (nats)")
+        panels[1].set_ylabel("‖∇ there − ∇ here‖ (nats / unit weight)")
+        panels[2].set_ylabel("largest ‖∇ there − ∇ here‖ / distance")
+        for axes in panels:
+            axes.set(xlabel="training step", yscale="log")
+            plots.grid(axes)
+            axes.legend(fontsize=8)
+    return paths
