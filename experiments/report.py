@@ -102,7 +102,7 @@ def _cell(words: str) -> str:
 def picture(path: pathlib.Path, caption: str) -> str:
     """Returns a figure with the picture inside."""
     content = base64.b64encode(path.read_bytes()).decode()
-    return (f'<figure><img alt="{html.escape(caption, quote=True)}" loading=lazy '
+    return (f'<figure><img alt="{html.escape(caption, quote=True)}" '
             f'src="data:image/png;base64,{content}"><figcaption>{text(caption)}</figcaption>'
             "</figure>")  # fmt: skip
 

@@ -25,7 +25,7 @@ from experiments.report_tables import ROWS
 from experiments.runs import row_config
 from jaxcifar import data, metrics, programs, train, workdirs
 from jaxcifar.config import Config
-from jaxcifar.errors import UserError, choose, exit_code, reason
+from jaxcifar.errors import Interrupted, UserError, choose, exit_code, reason
 
 
 class Job(NamedTuple):
@@ -186,6 +186,8 @@ def run(jobs: list[Job]) -> list[tuple[Job, str]]:
               f"sweep: {time_left(jobs)}", flush=True)  # fmt: skip
         try:
             train.train_and_evaluate(job.config, job.workdir)
+        except Interrupted:
+            raise
         except UserError as error:
             failed.append((job, str(error)))
         except Exception as error:  # one run that breaks must not cost the others

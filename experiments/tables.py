@@ -95,6 +95,10 @@ def number(row: Row) -> str:
     return row.config.removeprefix("row").removeprefix("vgg")
 
 
+def _number(runs: Sequence[Run]) -> str:
+    return number(runs[0].row) + ("†" if runs[0].mark else "")  # † leads to the note
+
+
 def ours(runs: Sequence[Run], metric: Metric, which: str = "best") -> Estimate:
     """Returns a metric over seeds, at each run's best or last epoch."""
     records = [run.best if which == "best" else run.records[-1] for run in runs]
@@ -141,6 +145,7 @@ def results_table(rows: dict[str, list[Run]], title: str) -> Table:
     for runs in rows.values():
         row = settings(_as_run(runs[0]))
         row["Size"] = f"{runs[0].result['parameters'] / 1e6:.2f}M"  # type: ignore[index]
+        row["#"] = _number(runs)
         lines.append([*row.values(), *(show(ours(runs, m), m) for m in METRICS), runs[0].mark])
     header = [*settings(TABLE_3[0]), *(metric.title for metric in METRICS), "Note"]
     return Table(title, header, lines)
@@ -152,7 +157,7 @@ def comparison_table(rows: dict[str, list[Run]]) -> Table:
     lines = []
     for runs in rows.values():
         row = runs[0].row
-        cells = [number(row), MODEL_NAMES[row.model], str(len(runs))]
+        cells = [_number(runs), MODEL_NAMES[row.model], str(len(runs))]
         for metric in (accuracy, loss):
             best, report = ours(runs, metric), getattr(row, metric.name)
             cells += [
@@ -178,7 +183,7 @@ def cost_table(rows: dict[str, list[Run]]) -> Table:
         rate = estimate([r["images_per_second"] for run in runs for r in run.records]).mean
         report = runs[0].row.size
         lines.append([
-            number(runs[0].row),
+            _number(runs),
             MODEL_NAMES[runs[0].row.model],
             f"{results[0]['parameters']:,}",
             report,
@@ -326,7 +331,7 @@ def latex(rows: dict[str, list[Run]]) -> str:
 def _escape(text: str) -> str:
     for character in "&%#_":
         text = text.replace(character, "\\" + character)
-    replacements = {"±": r"$\pm$", "…": r"\dots{}", "–": "--", "->": r"$\to$"}
+    replacements = {"±": r"$\pm$", "…": r"\dots{}", "†": r"$^\dagger$", "–": "--", "->": r"$\to$"}
     for character, command in replacements.items():
         text = text.replace(character, command)
     return text
