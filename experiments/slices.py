@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.colors import LogNorm
 
+from experiments.runs import read_json
 from experiments.smoothness import moved
 from jaxcifar import data, metrics, plots, sharding, train, workdirs
 from jaxcifar.errors import Interrupted, UserError
@@ -99,7 +100,8 @@ def slice_around(
     directions = [filter_normalized_direction(key, variables["params"]) for key in keys]
 
     settings = json.dumps({
-        "run": str(workdir), "checkpoint": checkpoint, "step": step, "dimensions": dimensions,
+        "run": "/".join(workdir.resolve().parts[-2:]),
+        "started": read_json(workdir / "config.json")["environment"]["started"], "checkpoint": checkpoint, "step": step, "dimensions": dimensions,
         "points": points, "extent": extent, "batch_norm": batch_norm, "images": images,
         "seed": seed, "sha256": subset.provenance["sha256"], "model": config.model.name,
         "official": subset.provenance["official"], "epochs": config.train.epochs,

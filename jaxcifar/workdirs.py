@@ -40,6 +40,7 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def saved_config(workdir: pathlib.Path) -> dict | None:
+    """The config of the run in `workdir`; None where there is no run."""
     path = workdir / "config.json"
     if not path.exists():
         return None
