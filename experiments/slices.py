@@ -101,11 +101,11 @@ def slice_around(
 
     settings = json.dumps({
         "run": "/".join(workdir.resolve().parts[-2:]),
-        "started": read_json(workdir / "config.json")["environment"]["started"], "checkpoint": checkpoint, "step": step, "dimensions": dimensions,
-        "points": points, "extent": extent, "batch_norm": batch_norm, "images": images,
-        "seed": seed, "sha256": subset.provenance["sha256"], "model": config.model.name,
-        "official": subset.provenance["official"], "epochs": config.train.epochs,
-        "limit_train_images": config.train.limit_train_images,
+        "started": read_json(workdir / "config.json")["environment"]["started"],
+        "model": config.model.name, "checkpoint": checkpoint, "step": step,
+        "dimensions": dimensions, "points": points, "extent": extent, "batch_norm": batch_norm,
+        "images": images, "sha256": subset.provenance["sha256"], "seed": seed,
+        "official": subset.provenance["official"],
     })  # fmt: skip
     coordinates = np.linspace(-extent, extent, points)
     shape = (points,) * dimensions
