@@ -1,16 +1,31 @@
 # Two commands, each enough on a machine with Python (3.11 or newer) and make.
 #   make quickstart   installs into .venv and trains a small network on embedded images
 #   make test         installs into .venv and runs the tests
+# And the whole report, rows, figures, landscapes and page, in OUT; OPTIONS changes every run:
+#   make report [OUT=results] [SEEDS=0-2] [OPTIONS=--config.train.epochs=2]
 PYTHON ?= python3
 BIN = .venv/bin
+OUT = results
+SEEDS = 0-2
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test report lint clean
 
 quickstart: .venv/installed
 	$(BIN)/python -m jaxcifar.main --config=configs/quickstart.py
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n auto
+
+report: .venv/installed
+	-$(BIN)/python -m experiments.sweep --rows=1-12 --seeds=$(SEEDS) --out=$(OUT)/table3 $(OPTIONS)
+	-$(BIN)/python -m experiments.sweep --rows=vgg1-vgg8 --seeds=$(SEEDS) --out=$(OUT)/table4 $(OPTIONS)
+	$(BIN)/python -m experiments.tables $(OUT)
+	$(BIN)/python -m experiments.claims $(OUT)
+	$(BIN)/python -m experiments.figures $(OUT)
+	-$(BIN)/python -m experiments.landscape smoothness --out=$(OUT)/landscape $(OPTIONS)
+	-for row in vgg2 vgg6; do $(BIN)/python -m experiments.landscape slice \
+		$(OUT)/table4/$$row/seed0 --out=$(OUT)/landscape; done
+	$(BIN)/python -m experiments.report $(OUT)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -6,9 +6,11 @@ restates each conclusion as comparisons of runs, and calls each one
 
 - supported: the whole 95% interval over seeds lies on the report's side,
 - contradicted: it lies wholly on the other,
-- undecided: neither, or there is no interval, as with one seed.
+- undecided: neither, or there is no interval, as with one seed, or the rows were shortened
+  differently.
 
-The same comparison of the report's own table stands beside it. Prints, and writes claims.md and
+The same comparison of the report's own table stands beside it. (Of width, one of its factors, the
+report draws no conclusion.) Prints, and writes claims.md and
 claims.json into each sweep's folder.
 """
 
@@ -27,13 +29,13 @@ from experiments.runs import (
     WITHOUT_BN,
     Estimate,
     Run,
+    contrast,
     difference,
     estimate,
     finished,
     loss_curves,
-    sweeps,
 )
-from experiments.tables import require_finished
+from experiments.tables import finished_sweeps, notes
 from jaxcifar import metrics
 from jaxcifar.errors import exit_code
 
@@ -49,7 +51,7 @@ class Comparison(NamedTuple):
     claim: str  # the key of CLAIMS
     text: str  # what the number is
     rows: tuple[str, ...]  # whose runs it takes
-    expected: str  # "above", "below" or "within"
+    expected: str  # "above", "below", "within" or "not"
     bound: float  # … this; "within" is of ± this
     unit: str
     effect: Callable[[Values], Estimate]
@@ -70,7 +72,7 @@ CLAIMS = {
     "regularization": "Inappropriate regularization sometimes hurts the model. (The report names "
     "8–9, which differ in activation; its regularized rows are 11 and 12.)",
     "efficiency": "DenseNet achieves a similar score with ResNet with 1/3 to 1/6 parameters.",
-    "BatchNorm": "Batch normalization improves VGG-A (Table 4).",
+    "BatchNorm": "Batch normalization improves VGG-A (shown by Table 4, though not stated).",
     "smoothing": "BatchNorm makes training less sensitive to the learning rate, narrowing the gap "
     "of loss value between the best and worst learning rate (Fig. 5).",
 }
@@ -82,6 +84,15 @@ def _accuracy(a: str, b: str) -> Callable[[Values], Estimate]:
 
 def _loss(a: str, b: str) -> Callable[[Values], Estimate]:
     return lambda of: difference(of(a, "val_loss"), of(b, "val_loss"))
+
+
+def _larger(of: Values, one: str, other: str, base: str) -> Estimate:
+    """|one − base| − |other − base| of validation accuracies; the signs are those of the means."""
+    values = {row: of(row, "val_accuracy") for row in (one, other, base)}
+    signs = [math.copysign(1, difference(values[row], values[base]).mean) for row in (one, other)]
+    return contrast(
+        (signs[0], values[one]), (-signs[1], values[other]), (signs[1] - signs[0], values[base])
+    )
 
 
 _POINTS, _NATS = "points", "nats"
@@ -109,7 +120,8 @@ COMPARISONS = (
                "below", 0.0, _NATS, _loss("row4", "row2")),
     Comparison("more depth", "DenseNet-264 − 201, validation accuracy (marginal: within half a "
                "point)", ("row7", "row6"), "within", 0.005, _POINTS, _accuracy("row7", "row6")),
-    Comparison("more depth", "DenseNet-264 − 201, over-fitting (training − validation accuracy)",
+    Comparison("more depth", "DenseNet-264 − 201, over-fitting (training accuracy, on "
+               "augmented images, − validation accuracy)",
                ("row7", "row6"), "above", 0.0, _POINTS,
                lambda of: difference(of("row7", "gap"), of("row6", "gap"))),
     Comparison("architecture", "DenseNet-121 − ResNet-50, validation accuracy, with "
@@ -117,23 +129,29 @@ COMPARISONS = (
                ("row5", "row3"), "above", -0.005, _POINTS, _accuracy("row5", "row3")),
     Comparison("augmentation", "strong − weak, training loss", ("row8", "row6"), "above", 0.0,
                _NATS, lambda of: difference(of("row8", "train_loss"), of("row6", "train_loss"))),
-    Comparison("augmentation", "strong − weak, over-fitting (training − validation accuracy)",
+    Comparison("augmentation", "strong − weak, over-fitting (training accuracy, on "
+               "augmented images, − validation accuracy)",
                ("row8", "row6"), "below", 0.0, _POINTS,
                lambda of: difference(of("row8", "gap"), of("row6", "gap"))),
     Comparison("augmentation", "strong − weak, validation accuracy", ("row8", "row6"), "above",
                0.0, _POINTS, _accuracy("row8", "row6")),
-    Comparison("activation", "DenseNet-201 with ReLU − ResNet-18 with GELU, validation accuracy "
-               "(architecture outweighs activation)", ("row6", "row2"), "above", 0.0, _POINTS,
-               _accuracy("row6", "row2")),
-    Comparison("activation", "DenseNet-201 with ReLU − ResNet-50 with GELU, validation accuracy "
-               "(architecture outweighs activation)", ("row6", "row4"), "above", 0.0, _POINTS,
-               _accuracy("row6", "row4")),
+    Comparison("activation", "ResNet-18, GELU − ReLU, validation accuracy (an influence)",
+               ("row2", "row1"), "not", 0.0, _POINTS, _accuracy("row2", "row1")),
+    Comparison("activation", "ResNet-50, GELU − ReLU, validation accuracy (an influence)",
+               ("row4", "row3"), "not", 0.0, _POINTS, _accuracy("row4", "row3")),
+    Comparison("activation", "size of the change of validation accuracy, DenseNet-121 for "
+               "ResNet-18 − GELU for ReLU in ResNet-18 (architecture is the more critical)",
+               ("row5", "row2", "row1"), "above", 0.0, _POINTS,
+               lambda of: _larger(of, "row5", "row2", "row1")),
+    Comparison("activation", "size of the change of validation accuracy, DenseNet-121 for "
+               "ResNet-50 − GELU for ReLU in ResNet-50 (architecture is the more critical)",
+               ("row5", "row4", "row3"), "above", 0.0, _POINTS,
+               lambda of: _larger(of, "row5", "row4", "row3")),
     Comparison("activation", "ResNet-50, GELU − ReLU, validation accuracy (no better)",
                ("row4", "row3"), "below", 0.0, _POINTS, _accuracy("row4", "row3")),
-    Comparison("regularization", "L1 − none, validation accuracy", ("row11", "row8"), "below",
-               0.0, _POINTS, _accuracy("row11", "row8")),
-    Comparison("regularization", "L2 − none, validation accuracy", ("row12", "row8"), "below",
-               0.0, _POINTS, _accuracy("row12", "row8")),
+    Comparison("regularization", "the worse of L1 and L2 − none, validation accuracy",
+               ("row11", "row12", "row8"), "below", 0.0, _POINTS,
+               lambda of: min(_accuracy("row11", "row8")(of), _accuracy("row12", "row8")(of))),
     Comparison("efficiency", "DenseNet-121 − ResNet-18, validation accuracy, with "
                f"{_ratio_text('row5', 'row1')} (similar: no more than half a point less)",
                ("row5", "row1"), "above", -0.005, _POINTS, _accuracy("row5", "row1")),
@@ -198,19 +216,21 @@ def _quantity(record: dict[str, Any], quantity: str) -> float:
 def verdict(effect: Estimate, expected: str, bound: float) -> str:
     """Returns "supported", "contradicted" or "undecided" by the 95% interval."""
     low, high = effect.mean - effect.half, effect.mean + effect.half
-    if math.isnan(effect.half):
+    if not effect.half > 0:  # one seed; or equal values, as of networks that learned nothing
         return "undecided"
     inside, outside = {
         "above": (low > bound, high < bound),
         "below": (high < bound, low > bound),
         "within": (-bound < low and high < bound, high < -bound or low > bound),
+        "not": (high < bound or low > bound, False),
     }[expected]
     return "supported" if inside else "contradicted" if outside else "undecided"
 
 
 def agrees(mean: float, expected: str, bound: float) -> bool:
     """Whether a mean alone lies on the report's side."""
-    return {"above": mean > bound, "below": mean < bound, "within": abs(mean) < bound}[expected]
+    sides = {"above": mean > bound, "below": mean < bound, "within": abs(mean) < bound}
+    return sides.get(expected, mean != bound)
 
 
 def judge(rows: dict[str, list[Run]]) -> list[dict[str, Any]]:
@@ -281,8 +301,11 @@ def describe(record: dict[str, Any]) -> dict[str, str]:
     word = record["verdict"]
     if word == "undecided":
         side = "on the report's side" if record["agrees"] else "on the other side"
-        why = f", {record['n']} value{'s' * (record['n'] > 1)}"
-        word = f"undecided ({side}{why if record['interval'] is None else ''})"
+        why = ", one seed" if record["n"] == 1 else ""
+        why = why if record["alike"] else ", but trained for different lengths"
+        word = f"undecided ({side}{why})"
+    if record.get("notes"):
+        word += " †"
     return {
         "Comparison": record["comparison"],
         "Expected": f"{record['expected']} {bound}",
@@ -296,8 +319,7 @@ def describe(record: dict[str, Any]) -> dict[str, str]:
 def markdown(records: list[dict[str, Any]], rows: dict[str, list[Run]]) -> str:
     """Returns the page of a sweep's verdicts."""
     parts = ["# The report's conclusions, tested\n"]
-    marks = sorted({text for runs in rows.values() if (text := runs[0].mark)})
-    parts += [f"**{text}**\n" for text in marks]
+    parts += [f"**† {note}**\n" for note in notes(rows)]
     counts = [record["verdict"] for record in records]
     words = ("supported", "contradicted", "undecided", "no runs")
     parts.append(", ".join(f"{counts.count(word)} {word}" for word in words) + "\n")
@@ -318,8 +340,7 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=pathlib.Path, help="a sweep's folder, or one above several")
-    for sweep, rows in sweeps(parser.parse_args(argv).folder).items():
-        require_finished(rows, sweep)
+    for sweep, rows in finished_sweeps(parser.parse_args(argv).folder).items():
         records = judge(rows)
         text = markdown(records, rows)
         metrics.write_json(sweep / "claims.json", records)

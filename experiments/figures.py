@@ -20,6 +20,7 @@ and of one trained network (--run; the best finished one that has its checkpoint
 """
 
 import argparse
+import math
 import pathlib
 import sys
 from collections.abc import Callable
@@ -30,8 +31,8 @@ from matplotlib.ticker import ScalarFormatter
 
 from experiments import network_figures
 from experiments.report_tables import ROWS
-from experiments.runs import WITH_BN, WITHOUT_BN, Run, estimate, finished, loss_curves, sweeps
-from experiments.tables import MODEL_NAMES, number, require_finished
+from experiments.runs import WITH_BN, WITHOUT_BN, Run, estimate, finished, loss_curves
+from experiments.tables import MODEL_NAMES, finished_sweeps, number
 from jaxcifar import plots, programs
 from jaxcifar.errors import UserError, choose, exit_code
 
@@ -94,7 +95,10 @@ def _vgg_history(rows: Rows, names: tuple[str, ...], title: str, paths: list[pat
         for axes in panels.flat:
             plots.grid(axes, whole_x=True)
         # An exploded first epoch would flatten all that follows.
-        panels[0, 0].set_ylim(0, min(panels[0, 0].get_ylim()[1], 3.0))
+        highest = panels[0, 0].get_ylim()[1]
+        panels[0, 0].set_ylim(0, min(highest, 3.0))
+        if highest > 3:
+            panels[0, 0].set_ylabel(f"cross-entropy (nats), up to {highest:.1f}")
         for axes in panels[1]:
             axes.set_xlabel("epoch")
         panels[0, 0].legend(fontsize=8)
@@ -129,15 +133,20 @@ def fig5(rows: Rows, folder: pathlib.Path) -> list[str]:
     """
     seeds = {run.seed for runs in rows.values() for run in finished(runs)}
     groups = {}
-    window = 1
+    window, averaged = 1, 1
     for label, names in (("without BN", WITHOUT_BN), ("with BN", WITH_BN)):
         if any(not finished(rows.get(name, [])) for name in names):
             return []
         window = max(1, len(finished(rows[names[0]])[0].steps()) // 40)
         curves = [loss_curves(rows, names, seed, window) for seed in sorted(seeds)]
-        groups[label] = np.mean([c for c in curves if c is not None], axis=0)
+        curves = [c for c in curves if c is not None]
+        if not curves:  # no seed is in all of them, or steps.jsonl is gone
+            return []
+        averaged = len(curves)
+        groups[label] = np.mean(curves, axis=0)
     title = (
-        f"Training loss at four learning rates (smoothed over {window} steps)"
+        f"Training loss at four learning rates (smoothed over {window} steps"
+        + (f", mean of {averaged} seeds)" if averaged > 1 else ")")
         + caption(*WITHOUT_BN, *WITH_BN, rows=rows)
     )  # fmt: skip
     bands = {"without BN": ("#e08a1e", "//"), "with BN": ("#1f4e9c", "")}
@@ -161,8 +170,11 @@ def fig5(rows: Rows, folder: pathlib.Path) -> list[str]:
             plots.grid(axes)
             axes.legend(fontsize=8)
         # The first steps at 3e-3 can be far above chance, which is ln 10 = 2.3.
-        top = max(float(np.quantile(curves, 0.97)) for curves in groups.values())
-        panels[0].set_ylim(0, 1.1 * max(top, 1e-3))
+        top = 1.1 * max(float(np.quantile(curves, 0.97)) for curves in groups.values())
+        panels[0].set_ylim(0, max(top, 1e-3))
+        highest = max(float(curves.max()) for curves in groups.values())
+        if highest > top:
+            panels[0].set_ylabel(f"cross-entropy of the batch (nats), up to {highest:.1f}")
     return ["fig5"]
 
 
@@ -174,7 +186,9 @@ def accuracy(rows: Rows, folder: pathlib.Path) -> list[str]:
     done = {name: finished(runs) for name, runs in rows.items() if finished(runs)}
     if not done:
         return []
-    title = "Validation error, best epoch" + caption(*done, rows=rows)
+    title = "Validation error, best epoch (bars: 95% interval over seeds)" + caption(
+        *done, rows=rows
+    )
     with plots.drawing(*_paths(folder, "accuracy"), size=(10, 4.6), title=title) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         labels: tuple[list, list] = ([], [])
@@ -189,7 +203,8 @@ def accuracy(rows: Rows, folder: pathlib.Path) -> list[str]:
             )
             color = plots.LINES[list(MODEL_NAMES).index(model) % 4]["color"]
             for axes, x, points in zip(panels, xs, labels, strict=True):
-                axes.errorbar(x, value.mean, yerr=np.nan_to_num(value.half), fmt=markers[model],
+                bar = None if math.isnan(value.half) else value.half
+                axes.errorbar(x, value.mean, yerr=bar, fmt=markers[model],
                               color=color, capsize=3, markersize=6)  # fmt: skip
                 points.append((value.mean, x, name))
         for model in dict.fromkeys(ROWS[name].model for name in done):
@@ -269,13 +284,21 @@ def draw(rows: Rows, sweep: pathlib.Path, only: list[str], chosen: Run | None) -
             lines += [f"drew {folder / stem}.png and .pdf" for stem in drawn]
             if not drawn:
                 lines.append(f"no {name}: it needs finished runs that are not in {sweep}")
+        elif chosen is None and name == "augment":
+            run = next(run for runs in rows.values() for run in runs)
+            network_figures.augmentations(run.folder, _paths(folder, name), "")
+            lines.append(f"drew {folder / name}.png and .pdf")
         elif chosen is None:
             lines.append(
                 f"no {name}: no finished run in {sweep} has its checkpoints/ folder. Train one "
                 "with the sweep, or name one with --run=FOLDER."
             )
         else:
-            note = f"\n{chosen.row.config}, seed {chosen.seed}; {chosen.mark}".rstrip("; ")
+            parts = [f"{chosen.row.config}, seed {chosen.seed}", chosen.mark]
+            if chosen.result is None:
+                epochs = f"{len(chosen.records)} of {chosen.config['train.epochs']}"
+                parts.append(f"UNFINISHED: epoch {epochs}")
+            note = "\n" + "; ".join(filter(None, parts))
             network_figures.OF_NETWORK[name](chosen.folder, _paths(folder, name), note)
             lines.append(f"drew {folder / name}.png and .pdf, of {chosen.folder}")
     return lines
@@ -294,16 +317,22 @@ def main(argv: list[str] | None = None) -> int:
     only = [choose("A figure in --only", name.strip(), FIGURES) for name in
             arguments.only.split(",")]  # fmt: skip
     programs.use_compilation_cache()
+    found = finished_sweeps(arguments.folder)
+    chosen = {sweep: choose_run(rows) for sweep, rows in found.items()}
+    if arguments.run:
+        runs = {
+            run.folder.resolve(): (sweep, run)
+            for sweep, rows in found.items() for of_row in rows.values() for run in of_row
+        }  # fmt: skip
+        if arguments.run.resolve() not in runs:
+            raise UserError(f"--run={arguments.run} is no run below {arguments.folder}.")
+        sweep, run = runs[arguments.run.resolve()]
+        if not (run.folder / "checkpoints").is_dir():
+            raise UserError(f"--run={arguments.run} has no checkpoints/ folder to draw from.")
+        chosen[sweep] = run
     failed = False
-    for sweep, rows in sweeps(arguments.folder).items():
-        require_finished(rows, sweep)
-        chosen = choose_run(rows)
-        if arguments.run:
-            runs = {run.folder.resolve(): run for of_row in rows.values() for run in of_row}
-            if arguments.run.resolve() not in runs:
-                raise UserError(f"--run={arguments.run} is no run below {arguments.folder}.")
-            chosen = runs[arguments.run.resolve()]
-        lines = draw(rows, sweep, only, chosen)
+    for sweep, rows in found.items():
+        lines = draw(rows, sweep, only, chosen[sweep])
         print("\n".join(lines), flush=True)
         failed |= set(only) != set(FIGURES) and any(line.startswith("no ") for line in lines)
     return 1 if failed else 0

@@ -78,7 +78,8 @@ def _slice_command(arguments: argparse.Namespace, options: list[str]) -> None:
         f"{settings['step']}): {found['loss'][center]:.3f}\non {settings['images']:,} training "
         f"images, BN statistics {settings['batch_norm']}"
     )
-    row = next((part for part in workdir.resolve().parts if part in ROWS), None)
+    parts = workdir.resolve().parts[-2:]
+    row = next((part for part in reversed(parts) if part in ROWS), None)
     if saved and row and (note := mark(ROWS[row], flatten(saved))):
         title += f"\n{note}"
     paths = slices.draw(found, path, title)

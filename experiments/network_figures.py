@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcifar import augment, data, plots, train
+from jaxcifar import augment, data, plots, train, workdirs
 from jaxcifar.config import Config
 from jaxcifar.data import Dataset
 from jaxcifar.models import layers
@@ -92,7 +92,7 @@ def fig2(workdir: pathlib.Path, paths: list[pathlib.Path], note: str, image: int
             maps = np.moveaxis(maps, -1, 0)
             low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
             axes.imshow(_mosaic((maps - low) / np.maximum(high - low, 1e-12)), cmap="gray")
-            axes.set_title(f"feature maps {name}")
+            axes.set_title(f"feature maps {name}, each to its own range")
         for axes in figure.axes[:6]:
             axes.set_axis_off()
 
@@ -186,23 +186,30 @@ def mistakes(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -> Non
 
 
 def augmentations(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -> None:
-    """Draws what each transform does to eight training images: one draw each."""
-    config, _, _ = train.load_variables(workdir, "best")
-    images = data.load(config.data.name, "train", data_dir=config.data.dir).images[:8]
+    """Draws what each transform, with the run's strengths, does to eight training images."""
+    saved = workdirs.saved_config(workdir)
+    assert saved is not None
+    train_set = data.load(saved["data"]["name"], "train", data_dir=saved["data"]["dir"])
+    images, given = train_set.images[:8], saved["augment"]
+    fill = tuple(255 * mean for mean in train_set.mean)
+    jitter = {name: given[name] for name in ("brightness", "contrast", "saturation", "hue")}
+    erasing = {"area": given["erasing_area"], "ratio": given["erasing_ratio"], "fill": fill}
+    probability = given["erasing_probability"]
     transforms: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
         "original": lambda _, images: images,
-        "random_crop": augment.random_crop,
+        "random_crop": functools.partial(augment.random_crop, padding=given["padding"]),
         "random_flip": augment.random_flip,
-        "color_jitter": augment.color_jitter,
-        "random_rotation": augment.random_rotation,
-        "random_affine": augment.random_affine,
-        "random_erasing": functools.partial(augment.random_erasing, probability=1.0),
-        "weak": augment.weak,
-        "strong": augment.strong,
+        "color_jitter": functools.partial(augment.color_jitter, **jitter),
+        "random_rotation": functools.partial(augment.random_rotation, degrees=given["rotation"]),
+        "random_affine": functools.partial(augment.random_affine, translation=given["translation"]),
+        f"random_erasing\n(every image; {probability:g}\nof them in training)": functools.partial(
+            augment.random_erasing, probability=1.0, **erasing
+        ),
+        "weak": functools.partial(augment.weak, padding=given["padding"]),
+        "strong": functools.partial(augment.strong, **given, erasing_fill=fill),
     }
-    with plots.drawing(
-        *paths, size=(9, 9.6), title="Augmentation: one draw for each image"
-    ) as figure:
+    title = "Augmentation: one draw for each image"
+    with plots.drawing(*paths, size=(9, 9.6), title=title + note) as figure:
         panels = figure.subplots(len(transforms), len(images))
         key = jax.random.key(0)
         for line, (name, transform) in zip(panels, transforms.items(), strict=True):

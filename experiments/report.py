@@ -16,13 +16,14 @@ import re
 import sys
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from experiments import claims, figures, tables
 from experiments.report_tables import ROWS
 from experiments.runs import Run, finished, read_json, read_records, sweeps
-from experiments.smoothness import effective_smoothness
+from experiments.smoothness import effective_smoothness, note_of
 from jaxcifar import metrics, workdirs
 from jaxcifar.errors import UserError, exit_code
 
@@ -115,12 +116,12 @@ def _missing(lines: list[str]) -> str:
 # --- sections ---------------------------------------------------------------------------------
 
 
-def sweep_section(sweep: pathlib.Path, rows: dict[str, list[Run]]) -> str:
+def sweep_section(name: str, sweep: pathlib.Path, rows: dict[str, list[Run]]) -> str:
     """Returns the section of one sweep."""
     runs = [run for of_row in rows.values() for run in of_row]
-    parts = [f"<h2 id={_anchor(sweep)}>Runs in {html.escape(sweep.name)}</h2>"]
-    for note in sorted({run.mark for run in runs if run.mark}):
-        parts.append(f"<p class=warn>{text(note)}. Not comparable with the report's numbers.</p>")
+    parts = [f"<h2 id={_anchor(name)}>Runs in {html.escape(name)}</h2>"]
+    for note in tables.notes(rows):
+        parts.append(f"<p class=warn>† {text(note)}. Not comparable with the report’s.</p>")
     missing = [
         f"{run.row.config}, seed {run.seed}: unfinished, epoch {len(run.records)} of "
         f"{run.config['train.epochs']}. Start the sweep again: `{tables.command([run])}`"
@@ -146,7 +147,8 @@ def sweep_section(sweep: pathlib.Path, rows: dict[str, list[Run]]) -> str:
 
 
 def _claims(rows: dict[str, list[Run]]) -> str:
-    records = [r for r in claims.judge(rows) if r["verdict"] != "no runs"]
+    everything = claims.judge(rows)
+    records = [record for record in everything if record["verdict"] != "no runs"]
     if not records:
         return ""
     parts = ["<h3>The report’s conclusions, tested</h3>"]
@@ -157,6 +159,9 @@ def _claims(rows: dict[str, list[Run]]) -> str:
     for claim in dict.fromkeys(record["claim"] for record in records):
         lines = [claims.describe(record) for record in records if record["claim"] == claim]
         parts.append(f"<h4>{text(claim)}</h4>{table(lines[0], (line.values() for line in lines))}")
+    told = {record["claim"] for record in records}
+    untold = dict.fromkeys(r["claim"] for r in everything if r["claim"] not in told)
+    parts.append(_missing([f"Runs to test: {claim}" for claim in untold]))
     return "\n".join(parts)
 
 
@@ -185,9 +190,11 @@ def landscape_section(folder: pathlib.Path) -> str:
         parts.append(picture(path, "After Santurkar et al. 2018: along the gradient of each step's "
                              "batch, the range of the loss, the range of the gradient's change, "
                              "and its largest ratio to the distance."))  # fmt: skip
-        lines = [_smoothness_line(p) for p in sorted(path.parent.glob("*/settings.json"))]
+        every = sorted(path.parent.glob("*/settings.json"))
+        lines = [line for p in every if (line := _smoothness_line(p))]
         header = ["Run", "Measurements", "Median loss range", "Median gradient change",
-                  "Median effective β", "Largest", "Commit", "Machine"]  # fmt: skip
+                  "Median effective β", "Largest", "Images", "Commit", "Machine",
+                  "Note"]  # fmt: skip
         parts.append(table(header, lines))
     slices = sorted(folder.rglob("slices/*.npz"))
     slices = [path for path in slices if path.with_suffix(".png").exists()]
@@ -196,10 +203,13 @@ def landscape_section(folder: pathlib.Path) -> str:
         for path in slices:
             with np.load(path) as content:
                 settings = json.loads(str(content["settings"]))
+                environment = json.loads(str(content["environment"]))
             caption = (
                 f"After Li et al. 2018: {path.stem}. Checkpoint {settings['checkpoint']} at step "
                 f"{settings['step']}, {settings['images']:,} training images, BN statistics "
-                f"{settings['batch_norm']}, directions of seed {settings['seed']}."
+                f"{settings['batch_norm']}, directions of seed {settings['seed']}. "
+                f"{_images(settings)}; commit {environment['commit']}, "
+                f"{environment['devices']} × {environment['device']}."
             )
             shown.append(picture(path.with_suffix(".png"), caption))
         parts.append("<h3>Around trained networks</h3>")
@@ -207,10 +217,12 @@ def landscape_section(folder: pathlib.Path) -> str:
     return "<h2 id=landscape>Loss landscapes</h2>" + "\n".join(parts) if parts else ""
 
 
-def _smoothness_line(path: pathlib.Path) -> list[str]:
+def _smoothness_line(path: pathlib.Path) -> list[str] | None:
     content = read_json(path)
     found = read_records(path.parent / "measurements.jsonl")
     sizes = content["settings"]["step_sizes"]
+    if not found:
+        return None  # it was stopped before the first
     betas = [effective_smoothness(record, sizes) for record in found]
     environment = content["environment"]
     ranges = [max(r["losses"]) - min(r["losses"]) for r in found]
@@ -220,13 +232,25 @@ def _smoothness_line(path: pathlib.Path) -> list[str]:
         f"{len(found)}, every {content['settings']['every']} steps",
         *(f"{np.median(values):.3g}" for values in (ranges, changes, betas)),
         f"{max(betas):.3g}",
+        _images(content["data"]),
         str(environment["commit"])[:12],
         f"{environment['devices']} × {environment['device']}",
+        note_of(path),
     ]
 
 
-def _anchor(sweep: pathlib.Path) -> str:
-    return "sweep-" + re.sub(r"\W+", "-", str(sweep.resolve().name))
+def _images(facts: dict[str, Any]) -> str:
+    official = "" if facts["official"] is not False else ", NOT verified as the official files"
+    return f"sha256 {facts['sha256'][:12]}…{official}"
+
+
+def _anchor(name: str) -> str:
+    return "sweep-" + re.sub(r"\W+", "-", name)
+
+
+def _name(sweep: pathlib.Path, folder: pathlib.Path) -> str:
+    name = sweep.relative_to(folder).as_posix()
+    return folder.resolve().name if name == "." else name
 
 
 # --- the page ---------------------------------------------------------------------------------
@@ -239,15 +263,19 @@ def page(folder: pathlib.Path) -> str:
       UserError: there is nothing, or runs cannot be read.
     """
     landscapes = landscape_section(folder) if folder.is_dir() else ""
+    problems: list[str] = []
     try:
-        found = sweeps(folder)
+        found = sweeps(folder, problems)
     except UserError:
-        if not landscapes or any(folder.rglob("config.json")):
+        if not landscapes:
             raise
         found = {}
+    if not found and not landscapes:
+        raise UserError("\n".join(problems))
+    names = {sweep: _name(sweep, folder) for sweep in found}
     done = {row for rows in found.values() for row, runs in rows.items() if finished(runs)}
     absent = [row for row in ROWS if row not in done]
-    links = [(_anchor(sweep), sweep.name) for sweep in found]
+    links = [(_anchor(name), name) for name in names.values()]
     links += [("landscape", "Loss landscapes")] if landscapes else []
     runs = [run for rows in found.values() for of_row in rows.values() for run in of_row]
     parts = [
@@ -263,12 +291,14 @@ def page(folder: pathlib.Path) -> str:
                      "numbers do not compare with the report’s.</p>")  # fmt: skip
     if absent:
         wanted = ",".join(absent)
-        command = f"python -m experiments.sweep --rows={wanted} --out={folder}/…"
+        command = f"python -m experiments.sweep --rows={wanted} --out={folder}/more"
         parts.append(_missing([f"Rows without a finished run: {', '.join(absent)}. `{command}`"]))
     if not landscapes:
         command = f"python -m experiments.landscape smoothness --out={folder}/landscape"
         parts.append(_missing([f"Loss landscapes. `{command}`"]))
-    parts += [sweep_section(sweep, rows) for sweep, rows in found.items()]
+    if problems:
+        parts.append("<p>Not read:</p>" + "".join(f"<pre>{html.escape(p)}</pre>" for p in problems))
+    parts += [sweep_section(names[sweep], sweep, rows) for sweep, rows in found.items()]
     parts.append(landscapes)
     body = "\n".join(parts)
     return (
@@ -290,6 +320,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     content = page(arguments.folder)
     path = arguments.out or arguments.folder / "report.html"
+    if not path.parent.is_dir():
+        raise UserError(f"There is no folder {path.parent} to write {path.name} in.")
     metrics.replace(path, content)
     print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
 

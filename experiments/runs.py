@@ -60,7 +60,7 @@ class Run(NamedTuple):
 
     def steps(self, name: str = "ce") -> np.ndarray:
         """Returns a metric of each training step, [steps]: "loss", "ce" or "accuracy"."""
-        epochs = metrics.read_lines(self.folder / "steps.jsonl")
+        epochs = read_records(self.folder / "steps.jsonl")
         return np.concatenate([epoch[name] for epoch in epochs]) if epochs else np.zeros(0)
 
 
@@ -69,7 +69,8 @@ def shortened(row: Row, config: dict[str, Any]) -> list[str]:
     short = []
     if config["train.epochs"] < row.epochs:
         short.append(f"{config['train.epochs']} of {row.epochs} epochs")
-    if images := config["train.limit_train_images"]:
+    images = config["train.limit_train_images"]
+    if 0 < images < CIFAR10_TRAIN_IMAGES:
         short.append(f"{images:,} of {CIFAR10_TRAIN_IMAGES:,} images")
     return short
 
@@ -108,8 +109,14 @@ def row_config(name: str) -> Config:
     return importlib.import_module(f"configs.{name}").get_config()
 
 
-def sweeps(folder: str | pathlib.Path) -> dict[pathlib.Path, dict[str, list[Run]]]:
+def sweeps(
+    folder: str | pathlib.Path, problems: list[str] | None = None
+) -> dict[pathlib.Path, dict[str, list[Run]]]:
     """Reads all runs under `folder`.
+
+    Args:
+      folder: of a sweep, or above several.
+      problems: a list that takes what cannot be read, where the rest should be read all the same.
 
     Returns:
       {sweep's folder: {row: its runs by seed}}, the rows in the report's order.
@@ -125,13 +132,18 @@ def sweeps(folder: str | pathlib.Path) -> dict[pathlib.Path, dict[str, list[Run]
     for path in sorted(folder.rglob("config.json")):
         # A run of jaxcifar.main is in ROW/, one of a sweep in ROW/seedN/.
         row_folder = path.parent if path.parent.name in ROWS else path.parent.parent
-        found.setdefault(row_folder.parent, []).append(_read(path.parent, row_folder.name))
-    if not found:
+        try:
+            found.setdefault(row_folder.parent, []).append(_read(path.parent, row_folder.name))
+        except UserError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+    if not found and not problems:
         raise UserError(
             f"{folder} holds no runs (no config.json below it). Make some with "
             f"python -m experiments.sweep --rows=… --out={folder}."
         )
-    return {sweep: _by_row(runs) for sweep, runs in found.items()}
+    return {sweep: _by_row(runs, problems) for sweep, runs in found.items() if runs}
 
 
 def finished(runs: Iterable[Run]) -> list[Run]:
@@ -139,12 +151,19 @@ def finished(runs: Iterable[Run]) -> list[Run]:
     return [run for run in runs if run.result is not None]
 
 
-def _by_row(runs: list[Run]) -> dict[str, list[Run]]:
+def _by_row(runs: list[Run], problems: list[str] | None) -> dict[str, list[Run]]:
     rows: dict[str, list[Run]] = {}
     for name in ROWS:
         of_row = sorted((run for run in runs if run.row.config == name), key=lambda run: run.seed)
         for run in of_row[1:]:
-            _check_alike(of_row[0], run)
+            try:
+                _check_alike(of_row[0], run)
+            except UserError as error:
+                if problems is None:
+                    raise
+                problems.append(str(error))
+                of_row = of_row[:1]
+                break
         if of_row:
             rows[name] = of_row
     return rows
@@ -160,6 +179,8 @@ def _check_alike(one: Run, other: Run) -> None:
     pixels = [{part: facts["sha256"] for part, facts in run.data.items()} for run in (one, other)]
     if pixels[0] != pixels[1]:
         differing.append("the images")
+    if one.environment["dtype"] != other.environment["dtype"]:
+        differing.append(f"dtype: {one.environment['dtype']} and {other.environment['dtype']}")
     if one.seed == other.seed:
         differing.append("nothing, the seed included")
     if differing:
@@ -190,12 +211,35 @@ def _read(folder: pathlib.Path, row: str) -> Run:
         )
     records = read_records(folder / "metrics.jsonl")
     result = read_json(folder / "result.json") if (folder / "result.json").exists() else None
+    _check_keys(folder / "config.json", environment, _ENVIRONMENT)
+    for facts in data.values():
+        _check_keys(folder / "config.json", facts, ("name", "images", "official", "sha256"))
+    for record in records:
+        _check_keys(folder / "metrics.jsonl", record, _RECORD)
+    if result is not None:
+        _check_keys(folder / "result.json", result, _RESULT)
     if result is not None and len(records) != config["train.epochs"]:
         raise UserError(
             f"{folder} is damaged: result.json says that it is finished, but metrics.jsonl has "
             f"{len(records)} of {config['train.epochs']} epochs. Delete it and train again."
         )
     return Run(ROWS[row], folder, config, data, environment, records, result)
+
+
+_ENVIRONMENT = ("jaxcifar", "jax", "flax", "optax", "numpy", "python", "commit", "device",
+                "devices", "cpus", "dtype", "started")  # fmt: skip
+_RECORD = ("epoch", "step", "train_loss", "train_ce", "train_accuracy", "val_loss", "val_accuracy",
+           "images_per_second")  # fmt: skip
+_RESULT = ("parameters", "train_seconds", "compile_seconds", "peak_memory_bytes")
+
+
+def _check_keys(path: pathlib.Path, content: Any, keys: Sequence[str]) -> None:
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise UserError(
+            f"{path} is of another version of jaxcifar, or damaged: {', '.join(missing)} missing. "
+            "Read it with that version, or move it away."
+        )
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -243,7 +287,8 @@ def loss_curves(
 ) -> np.ndarray | None:
     """Returns the smoothed training loss by step of one seed's runs, [len(names), steps].
 
-    The loss is the cross-entropy in nats. None where a run of the seed is missing or unfinished.
+    The loss is the cross-entropy in nats. None where a run of the seed is missing or unfinished, or
+    has fewer steps than `window` or no steps.jsonl.
     """
     runs = [
         next((run for run in finished(rows.get(name, [])) if run.seed == seed), None)
@@ -251,8 +296,10 @@ def loss_curves(
     ]
     if not all(runs):
         return None
-    curves = [smoothed(run.steps("ce"), window) for run in runs if run]
-    return np.stack(curves) if len({len(curve) for curve in curves}) == 1 else None
+    losses = [run.steps("ce") for run in runs if run]
+    if len({len(loss) for loss in losses}) != 1 or len(losses[0]) < window:
+        return None
+    return np.stack([smoothed(loss, window) for loss in losses])
 
 
 # --- statistics -------------------------------------------------------------------------------
@@ -269,7 +316,8 @@ class Estimate(NamedTuple):
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Returns the mean of independent values and its 95% confidence interval."""
-    n, mean = len(values), float(np.mean(values))
+    n = len(values)
+    mean = float(np.mean(values)) if n else math.nan
     if n < 2:
         return Estimate(mean, math.nan, math.nan, n)
     std = float(np.std(values, ddof=1))
@@ -278,14 +326,24 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 def difference(ours: Sequence[float], others: Sequence[float]) -> Estimate:
     """Returns mean(ours) − mean(others) and its 95% interval by Welch's t; NaN with one value."""
-    a, b = estimate(ours), estimate(others)
-    mean = a.mean - b.mean
-    if min(a.n, b.n) < 2:
-        return Estimate(mean, math.nan, math.nan, min(a.n, b.n))
-    variances = a.std**2 / a.n, b.std**2 / b.n
+    return contrast((1, ours), (-1, others))
+
+
+def contrast(*terms: tuple[float, Sequence[float]]) -> Estimate:
+    """Returns Σ c · mean(values) over independent groups, and its 95% interval.
+
+    The interval is Student's t with the degrees of freedom of Welch (1947) and Satterthwaite
+    (1946); NaN where a group has one value.
+    """
+    groups = [(factor, estimate(values)) for factor, values in terms]
+    mean, n = sum(c * group.mean for c, group in groups), min(group.n for _, group in groups)
+    if n < 2:
+        return Estimate(mean, math.nan, math.nan, n)
+    variances = [(c * group.std) ** 2 / group.n for c, group in groups]
     error = math.sqrt(sum(variances))
     if error == 0:
-        return Estimate(mean, 0.0, 0.0, min(a.n, b.n))
-    freedom = error**4 / (variances[0] ** 2 / (a.n - 1) + variances[1] ** 2 / (b.n - 1))
-    half = float(scipy.stats.t.ppf(0.975, freedom)) * error
-    return Estimate(mean, error, half, min(a.n, b.n))
+        return Estimate(mean, 0.0, 0.0, n)
+    freedom = error**4 / sum(
+        variance**2 / (group.n - 1) for variance, (_, group) in zip(variances, groups, strict=True)
+    )
+    return Estimate(mean, error, float(scipy.stats.t.ppf(0.975, freedom)) * error, n)

@@ -80,7 +80,8 @@ def slice_around(
 
     Returns:
       What the file holds: "coordinates" [points], "loss" and "accuracy" [points] or
-      [points, points] (the first direction along the first axis), and "settings", a JSON text.
+      [points, points] (the first direction along the first axis), "done" of the same shape, and
+      "settings" and "environment", JSON texts.
 
     Raises:
       UserError: the file is of other settings, or the run has no such checkpoint.
@@ -107,9 +108,11 @@ def slice_around(
         "images": images, "sha256": subset.provenance["sha256"], "seed": seed,
         "official": subset.provenance["official"],
     })  # fmt: skip
+    environment = json.dumps(workdirs.environment({}))
     coordinates = np.linspace(-extent, extent, points)
     shape = (points,) * dimensions
-    found = {"loss": np.full(shape, np.nan), "accuracy": np.full(shape, np.nan)}
+    found = {"loss": np.full(shape, np.nan), "accuracy": np.full(shape, np.nan),
+             "done": np.zeros(shape, bool)}  # fmt: skip
     if path.exists():
         with np.load(path) as saved:
             if str(saved["settings"]) != settings:
@@ -121,6 +124,7 @@ def slice_around(
 
     def write() -> dict[str, np.ndarray]:
         content = {"coordinates": coordinates, "settings": np.array(settings), **found}
+        content["environment"] = np.array(environment)
         temporary = path.with_suffix(".tmp.npz")
         np.savez(temporary, **content)
         os.replace(temporary, path)
@@ -129,7 +133,7 @@ def slice_around(
     arrays = sharding.replicate((subset.images, subset.labels), mesh)
     statistics = _statistics_of(made, config.train.eval_batch_size)
     stopped: list[int] = []
-    todo = [index for index in np.ndindex(shape) if np.isnan(found["loss"][index])]
+    todo = [index for index in np.ndindex(shape) if not found["done"][index]]
     began = saved_at = time.monotonic()
     path.parent.mkdir(parents=True, exist_ok=True)
     with workdirs.interruptible(stopped.append):
@@ -142,6 +146,7 @@ def slice_around(
                 there["batch_stats"] = statistics(there, arrays[0])
             here = made.evaluate(sharding.replicate(there, mesh), *arrays)
             found["loss"][index], found["accuracy"][index] = here["loss"], here["accuracy"]
+            found["done"][index] = True
             now = time.monotonic()
             if stopped or now - saved_at > 30:
                 write()
@@ -194,8 +199,10 @@ def draw(found: dict[str, np.ndarray], path: pathlib.Path, title: str) -> list[p
             figure.legend(loc="outside lower center", ncols=2)
         return paths
     loss = np.maximum(found["loss"], 1e-12).T  # the first direction to the right
-    levels = np.geomspace(loss.min(), max(loss.max(), loss.min() * 1.001), 22)
-    norm = LogNorm(loss.min(), loss.max())
+    known = loss[np.isfinite(loss)]
+    loss = np.where(np.isfinite(loss), loss, known.max())  # it overflowed: as high as is known
+    levels = np.geomspace(known.min(), max(known.max(), known.min() * 1.001), 22)
+    norm = LogNorm(levels[0], levels[-1])
     with plots.drawing(*paths, size=(11, 4.8), title=title) as figure:
         flat = figure.add_subplot(1, 2, 1)
         filled = flat.contourf(along, along, loss, levels=levels, norm=norm, cmap="viridis")
@@ -209,8 +216,6 @@ def draw(found: dict[str, np.ndarray], path: pathlib.Path, title: str) -> list[p
         solid.plot_surface(x, y, np.log10(loss), cmap="viridis", rstride=1, cstride=1, lw=0)
         solid.set(xlabel="first direction", ylabel="second direction", zlabel="log₁₀ loss")
         solid.set(xticks=(-along[-1], 0, along[-1]), yticks=(-along[-1], 0, along[-1]))
-        ticks = [
-            t for t in (1e-3, 1e-2, 0.1, 0.3, 1, 3, 10, 30, 100) if loss.min() < t < loss.max()
-        ]
-        figure.colorbar(filled, ax=flat, label="cross-entropy (nats)", ticks=ticks, format="%g")
+        figure.colorbar(filled, ax=flat, label="cross-entropy (nats)", ticks=levels[::3],
+                        format="%.3g")  # fmt: skip
     return paths

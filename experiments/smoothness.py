@@ -19,7 +19,7 @@ import numpy as np
 from experiments.report_tables import ROWS
 from experiments.runs import mark, read_json, read_records
 from experiments.tables import MODEL_NAMES
-from jaxcifar import data, losses, metrics, plots, programs, sharding, train, workdirs
+from jaxcifar import losses, metrics, plots, programs, sharding, train, workdirs
 from jaxcifar.checkpoint import Checkpointer
 from jaxcifar.config import Config, differences, flatten
 from jaxcifar.data import Dataset
@@ -118,10 +118,7 @@ def smoothness(
       Interrupted: SIGINT or SIGTERM came; everything so far is saved.
     """
     train.check_config(config)
-    images = data.load(config.data.name, "train", data_dir=config.data.dir)
-    if config.train.limit_train_images:
-        limit = config.train.limit_train_images
-        images = images.take(slice(limit), f"the first {limit}")
+    images, _, _ = train.load_data(config)
     mesh = sharding.make_mesh()
     made = programs.compiled_programs(
         static_part(config), len(images), (images.mean, images.std), mesh
@@ -144,7 +141,7 @@ def _measure(
 ) -> list[dict[str, Any]]:
     path = folder / "measurements.jsonl"
     found = read_records(path)
-    if found and found[-1]["step"] + settings["every"] >= settings["steps"]:
+    if len(found) == -(-settings["steps"] // settings["every"]):
         return found
     arrays = sharding.replicate((images.images, images.labels), mesh)
     hyperparams = sharding.replicate(hyperparams_of(config), mesh)
@@ -161,19 +158,24 @@ def _measure(
     def order_of(epoch: int) -> jax.Array:
         return made.order(state.key, sharding.replicate(np.int32(epoch), mesh))
 
+    def save_and_stop() -> Interrupted:
+        checkpoints.save(step, state, {}, None)
+        checkpoints.wait()
+        return Interrupted(stopped[0], f"Stopped and saved at step {step} in {folder}. The same "
+                           "command goes on.")  # fmt: skip
+
     probe, stopped = Probe(made), []
     began, first, saved = time.monotonic(), step, time.monotonic()
     order = order_of(step // made.steps_per_epoch + 1)
+    last = (settings["steps"] - 1) // settings["every"] * settings["every"]
     with workdirs.interruptible(stopped.append):
-        for step in range(step, settings["steps"]):  # noqa: B020
-            if step % made.steps_per_epoch == 0:
-                order = order_of(step // made.steps_per_epoch + 1)
+        while True:
+            if stopped:
+                raise save_and_stop()
             if step % settings["every"] == 0:
-                if stopped or time.monotonic() - saved > 120:
+                if time.monotonic() - saved > 120:
                     checkpoints.save(step, state, {}, None)
                     saved = time.monotonic()
-                if stopped:
-                    break
                 record = probe(state, *arrays, order, step_sizes=settings["step_sizes"])
                 if not math.isfinite(record["loss"]):
                     raise UserError(
@@ -184,15 +186,17 @@ def _measure(
                     file.write(json.dumps(record) + "\n")
                 found.append(record)
                 each = (time.monotonic() - began) / (step - first) if step > first else 0
-                left = f", {metrics.duration(each * (settings['steps'] - step))} left" * bool(each)
+                left = f", {metrics.duration(each * (last - step))} left" if each else ""
                 beta = effective_smoothness(record, settings["step_sizes"])
                 print(f"step {step}/{settings['steps']}  loss {record['loss']:.4f}  "
                       f"β {beta:.3g}{left}", flush=True)  # fmt: skip
+            if step == last:
+                break
             state, _ = made.train(1, state, hyperparams, *arrays, order)
+            step += 1
+            if step % made.steps_per_epoch == 0:
+                order = order_of(step // made.steps_per_epoch + 1)
     checkpoints.close()
-    if stopped:
-        raise Interrupted(stopped[0], f"Stopped and saved at step {step} in {folder}. The same "
-                          "command goes on.")  # fmt: skip
     return found
 
 
@@ -222,26 +226,23 @@ def draw(folder: pathlib.Path) -> list[pathlib.Path]:
     paths = [folder / "smoothness.png", folder / "smoothness.pdf"]
     shown = []
     for path in sorted(folder.glob("*/settings.json")):
-        settings = read_json(path)
-        name = path.parent.name.rsplit("_seed", 1)[0]
-        label = MODEL_NAMES.get(settings["config"]["model"]["name"], name)
-        shown.append((label, name, settings, read_records(path.parent / "measurements.jsonl")))
-    notes = sorted(
-        {mark(ROWS[name], flatten(settings["config"])) for _, name, settings, _ in shown} - {""}
-    )
-    sizes = shown[0][2]["settings"]["step_sizes"]
+        settings, found = read_json(path), read_records(path.parent / "measurements.jsonl")
+        if found:
+            label = MODEL_NAMES.get(settings["config"]["model"]["name"], path.parent.name)
+            shown.append((f"{label}, {path.parent.name.replace('_', ', ')}", settings, found))
+    if not shown:
+        raise UserError(f"{folder} holds no measurements.")
+    notes = sorted({note_of(path) for path in folder.glob("*/settings.json")} - {""})
+    sizes = shown[0][1]["settings"]["step_sizes"]
     title = f"Along the gradient, step sizes {sizes[0]:g} to {sizes[-1]:g}"
     title += "".join(f"\n{note}" for note in notes)
     with plots.drawing(*paths, size=(12, 4), title=title) as figure:
         panels = figure.subplots(1, 3)
-        for i, (label, name, settings, found) in enumerate(shown):
+        for i, (label, settings, found) in enumerate(shown):
             sizes = settings["settings"]["step_sizes"]
             steps = [record["step"] for record in found]
             rate = settings["config"]["optim"]["learning_rate"]
-            text, style = (
-                f"{label}, {name} (trained at {rate:g})",
-                plots.LINES[(2 * i + 2 * (i > 1)) % 4],
-            )
+            text, style = f"{label} (trained at {rate:g})", plots.LINES[(2, 1, 3, 0)[i % 4]]
             hatch = "//" if i % 2 == 0 else ""
             for axes, quantity in ((panels[0], "losses"), (panels[1], "gradient_changes")):
                 values = np.array([record[quantity] for record in found])
@@ -262,3 +263,17 @@ def draw(folder: pathlib.Path) -> list[pathlib.Path]:
             plots.grid(axes)
             axes.legend(fontsize=8)
     return paths
+
+
+def note_of(path: pathlib.Path) -> str:
+    """Says what sets measurements apart from their row's full training, by their settings.json."""
+    content, name = read_json(path), path.parent.name.rsplit("_seed", 1)[0]
+    config, settings = flatten(content["config"]), content["settings"]
+    parts = [mark(ROWS[name], config)] if name in ROWS else []
+    steps = config["train.epochs"] * (content["data"]["images"] // config["train.batch_size"])
+    if settings["steps"] < steps:
+        parts.append(f"SHORTENED: {settings['steps']:,} of {steps:,} steps")
+    done = len(read_records(path.parent / "measurements.jsonl"))
+    if done < -(-settings["steps"] // settings["every"]):
+        parts.append(f"UNFINISHED: {done} measurements")
+    return "; ".join(filter(None, parts))

@@ -110,6 +110,10 @@ def plan(rows: list[str], seeds: list[int], out: pathlib.Path, options: list[str
             if saved := workdirs.saved_config(job.workdir):
                 workdirs.check_same(saved, config, job.workdir)
             jobs.append(job)
+    # One after the other what shares compiled programs.
+    keys = [programs.static_part(job.config) for job in jobs]
+    jobs = [job for key in dict.fromkeys(keys) for job, own in zip(jobs, keys, strict=True)
+            if own == key]  # fmt: skip
     return [_with_sizes(job) if job.state != "done" else job for job in jobs]
 
 
@@ -135,7 +139,7 @@ def with_options(config: Config, options: list[str]) -> Config:
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is no option. --help lists them all.")
     if "seed" in values["config"].override_values:  # pyright: ignore
-        raise UserError("--config.seed would be the same for all runs. Give --seeds=0-2 instead.")
+        raise UserError("--config.seed would be the same for all runs. Give --seeds instead.")
     return values.config
 
 
@@ -164,7 +168,7 @@ def _size(job: Job) -> tuple[str, float]:
 
 
 def time_left(jobs: list[Job]) -> str:
-    """Says how long the jobs that are not done will take."""
+    """Says how long the jobs that are not done will take, by the speed of the epochs so far."""
     work = sum(work_left(job) for job in jobs if job.state != "done")
     if not work:
         return "nothing left"
@@ -182,8 +186,10 @@ def run(jobs: list[Job]) -> list[tuple[Job, str]]:
     for number, job in enumerate(jobs, start=1):
         if job.state == "done":
             continue
-        print(f"\n[{number}/{len(jobs)}] {job.row}, seed {job.seed}: {job.state}; "
-              f"sweep: {time_left(jobs)}", flush=True)  # fmt: skip
+        gone = [other for other, _ in failed]
+        left = time_left([other for other in jobs if other not in gone])
+        print(f"\n[{number}/{len(jobs)}] {job.row}, seed {job.seed}: {job.state}; sweep: {left}",
+              flush=True)  # fmt: skip
         try:
             train.train_and_evaluate(job.config, job.workdir)
         except Interrupted:
@@ -236,8 +242,8 @@ def main(argv: list[str] | None = None) -> int:
     began = time.monotonic()
     failed = run(jobs)
     print(f"\n{len(jobs) - len(failed)} of {len(jobs)} runs are in {arguments.out}, after "
-          f"{metrics.duration(time.monotonic() - began)}. Next: python -m experiments.report "
-          f"{arguments.out}")  # fmt: skip
+          f"{metrics.duration(time.monotonic() - began)}. Next: python -m experiments.figures "
+          f"{arguments.out}; python -m experiments.report {arguments.out}")  # fmt: skip
     for job, why in failed:
         print(f"failed: {job.row}, seed {job.seed} ({job.workdir}): {why}", file=sys.stderr)
     return 1 if failed else 0

@@ -11,7 +11,6 @@ import csv
 import io
 import math
 import pathlib
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -57,11 +56,11 @@ def settings(row: Row) -> dict[str, str]:
     names = [f"{name}, {_power(value)}" for name, value in penalties.items() if value]
     return {
         "#": number(row),
-        "Model": MODEL_NAMES[row.model],
+        "Model": MODEL_NAMES.get(row.model, row.model),
         "Size": row.size,
         "Activation": {"relu": "ReLU", "gelu": "GELU"}.get(row.activation, row.activation),
         "Dropout": f"{row.dropout_rate:g}",
-        "Regularization": names[0] if names else "None",
+        "Regularization": "; ".join(names) or "None",
         "Optimizer": {"adam": "Adam", "sgd": "SGD"}[row.optimizer],
         "LR": _power(row.learning_rate),
         "Batch": str(row.batch_size),
@@ -71,13 +70,16 @@ def settings(row: Row) -> dict[str, str]:
 
 
 def _power(value: float) -> str:
-    return re.sub(r"(\.0)?e-0", "e-", f"{value:.1e}")  # 1e-3, as in the report
+    """Returns 1e-3, as in the report, or 1.25e-3."""
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def _as_run(run: Run) -> Row:
     """The row as it was really run."""
     config = run.config
     return run.row._replace(
+        model=config["model.name"],
         activation=config["model.activation"],
         dropout_rate=config["model.dropout_rate"],
         l1=config["optim.l1"],
@@ -152,26 +154,39 @@ def results_table(rows: dict[str, list[Run]], title: str) -> Table:
 
 
 def comparison_table(rows: dict[str, list[Run]]) -> Table:
-    """Validation accuracy and loss, best and last epoch, beside the report's."""
-    loss, accuracy = METRICS[1], METRICS[3]
+    """Each metric at the best and the last epoch, beside the report's: a line for each."""
     lines = []
     for runs in rows.values():
-        row = runs[0].row
-        cells = [_number(runs), MODEL_NAMES[row.model], str(len(runs))]
-        for metric in (accuracy, loss):
-            best, report = ours(runs, metric), getattr(row, metric.name)
-            cells += [
+        first = [_number(runs), MODEL_NAMES[runs[0].row.model], str(len(runs))]
+        for metric in METRICS:
+            best, report = ours(runs, metric), getattr(runs[0].row, metric.name)
+            lines.append([
+                *first,
+                metric.title,
                 show(best, metric),
                 _show_interval(best, metric),
                 show(ours(runs, metric, "last"), metric),
                 _show_report(report, metric),
                 _show_difference(best.mean - report, metric),
+            ])  # fmt: skip
+        for name, metric in (("loss", METRICS[1]), ("accuracy", METRICS[3])):
+            tested = [
+                run.result["test"][name] for run in runs if run.result and "test" in run.result
             ]
-        lines.append([*cells, runs[0].mark])
-    header = ["#", "Model", "Seeds"]
-    for name in ("Val. acc.", "Val. loss"):
-        header += [f"{name}, best epoch", "95% interval", "last epoch", "report", "difference"]
-    return Table("Beside the report", [*header, "Note"], lines)
+            if tested:
+                value, report = estimate(tested), getattr(runs[0].row, metric.name)
+                lines.append([
+                    *first,
+                    f"Test {name}, once",
+                    show(value, metric),
+                    _show_interval(value, metric),
+                    "–",
+                    _show_report(report, metric),
+                    _show_difference(value.mean - report, metric),
+                ])  # fmt: skip
+    header = ["#", "Model", "Seeds", "Metric", "Best epoch", "95% interval", "Last epoch",
+              "Report", "Difference"]  # fmt: skip
+    return Table("Beside the report", header, lines)
 
 
 def cost_table(rows: dict[str, list[Run]]) -> Table:
@@ -224,10 +239,14 @@ def provenance(runs: Sequence[Run]) -> list[str]:
 
 
 def command(runs: Sequence[Run]) -> str:
-    """Returns the command that makes a row's runs."""
-    seeds = ",".join(str(run.seed) for run in runs)
-    name = runs[0].row.config
-    return f"python -m experiments.sweep --rows={name} --seeds={seeds} --out=…{runs[0].options}"
+    """Returns the command that makes a row's runs, or goes on with them."""
+    run, seeds = runs[0], ",".join(str(run.seed) for run in runs)
+    if run.folder.name == run.row.config:
+        return (f"python -m jaxcifar.main --config=configs/{run.row.config}.py "
+                f"--workdir={run.folder}{run.options}")  # fmt: skip
+    out = run.folder.parent.parent
+    return (f"python -m experiments.sweep --rows={run.row.config} --seeds={seeds} --out={out}"
+            f"{run.options}")  # fmt: skip
 
 
 def tables(rows: dict[str, list[Run]]) -> list[Table]:
@@ -246,6 +265,15 @@ def tables(rows: dict[str, list[Run]]) -> list[Table]:
 # --- formats ----------------------------------------------------------------------------------
 
 
+def notes(rows: dict[str, list[Run]]) -> list[str]:
+    """Says what each row marked † is: "vgg1, vgg2: SHORTENED: …"."""
+    by_mark: dict[str, list[str]] = {}
+    for name, runs in rows.items():
+        if runs[0].mark:
+            by_mark.setdefault(runs[0].mark, []).append(name)
+    return [f"{', '.join(names)}: {mark}" for mark, names in by_mark.items()]
+
+
 def markdown(rows: dict[str, list[Run]]) -> str:
     """Returns the whole page of a sweep: tables, commands, provenance."""
     runs = [run for of_row in rows.values() for run in of_row]
@@ -262,6 +290,7 @@ def markdown(rows: dict[str, list[Run]]) -> str:
         "Mean ± standard deviation over seeds where there are several; the 95% interval is of the "
         "mean, by Student's t. Differences of accuracies are in percentage points.\n"
     )
+    parts += [f"† {note}\n" for note in notes(rows)]
     if unfinished := [run for run in runs if run.result is None]:
         parts.append("## Not finished\n")
         parts += [
@@ -281,6 +310,7 @@ def comma_separated(rows: dict[str, list[Run]]) -> str:
     for metric in METRICS:
         names += [f"{metric.name}_{what}" for what in ("best", "std", "interval_half", "last")]
         names += [f"{metric.name}_report", f"{metric.name}_difference"]
+    names += ["test_loss", "test_accuracy"]  # of the holdout protocol, at the best epoch
     names += ["train_seconds", "data_official", "shortened", "note"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -297,7 +327,11 @@ def comma_separated(rows: dict[str, list[Run]]) -> str:
             values = (best.mean, best.std, best.half, ours(runs, metric, "last").mean)
             cells += ["" if math.isnan(v) else f"{v:.6g}" for v in values]
             cells += [f"{report:.6g}", f"{best.mean - report:.6g}"]
-        seconds = [run.result["train_seconds"] for run in runs if run.result]
+        results = [run.result for run in runs if run.result]
+        for metric in ("loss", "accuracy"):
+            tested = [result["test"][metric] for result in results if "test" in result]
+            cells.append(f"{estimate(tested).mean:.6g}" if tested else "")
+        seconds = [result["train_seconds"] for result in results]
         official = all(data["official"] for run in runs for data in run.data.values())
         cells += [f"{estimate(seconds).mean:.1f}", official]
         cells += ["; ".join(runs[0].shortened), runs[0].mark]
@@ -307,7 +341,8 @@ def comma_separated(rows: dict[str, list[Run]]) -> str:
 
 def latex(rows: dict[str, list[Run]]) -> str:
     """Returns a `table` environment for each table (needs the packages booktabs and graphicx)."""
-    parts = []
+    runs = [run for of_row in rows.values() for run in of_row]
+    parts = [f"% {line}" for line in provenance(runs)]
     for table in tables(rows):
         lines = [" & ".join(map(_escape, line)) + r" \\" for line in table.lines]
         parts += [
@@ -322,6 +357,7 @@ def latex(rows: dict[str, list[Run]]) -> str:
             *(f"    {line}" for line in lines),
             r"    \bottomrule",
             r"  \end{tabular}}",
+            *(rf"  \par\footnotesize $^\dagger$ {_escape(note)}" for note in notes(rows)),
             r"\end{table}",
             "",
         ]
@@ -347,22 +383,33 @@ FORMATS: dict[str, Callable[[dict[str, list[Run]]], str]] = {
 # --- the command ------------------------------------------------------------------------------
 
 
-def require_finished(rows: dict[str, list[Run]], sweep: pathlib.Path) -> None:
-    """Raises a `UserError` where no run of a sweep is finished."""
-    runs = [run for of_row in rows.values() for run in of_row]
-    if not finished(runs):
+def finished_sweeps(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, list[Run]]]:
+    """Reads the sweeps below `folder` that have a finished run; prints which have none.
+
+    Raises:
+      UserError: none has, or runs cannot be read.
+    """
+    found, waiting = {}, []
+    for sweep, rows in sweeps(folder).items():
+        runs = [run for of_row in rows.values() for run in of_row]
+        if finished(runs):
+            found[sweep] = rows
+            continue
         states = ", ".join(
             f"{run.row.config} seed {run.seed}: {len(run.records)} of {run.config['train.epochs']} "
             "epochs" for run in runs
         )  # fmt: skip
-        raise UserError(f"No run in {sweep} is finished ({states}). Start the sweep again.")
+        waiting.append(f"No run in {sweep} is finished ({states}). Start the sweep again.")
+    if not found:
+        raise UserError("\n".join(waiting))
+    print("".join(f"{line}\n" for line in waiting), end="")
+    return found
 
 
 def write(folder: pathlib.Path) -> list[pathlib.Path]:
     """Writes the tables of each sweep below `folder`; returns the files."""
     texts = {}
-    for sweep, rows in sweeps(folder).items():
-        require_finished(rows, sweep)
+    for sweep, rows in finished_sweeps(folder).items():
         texts |= {sweep / name: form(rows) for name, form in FORMATS.items()}
     for path, text in texts.items():
         path.write_text(text)

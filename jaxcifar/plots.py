@@ -90,7 +90,8 @@ def plot_history(
                     lows, highs = [min(c) for c in columns], [max(c) for c in columns]
                     axes.fill_between(epochs, lows, highs, color=style["color"], alpha=0.2, lw=0)
         best = best_record([record for run in runs for record in run])
-        text = f"best: {best['val_accuracy']:.2%} (epoch {best['epoch']})"
+        of = "best of all seeds" if len(runs) > 1 else "best"
+        text = f"{of}: {best['val_accuracy']:.2%} (epoch {best['epoch']})"
         at = (best["epoch"], 100 * best["val_accuracy"])
         accuracy.plot(*at, "*", color="black", markersize=9, linestyle="", zorder=3, label=text)
         loss.set(xlabel="epoch", ylabel="cross-entropy (nats)")

@@ -215,7 +215,7 @@ class _Run:
 
     def __init__(self, config: Config, workdir: pathlib.Path, quiet: bool):
         self.config, self.workdir = config, workdir
-        train, val, self.test = _load(config)
+        train, val, self.test = load_data(config)
         self.mesh = sharding.make_mesh()
         self.programs = compiled_programs(
             static_part(config), len(train), (train.mean, train.std), self.mesh
@@ -437,8 +437,12 @@ class _Run:
         return result
 
 
-def _load(config: Config) -> tuple[data.Dataset, data.Dataset, data.Dataset | None]:
-    """Returns (training, validation, test or None) by the config's protocol."""
+def load_data(config: Config) -> tuple[data.Dataset, data.Dataset, data.Dataset | None]:
+    """Returns (training, validation, test or None) by the config's protocol.
+
+    Raises:
+      UserError: the data are missing or damaged, or fewer than the config asks for.
+    """
     train = data.load(config.data.name, "train", data_dir=config.data.dir)
     test = data.load(config.data.name, "test", data_dir=config.data.dir)
     val = test

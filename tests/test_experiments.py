@@ -307,6 +307,18 @@ def test_a_run_of_another_version(copied):
         runs.sweeps(copied)
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("result.json", "peak_memory_bytes"), ("config.json", "cpus"), ("metrics.jsonl", "val_loss")],
+)
+def test_files_of_another_version(tmp_path, name, key):
+    fake(tmp_path, rows=["vgg2"], seeds=1)
+    path = tmp_path / "vgg2" / "seed0" / name
+    path.write_text(path.read_text().replace(f'"{key}"', '"renamed"'))
+    with pytest.raises(UserError, match=f"{name} is of another version.*{key} missing"):
+        runs.sweeps(tmp_path)
+
+
 def test_nothing_is_written_where_nothing_is_finished(copied):
     for path in copied.rglob("result.json"):
         path.unlink()
@@ -323,6 +335,18 @@ def test_runs_of_the_main_command_are_read_too(copied, tmp_path):
 
 
 # --- the report's tables as data --------------------------------------------------------------
+
+
+def test_results_of_the_report():
+    # Sums of the printed columns, added up from the report itself.
+    for table, sums in (
+        (TABLE_3, (2.6070, 5.0851, 11.1674, 10.6758)),
+        (TABLE_4, (1.8389, 4.1138, 7.3693, 6.8325)),
+    ):
+        columns = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
+        found = [sum(getattr(row, column) for row in table) for column in columns]
+        assert found == pytest.approx(sums)
+    assert [row.size for row in TABLE_3].count("10.29M") == 6
 
 
 def test_rows_are_their_configs():
@@ -392,12 +416,14 @@ def test_shortened_runs_are_marked_in_every_format(copied, tmp_path):
     page = (copied / "table.md").read_text()
     assert "**Runs marked SHORTENED" in page
     lines = [line for line in page.splitlines() if line.startswith("| 2")]
-    assert len(lines) == 3  # results, comparison, cost
-    assert all(line.startswith("| 2† |") and f"SHORTENED: {marked}" in line for line in lines)
+    assert len(lines) == 6  # results, comparison of four metrics, cost
+    assert all(line.startswith("| 2† |") for line in lines)
+    assert f"† vgg2, vgg6: SHORTENED: {marked}; changed: " in page
     assert "data.name cifar10 -> synthetic" in page
     line = next(csv.DictReader(io.StringIO((copied / "table.csv").read_text())))
     assert line["shortened"] == marked.replace(", 100", "; 100")
     assert "SHORTENED" in (copied / "table.tex").read_text()
+    assert "% commit" in (copied / "table.tex").read_text()
     full = fake(tmp_path / "full", rows=["row5"], epochs=50)
     tables.main([str(full)])
     for name in tables.FORMATS:
@@ -418,13 +444,47 @@ def test_unfinished_runs_are_named_and_not_counted(copied):
 def test_markdown_shows_mean_deviation_interval_report_and_difference(tmp_path):
     fake(tmp_path, rows=["row1"], epochs=50)
     tables.main([str(tmp_path)])
-    line = next(
-        line for line in (tmp_path / "table.md").read_text().splitlines() if "Seeds" in line
-    )
-    row = (tmp_path / "table.md").read_text().split(line)[1].splitlines()[2]
+    lines = (tmp_path / "table.md").read_text().splitlines()
     # Seeds 92.54, 92.64, 92.74: deviation 0.10, half interval 4.3027 × 0.1 / √3 = 0.25.
-    expected = "| 1 | ResNet-18 | 3 | 92.64% ± 0.10 | 92.39 … 92.89 | 92.44% ± 0.10 | 92.64% | "
-    assert row.startswith(expected + "+0.00 |")
+    expected = ("| 1 | ResNet-18 | 3 | Val. acc. | 92.64% ± 0.10 | 92.39 … 92.89 | 92.44% ± 0.10 | "
+                "92.64% | +0.00 |")  # fmt: skip
+    assert expected in lines
+    # 0.3709 at the best epoch, 0.3689 after the last.
+    expected = ("| 1 | ResNet-18 | 3 | Val. loss | 0.3709 ± 0.0010 | 0.3684 … 0.3734 | "
+                "0.3689 ± 0.0010 | 0.3709 | +0.0000 |")  # fmt: skip
+    assert expected in lines
+
+
+def test_holdout_runs_are_compared_by_their_test_accuracy_too(tmp_path):
+    fake(tmp_path, rows=["row1"], epochs=50, data__protocol="holdout")
+    for seed in range(3):
+        path = tmp_path / "row1" / f"seed{seed}" / "result.json"
+        test = {"test": {"loss": 0.5, "accuracy": 0.90 + 0.01 * seed, "images": 10_000}}
+        metrics.write_json(path, json.loads(path.read_text()) | test)
+    tables.main([str(tmp_path)])
+    page = (tmp_path / "table.md").read_text()
+    assert "Test accuracy, once | 91.00% ± 1.00 | 88.52 … 93.48 | – | 92.64% | -1.64 |" in page
+    assert "changed: data.protocol test -> holdout" in page
+    line = next(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
+    assert float(line["test_accuracy"]) == pytest.approx(0.91)
+
+
+def test_settings_are_those_of_the_run(tmp_path):
+    fake(tmp_path, rows=["vgg2"], epochs=50, model__name="resnet18", optim__learning_rate=1.25e-3,
+         optim__l1=1e-4, optim__l2=3e-5)  # fmt: skip
+    tables.main([str(tmp_path)])
+    page = (tmp_path / "table.md").read_text()
+    assert "| ResNet-18 | 1.00M | ReLU | 0 | L1, 1e-4; L2, 3e-5 | Adam | 1.25e-3 | 256 |" in page
+
+
+def test_several_sweeps_and_one_that_is_not_finished(tmp_path, capsys):
+    fake(tmp_path / "a", rows=["row1"], epochs=50)
+    fake(tmp_path / "b", rows=["row1"], epochs=50, seeds=1)
+    (tmp_path / "b" / "row1" / "seed0" / "result.json").unlink()
+    tables.main([str(tmp_path)])
+    assert "No run in " + str(tmp_path / "b") in capsys.readouterr().out
+    assert (tmp_path / "a" / "table.md").exists()
+    assert not (tmp_path / "b" / "table.md").exists()
 
 
 def test_latex_is_balanced_and_escaped(copied):
@@ -456,8 +516,13 @@ def test_claims_of_the_reports_own_numbers(tmp_path):
     # With GELU the report's deeper network is the worse one: 92.76% against 93.35%.
     assert found["ResNet-50 − ResNet-18, GELU, validation accuracy"]["verdict"] == "contradicted"
     assert found["strong − weak, training loss"]["verdict"] == "supported"
-    assert found["L1 − none, validation accuracy"]["verdict"] == "supported"
-    assert found["L2 − none, validation accuracy"]["verdict"] == "undecided"
+    over_fitting = found["strong − weak, over-fitting"]
+    assert over_fitting["effect"] == pytest.approx((0.9750 - 0.9499) - (0.9982 - 0.9425))
+    assert over_fitting["verdict"] == "supported"
+    regularized = found["the worse of L1 and L2 − none, validation accuracy"]
+    assert regularized["effect"] == pytest.approx(0.9105 - 0.9499)
+    assert regularized["verdict"] == "supported"
+    assert found["ResNet-18, GELU − ReLU, validation accuracy"]["verdict"] == "supported"
     gap = found["with − without BN, gap of the validation accuracy between the best and the worst "
                 "learning rate"]  # fmt: skip
     assert gap["effect"] == pytest.approx((0.8865 - 0.8623) - (0.8716 - 0.7702))
@@ -479,7 +544,43 @@ def test_one_seed_decides_nothing(tmp_path, capsys):
     fake(tmp_path, seeds=1)
     claims.main([str(tmp_path)])
     assert {record["verdict"] for record in verdicts(tmp_path).values()} == {"undecided"}
-    assert "on the report's side, 1 value" in capsys.readouterr().out
+    assert "on the report's side, one seed" in capsys.readouterr().out
+
+
+def test_rows_of_different_lengths_are_not_judged(tmp_path):
+    fake(tmp_path, rows=["row8"], epochs=200)
+    fake(tmp_path, rows=["row6"], epochs=3)
+    claims.main([str(tmp_path)])
+    found = verdicts(tmp_path)["strong − weak, validation accuracy"]
+    assert found["verdict"] == "undecided"
+    assert found["notes"] == {"row6": "SHORTENED: 3 of 200 epochs"}
+    page = (tmp_path / "claims.md").read_text()
+    assert "but trained for different lengths) †" in page
+    assert "**† row6: SHORTENED: 3 of 200 epochs**" in page
+
+
+def test_runs_without_a_common_seed_or_without_steps(tmp_path):
+    fake(tmp_path, rows=[f"vgg{i}" for i in range(1, 9)], seeds=2)
+    for i in range(1, 9):
+        shutil.rmtree(tmp_path / f"vgg{i}" / f"seed{i % 2}")
+    claims.main([str(tmp_path)])
+    assert "NaN" not in (tmp_path / "claims.json").read_text()
+    assert figures.main([str(tmp_path), "--only=fig5"]) == 1
+    fake(tmp_path / "more", rows=[f"vgg{i}" for i in range(1, 9)], seeds=1)
+    (tmp_path / "more" / "vgg3" / "seed0" / "steps.jsonl").unlink()
+    assert figures.main([str(tmp_path / "more"), "--only=fig5"]) == 1
+    (tmp_path / "more" / "vgg3" / "seed0" / "steps.jsonl").write_text("{oops\n")
+    with pytest.raises(UserError, match=r"steps\.jsonl is damaged"):
+        figures.main([str(tmp_path / "more"), "--only=fig5"])
+
+
+def test_size_of_a_change_against_another():
+    values = {"a": [0.93, 0.94, 0.95], "b": [0.90, 0.91, 0.89], "base": [0.92, 0.921, 0.922]}
+    found = claims._larger(lambda row, _: values[row], "a", "b", "base")
+    # |0.94 − 0.921| − |0.90 − 0.921|: the base counts twice, negatively.
+    assert found.mean == pytest.approx(0.019 - 0.021)
+    error = math.sqrt(0.01**2 / 3 + 0.01**2 / 3 + 4 * 0.001**2 / 3)
+    assert found.std == pytest.approx(error)
 
 
 def test_claims_without_their_runs(copied):
@@ -494,6 +595,8 @@ def test_claims_without_their_runs(copied):
         (-0.5, 0.4, "above", 0.0, "contradicted"), (-0.5, 0.4, "below", 0.0, "supported"),
         (0.1, 0.3, "within", 0.5, "supported"), (0.1, 0.5, "within", 0.5, "undecided"),
         (0.9, 0.3, "within", 0.5, "contradicted"), (0.5, math.nan, "above", 0.0, "undecided"),
+        (0.5, 0.0, "above", 0.0, "undecided"), (0.5, 0.4, "not", 0.0, "supported"),
+        (-0.5, 0.6, "not", 0.0, "undecided"),
         (-0.4, 0.05, "above", -0.5, "supported"),
     ],
 )  # fmt: skip

@@ -59,7 +59,8 @@ def test_all_figures_are_drawn(copied):
     assert {path.stem for path in folder.iterdir()} == names
     for name in names:
         with Image.open(folder / f"{name}.png") as picture:
-            assert len(np.unique(np.asarray(picture.convert("L")))) > 10  # not a blank one
+            pixels = np.asarray(picture.convert("L"))
+            assert np.mean(pixels[pixels.shape[0] // 4 :] < 250) > 0.01  # ink below the title
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -216,7 +217,10 @@ def test_stopped_measurements_go_on(measured, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(smoothness.Probe, "__call__", stop_at_the_second)
     assert smooth(tmp_path) == 128 + signal.SIGTERM
-    assert "saved at step 4" in capsys.readouterr().err
+    assert "saved at step 3" in capsys.readouterr().err
+    path = tmp_path / "smoothness" / "vgg6_seed0" / "measurements.jsonl"
+    with path.open("a") as file:  # as of a kill after a measurement that no checkpoint followed
+        file.write(json.dumps(measurements(measured)[2] | {"loss": 9.0}) + "\n")
     monkeypatch.setattr(smoothness.Probe, "__call__", real)
     assert smooth(tmp_path) == 0
     assert measurements(tmp_path) == measurements(measured)
@@ -231,6 +235,19 @@ def test_other_settings_are_refused(measured, capsys):
     assert "step_sizes: [0.05" in capsys.readouterr().err
     assert smooth(measured, "--config.optim.learning_rate=0.1") == 2
     assert "optim.learning_rate: 0.001 -> 0.1" in capsys.readouterr().err
+
+
+def test_fewer_steps_than_the_row_are_marked(tmp_path, measured):
+    assert smooth(tmp_path, "--steps=2") == 0
+    (folder,) = (tmp_path / "smoothness").glob("*_seed0")
+    note = smoothness.note_of(folder / "settings.json")
+    assert "SHORTENED: 2 of 6 steps" in note
+    assert "SHORTENED: 2 of 50 epochs" in note
+    note = smoothness.note_of(measured / "smoothness" / "vgg6_seed0" / "settings.json")
+    assert "steps" not in note
+    (folder / "measurements.jsonl").unlink()  # killed before the first one
+    with pytest.raises(UserError, match="holds no measurements"):
+        smoothness.draw(tmp_path / "smoothness")
 
 
 @pytest.mark.parametrize("option", ["--step-sizes=", "--step-sizes=0", "--every=-1", "--rows=x"])
