@@ -253,24 +253,23 @@ def judge(rows: dict[str, list[Run]]) -> list[dict[str, Any]]:
             found.append(record | {"verdict": "no runs", "missing": missing})
             continue
         effect = item.effect(of)
+        if math.isnan(effect.mean):
+            found.append(record | {"verdict": "no runs", "missing": ["one seed in all of these"]})
+            continue
+        alike = len({tuple(rows[name][0].shortened) for name in item.rows}) == 1
+        word = verdict(effect, item.expected, item.bound) if alike else "undecided"
         known = not math.isnan(effect.half)
-        found.append(
-            record
-            | {
-                "effect": effect.mean,
-                "interval": [effect.mean - effect.half, effect.mean + effect.half]
-                if known
-                else None,
-                "n": effect.n,
-                "agrees": agrees(effect.mean, item.expected, item.bound),
-                "verdict": verdict(effect, item.expected, item.bound),
-            }
-        )
+        found.append({
+            **record,
+            "effect": effect.mean,
+            "interval": [effect.mean - effect.half, effect.mean + effect.half] if known else None,
+            "n": effect.n,
+            "notes": {name: rows[name][0].mark for name in item.rows if rows[name][0].mark},
+            "alike": alike,
+            "agrees": agrees(effect.mean, item.expected, item.bound),
+            "verdict": word,
+        })  # fmt: skip
     return found
-
-
-def _interval(effect: Estimate) -> list[float]:
-    return [effect.mean - effect.half, effect.mean + effect.half]
 
 
 # --- words ------------------------------------------------------------------------------------

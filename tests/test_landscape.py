@@ -210,17 +210,17 @@ def test_measurement_by_hand(measured):
 def test_stopped_measurements_go_on(measured, tmp_path, monkeypatch, capsys):
     real = smoothness.Probe.__call__
 
-    def stop_at_the_second(self, state, *batch, **more):
-        if int(state.step) == 2:
+    def stop_at_the_first(self, state, *batch, **more):
+        if int(state.step) == 0:
             signal.raise_signal(signal.SIGTERM)
         return real(self, state, *batch, **more)
 
-    monkeypatch.setattr(smoothness.Probe, "__call__", stop_at_the_second)
+    monkeypatch.setattr(smoothness.Probe, "__call__", stop_at_the_first)
     assert smooth(tmp_path) == 128 + signal.SIGTERM
-    assert "saved at step 3" in capsys.readouterr().err
+    assert "saved at step 1" in capsys.readouterr().err
     path = tmp_path / "smoothness" / "vgg6_seed0" / "measurements.jsonl"
     with path.open("a") as file:  # as of a kill after a measurement that no checkpoint followed
-        file.write(json.dumps(measurements(measured)[2] | {"loss": 9.0}) + "\n")
+        file.write(json.dumps(measurements(measured)[1] | {"loss": 9.0}) + "\n")
     monkeypatch.setattr(smoothness.Probe, "__call__", real)
     assert smooth(tmp_path) == 0
     assert measurements(tmp_path) == measurements(measured)
