@@ -74,13 +74,13 @@ def fig2(workdir: pathlib.Path, paths: list[pathlib.Path], note: str, image: int
 
     kernels = np.asarray(variables["params"][conv]["kernel"])  # [3, 3, 3, features]
     title = f"First layer of {config.model.name}, and test image {image} "
-    title += f"({test.class_names[test.labels[image]]})"
+    title += f"({test.class_names[test.labels[image]]}); colours and maps each to its own range"
     with plots.drawing(*paths, size=(13, 8.8), title=title + note) as figure:
         panels = figure.subplots(2, 3).flat
         color = kernels - kernels.min((0, 1, 2))
         color = color / np.maximum(color.max((0, 1, 2)), 1e-12)
         panels[0].imshow(_mosaic(np.moveaxis(color, -1, 0)))
-        panels[0].set_title("kernels, in colour (each to its own range)")
+        panels[0].set_title("kernels, in colour")
         mean = np.moveaxis(kernels.mean(2), -1, 0)
         limit = float(np.abs(mean).max())
         shown = panels[1].imshow(_mosaic(mean), cmap="gray", vmin=-limit, vmax=limit)
@@ -92,7 +92,7 @@ def fig2(workdir: pathlib.Path, paths: list[pathlib.Path], note: str, image: int
             maps = np.moveaxis(maps, -1, 0)
             low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
             axes.imshow(_mosaic((maps - low) / np.maximum(high - low, 1e-12)), cmap="gray")
-            axes.set_title(f"feature maps {name}, each to its own range")
+            axes.set_title(f"feature maps {name}")
         for axes in figure.axes[:6]:
             axes.set_axis_off()
 

@@ -57,7 +57,8 @@ def copied(swept, tmp_path):
 
 
 def fake(out, changes=None, seeds=3, rows=ROWS, epochs=2, **fields):
-    """Writes runs whose best epoch has the report's numbers, plus 0.001 × (seed − 1).
+    """Writes runs whose best epoch has the report's numbers, plus 0.001 × (seed − 1); twice that
+    for the training accuracy.
 
     Args:
       changes: {row: {metric: added}}.
@@ -87,7 +88,9 @@ def fake(out, changes=None, seeds=3, rows=ROWS, epochs=2, **fields):
             for epoch in range(1, epochs + 1):
                 best = epoch == epochs - 1  # the last epoch is a little worse
                 record = {
-                    metric: row[metric] + 0.001 * (seed - 1) - (0 if best else 0.002)
+                    metric: row[metric]
+                    + 0.001 * (seed - 1) * (2 if metric == "train_accuracy" else 1)
+                    - (0 if best else 0.002)
                     for metric in ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
                 }
                 records.append(record | {
