@@ -421,7 +421,7 @@ class _Run:
             "data": self.provenance,
             "compile_seconds": self.programs.compile_seconds - self.compiled_before,
             "train_seconds": sum(record["seconds"] for record in records),
-            "peak_memory_bytes": _peak_memory(),
+            "peak_memory_bytes": peak_memory(),
         }
         if self.test is not None:
             self.checkpoints.wait()
@@ -468,7 +468,7 @@ def _parameter_count(state: TrainState) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Bytes: of the fullest device where it tells, else of the process."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     device_peak = max(stat.get("peak_bytes_in_use", 0) for stat in stats)

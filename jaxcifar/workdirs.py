@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+import jaxcifar
 from jaxcifar import metrics
 from jaxcifar.config import Config, differences
 from jaxcifar.errors import UserError
@@ -93,7 +94,8 @@ def environment(in_force: dict) -> dict[str, Any]:
     """Returns the versions, commit, machine and time, JSON-ready, with `in_force` among them."""
     devices = jax.devices()
     return {
-        **{name: version(name) for name in ("jaxcifar", "jax", "flax", "optax", "numpy")},
+        "jaxcifar": jaxcifar.__version__,  # installed or not
+        **{name: version(name) for name in ("jax", "flax", "optax", "numpy")},
         "python": platform.python_version(),
         "commit": git_commit(),
         "device": devices[0].device_kind,

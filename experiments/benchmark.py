@@ -1,0 +1,253 @@
+"""Measures training speed, beside PyTorch's in the same run, and against what the machine can do.
+
+    python -m experiments.benchmark --against=torch
+    python -m experiments.benchmark --models=resnet18 --batch=256 --augment=strong --out=a.json
+
+Each model's training step is compiled and warmed up, then timed in turns with PyTorch's (A B A B…),
+so that a slow minute of the machine falls on both; the table has medians and ranges. The step is
+the one that training runs. PyTorch's is the plain definition of `tests/torch_reference.py` with its
+usual fast settings: both memory formats, in-place activations, and on a GPU `torch.compile` and
+autocast where the dtype is bfloat16. Neither loads data: images are on the device. PyTorch does not
+augment; --augment=none (the default) compares like with like.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.cost import forward_multiply_adds
+from jaxcifar import augment, data, metrics, programs, sharding, train, workdirs
+from jaxcifar.config import base_config
+from jaxcifar.errors import UserError, choose, exit_code
+from jaxcifar.models import MODELS
+from jaxcifar.programs import DTYPES, Programs, hyperparams_of, static_part
+
+Timer = Callable[[], float]  # runs some steps; returns images per second
+
+
+# --- what is timed ----------------------------------------------------------------------------
+
+
+def jax_timer(
+    model: str, batch: int, dtype: str, augmentation: str, steps: int
+) -> tuple[Timer, dict]:
+    """Returns a timer of the training step, and facts: seconds to start, bytes."""
+    config = base_config()
+    config.model.name, config.model.dtype, config.model.dropout_rate = model, dtype, 0.0
+    config.data.name, config.data.augment = "synthetic", augmentation
+    config.train.batch_size = batch
+    train.check_config(config)
+    images = data.load("synthetic", "train", size=max(batch * 4, 1024))
+    mesh = sharding.make_mesh()
+    made = Programs(static_part(config), len(images), (images.mean, images.std), mesh)
+    began = time.monotonic()
+    hyperparams = sharding.replicate(hyperparams_of(config), mesh)
+    state = made.init(sharding.replicate(np.uint32(0), mesh), hyperparams)
+    jax.block_until_ready(state.params)
+    init_seconds = time.monotonic() - began
+    order = made.order(state.key, sharding.replicate(np.int32(1), mesh))
+    rest = hyperparams, *sharding.replicate((images.images, images.labels), mesh), order
+    per_call = made.steps_per_call
+    made.compiled_train(per_call, state, *rest)
+    calls = max(1, steps // per_call)
+
+    def run() -> float:
+        nonlocal state
+        began = time.monotonic()
+        for _ in range(calls):
+            state, _ = made.train(per_call, state, *rest)
+        jax.block_until_ready(state.params)
+        return calls * per_call * batch / (time.monotonic() - began)
+
+    facts = {
+        "init_seconds": init_seconds,
+        "compile_seconds": made.compile_seconds,
+        "dtype": made.in_force["dtype"],
+    }
+    return run, facts
+
+
+def torch_timer(model: str, batch: int, dtype: str, channels_last: bool, steps: int) -> Timer:
+    """Returns a timer of PyTorch's training step: forward, backward, Adam.
+
+    Raises:
+      UserError: PyTorch, or the repository's tests, are not there.
+    """
+    try:
+        import torch
+
+        from tests import torch_reference
+    except ImportError as error:
+        raise UserError(
+            "--against=torch needs PyTorch (pip install 'jaxcifar[parity]') and a checkout with "
+            f"its tests: {error}."
+        ) from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    net: Any = torch_reference.create(model).to(device).to(memory_format=layout).train()
+    for module in net.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = True
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    images = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=layout)
+    labels = torch.randint(10, (batch,), device=device)
+    cast: Any = contextlib.nullcontext
+    if dtype == "bfloat16":
+        cast = lambda: torch.autocast(device, torch.bfloat16)  # noqa: E731
+    forward = torch.compile(net) if device == "cuda" else net
+
+    def run() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        began = time.monotonic()
+        for _ in range(steps):
+            optimizer.zero_grad(set_to_none=True)
+            with cast():
+                loss = torch.nn.functional.cross_entropy(forward(images), labels)
+            loss.backward()
+            optimizer.step()
+        loss.item()  # waits
+        return steps * batch / (time.monotonic() - began)
+
+    return run
+
+
+def ceilings() -> dict[str, float]:
+    """Measures what the device can do: float32 product in GFLOP/s, and a copy in GB/s."""
+    n = 2048 if jax.default_backend() == "cpu" else 8192
+    matrix = jnp.ones((n, n), jnp.float32)
+    half = matrix.astype(jnp.bfloat16)
+    product = jax.jit(jnp.matmul)
+    flops = {"float32": _fastest(product, matrix, matrix)}
+    flops["bfloat16"] = _fastest(product, half, half)
+    array = jnp.ones(2**26, jnp.float32)
+    seconds = _fastest(jax.jit(lambda x: x + 1), array)
+    found = {f"{name}_product_gflops": 2e-9 * n**3 / t for name, t in flops.items()}
+    return found | {"copy_gb_per_second": 2 * 4e-9 * array.size / seconds}
+
+
+def _fastest(function: Callable, *args: jax.Array) -> float:
+    jax.block_until_ready(function(*args))
+    seconds = []
+    for _ in range(7):
+        began = time.monotonic()
+        jax.block_until_ready(function(*args))
+        seconds.append(time.monotonic() - began)
+    return min(seconds)
+
+
+# --- measuring --------------------------------------------------------------------------------
+
+
+def in_turns(timers: dict[str, Timer], repeats: int) -> dict[str, list[float]]:
+    """Runs each timer once to warm up, then all of them in turns."""
+    for timer in timers.values():
+        timer()
+    found: dict[str, list[float]] = {name: [] for name in timers}
+    for _ in range(repeats):
+        for name, timer in timers.items():
+            time.sleep(0.3)  # the threads of the one before stop spinning
+            found[name].append(timer())
+    return found
+
+
+def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the measurements of one model, JSON-ready."""
+    batch, steps = arguments.batch, arguments.steps
+    timer, facts = jax_timer(model, batch, arguments.dtype, arguments.augment, steps)
+    timers = {"jaxcifar": timer}
+    if arguments.against == "torch":
+        for name, channels_last in (("torch", False), ("torch channels_last", True)):
+            timers[name] = torch_timer(model, batch, facts["dtype"], channels_last, steps)
+    rates = in_turns(timers, arguments.repeats)
+    ours = statistics.median(rates["jaxcifar"])
+    result = {"model": model, **facts, "peak_memory_bytes": train.peak_memory()}
+    result["images_per_second"] = rates
+    result["gflops"] = 6e-9 * forward_multiply_adds(model) * ours
+    others = [statistics.median(values) for name, values in rates.items() if name != "jaxcifar"]
+    result["ratio"] = ours / max(others) if others else None
+    return result
+
+
+def table(content: dict[str, Any]) -> str:
+    """Returns the measurements as a Markdown table."""
+    lines = [
+        "| model | what | images/s, median | lowest … highest | of PyTorch's best | GFLOP/s "
+        "| init | compile |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in content["results"]:
+        for name, rates in result["images_per_second"].items():
+            rate = statistics.median(rates)
+            gflops = (
+                result["gflops"] * rate / statistics.median(result["images_per_second"]["jaxcifar"])
+            )
+            cells = [
+                result["model"],
+                name,
+                f"{rate:,.1f}",
+                f"{min(rates):,.1f} … {max(rates):,.1f}",
+            ]
+            ours = name == "jaxcifar"
+            cells.append(f"{result['ratio']:.2f}×" if ours and result["ratio"] else "")
+            cells.append(f"{gflops:,.0f}")
+            for fact in ("init_seconds", "compile_seconds"):
+                cells.append(f"{result[fact]:.1f} s" if ours else "")
+            lines.append("| " + " | ".join(cells) + " |")
+    limits = ", ".join(
+        f"{name.replace('_', ' ')} {v:,.0f}" for name, v in content["ceilings"].items()
+    )
+    return "\n".join([*lines, "", f"The device's own: {limits}."])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--models", default="resnet18,densenet121,vgg_a_bn")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--dtype", default="auto", choices=DTYPES)
+    parser.add_argument("--augment", default="none", choices=augment.AUGMENTATIONS)
+    parser.add_argument("--steps", type=int, default=4, help="in each repeat")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--against", choices=("torch",))
+    parser.add_argument("--out", type=pathlib.Path, help="a JSON file")
+    arguments = parser.parse_args(argv)
+    models = [choose("A model in --models", name, MODELS) for name in arguments.models.split(",")]
+    for name in ("batch", "steps", "repeats"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 1.")
+    if arguments.out and not arguments.out.parent.is_dir():
+        raise UserError(f"There is no folder {arguments.out.parent} to write {arguments.out} in.")
+    programs.use_compilation_cache()
+    settings = {name: getattr(arguments, name) for name in ("batch", "augment", "steps", "repeats")}
+    content = {
+        "settings": settings,
+        "environment": workdirs.environment({}) | {"tunables": os.environ.get("GLIBC_TUNABLES")},
+        "ceilings": ceilings(),
+        "results": [],
+    }
+    for model in models:
+        content["results"].append(measure(model, arguments))
+        print(f"{model} done", file=sys.stderr, flush=True)
+        if arguments.out:
+            metrics.write_json(arguments.out, content)
+    print(table(content))
+    print(json.dumps(content["environment"]))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
