@@ -76,7 +76,7 @@ def _slice_command(arguments: argparse.Namespace, options: list[str]) -> None:
     title = (
         f"Loss around {MODEL_NAMES.get(settings['model'], settings['model'])} ({name}, step "
         f"{settings['step']}): {found['loss'][center]:.3f}\non {settings['images']:,} training "
-        f"images, BN statistics {settings['batch_norm']}"
+        f"images{slices.statistics_note(settings)}"
     )
     parts = workdir.resolve().parts[-2:]
     row = next((part for part in reversed(parts) if part in ROWS), None)

@@ -23,6 +23,7 @@ import numpy as np
 from experiments import claims, figures, tables
 from experiments.report_tables import ROWS
 from experiments.runs import Run, finished, read_json, read_records, sweeps
+from experiments.slices import statistics_note
 from experiments.smoothness import effective_smoothness, note_of
 from jaxcifar import metrics, workdirs
 from jaxcifar.errors import UserError, exit_code
@@ -124,7 +125,7 @@ def sweep_section(name: str, sweep: pathlib.Path, rows: dict[str, list[Run]]) ->
         parts.append(f"<p class=warn>† {text(note)}. Not comparable with the report’s.</p>")
     missing = [
         f"{run.row.config}, seed {run.seed}: unfinished, epoch {len(run.records)} of "
-        f"{run.config['train.epochs']}. Start the sweep again: `{tables.command([run])}`"
+        f"{run.config['train.epochs']}. Start the sweep again: `{tables.commands({run.row.config: [run]})[0]}`"
         for run in runs
         if run.result is None
     ]
@@ -141,7 +142,7 @@ def sweep_section(name: str, sweep: pathlib.Path, rows: dict[str, list[Run]]) ->
         missing += absent
     parts.append(_missing(missing))
     facts = "".join(f"<li>{text(line)}</li>" for line in tables.provenance(runs))
-    commands = html.escape("\n".join(tables.command(of_row) for of_row in rows.values()))
+    commands = html.escape("\n".join(tables.commands(rows)))
     parts.append(f"<h3>Where these numbers come from</h3><ul>{facts}</ul><pre>{commands}</pre>")
     return "\n".join(parts)
 
@@ -206,8 +207,8 @@ def landscape_section(folder: pathlib.Path) -> str:
                 environment = json.loads(str(content["environment"]))
             caption = (
                 f"After Li et al. 2018: {path.stem}. Checkpoint {settings['checkpoint']} at step "
-                f"{settings['step']}, {settings['images']:,} training images, BN statistics "
-                f"{settings['batch_norm']}, directions of seed {settings['seed']}. "
+                f"{settings['step']}, {settings['images']:,} training images"
+                f"{statistics_note(settings)}, directions of seed {settings['seed']}. "
                 f"{_images(settings)}; commit {environment['commit']}, "
                 f"{environment['devices']} × {environment['device']}."
             )

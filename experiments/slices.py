@@ -181,6 +181,11 @@ def _statistics_of(made: Programs, batch_size: int) -> Callable[[dict, jax.Array
     return statistics
 
 
+def statistics_note(settings: dict[str, Any]) -> str:
+    """Says which BatchNorm statistics a slice used; "" for a network without."""
+    return "" if settings["model"] == "vgg_a" else f", BN statistics {settings['batch_norm']}"
+
+
 def draw(found: dict[str, np.ndarray], path: pathlib.Path, title: str) -> list[pathlib.Path]:
     """Draws what `slice_around` returns, beside its file; returns the pictures' files."""
     paths = [path.with_suffix(".png"), path.with_suffix(".pdf")]
@@ -211,6 +216,7 @@ def draw(found: dict[str, np.ndarray], path: pathlib.Path, title: str) -> list[p
         flat.plot(0, 0, "*", color="white", markeredgecolor="black", markersize=11)
         flat.set(xlabel="first direction (filter norms)", ylabel="second direction (filter norms)")
         flat.set_aspect("equal")
+        flat.locator_params(nbins=5)
         solid: Any = figure.add_subplot(1, 2, 2, projection="3d")
         x, y = np.meshgrid(along, along)
         solid.plot_surface(x, y, np.log10(loss), cmap="viridis", rstride=1, cstride=1, lw=0)

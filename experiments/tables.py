@@ -238,15 +238,24 @@ def provenance(runs: Sequence[Run]) -> list[str]:
     return [f"{name}: {' | '.join(sorted(values))}" for name, values in facts.items()]
 
 
-def command(runs: Sequence[Run]) -> str:
-    """Returns the command that makes a row's runs, or goes on with them."""
-    run, seeds = runs[0], ",".join(str(run.seed) for run in runs)
-    if run.folder.name == run.row.config:
-        return (f"python -m jaxcifar.main --config=configs/{run.row.config}.py "
-                f"--workdir={run.folder}{run.options}")  # fmt: skip
-    out = run.folder.parent.parent
-    return (f"python -m experiments.sweep --rows={run.row.config} --seeds={seeds} --out={out}"
-            f"{run.options}")  # fmt: skip
+def commands(rows: dict[str, list[Run]]) -> list[str]:
+    """Returns the commands that make these runs, or go on with them."""
+    alike: dict[tuple, list[str]] = {}
+    found = []
+    for name, runs in rows.items():
+        run = runs[0]
+        if run.folder.name == name:
+            found.append(f"python -m jaxcifar.main --config=configs/{name}.py "
+                         f"--workdir={run.folder}{run.options}")  # fmt: skip
+            continue
+        seeds = ",".join(str(run.seed) for run in runs)
+        alike.setdefault((seeds, run.folder.parent.parent, run.options), []).append(name)
+    for (seeds, out, options), names in alike.items():
+        rows_given = ",".join(names)
+        found.append(
+            f"python -m experiments.sweep --rows={rows_given} --seeds={seeds} --out={out}{options}"
+        )
+    return found
 
 
 def tables(rows: dict[str, list[Run]]) -> list[Table]:
@@ -300,7 +309,7 @@ def markdown(rows: dict[str, list[Run]]) -> str:
         ]
         parts.append("")
     parts += ["## Where the numbers come from\n", *(f"- {line}" for line in provenance(runs))]
-    parts += ["", "```", *map(command, rows.values()), "```", ""]
+    parts += ["", "```", *commands(rows), "```", ""]
     return "\n".join(parts)
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import pathlib
 import shutil
 import signal
 
@@ -615,3 +616,15 @@ def test_interrupted_is_no_failure(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train, "train_and_evaluate", stopped)
     assert start(tmp_path / "out", "vgg2", "0") == 128 + signal.SIGTERM
+
+
+# --- the results in the repository ------------------------------------------------------------
+
+
+def test_the_tables_of_the_kept_results_are_those_of_their_runs(monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
+    for folder, rows in runs.sweeps("experiments/results").items():
+        assert tables.markdown(rows) == (folder / "table.md").read_text()
+        assert tables.comma_separated(rows) == (folder / "table.csv").read_text()
+        assert claims.markdown(claims.judge(rows), rows) == (folder / "claims.md").read_text()
+        assert all(run.shortened for of_row in rows.values() for run in of_row)
