@@ -123,12 +123,13 @@ def sweep_section(name: str, sweep: pathlib.Path, rows: dict[str, list[Run]]) ->
     parts = [f"<h2 id={_anchor(name)}>Runs in {html.escape(name)}</h2>"]
     for note in tables.notes(rows):
         parts.append(f"<p class=warn>† {text(note)}. Not comparable with the report’s.</p>")
-    missing = [
-        f"{run.row.config}, seed {run.seed}: unfinished, epoch {len(run.records)} of "
-        f"{run.config['train.epochs']}. Start the sweep again: `{tables.commands({run.row.config: [run]})[0]}`"
-        for run in runs
-        if run.result is None
-    ]
+    missing = []
+    for run in runs:
+        if run.result is None:
+            (command,) = tables.commands({run.row.config: [run]})
+            epochs = f"{len(run.records)} of {run.config['train.epochs']}"
+            missing.append(f"{run.row.config}, seed {run.seed}: unfinished, epoch {epochs}. Start "
+                           f"the sweep again: `{command}`")  # fmt: skip
     if finished(runs):
         for grid in tables.tables(rows):
             parts += [f"<h3>{text(grid.title)}</h3>", table(grid.header, grid.lines)]
