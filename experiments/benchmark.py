@@ -13,6 +13,7 @@ augment; --augment=none (the default) compares like with like.
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import pathlib
@@ -85,9 +86,8 @@ def torch_timer(model: str, batch: int, dtype: str, channels_last: bool, steps: 
       UserError: PyTorch, or the repository's tests, are not there.
     """
     try:
-        import torch
-
-        from tests import torch_reference
+        torch: Any = importlib.import_module("torch")
+        torch_reference: Any = importlib.import_module("tests.torch_reference")
     except ImportError as error:
         raise UserError(
             "--against=torch needs PyTorch (pip install 'jaxcifar[parity]') and a checkout with "
