@@ -284,24 +284,32 @@ def draw(rows: Rows, sweep: pathlib.Path, only: list[str], chosen: Run | None) -
             lines += [f"drew {folder / stem}.png and .pdf" for stem in drawn]
             if not drawn:
                 lines.append(f"no {name}: it needs finished runs that are not in {sweep}")
-        elif chosen is None and name == "augment":
-            run = next(run for runs in rows.values() for run in runs)
-            network_figures.augmentations(run.folder, _paths(folder, name), "")
-            lines.append(f"drew {folder / name}.png and .pdf")
-        elif chosen is None:
-            lines.append(
-                f"no {name}: no finished run in {sweep} has its checkpoints/ folder. Train one "
-                "with the sweep, or name one with --run=FOLDER."
-            )
         else:
-            parts = [f"{chosen.row.config}, seed {chosen.seed}", chosen.mark]
-            if chosen.result is None:
-                epochs = f"{len(chosen.records)} of {chosen.config['train.epochs']}"
-                parts.append(f"UNFINISHED: epoch {epochs}")
-            note = "\n" + "; ".join(filter(None, parts))
-            network_figures.OF_NETWORK[name](chosen.folder, _paths(folder, name), note)
-            lines.append(f"drew {folder / name}.png and .pdf, of {chosen.folder}")
+            lines.append(_draw_of_network(name, rows, sweep, chosen))
     return lines
+
+
+def _draw_of_network(name: str, rows: Rows, sweep: pathlib.Path, chosen: Run | None) -> str:
+    run, note = chosen, ""
+    if name == "augment":  # needs a run's strengths, no checkpoint
+        run = chosen or next(run for runs in rows.values() for run in runs)
+    if run is None:
+        return (
+            f"no {name}: no finished run in {sweep} has its checkpoints/ folder. Train one with "
+            "the sweep, or name one with --run=FOLDER."
+        )
+    if chosen is not None:
+        parts = [f"{run.row.config}, seed {run.seed}", run.mark]
+        if run.result is None:
+            epochs = f"{len(run.records)} of {run.config['train.epochs']}"
+            parts.append(f"UNFINISHED: epoch {epochs}")
+        note = "\n" + "; ".join(filter(None, parts))
+    path = sweep / "figures" / name
+    try:
+        network_figures.OF_NETWORK[name](run.folder, _paths(path.parent, name), note)
+    except UserError as error:  # the images are not there, say; the other figures can be drawn
+        return f"no {name}: {error}"
+    return f"drew {path}.png and .pdf, of {run.folder}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -96,6 +96,18 @@ def test_figure_2_without_a_checkpoint(copied, capsys):
     assert not (copied / "figures" / "fig2.png").exists()
 
 
+def test_figures_without_the_images(copied, monkeypatch, capsys):
+    def missing(*_, **__):
+        raise UserError("CIFAR-10 was not found")
+
+    monkeypatch.setattr(data, "load", missing)
+    assert figures.main([str(copied), "--only=augment,fig2,fig3"]) == 1
+    printed = capsys.readouterr().out
+    assert "no augment: CIFAR-10 was not found" in printed
+    assert "no fig2: CIFAR-10 was not found" in printed
+    assert (copied / "figures" / "fig3.png").exists()
+
+
 def test_a_run_that_is_not_there(copied):
     with pytest.raises(UserError, match="is no run below"):
         figures.main([str(copied), "--run=elsewhere"])
