@@ -273,7 +273,9 @@ def choose_run(rows: Rows) -> Run | None:
     return max(there, key=lambda run: run.best["val_accuracy"], default=None)
 
 
-def draw(rows: Rows, sweep: pathlib.Path, only: list[str], chosen: Run | None) -> list[str]:
+def draw(
+    rows: Rows, sweep: pathlib.Path, only: list[str], chosen: Run | None, image: int
+) -> list[str]:
     """Draws figures of a sweep; returns a line about each."""
     folder = sweep / "figures"
     folder.mkdir(exist_ok=True)
@@ -285,12 +287,14 @@ def draw(rows: Rows, sweep: pathlib.Path, only: list[str], chosen: Run | None) -
             if not drawn:
                 lines.append(f"no {name}: it needs finished runs that are not in {sweep}")
         else:
-            lines.append(_draw_of_network(name, rows, sweep, chosen))
+            lines.append(_draw_of_network(name, rows, sweep, chosen, image))
     return lines
 
 
-def _draw_of_network(name: str, rows: Rows, sweep: pathlib.Path, chosen: Run | None) -> str:
-    run, note = chosen, ""
+def _draw_of_network(
+    name: str, rows: Rows, sweep: pathlib.Path, chosen: Run | None, image: int
+) -> str:
+    run, note, more = chosen, "", {"image": image} if name == "fig2" else {}
     if name == "augment":  # needs a run's strengths, no checkpoint
         run = chosen or next(run for runs in rows.values() for run in runs)
     if run is None:
@@ -306,7 +310,7 @@ def _draw_of_network(name: str, rows: Rows, sweep: pathlib.Path, chosen: Run | N
         note = "\n" + "; ".join(filter(None, parts))
     path = sweep / "figures" / name
     try:
-        network_figures.OF_NETWORK[name](run.folder, _paths(path.parent, name), note)
+        network_figures.OF_NETWORK[name](run.folder, _paths(path.parent, name), note, **more)
     except UserError as error:  # the images are not there, say; the other figures can be drawn
         return f"no {name}: {error}"
     return f"drew {path}.png and .pdf, of {run.folder}"
@@ -321,6 +325,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=pathlib.Path, help="a sweep's folder, or one above several")
     parser.add_argument("--only", default=",".join(FIGURES), help=f"of {', '.join(FIGURES)}")
     parser.add_argument("--run", type=pathlib.Path, help="whose network to draw")
+    parser.add_argument("--image", type=int, default=0, help="the test image of fig2 (default 0)")
     arguments = parser.parse_args(argv)
     only = [choose("A figure in --only", name.strip(), FIGURES) for name in
             arguments.only.split(",")]  # fmt: skip
@@ -340,7 +345,7 @@ def main(argv: list[str] | None = None) -> int:
         chosen[sweep] = run
     failed = False
     for sweep, rows in found.items():
-        lines = draw(rows, sweep, only, chosen[sweep])
+        lines = draw(rows, sweep, only, chosen[sweep], arguments.image)
         print("\n".join(lines), flush=True)
         failed |= set(only) != set(FIGURES) and any(line.startswith("no ") for line in lines)
     return 1 if failed else 0

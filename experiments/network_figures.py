@@ -12,6 +12,7 @@ import numpy as np
 from jaxcifar import augment, data, plots, train, workdirs
 from jaxcifar.config import Config
 from jaxcifar.data import Dataset
+from jaxcifar.errors import UserError
 from jaxcifar.models import layers
 from jaxcifar.programs import create_model
 
@@ -50,6 +51,8 @@ def fig2(workdir: pathlib.Path, paths: list[pathlib.Path], note: str, image: int
     has one) and after the activation; each map is scaled to its own range.
     """
     config, variables, test = _load(workdir)
+    if not 0 <= image < len(test):
+        raise UserError(f"--image is {image}; the test images are 0 to {len(test) - 1:,}.")
     model = create_model(config)
     inputs = augment.normalize(jnp.asarray(test.images[image : image + 1]), test.mean, test.std)
     # The first convolution and normalisation are conv1 and bn1, or conv0 and norm0 in DenseNet.
@@ -222,7 +225,7 @@ def augmentations(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -
 
 
 # Functions of a run's folder, the files to write and a note below the title.
-OF_NETWORK: dict[str, Callable[[pathlib.Path, list[pathlib.Path], str], None]] = {
+OF_NETWORK: dict[str, Callable[..., None]] = {
     "fig2": fig2,
     "confusion": confusion,
     "classes": classes,

@@ -17,6 +17,8 @@ import time
 import traceback
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
@@ -167,6 +169,21 @@ def _size(job: Job) -> tuple[str, float]:
     return job.config.model.name, job.config.model.width
 
 
+@functools.lru_cache
+def guessed_multiply_adds_per_second() -> float:
+    """Returns half the speed of this device's matrix product: a guess until an epoch is done."""
+    cpu = jax.default_backend() == "cpu"
+    n = 2048 if cpu else 8192
+    matrix = jnp.ones((n, n), jnp.float32 if cpu else jnp.bfloat16)
+    product = jax.jit(jnp.matmul)
+    seconds = []
+    for _ in range(4):
+        began = time.monotonic()
+        jax.block_until_ready(product(matrix, matrix))
+        seconds.append(time.monotonic() - began)
+    return 0.5 * n**3 / min(seconds)
+
+
 def time_left(jobs: list[Job]) -> str:
     """Says how long the jobs that are not done will take, by the speed of the epochs so far."""
     work = sum(work_left(job) for job in jobs if job.state != "done")
@@ -174,7 +191,8 @@ def time_left(jobs: list[Job]) -> str:
         return "nothing left"
     if speed := multiply_adds_per_second(jobs):
         return f"about {metrics.duration(work / speed)} left"
-    return f"{work / 1e15:,.3g} × 10¹⁵ multiply-adds left (time known after one epoch)"
+    guess = metrics.duration(work / guessed_multiply_adds_per_second())
+    return f"roughly {guess} left (a guess from this device's matrix product, before any epoch)"
 
 
 # --- the command ------------------------------------------------------------------------------

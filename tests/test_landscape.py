@@ -108,6 +108,13 @@ def test_figures_without_the_images(copied, monkeypatch, capsys):
     assert (copied / "figures" / "fig3.png").exists()
 
 
+def test_the_image_of_figure_2(copied, capsys):
+    run = f"--run={copied / 'vgg2' / 'seed0'}"
+    assert figures.main([str(copied), "--only=fig2", run, "--image=7"]) == 0
+    assert figures.main([str(copied), "--only=fig2", run, "--image=256"]) == 1
+    assert "the test images are 0 to 255" in capsys.readouterr().out
+
+
 def test_a_run_that_is_not_there(copied):
     with pytest.raises(UserError, match="is no run below"):
         figures.main([str(copied), "--run=elsewhere"])
