@@ -184,7 +184,7 @@ def values_of_runs(rows: dict[str, list[Run]]) -> Values:
         seeds = sorted(set.intersection(*map(set, by_rate)))
         if quantity == "loss gap":
             curves = [loss_curves(rows, _GROUPS[row], seed, SMOOTHING_STEPS) for seed in seeds]
-            return [float(np.mean(np.ptp(c, axis=0))) for c in curves if c is not None and c.size]
+            return [float(np.mean(np.ptp(c, axis=0))) for c in curves if c is not None]
         return [_of_group([runs[seed].best for runs in by_rate], quantity) for seed in seeds]
 
     return of
@@ -254,7 +254,7 @@ def judge(rows: dict[str, list[Run]]) -> list[dict[str, Any]]:
             continue
         effect = item.effect(of)
         if math.isnan(effect.mean):
-            found.append(record | {"verdict": "no runs", "missing": ["one seed in all of these"]})
+            found.append(record | {"verdict": "no runs", "missing": ["a seed that all have"]})
             continue
         alike = len({tuple(rows[name][0].shortened) for name in item.rows}) == 1
         word = verdict(effect, item.expected, item.bound) if alike else "undecided"

@@ -160,7 +160,7 @@ def slice_around(
 
 
 def _statistics_of(made: Programs, batch_size: int) -> Callable[[dict, jax.Array], dict]:
-    """Returns (variables, images) -> BatchNorm statistics of the images, mean over batches."""
+    """Returns (variables, images) -> BatchNorm statistics: the mean over whole batches."""
 
     @jax.jit
     def of_batch(variables: dict, images: jax.Array) -> dict:

@@ -132,6 +132,11 @@ def _with_sizes(job: Job) -> Job:
 
 
 def with_options(config: Config, options: list[str]) -> Config:
+    """Returns `config` changed by options such as "--config.train.epochs=3".
+
+    Raises:
+      UserError: an option is unknown, has a value of another type, or is of the seed.
+    """
     values, argv = flags.FlagValues(), ["sweep", *options]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)

@@ -96,7 +96,13 @@ def test_page_needs_no_network_and_says_what_is_missing(page):
     assert "--only=fig2" in text  # no checkpoint: no picture
     assert "92.64% ± 0.10" in text
     assert text.count("NOT verified") == 0
+    assert '<td class="supported">supported</td>' in text  # rows vgg1 to vgg8 in full
     assert "commit: abc" in text
+
+
+def test_verdicts_of_shortened_runs_keep_their_colour():
+    assert report._cell("contradicted †") == '<td class="contradicted">contradicted †</td>'
+    assert report._cell("undecided (one seed)") == "<td>undecided (one seed)</td>"
 
 
 def test_nothing_to_report(tmp_path):
