@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.cost import forward_multiply_adds
-from jaxcifar import augment, data, metrics, programs, sharding, train, workdirs
+from jaxcifar import augment, compilation, data, metrics, sharding, train, workdirs
 from jaxcifar.config import base_config
 from jaxcifar.errors import UserError, choose, exit_code
 from jaxcifar.models import MODELS
@@ -232,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 1.")
     if arguments.out and not arguments.out.parent.is_dir():
         raise UserError(f"There is no folder {arguments.out.parent} to write {arguments.out} in.")
-    programs.use_compilation_cache()
+    compilation.use_cache()
     settings = {name: getattr(arguments, name) for name in ("batch", "augment", "steps", "repeats")}
     content = {
         "settings": settings,

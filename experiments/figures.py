@@ -33,7 +33,7 @@ from experiments import network_figures
 from experiments.report_tables import ROWS
 from experiments.runs import WITH_BN, WITHOUT_BN, Run, estimate, finished, loss_curves
 from experiments.tables import MODEL_NAMES, finished_sweeps, number
-from jaxcifar import plots, programs
+from jaxcifar import compilation, plots
 from jaxcifar.errors import UserError, choose, exit_code
 
 Rows = dict[str, list[Run]]
@@ -329,7 +329,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     only = [choose("A figure in --only", name.strip(), FIGURES) for name in
             arguments.only.split(",")]  # fmt: skip
-    programs.use_compilation_cache()
+    compilation.use_cache()
     found = finished_sweeps(arguments.folder)
     chosen = {sweep: choose_run(rows) for sweep, rows in found.items()}
     if arguments.run:

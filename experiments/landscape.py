@@ -22,7 +22,7 @@ from experiments.report_tables import ROWS
 from experiments.runs import mark, row_config
 from experiments.sweep import parse_rows, with_options
 from experiments.tables import MODEL_NAMES
-from jaxcifar import programs, workdirs
+from jaxcifar import compilation, workdirs
 from jaxcifar.config import flatten
 from jaxcifar.errors import UserError, exit_code
 
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--seed", type=int, default=0, help="of the directions")
     command.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/landscape"))
     arguments, options = parser.parse_known_args(argv)
-    programs.use_compilation_cache()
+    compilation.use_cache()
     arguments.run_command(arguments, options)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcifar import augment, data, plots, train, workdirs
+from jaxcifar import augment, compilation, data, plots, train, workdirs
 from jaxcifar.config import Config
 from jaxcifar.data import Dataset
 from jaxcifar.errors import UserError
@@ -30,7 +30,7 @@ def predictions(workdir: pathlib.Path) -> tuple[Dataset, np.ndarray]:
     config, variables, test = _load(workdir)
     model = create_model(config)
 
-    @jax.jit
+    @compilation.jit
     def probabilities(images: jax.Array) -> jax.Array:
         inputs = augment.normalize(images, test.mean, test.std)
         return jax.nn.softmax(model.apply(variables, inputs, train=False))

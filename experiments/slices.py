@@ -18,7 +18,7 @@ from matplotlib.colors import LogNorm
 
 from experiments.runs import read_json
 from experiments.smoothness import moved
-from jaxcifar import data, metrics, plots, sharding, train, workdirs
+from jaxcifar import compilation, data, metrics, plots, sharding, train, workdirs
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.models.layers import BatchNorm
 from jaxcifar.programs import Programs, static_part
@@ -162,7 +162,7 @@ def slice_around(
 def _statistics_of(made: Programs, batch_size: int) -> Callable[[dict, jax.Array], dict]:
     """Returns (variables, images) -> BatchNorm statistics: the mean over whole batches."""
 
-    @jax.jit
+    @compilation.jit
     def of_batch(variables: dict, images: jax.Array) -> dict:
         # From statistics of zero, one step of the moving average leaves (1 − momentum) · batch.
         zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])

@@ -19,7 +19,7 @@ import numpy as np
 from experiments.report_tables import ROWS
 from experiments.runs import mark, read_json, read_records
 from experiments.tables import MODEL_NAMES
-from jaxcifar import losses, metrics, plots, programs, sharding, train, workdirs
+from jaxcifar import compilation, losses, metrics, plots, programs, sharding, train, workdirs
 from jaxcifar.checkpoint import Checkpointer
 from jaxcifar.config import Config, differences, flatten
 from jaxcifar.data import Dataset
@@ -47,7 +47,7 @@ class Probe:
             )  # fmt: skip
             return losses.cross_entropy(logits, labels[rows]).mean()
 
-        self._gradient = jax.jit(jax.value_and_grad(loss))
+        self._gradient = compilation.jit(jax.value_and_grad(loss))
 
     def __call__(self, state, *batch: jax.Array, step_sizes: Sequence[float]) -> dict[str, Any]:
         """Looks along the gradient of the step that `state` is about to make.

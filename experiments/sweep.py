@@ -25,7 +25,7 @@ from ml_collections import config_flags
 from experiments.cost import forward_multiply_adds
 from experiments.report_tables import ROWS
 from experiments.runs import row_config
-from jaxcifar import data, metrics, programs, train, workdirs
+from jaxcifar import compilation, data, metrics, programs, train, workdirs
 from jaxcifar.config import Config
 from jaxcifar.errors import Interrupted, UserError, choose, exit_code, reason
 
@@ -261,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.dry_run:
         print(_table(jobs))
         return 0
-    programs.use_compilation_cache()
+    compilation.use_cache()
     began = time.monotonic()
     failed = run(jobs)
     print(f"\n{len(jobs) - len(failed)} of {len(jobs)} runs are in {arguments.out}, after "

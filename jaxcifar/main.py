@@ -13,7 +13,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxcifar import programs, train
+from jaxcifar import compilation, train
 from jaxcifar.errors import UserError, exit_code, reason
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -30,7 +30,7 @@ _CACHE = flags.DEFINE_bool(
 def main(_: Sequence[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax tells of every save
     if _CACHE.value:
-        programs.use_compilation_cache()
+        compilation.use_cache()
     workdir, config = _WORKDIR.value, _CONFIG.value
     if _MODE.value == "eval":
         if not workdir:

@@ -1,8 +1,6 @@
 """The compiled functions of a run, made from a config: initialise, order, train, evaluate."""
 
 import functools
-import pathlib
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxcifar import augment, models, optim, sharding
+from jaxcifar import augment, compilation, models, optim, sharding
 from jaxcifar.config import Config
 from jaxcifar.errors import UserError, choose
 from jaxcifar.state import TrainState, create_state
@@ -72,8 +70,9 @@ class Programs:
             "steps_per_call": self.steps_per_call,
         }
 
-        self.init = jax.jit(self._init, out_shardings=self._whole)
-        self.order = jax.jit(functools.partial(self._order, n_train), out_shardings=self._whole)
+        self.init = compilation.jit(self._init, out_shardings=self._whole)
+        order = functools.partial(self._order, n_train)
+        self.order = compilation.jit(order, out_shardings=self._whole)
         hyperparams = Hyperparams(*[jax.ShapeDtypeStruct((), jnp.float32)] * 4)
         shapes = jax.eval_shape(self._init, jax.ShapeDtypeStruct((), jnp.uint32), hyperparams)
         self.abstract_state: TrainState = jax.tree.map(
@@ -171,7 +170,7 @@ class Programs:
         """The program `name`, compiled the first time."""
         if name not in self._cache:
             began = time.monotonic()
-            jitted = jax.jit(function, donate_argnums=donated, out_shardings=self._whole)
+            jitted = compilation.jit(function, donate_argnums=donated, out_shardings=self._whole)
             self._cache[name] = jitted.lower(*args).compile()
             self.compile_seconds += time.monotonic() - began
         return self._cache[name]
@@ -258,15 +257,3 @@ def _steps_per_call(wanted: int, steps_per_epoch: int) -> int:
             f"of an epoch: one of {', '.join(map(str, divisors))}, or 0 to choose."
         )
     return wanted
-
-
-def use_compilation_cache() -> None:
-    """Lets JAX keep compiled programs in a private folder of the user's."""
-    folder = pathlib.Path("~/.cache/jaxcifar/xla").expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        print(f"jaxcifar: compiling without a cache: {error}", file=sys.stderr)
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

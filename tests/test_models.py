@@ -262,16 +262,16 @@ def test_convolution_and_gradients_equal_xla(pixels, size, stride):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
-def test_kernel_gradient_in_pieces(monkeypatch):
-    # Pieces that do not divide the batch.
+def test_gradient_of_a_long_product_in_pieces():
     from jaxcifar.models import conv
 
-    keys = jax.random.split(jax.random.key(0), 2)
-    x = jax.random.normal(keys[0], (7, 16, 16, 4))
-    dy = jax.random.normal(keys[1], (7, 16, 16, 3))
-    whole = conv._kernel_gradient(x, dy, 3, 1)
-    monkeypatch.setattr(conv, "_PIECE", 2 * 16 * 16 * 7)
-    np.testing.assert_allclose(conv._kernel_gradient(x, dy, 3, 1), whole, rtol=1e-4, atol=1e-4)
+    keys = jax.random.split(jax.random.key(0), 3)
+    rows = 3 * conv._ROWS + 8  # 8 pieces at most, of uneven size if it did not divide
+    x = jax.random.normal(keys[0], (rows, 4))
+    dy = jax.random.normal(keys[1], (rows, 3))
+    _, vjp = jax.vjp(conv._product, x, jax.random.normal(keys[2], (4, 3)))
+    expected = np.asarray(x, np.float64).T @ np.asarray(dy, np.float64)
+    np.testing.assert_allclose(vjp(dy)[1], expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_pooling():

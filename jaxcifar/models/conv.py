@@ -1,20 +1,14 @@
 """The convolution of the models.
 
-On GPU and TPU it is XLA's. On CPUs, XLA computes some of its parts far below the speed of a matrix
-product: weight gradients of 3×3 convolutions, all of 1×1 ones, and 3×3 ones of very small images.
-There those parts are written as products; `tests/test_models.py` compares both.
+On GPU and TPU it is XLA's. On CPUs some are computed as matrix products, where XLA's are slower;
+`tests/test_models.py` compares both. They need `jaxcifar.compilation`'s options to be fast.
 """
-
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-# The weight gradient takes the batch in pieces of this many elements, small enough to stay in cache
-# while nine products read them; but in no more pieces than that, as each adds to compile time.
-_PIECE, _MOST_PIECES = 2**19, 8
-# Pixels of an image up to which a 3×3 convolution is faster as a product with all nine taps.
-_SMALL = 16
+# One product with more rows than this is up to twice as slow as several, each staying in cache.
+_ROWS = 2**14
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
@@ -30,9 +24,13 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """
     if jax.default_backend() != "cpu":
         return _xla(x, kernel, stride)
-    if kernel.shape[0] == 1:
-        return jnp.einsum("nhwi,io->nhwo", x[:, ::stride, ::stride], kernel[0, 0])
-    return _for_cpu(x, kernel, stride)
+    size = kernel.shape[0]
+    # XLA has no fast convolution for images smaller than the kernel: it takes 80 times as long.
+    convolve = _as_product if size == 1 or min(x.shape[1:3]) < size else _xla
+    # The barriers keep XLA from computing again what led to x, and in the gradient what led to dy,
+    # in every loop that copies them to another layout, in the worst order for the cache.
+    x = jax.lax.optimization_barrier(x)
+    return jax.lax.optimization_barrier(convolve(x, kernel, stride))
 
 
 def _xla(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -46,56 +44,42 @@ def _xla(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _for_cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """`_xla` by matrix products where XLA's convolution is slow."""
-    _, height, width, _ = x.shape
-    if height * width > _SMALL:
-        return _xla(x, kernel, stride)
-    size = kernel.shape[0]
-    out_height, out_width = -(-height // stride), -(-width // stride)
-    taps = _taps(x, size, stride, out_height, out_width)
-    patches = jnp.concatenate([tap for row in taps for tap in row], axis=-1)
-    return jnp.einsum("nhwi,io->nhwo", patches, kernel.reshape(-1, kernel.shape[-1]))
-
-
-def _forward(x, kernel, stride):
-    return _for_cpu(x, kernel, stride), (x, kernel)
-
-
-def _backward(stride, saved, dy):
-    x, kernel = saved
-    if stride == 1:  # the gradient is itself such a convolution, with the kernel turned around
-        dx = _for_cpu(dy, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 1)
-    else:
-        (dx,) = jax.linear_transpose(lambda x: _xla(x, kernel, stride), x)(dy)
-    return dx, _kernel_gradient(x, dy, kernel.shape[0], stride)
-
-
-_for_cpu.defvjp(_forward, _backward)
-
-
-def _taps(x: jax.Array, size: int, stride: int, height: int, width: int) -> list[list[jax.Array]]:
-    """The pixels [N, height, width, I] that each tap of the kernel sees, by row and column."""
+def _as_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """One matrix product with the pixels that each tap of the kernel sees."""
+    n, *lengths, _ = x.shape
+    size, _, _, features = kernel.shape
     pad = (size - 1) // 2
+    height, width = (-(-length // stride) for length in lengths)
     x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    return [
+    patches = jnp.concatenate(
         [
             x[:, i : i + stride * height : stride, j : j + stride * width : stride]
+            for i in range(size)
             for j in range(size)
-        ]
-        for i in range(size)
-    ]
+        ],
+        axis=-1,
+    )
+    y = _product(patches.reshape(n * height * width, -1), kernel.reshape(-1, features))
+    return y.reshape(n, height, width, features)
 
 
-def _kernel_gradient(x: jax.Array, dy: jax.Array, size: int, stride: int) -> jax.Array:
-    """dL/dkernel [size, size, I, O]: for each tap, the product of the pixels it saw and dy."""
-    n, height, width, _ = dy.shape
-    images = max(_PIECE // (x[0].size + dy[0].size), -(-n // _MOST_PIECES))
-    total = jnp.zeros((size, size, x.shape[-1], dy.shape[-1]), x.dtype)
-    for first in range(0, n, images):
-        piece = slice(first, first + images)
-        taps = _taps(x[piece], size, stride, height, width)
-        products = [[jnp.einsum("nhwi,nhwo->io", tap, dy[piece]) for tap in row] for row in taps]
-        total += jnp.stack([jnp.stack(row) for row in products])
-    return total
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x · kernel, [rows, I] and [I, O], whose gradient is fast for many rows."""
+    return x @ kernel
+
+
+def _product_forward(x, kernel):
+    return _product(x, kernel), (x, kernel)
+
+
+def _product_backward(saved, dy):
+    x, kernel = saved
+    pieces = 1
+    while len(x) > _ROWS * pieces and len(x) % (2 * pieces) == 0:
+        pieces *= 2
+    x, dy_pieces = (a.reshape(pieces, -1, a.shape[-1]) for a in (x, dy))
+    return dy @ kernel.T, jnp.einsum("pri,pro->pio", x, dy_pieces).sum(0)
+
+
+_product.defvjp(_product_forward, _product_backward)

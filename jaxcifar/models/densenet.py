@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcifar.models import layers
-from jaxcifar.models.layers import BatchNorm, Conv, Linear
+from jaxcifar.models.layers import BatchNorm, Conv, Linear, Moments, moments
 
 
 class DenseLayer(nn.Module):
@@ -24,13 +24,18 @@ class DenseLayer(nn.Module):
     norm: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        y = self.act(self.norm(name="norm1")(x, train=train))
+    def __call__(
+        self, x: jax.Array, known: Moments | None, *, train: bool
+    ) -> tuple[jax.Array, Moments | None]:
+        y = self.act(self.norm(name="norm1")(x, train=train, batch_moments=known))
         y = self.conv(4 * self.growth, 1, name="conv1")(y)
         y = self.act(self.norm(name="norm2")(y, train=train))
         y = self.conv(self.growth, 3, name="conv2")(y)
         y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
-        return jnp.concatenate([x, y], axis=-1)
+        if known is not None:
+            # Each channel's moments are computed once, not again in every layer that sees it.
+            known = jax.tree.map(lambda *each: jnp.concatenate(each), known, moments(y))
+        return jnp.concatenate([x, y], axis=-1), known
 
 
 class Transition(nn.Module):
@@ -41,8 +46,8 @@ class Transition(nn.Module):
     norm: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = self.act(self.norm(name="norm")(x, train=train))
+    def __call__(self, x: jax.Array, known: Moments | None, *, train: bool) -> jax.Array:
+        x = self.act(self.norm(name="norm")(x, train=train, batch_moments=known))
         x = self.conv(x.shape[-1] // 2, 1, name="conv")(x)
         return layers.avg_pool(x)
 
@@ -76,19 +81,20 @@ class DenseNet(nn.Module):
         x = conv(int(64 * self.width), name="conv0")(x)
         x = act(norm(name="norm0")(x, train=train))
         for block, size in enumerate(self.block_sizes, start=1):
+            known = moments(x) if train else None
             for layer in range(1, size + 1):
-                x = DenseLayer(
+                x, known = DenseLayer(
                     growth=int(self.growth * self.width),
                     dropout_rate=self.dropout_rate,
                     act=act,
                     conv=conv,
                     norm=norm,
                     name=f"denseblock{block}_layer{layer}",
-                )(x, train=train)
+                )(x, known, train=train)
             if block < len(self.block_sizes):
                 transition = Transition(act, conv, norm, name=f"transition{block}")
-                x = transition(x, train=train)
-        x = act(norm(name="norm5")(x, train=train))
+                x = transition(x, known, train=train)
+        x = act(norm(name="norm5")(x, train=train, batch_moments=known))
         x = layers.global_average(x)
         init = layers.torch_uniform(x.shape[-1])
         return Linear(self.num_classes, kernel_init=init, name="classifier")(x)
