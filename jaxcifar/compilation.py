@@ -16,17 +16,23 @@ _FOR_CPU = {
     "xla_disable_hlo_passes": "cse_barrier_expander",
 }
 
+# For a program that runs once and has many small parts, such as an initialisation.
+_IN_HASTE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
 
 @functools.cache
-def compiler_options() -> dict[str, str]:
+def compiler_options(*, in_haste: bool = False) -> dict[str, str | int | bool]:
     """The `compiler_options` of `jax.jit` for this backend.
 
     They change no result beyond rounding. Those that the installed XLA does not know are left out.
+
+    Args:
+      in_haste: to compile in a fraction of the time what then runs slower.
     """
     if jax.default_backend() != "cpu":
         return {}
     known = {}
-    for name, value in _FOR_CPU.items():
+    for name, value in (_FOR_CPU | _IN_HASTE if in_haste else _FOR_CPU).items():
         probe = jax.jit(jax.lax.optimization_barrier, compiler_options={name: value})
         try:
             probe.lower(0.0).compile()
@@ -36,9 +42,9 @@ def compiler_options() -> dict[str, str]:
     return known
 
 
-def jit(function: Callable, **kwargs: Any) -> Any:
+def jit(function: Callable, *, in_haste: bool = False, **kwargs: Any) -> Any:
     """`jax.jit` with `compiler_options`: for whatever runs a model."""
-    return jax.jit(function, compiler_options=compiler_options(), **kwargs)
+    return jax.jit(function, compiler_options=compiler_options(in_haste=in_haste), **kwargs)
 
 
 def use_cache() -> None:

@@ -70,11 +70,11 @@ class Programs:
             "steps_per_call": self.steps_per_call,
         }
 
-        self.init = compilation.jit(self._init, out_shardings=self._whole)
+        self.init = compilation.jit(self._init, in_haste=True, out_shardings=self._whole)
         order = functools.partial(self._order, n_train)
         self.order = compilation.jit(order, out_shardings=self._whole)
         hyperparams = Hyperparams(*[jax.ShapeDtypeStruct((), jnp.float32)] * 4)
-        shapes = jax.eval_shape(self._init, jax.ShapeDtypeStruct((), jnp.uint32), hyperparams)
+        shapes = self.init.eval_shape(jax.ShapeDtypeStruct((), jnp.uint32), hyperparams)
         self.abstract_state: TrainState = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._whole), shapes
         )

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcifar.models import layers
+from jaxcifar.models import initializers, layers
 from jaxcifar.models.layers import BatchNorm, Conv, Linear, Moments, moments
 
 
@@ -74,7 +74,7 @@ class DenseNet(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps normalised images [N, 32, 32, 3] to logits [N, num_classes] float32."""
         act = layers.ACTIVATIONS[self.activation]
-        kernel_init = layers.kaiming_normal_fan_out(self.activation)
+        kernel_init = initializers.kaiming_normal_fan_out(self.activation)
         conv = partial(Conv, kernel_init=kernel_init, dtype=self.dtype)
         norm = partial(BatchNorm, unbiased_variance=self.unbiased_variance, dtype=self.dtype)
 
@@ -96,5 +96,5 @@ class DenseNet(nn.Module):
                 x = transition(x, known, train=train)
         x = act(norm(name="norm5")(x, train=train, batch_moments=known))
         x = layers.global_average(x)
-        init = layers.torch_uniform(x.shape[-1])
+        init = initializers.torch_uniform(x.shape[-1])
         return Linear(self.num_classes, kernel_init=init, name="classifier")(x)

@@ -1,6 +1,5 @@
 """What the three architectures share: convolution, BatchNorm, linear layer, activations."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcifar.models.conv import conv2d
+from jaxcifar.models.initializers import Initializer, xavier_normal
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
@@ -17,26 +17,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "leaky_relu": nn.leaky_relu,
     "mish": jax.nn.mish,
 }
-
-
-def kaiming_normal_fan_out(activation: str) -> nn.initializers.Initializer:
-    """N(0, gain² / fan_out), gain √2 for ReLU and 1 otherwise. He et al. 2015, eq. 14."""
-    gain_squared = 2.0 if activation == "relu" else 1.0
-    return nn.initializers.variance_scaling(gain_squared, "fan_out", "normal")
-
-
-# N(0, 2 / (fan_in + fan_out)). Glorot & Bengio 2010.
-xavier_normal = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
-
-
-def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
-    """U(−1/√fan_in, 1/√fan_in), PyTorch's default for a linear layer's weight and bias."""
-    bound = 1 / math.sqrt(fan_in)
-
-    def init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
 
 
 def _at_least_float32(x: jax.Array) -> jax.Array:
@@ -54,7 +34,7 @@ class Conv(nn.Module):
     kernel_size: int = 3
     stride: int = 1
     use_bias: bool = False
-    kernel_init: nn.initializers.Initializer = xavier_normal
+    kernel_init: Initializer = xavier_normal
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -177,8 +157,8 @@ class Linear(nn.Module):
     """x · kernel + bias on [N, features], in float32 where the input is bfloat16."""
 
     features: int
-    kernel_init: nn.initializers.Initializer = xavier_normal
-    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+    kernel_init: Initializer = xavier_normal
+    bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
