@@ -63,20 +63,18 @@ def jax_timer(
     made.compiled_train(per_call, state, *rest)
     calls = max(1, steps // per_call)
 
-    def run() -> float:
+    def make(calls: int) -> None:
         nonlocal state
-        began = time.monotonic()
         for _ in range(calls):
             state, _ = made.train(per_call, state, *rest)
         jax.block_until_ready(state.params)
-        return calls * per_call * batch / (time.monotonic() - began)
 
     facts = {
         "init_seconds": init_seconds,
         "compile_seconds": made.compile_seconds,
         "dtype": made.in_force["dtype"],
     }
-    return run, facts
+    return lambda: per_call * batch * _rate(make, calls), facts
 
 
 def torch_timer(model: str, batch: int, dtype: str, channels_last: bool, steps: int) -> Timer:
@@ -107,10 +105,7 @@ def torch_timer(model: str, batch: int, dtype: str, channels_last: bool, steps: 
         cast = lambda: torch.autocast(device, torch.bfloat16)  # noqa: E731
     forward = torch.compile(net) if device == "cuda" else net
 
-    def run() -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        began = time.monotonic()
+    def make(steps: int) -> None:
         for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
             with cast():
@@ -118,9 +113,16 @@ def torch_timer(model: str, batch: int, dtype: str, channels_last: bool, steps: 
             loss.backward()
             optimizer.step()
         loss.item()  # waits
-        return steps * batch / (time.monotonic() - began)
 
-    return run
+    return lambda: batch * _rate(make, steps)
+
+
+def _rate(make: Callable[[int], None], steps: int) -> float:
+    """Returns steps per second of make(steps)."""
+    make(1)  # finds cold caches, and memory given back to the system: not timed
+    began = time.monotonic()
+    make(steps)
+    return steps / (time.monotonic() - began)
 
 
 def ceilings() -> dict[str, float]:
