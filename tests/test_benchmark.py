@@ -56,9 +56,19 @@ def test_it_runs_the_training_step(monkeypatch):
     timer, facts = benchmark.jax_timer("vgg_a", 8, "float32", "weak", steps=2)
     assert not made  # compiled, and nothing run
     assert timer() > 0
-    assert made == [1, 1]
+    assert made == [1, 1, 1]  # the first is not timed
     assert facts["dtype"] == "float32"
     assert facts["compile_seconds"] > 0
+
+
+def test_a_turn_times_all_steps_but_its_first(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(benchmark.time, "monotonic", lambda: clock[0])
+
+    def make(steps):
+        clock[0] += 100.0 if steps == 1 else 0.5 * steps
+
+    assert benchmark._rate(make, 4) == 2.0
 
 
 @pytest.mark.parametrize("option", ["--models=vgg", "--batch=0", "--out=nowhere/a.json"])
