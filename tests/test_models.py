@@ -243,10 +243,11 @@ def test_densenet_head_and_vgg_xavier():
 @pytest.mark.parametrize("pixels", [2, 4, 5, 8, 32])
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_convolution_and_gradients_equal_xla(pixels, size, stride):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)])
+def test_convolution_and_gradients_equal_xla(pixels, size, stride, dtype, tolerance):
     keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (9, pixels, pixels, 5))
-    kernel = jax.random.normal(keys[1], (size, size, 5, 6))
+    x = jax.random.normal(keys[0], (9, pixels, pixels, 5)).astype(dtype)
+    kernel = jax.random.normal(keys[1], (size, size, 5, 6)).astype(dtype)
     pad = (size - 1) // 2
 
     def plain(x, kernel):
@@ -255,11 +256,15 @@ def test_convolution_and_gradients_equal_xla(pixels, size, stride):
             dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest",
         )  # fmt: skip
 
-    expected, expected_vjp = jax.vjp(plain, x, kernel)
     y, vjp = jax.vjp(lambda x, kernel: conv2d(x, kernel, stride), x, kernel)
-    dy = jax.random.normal(keys[2], y.shape)
-    for ours, theirs in zip((y, *vjp(dy)), (expected, *expected_vjp(dy)), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+    dy = jax.random.normal(keys[2], y.shape).astype(dtype)
+    # The definition in float32, of the same rounded numbers.
+    exact = [array.astype(jnp.float32) for array in (x, kernel, dy)]
+    expected, expected_vjp = jax.vjp(plain, *exact[:2])
+    for ours, theirs in zip((y, *vjp(dy)), (expected, *expected_vjp(exact[2])), strict=True):
+        assert ours.dtype == dtype
+        ours = np.asarray(ours, np.float32)
+        np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max())
 
 
 def test_gradient_of_a_long_product_in_pieces():
