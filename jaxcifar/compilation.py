@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 _FOR_CPU = {
-    # The library that XLA now computes convolutions with is half as fast as the one it had before.
+    # The library that XLA now computes convolutions with is slower than the one it had before.
     "xla_cpu_experimental_ynn_fusion_type": "",
     # It drops optimization barriers before it fuses loops, where those of `jaxcifar.models.conv`
     # are needed. Without this pass they stay.

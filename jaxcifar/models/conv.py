@@ -7,7 +7,7 @@ On GPU and TPU it is XLA's. On CPUs some are computed as matrix products, where 
 import jax
 import jax.numpy as jnp
 
-# One product with more rows than this is up to twice as slow as several, each staying in cache.
+# One product with more rows than this is slower than several, each staying in cache.
 _ROWS = 2**14
 
 
@@ -25,7 +25,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     if jax.default_backend() != "cpu":
         return _xla(x, kernel, stride)
     size = kernel.shape[0]
-    # XLA has no fast convolution for images smaller than the kernel: it takes 80 times as long.
+    # XLA has no fast convolution for images smaller than the kernel.
     convolve = _as_product if size == 1 or min(x.shape[1:3]) < size else _xla
     # The barriers keep XLA from computing again what led to x, and in the gradient what led to dy,
     # in every loop that copies them to another layout, in the worst order for the cache.

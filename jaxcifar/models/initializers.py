@@ -43,8 +43,8 @@ def torch_uniform(fan_in: int) -> Initializer:
 def init_from_one_draw(model: nn.Module, key: jax.Array, images: jax.Array) -> Any:
     """Returns `model.init(key, images, train=False)`, other numbers of the same distributions.
 
-    XLA takes 80 ms to compile a draw, and DenseNet-201 has two hundred weights: here, to be called
-    under `jax.jit`, they are parts of one draw.
+    XLA compiles each draw anew, and DenseNet-201 has two hundred weights: here, to be called under
+    `jax.jit`, they are parts of one draw.
     """
     init = lambda: model.init(key, images, train=False)  # noqa: E731
     with _taking_from(None) as count:
