@@ -7,6 +7,8 @@ On GPU and TPU it is XLA's. On CPUs some are computed as matrix products, where 
 import jax
 import jax.numpy as jnp
 
+from jaxcifar.models import winograd
+
 # One product with more rows than this is slower than several, each staying in cache.
 _ROWS = 2**14
 
@@ -25,8 +27,13 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     if jax.default_backend() != "cpu":
         return _xla(x, kernel, stride)
     size = kernel.shape[0]
-    # XLA has no fast convolution for images smaller than the kernel.
-    convolve = _as_product if size == 1 or min(x.shape[1:3]) < size else _xla
+    if size == 1 or min(x.shape[1:3]) < size:
+        # XLA has no fast convolution for images smaller than the kernel.
+        convolve = _as_product
+    elif stride == 1 and winograd.is_faster(x, kernel):
+        convolve = _winograd
+    else:
+        convolve = _xla
     # The barriers keep XLA from computing again what led to x, and in the gradient what led to dy,
     # in every loop that copies them to another layout, in the worst order for the cache.
     x = jax.lax.optimization_barrier(x)
@@ -42,6 +49,11 @@ def _xla(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         padding=((pad, pad), (pad, pad)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+def _winograd(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    del stride
+    return winograd.conv3x3(x, kernel)
 
 
 def _as_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
