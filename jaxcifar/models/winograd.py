@@ -92,26 +92,26 @@ def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _forward(x, kernel):
-    n, height, width, _ = x.shape
+    n, height, width, channels = x.shape
     rows, columns = height // TILE, width // TILE
-    terms = _sums(_OF_X, _patches(x))
+    terms = _sums(_OF_X, _patches(x)).reshape(36, -1, channels)
     factors = _sums(_OF_KERNEL, kernel.reshape(9, *kernel.shape[2:]))
-    y = _sums(_OF_Y.T, jnp.einsum("pnrci,pio->pnrco", terms, factors))
+    y = _sums(_OF_Y.T, jnp.einsum("pti,pio->pto", terms, factors))
     y = y.reshape(TILE, TILE, n, rows, columns, -1).transpose(2, 3, 0, 4, 1, 5)
     return y.reshape(n, height, width, -1), (terms, factors)
 
 
 def _backward(saved, dy):
     terms, factors = saved
-    _, n, rows, columns, channels = terms.shape
-    height, width = rows * TILE, columns * TILE
-    dy = dy.reshape(n, rows, TILE, columns, TILE, -1).transpose(2, 4, 0, 1, 3, 5)
-    dproducts = _sums(_OF_Y, dy.reshape(TILE * TILE, n, rows, columns, -1))
-    dfactors = jnp.einsum("pnrci,pnrco->pio", terms, dproducts)
-    dkernel = _sums(_OF_KERNEL.T, dfactors).reshape(3, 3, channels, -1)
-    dterms = jnp.einsum("pnrco,pio->pnrci", dproducts, factors)
-    x = jax.ShapeDtypeStruct((n, height, width, channels), terms.dtype)
-    (dx,) = jax.linear_transpose(_patches, x)(_sums(_OF_X.T, dterms))
+    n, height, width, features = dy.shape
+    rows, columns = height // TILE, width // TILE
+    dy = dy.reshape(n, rows, TILE, columns, TILE, features).transpose(2, 4, 0, 1, 3, 5)
+    dproducts = _sums(_OF_Y, dy.reshape(TILE * TILE, -1, features))
+    dfactors = jnp.einsum("pti,pto->pio", terms, dproducts)
+    dkernel = _sums(_OF_KERNEL.T, dfactors).reshape(3, 3, *dfactors.shape[1:])
+    dterms = _sums(_OF_X.T, jnp.einsum("pto,pio->pti", dproducts, factors))
+    x = jax.ShapeDtypeStruct((n, height, width, terms.shape[-1]), terms.dtype)
+    (dx,) = jax.linear_transpose(_patches, x)(dterms.reshape(36, n, rows, columns, -1))
     return dx, dkernel
 
 
