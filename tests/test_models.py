@@ -8,6 +8,7 @@ import pytest
 
 from jaxcifar.errors import UserError
 from jaxcifar.models import MODELS, create_model
+from jaxcifar.models import winograd
 from jaxcifar.models.conv import conv2d
 from jaxcifar.models.densenet import DenseNet
 from jaxcifar.models.layers import ACTIVATIONS, BatchNorm, avg_pool, max_pool
@@ -243,11 +244,12 @@ def test_densenet_head_and_vgg_xavier():
 @pytest.mark.parametrize("pixels", [2, 4, 5, 8, 32])
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [(5, 6), (64, 72)])  # few, and enough for Winograd's
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)])
-def test_convolution_and_gradients_equal_xla(pixels, size, stride, dtype, tolerance):
+def test_convolution_and_gradients_equal_xla(pixels, size, stride, channels, dtype, tolerance):
     keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (9, pixels, pixels, 5)).astype(dtype)
-    kernel = jax.random.normal(keys[1], (size, size, 5, 6)).astype(dtype)
+    x = jax.random.normal(keys[0], (9, pixels, pixels, channels[0])).astype(dtype)
+    kernel = jax.random.normal(keys[1], (size, size, *channels)).astype(dtype)
     pad = (size - 1) // 2
 
     def plain(x, kernel):
@@ -265,6 +267,23 @@ def test_convolution_and_gradients_equal_xla(pixels, size, stride, dtype, tolera
         assert ours.dtype == dtype
         ours = np.asarray(ours, np.float32)
         np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (3, 8, 12)])
+def test_winograd_is_exact_but_for_rounding(shape):
+    # In float64, so that a weight that is slightly wrong shows.
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(*shape, 3))
+    kernel = rng.normal(size=(3, 3, 3, 4))
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    expected = sum(
+        padded[:, i : i + shape[1], j : j + shape[2]] @ kernel[i, j]
+        for i in range(3)
+        for j in range(3)
+    )
+    with jax.enable_x64(True):
+        y = winograd.conv3x3(jnp.asarray(x), jnp.asarray(kernel))
+    np.testing.assert_allclose(y, expected, atol=1e-12)
 
 
 def test_gradient_of_a_long_product_in_pieces():

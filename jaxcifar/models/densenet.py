@@ -81,6 +81,8 @@ class DenseNet(nn.Module):
         x = conv(int(64 * self.width), name="conv0")(x)
         x = act(norm(name="norm0")(x, train=train))
         for block, size in enumerate(self.block_sizes, start=1):
+            # Else XLA sums the gradients of all layers' uses of x once for each of its own uses.
+            x = jax.lax.optimization_barrier(x)
             known = moments(x) if train else None
             for layer in range(1, size + 1):
                 x, known = DenseLayer(
