@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from jaxcifar.errors import UserError
-from jaxcifar.models import MODELS, create_model
-from jaxcifar.models import winograd
+from jaxcifar.models import MODELS, create_model, winograd
 from jaxcifar.models.conv import conv2d
 from jaxcifar.models.densenet import DenseNet
 from jaxcifar.models.layers import ACTIVATIONS, BatchNorm, avg_pool, max_pool
