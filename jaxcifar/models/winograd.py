@@ -55,8 +55,8 @@ def _patches(x: jax.Array) -> jax.Array:
     rows, columns = height // TILE, width // TILE
     x = jnp.pad(x, ((0, 0), (1, TILE - 1), (1, TILE - 1), (0, 0)))
     x = x.reshape(n, rows + 1, TILE, columns + 1, TILE, channels).transpose(2, 4, 0, 1, 3, 5)
-    own, beside = x[:, :, :, :rows], x[:2, :, :, 1:]
-    parts = [part for half in (own, beside) for part in (half[..., :-1, :], half[:, :2, ..., 1:, :])]
+    halves = x[:, :, :, :rows], x[:2, :, :, 1:]
+    parts = [p for half in halves for p in (half[..., :-1, :], half[:, :2, ..., 1:, :])]
     return jnp.concatenate([part.reshape(-1, n, rows, columns, channels) for part in parts])
 
 
