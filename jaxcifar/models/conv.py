@@ -1,7 +1,8 @@
 """The convolution of the models.
 
-On GPU and TPU it is XLA's. On CPUs some are computed as matrix products, where XLA's are slower;
-`tests/test_models.py` compares both. They need `jaxcifar.compilation`'s options to be fast.
+On GPU and TPU it is XLA's. On CPUs some are computed as matrix products, and wide 3×3 ones by
+`jaxcifar.models.winograd`, where XLA's are slower; `tests/test_models.py` compares them. XLA's need
+`jaxcifar.compilation`'s options to be fast.
 """
 
 import jax
