@@ -30,6 +30,7 @@ def base_config() -> Config:
     config.model.activation = "relu"  # "relu" "gelu" "silu" "leaky_relu" "mish"
     config.model.dropout_rate = 0.2  # ResNet: before the FC layer; DenseNet: in each dense layer
     config.model.width = 1.0  # multiplies every channel count
+    config.model.remat = False  # DenseNet: less memory, by computing again what is cheap
     config.model.dtype = "auto"  # of the computation: "float32", "bfloat16"; auto: bfloat16 on GPU
     #                              and TPU. Parameters, statistics and logits are float32 always
 
@@ -75,6 +76,7 @@ def base_config() -> Config:
 # other values of them. (The data folder is here because the images themselves are compared.)
 EXECUTION_FIELDS = (
     "data.dir",
+    "model.remat",
     "train.eval_batch_size",
     "train.steps_per_call",
     "train.checkpoint_minutes",
@@ -165,6 +167,8 @@ def _check_type(field: str, value: Any, default: Any) -> None:
         pair = isinstance(value, tuple | list) and len(value) == 2
         good = pair and all(isinstance(v, int | float) for v in value)
         wanted = "two numbers"
+    elif isinstance(default, bool):
+        good, wanted = isinstance(value, bool), "True or False"
     elif isinstance(default, float):
         good, wanted = isinstance(value, int | float) and not isinstance(value, bool), "a number"
     elif isinstance(default, int):

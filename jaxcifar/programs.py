@@ -235,6 +235,7 @@ def create_model(config: Config):
         dropout_rate=config.model.dropout_rate,
         dtype=jnp.dtype(dtype),
         width=config.model.width,
+        remat=config.model.remat,
     )
 
 

@@ -1,11 +1,14 @@
 """The eleven models: sizes, shapes, and what BatchNorm and dropout do in training and not."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcifar import compilation
 from jaxcifar.errors import UserError
 from jaxcifar.models import MODELS, create_model, winograd
 from jaxcifar.models.conv import conv2d
@@ -307,6 +310,54 @@ def test_pooling():
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[1, 0], [0, 0]])
 
 
+# --- rematerialisation ------------------------------------------------------------------------
+
+
+def densenet_gradients(remat, dtype=jnp.float32, **options):
+    """A function of (params, batch_stats, images) to (loss, new statistics), and gradients."""
+    model = DenseNet(growth=12, width=0.5, dropout_rate=0.3, remat=remat, dtype=dtype, **options)
+
+    def loss(params, batch_stats, images):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(5)},
+        )
+        return jnp.square(logits).sum(), updates
+
+    return model, compilation.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def test_remat_changes_no_gradient():
+    with jax.enable_x64(True):
+        images = jax.random.normal(jax.random.key(0), (3, 8, 8, 3), jnp.float64)
+        found = []
+        for remat in (False, True):
+            model, gradients = densenet_gradients(remat, jnp.float64, block_sizes=(2, 2))
+            init = jax.jit(partial(model.clone(dtype=jnp.float32).init, train=False))
+            variables = init(jax.random.key(1), images.astype(jnp.float32))
+            variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), variables)
+            found.append(gradients(variables["params"], variables["batch_stats"], images))
+    plain, again = found
+    assert jax.tree.structure(plain) == jax.tree.structure(again)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        assert np.abs(a).max() > 0
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * np.abs(a).max())
+
+
+def test_remat_halves_the_memory():
+    images = jax.ShapeDtypeStruct((64, 32, 32, 3), jnp.float32)
+    needed = {}
+    for remat in (False, True):
+        model, gradients = densenet_gradients(remat, block_sizes=(8,))
+        variables = shapes(model)
+        compiled = gradients.lower(variables["params"], variables["batch_stats"], images).compile()
+        needed[remat] = compiled.memory_analysis().temp_size_in_bytes
+    assert needed[True] < needed[False] / 2, needed
+
+
 # --- misuse -----------------------------------------------------------------------------------
 
 
@@ -317,3 +368,5 @@ def test_unknown_names_are_refused_with_the_nearest():
         create_model("resnet18", activation="gelus")
     with pytest.raises(UserError, match="at least"):
         create_model("resnet18", width=0.01)
+    with pytest.raises(UserError, match="only DenseNets"):
+        create_model("resnet18", remat=True)

@@ -41,6 +41,7 @@ def create_model(
     dtype: Any = jnp.float32,
     width: float = 1.0,
     unbiased_variance: bool = True,
+    remat: bool = False,
 ) -> nn.Module:
     """Returns the linen module `name`.
 
@@ -60,14 +61,24 @@ def create_model(
       width: multiplies every channel count (and DenseNet's growth rate), rounded down.
       unbiased_variance: whether the running variance is updated by the unbiased variance of a
         batch, as in PyTorch, or by the biased one, as in `flax.linen.BatchNorm`.
+      remat: whether a DenseNet in training keeps less in memory and computes more.
 
     Raises:
-      UserError: an unknown name or activation, or a width that leaves no channel.
+      UserError: an unknown name or activation, a width that leaves no channel, or `remat` for
+        another network than a DenseNet.
     """
     choose("model.name", name, MODELS)
     choose("model.activation", activation, ACTIVATIONS)
     if int(24 * width) < 1:
         raise UserError(f"model.width is {width}; it must be at least {1 / 24:.4f}.")
+    options = {}
+    if remat:
+        if not name.startswith("densenet"):
+            raise UserError(
+                f"model.remat is True, but model.name is {name!r}: only DenseNets have it. "
+                "Leave it False."
+            )
+        options["remat"] = True
     return _BUILDERS[name](
         num_classes=num_classes,
         activation=activation,
@@ -75,4 +86,5 @@ def create_model(
         dtype=dtype,
         width=width,
         unbiased_variance=unbiased_variance,
+        **options,
     )

@@ -9,13 +9,22 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxcifar.models import initializers, layers
 from jaxcifar.models.layers import BatchNorm, Conv, Linear, Moments, moments
 
+Features = list[jax.Array]
+
+
+def _concatenate(features: Features, known: list[Moments]) -> tuple[jax.Array, Moments | None]:
+    """The feature maps so far as one, and its moments where those of each are known."""
+    x = jnp.concatenate(features, axis=-1)
+    return x, jax.tree.map(lambda *each: jnp.concatenate(each), *known) if known else None
+
 
 class DenseLayer(nn.Module):
-    """BN, activation, 1×1 convolution to 4k; BN, activation, 3×3 to k; dropout; [input, new]."""
+    """BN, activation, 1×1 convolution to 4k; BN, activation, 3×3 to k; dropout."""
 
     growth: int
     dropout_rate: float
@@ -24,18 +33,14 @@ class DenseLayer(nn.Module):
     norm: Any
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, known: Moments | None, *, train: bool
-    ) -> tuple[jax.Array, Moments | None]:
-        y = self.act(self.norm(name="norm1")(x, train=train, batch_moments=known))
+    def __call__(self, features: Features, known: list[Moments], train: bool) -> jax.Array:
+        x, known_of_x = _concatenate(features, known)
+        y = self.act(self.norm(name="norm1")(x, train=train, batch_moments=known_of_x))
         y = self.conv(4 * self.growth, 1, name="conv1")(y)
+        y = checkpoint_name(y, "conv1")
         y = self.act(self.norm(name="norm2")(y, train=train))
         y = self.conv(self.growth, 3, name="conv2")(y)
-        y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
-        if known is not None:
-            # Each channel's moments are computed once, not again in every layer that sees it.
-            known = jax.tree.map(lambda *each: jnp.concatenate(each), known, moments(y))
-        return jnp.concatenate([x, y], axis=-1), known
+        return nn.Dropout(self.dropout_rate, deterministic=not train)(y)
 
 
 class Transition(nn.Module):
@@ -48,8 +53,8 @@ class Transition(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, known: Moments | None, *, train: bool) -> jax.Array:
         x = self.act(self.norm(name="norm")(x, train=train, batch_moments=known))
-        x = self.conv(x.shape[-1] // 2, 1, name="conv")(x)
-        return layers.avg_pool(x)
+        # Both are linear and commute: pooled first, the convolution has a quarter of the pixels.
+        return self.conv(x.shape[-1] // 2, 1, name="conv")(layers.avg_pool(x))
 
 
 class DenseNet(nn.Module):
@@ -58,6 +63,9 @@ class DenseNet(nn.Module):
     Attributes:
       block_sizes: dense layers in each of the four blocks.
       growth: k, the channels that a dense layer adds (before `width`).
+      remat: whether to keep for the gradients what the convolutions return only, and to compute
+        the rest again (concatenation, normalisation, activation). Pleiss et al., "Memory-Efficient
+        Implementation of DenseNets", 2017.
       others: see `jaxcifar.models.create_model`.
     """
 
@@ -69,6 +77,7 @@ class DenseNet(nn.Module):
     dtype: Any = jnp.float32
     width: float = 1.0
     unbiased_variance: bool = True
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -78,21 +87,32 @@ class DenseNet(nn.Module):
         conv = partial(Conv, kernel_init=kernel_init, dtype=self.dtype)
         norm = partial(BatchNorm, unbiased_variance=self.unbiased_variance, dtype=self.dtype)
 
+        dense_layer = DenseLayer
+        if self.remat:
+            kept = jax.checkpoint_policies.save_only_these_names("conv1")
+            dense_layer = nn.remat(DenseLayer, static_argnums=(3,), policy=kept)  # 3: train
+
         x = conv(int(64 * self.width), name="conv0")(x)
         x = act(norm(name="norm0")(x, train=train))
         for block, size in enumerate(self.block_sizes, start=1):
-            # Else XLA sums the gradients of all layers' uses of x once for each of its own uses.
-            x = jax.lax.optimization_barrier(x)
-            known = moments(x) if train else None
+            # Each channel's moments are computed once, not again in every layer that sees it.
+            features, known = [x], [moments(x)] if train else []
             for layer in range(1, size + 1):
-                x, known = DenseLayer(
+                # The gradient of each feature map is then one running sum, else XLA keeps the
+                # gradients of all its uses until the last.
+                features = jax.lax.optimization_barrier(features)
+                y = dense_layer(
                     growth=int(self.growth * self.width),
                     dropout_rate=self.dropout_rate,
                     act=act,
                     conv=conv,
                     norm=norm,
                     name=f"denseblock{block}_layer{layer}",
-                )(x, known, train=train)
+                )(features, known, train)
+                features.append(y)
+                if train:
+                    known.append(moments(y))
+            x, known = _concatenate(features, known)
             if block < len(self.block_sizes):
                 transition = Transition(act, conv, norm, name=f"transition{block}")
                 x = transition(x, known, train=train)
