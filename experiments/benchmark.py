@@ -2,13 +2,15 @@
 
     python -m experiments.benchmark --against=torch
     python -m experiments.benchmark --models=resnet18 --batch=256 --augment=strong --out=a.json
+    python -m experiments.benchmark --models=densenet121 --remat
 
 Each model's training step is compiled and warmed up, then timed in turns with PyTorch's (A B A B…),
 so that a slow minute of the machine falls on both; the table has medians and ranges. The step is
 the one that training runs. PyTorch's is the plain definition of `tests/torch_reference.py` with its
 usual fast settings: both memory formats, in-place activations, and on a GPU `torch.compile` and
 autocast where the dtype is bfloat16. Neither loads data: images are on the device. PyTorch does not
-augment; --augment=none (the default) compares like with like.
+augment; --augment=none (the default) compares like with like. The memory is what the compiled step
+needs beside its arguments and results; with --remat, DenseNets are timed with `model.remat` too.
 """
 
 import argparse
@@ -41,11 +43,12 @@ Timer = Callable[[], float]  # runs some steps; returns images per second
 
 
 def jax_timer(
-    model: str, batch: int, dtype: str, augmentation: str, steps: int
+    model: str, batch: int, dtype: str, augmentation: str, steps: int, remat: bool = False
 ) -> tuple[Timer, dict]:
     """Returns a timer of the training step, and facts: seconds to start, bytes."""
     config = base_config()
     config.model.name, config.model.dtype, config.model.dropout_rate = model, dtype, 0.0
+    config.model.remat = remat
     config.data.name, config.data.augment = "synthetic", augmentation
     config.train.batch_size = batch
     train.check_config(config)
@@ -60,7 +63,7 @@ def jax_timer(
     order = made.order(state.key, sharding.replicate(np.int32(1), mesh))
     rest = hyperparams, *sharding.replicate((images.images, images.labels), mesh), order
     per_call = made.steps_per_call
-    made.compiled_train(per_call, state, *rest)
+    step = made.compiled_train(per_call, state, *rest)
     calls = max(1, steps // per_call)
 
     def make(calls: int) -> None:
@@ -72,6 +75,7 @@ def jax_timer(
     facts = {
         "init_seconds": init_seconds,
         "compile_seconds": made.compile_seconds,
+        "step_memory_bytes": step.memory_analysis().temp_size_in_bytes,
         "dtype": made.in_force["dtype"],
     }
     return lambda: per_call * batch * _rate(make, calls), facts
@@ -167,45 +171,53 @@ def in_turns(timers: dict[str, Timer], repeats: int) -> dict[str, list[float]]:
 def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the measurements of one model, JSON-ready."""
     batch, steps = arguments.batch, arguments.steps
-    timer, facts = jax_timer(model, batch, arguments.dtype, arguments.augment, steps)
-    timers = {"jaxcifar": timer}
+    timers: dict[str, Timer] = {}
+    facts: dict[str, dict] = {}
+    for remat in (False, True) if arguments.remat and model.startswith("densenet") else (False,):
+        name = "jaxcifar, remat" if remat else "jaxcifar"
+        timers[name], facts[name] = jax_timer(
+            model, batch, arguments.dtype, arguments.augment, steps, remat
+        )
     if arguments.against == "torch":
+        dtype = facts["jaxcifar"]["dtype"]
         for name, channels_last in (("torch", False), ("torch channels_last", True)):
-            timers[name] = torch_timer(model, batch, facts["dtype"], channels_last, steps)
+            timers[name] = torch_timer(model, batch, dtype, channels_last, steps)
     rates = in_turns(timers, arguments.repeats)
-    ours = statistics.median(rates["jaxcifar"])
-    result = {"model": model, **facts, "peak_memory_bytes": train.peak_memory()}
-    result["images_per_second"] = rates
-    result["gflops"] = 6e-9 * forward_multiply_adds(model) * ours
-    others = [statistics.median(values) for name, values in rates.items() if name != "jaxcifar"]
-    result["ratio"] = ours / max(others) if others else None
-    return result
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    best = max((rate for name, rate in medians.items() if name not in facts), default=None)
+    operations = 6e-9 * forward_multiply_adds(model)  # forward and twice that back, in 10⁹
+    timed = {
+        name: facts.get(name, {})
+        | {"images_per_second": rates[name], "median": rate, "gflops": operations * rate}
+        | {"ratio": rate / best if best and name in facts else None}
+        for name, rate in medians.items()
+    }
+    return {"model": model, "timed": timed, "peak_memory_bytes": train.peak_memory()}
 
 
 def table(content: dict[str, Any]) -> str:
     """Returns the measurements as a Markdown table."""
     lines = [
         "| model | what | images/s, median | lowest … highest | of PyTorch's best | GFLOP/s "
-        "| init | compile |",
-        "|---|---|---|---|---|---|---|---|",
+        "| init | compile | memory of a step |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in content["results"]:
-        for name, rates in result["images_per_second"].items():
-            rate = statistics.median(rates)
-            gflops = (
-                result["gflops"] * rate / statistics.median(result["images_per_second"]["jaxcifar"])
-            )
+        for name, found in result["timed"].items():
+            rates = found["images_per_second"]
             cells = [
                 result["model"],
                 name,
-                f"{rate:,.1f}",
+                f"{found['median']:,.1f}",
                 f"{min(rates):,.1f} … {max(rates):,.1f}",
+                f"{found['ratio']:.2f}×" if found["ratio"] else "",
+                f"{found['gflops']:,.0f}",
             ]
-            ours = name == "jaxcifar"
-            cells.append(f"{result['ratio']:.2f}×" if ours and result["ratio"] else "")
-            cells.append(f"{gflops:,.0f}")
-            for fact in ("init_seconds", "compile_seconds"):
-                cells.append(f"{result[fact]:.1f} s" if ours else "")
+            if "init_seconds" in found:  # ours
+                cells += [f"{found[fact]:.1f} s" for fact in ("init_seconds", "compile_seconds")]
+                cells.append(f"{found['step_memory_bytes'] / 2**20:,.0f} MiB")
+            else:
+                cells += ["", "", ""]
             lines.append("| " + " | ".join(cells) + " |")
     limits = ", ".join(
         f"{name.replace('_', ' ')} {v:,.0f}" for name, v in content["ceilings"].items()
@@ -226,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=4, help="in each repeat")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--against", choices=("torch",))
+    parser.add_argument("--remat", action="store_true", help="DenseNets with model.remat too")
     parser.add_argument("--out", type=pathlib.Path, help="a JSON file")
     arguments = parser.parse_args(argv)
     models = [choose("A model in --models", name, MODELS) for name in arguments.models.split(",")]

@@ -27,21 +27,37 @@ def test_timers_take_turns_after_a_warm_up(monkeypatch):
 
 def test_measurements_beside_the_better_of_pytorchs_layouts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "ceilings", lambda: {"copy_gb_per_second": 5.0})
-    facts = {"init_seconds": 1.0, "compile_seconds": 2.0, "dtype": "float32"}
-    monkeypatch.setattr(benchmark, "jax_timer", lambda *_: (lambda: 30.0, facts))
+
+    def ours(*arguments):
+        remat = arguments[-1]
+        facts = {"init_seconds": 1.0, "compile_seconds": 2.0, "dtype": "float32"}
+        return (lambda: 24.0 if remat else 30.0), facts | {
+            "step_memory_bytes": (1 if remat else 3) * 2**20
+        }
+
+    monkeypatch.setattr(benchmark, "jax_timer", ours)
     rates = {False: 40.0, True: 60.0}
     monkeypatch.setattr(
         benchmark, "torch_timer", lambda m, b, d, channels_last, s: lambda: rates[channels_last]
     )
     out = tmp_path / "speed.json"
-    benchmark.main(["--models=resnet18", "--against=torch", "--repeats=1", f"--out={out}"])
-    (result,) = json.loads(out.read_text())["results"]
-    assert result["ratio"] == 0.5
+    models = "--models=resnet18,densenet121"
+    benchmark.main([models, "--against=torch", "--remat", "--repeats=1", f"--out={out}"])
+    resnet, densenet = (result["timed"] for result in json.loads(out.read_text())["results"])
+    assert list(resnet) == ["jaxcifar", "torch", "torch channels_last"]
+    assert resnet["jaxcifar"]["ratio"] == 0.5
     # A step is three forward passes, a multiply-add two operations.
-    assert result["gflops"] == pytest.approx(30 * 3 * 2 * forward_multiply_adds("resnet18") / 1e9)
+    operations = 3 * 2 * forward_multiply_adds("resnet18") / 1e9
+    assert resnet["jaxcifar"]["gflops"] == pytest.approx(30 * operations)
+    assert resnet["torch"]["gflops"] == pytest.approx(40 * operations)
+    assert [densenet[name]["ratio"] for name in densenet] == [0.5, 0.4, None, None]
     printed = capsys.readouterr().out
-    assert "| resnet18 | jaxcifar | 30.0 | 30.0 … 30.0 | 0.50× | 100 | 1.0 s | 2.0 s |" in printed
-    assert "| resnet18 | torch channels_last | 60.0 |" in printed
+    for line in (
+        "| resnet18 | jaxcifar | 30.0 | 30.0 … 30.0 | 0.50× | 100 | 1.0 s | 2.0 s | 3 MiB |",
+        "| resnet18 | torch channels_last | 60.0 | 60.0 … 60.0 |  | 200 |  |  |  |",
+        "| densenet121 | jaxcifar, remat | 24.0 | 24.0 … 24.0 | 0.40× |",
+    ):
+        assert line in printed
 
 
 def test_it_runs_the_training_step(monkeypatch):
@@ -59,6 +75,7 @@ def test_it_runs_the_training_step(monkeypatch):
     assert made == [1, 1, 1]  # the first is not timed
     assert facts["dtype"] == "float32"
     assert facts["compile_seconds"] > 0
+    assert facts["step_memory_bytes"] > 8 * 32 * 32 * 64 * 4  # the first convolution's result
 
 
 def test_a_turn_times_all_steps_but_its_first(monkeypatch):
