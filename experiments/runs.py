@@ -203,6 +203,8 @@ def _read(folder: pathlib.Path, row: str) -> Run:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / 'config.json'} is no config of a run ({error!r}).") from error
     expected = flatten(base_config())
+    # A field that came since, and changes nothing of what was computed, is no hindrance.
+    config = {field: expected[field] for field in EXECUTION_FIELDS} | config
     if differing := sorted(config.keys() ^ expected.keys()):
         raise UserError(
             f"{folder} was written by another version of jaxcifar (commit "

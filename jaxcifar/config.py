@@ -30,7 +30,8 @@ def base_config() -> Config:
     config.model.activation = "relu"  # "relu" "gelu" "silu" "leaky_relu" "mish"
     config.model.dropout_rate = 0.2  # ResNet: before the FC layer; DenseNet: in each dense layer
     config.model.width = 1.0  # multiplies every channel count
-    config.model.remat = False  # DenseNet: less memory, by computing again what is cheap
+    config.model.remat = "auto"  # DenseNet: "on": a third of the memory, by computing again what
+    #                              is cheap; "off"; auto: on on CPU, where it is faster too
     config.model.dtype = "auto"  # of the computation: "float32", "bfloat16"; auto: bfloat16 on GPU
     #                              and TPU. Parameters, statistics and logits are float32 always
 
@@ -72,8 +73,9 @@ def base_config() -> Config:
     return config
 
 
-# Fields that change how a run is carried out, never what it computes: a run may be resumed with
-# other values of them. (The data folder is here because the images themselves are compared.)
+# Fields that change how a run is carried out, never what it computes (but for rounding): a run may
+# be resumed with other values of them. (The data folder is here because the images themselves are
+# compared.)
 EXECUTION_FIELDS = (
     "data.dir",
     "model.remat",

@@ -18,6 +18,7 @@ from jaxcifar.state import TrainState, create_state
 from jaxcifar.step import make_eval_step, make_train_step
 
 DTYPES = ("auto", "float32", "bfloat16")
+REMATS = ("auto", "on", "off")
 
 
 class Hyperparams(NamedTuple):
@@ -68,6 +69,7 @@ class Programs:
         self.in_force = {
             "dtype": jnp.dtype(self.model.dtype).name,
             "steps_per_call": self.steps_per_call,
+            "remat": getattr(self.model, "remat", False),
         }
 
         self.init = compilation.jit(self._init, in_haste=True, out_shardings=self._whole)
@@ -226,16 +228,20 @@ def compiled_programs(
 
 
 def create_model(config: Config):
+    on_cpu = jax.default_backend() == "cpu"
     dtype = choose("model.dtype", config.model.dtype, DTYPES)
     if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        dtype = "float32" if on_cpu else "bfloat16"
+    remat = choose("model.remat", config.model.remat, REMATS)
+    if remat == "auto":
+        remat = "on" if on_cpu and config.model.name.startswith("densenet") else "off"
     return models.create_model(
         config.model.name,
         activation=config.model.activation,
         dropout_rate=config.model.dropout_rate,
         dtype=jnp.dtype(dtype),
         width=config.model.width,
-        remat=config.model.remat,
+        remat=remat == "on",
     )
 
 

@@ -71,10 +71,17 @@ def finished(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def write_config(config: Config, workdir: pathlib.Path, provenance: dict, in_force: dict) -> None:
-    """Writes config.json, or checks that a run resumed there sees the same images."""
+    """Writes config.json, or checks that a run resumed there sees the same images and dtype."""
     path = workdir / "config.json"
     if path.exists():
-        saved = json.loads(path.read_text())["data"]
+        content = json.loads(path.read_text())
+        saved, dtype = content["data"], content["environment"]["dtype"]
+        if saved and dtype != in_force["dtype"]:  # without data, it was not trained yet
+            raise UserError(
+                f"{workdir} holds a run in {dtype}, but model.dtype is {config.model.dtype!r}, "
+                f"which is {in_force['dtype']} on this {jax.default_backend()}. Go on with it on a "
+                "device like the one it began on, or choose another --workdir."
+            )
         for part, facts in provenance.items():
             if part in saved and saved[part]["sha256"] != facts["sha256"]:
                 raise UserError(

@@ -31,8 +31,8 @@ def test_measurements_beside_the_better_of_pytorchs_layouts(tmp_path, monkeypatc
     def ours(*arguments):
         remat = arguments[-1]
         facts = {"init_seconds": 1.0, "compile_seconds": 2.0, "dtype": "float32"}
-        return (lambda: 24.0 if remat else 30.0), facts | {
-            "step_memory_bytes": (1 if remat else 3) * 2**20
+        return (lambda: 24.0 if remat == "on" else 30.0), facts | {
+            "step_memory_bytes": (1 if remat == "on" else 3) * 2**20
         }
 
     monkeypatch.setattr(benchmark, "jax_timer", ours)
@@ -50,12 +50,12 @@ def test_measurements_beside_the_better_of_pytorchs_layouts(tmp_path, monkeypatc
     operations = 3 * 2 * forward_multiply_adds("resnet18") / 1e9
     assert resnet["jaxcifar"]["gflops"] == pytest.approx(30 * operations)
     assert resnet["torch"]["gflops"] == pytest.approx(40 * operations)
-    assert [densenet[name]["ratio"] for name in densenet] == [0.5, 0.4, None, None]
+    assert [densenet[name]["ratio"] for name in densenet] == [0.4, 0.5, None, None]
     printed = capsys.readouterr().out
     for line in (
         "| resnet18 | jaxcifar | 30.0 | 30.0 … 30.0 | 0.50× | 100 | 1.0 s | 2.0 s | 3 MiB |",
         "| resnet18 | torch channels_last | 60.0 | 60.0 … 60.0 |  | 200 |  |  |  |",
-        "| densenet121 | jaxcifar, remat | 24.0 | 24.0 … 24.0 | 0.40× |",
+        "| densenet121 | jaxcifar, remat on | 24.0 | 24.0 … 24.0 | 0.40× |",
     ):
         assert line in printed
 

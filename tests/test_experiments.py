@@ -310,6 +310,19 @@ def test_a_run_of_another_version(copied):
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"another version.*optim\.nesterov"):
         runs.sweeps(copied)
+    del content["config"]["optim"]["nesterov"], content["config"]["optim"]["momentum"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"another version.*optim\.momentum"):
+        runs.sweeps(copied)
+
+
+def test_a_run_from_before_a_field_that_changes_no_number(copied):
+    path = copied / "vgg2" / "seed0" / "config.json"
+    content = json.loads(path.read_text())
+    content["config"]["model"].pop("remat", None)
+    path.write_text(json.dumps(content))
+    (sweep,) = runs.sweeps(copied).values()
+    assert sweep["vgg2"][0].config["model.remat"] == "auto"
 
 
 @pytest.mark.parametrize(

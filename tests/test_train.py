@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcifar import data, metrics, optim, sharding, train
+from jaxcifar import data, metrics, optim, programs, sharding, train
 from jaxcifar.checkpoint import Checkpointer
 from jaxcifar.config import base_config
 from jaxcifar.errors import UserError
@@ -101,7 +101,8 @@ def test_a_run_leaves_its_files(finished):
     assert config["config"]["model"]["width"] == 0.05
     environment = config["environment"]
     assert set(environment) >= {"jax", "flax", "optax", "jaxcifar", "commit", "device"}
-    assert (environment["dtype"], environment["steps_per_call"]) == ("float32", 1)  # not "auto", 0
+    in_force = [environment[name] for name in ("dtype", "steps_per_call", "remat")]
+    assert in_force == ["float32", 1, False]  # not "auto", 0, "auto"
     assert result == json.loads((workdir / "result.json").read_text())
     assert result["data"]["train"]["images"] == 100
     assert result["last"] == records[-1]
@@ -263,6 +264,34 @@ def test_other_images_are_refused(tmp_path, monkeypatch):
     )
     with pytest.raises(UserError, match="other train images"):
         run(tiny(), tmp_path)
+
+
+def test_a_run_of_another_device_is_not_gone_on_with_in_another_dtype(tmp_path, monkeypatch):
+    original = Programs.train
+    monkeypatch.setattr(Programs, "train", lambda *a: os.kill(os.getpid(), 15) or original(*a))
+    with pytest.raises(train.Interrupted):
+        run(tiny(), tmp_path)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    content["environment"]["dtype"] = "bfloat16"  # as on a GPU
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"run in bfloat16, .*'auto', which is float32 on"):
+        run(tiny(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("backend", "remat", "expected"),
+    [
+        ("cpu", "auto", True),
+        ("cpu", "off", False),
+        ("gpu", "auto", False),
+        ("gpu", "on", True),
+    ],
+)
+def test_densenets_compute_again_on_cpus(monkeypatch, backend, remat, expected):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    model = programs.create_model(tiny(model__name="densenet121", model__remat=remat))
+    assert model.remat is expected
 
 
 def test_a_held_workdir_is_refused(tmp_path):

@@ -75,8 +75,8 @@ def create_model(
     if remat:
         if not name.startswith("densenet"):
             raise UserError(
-                f"model.remat is True, but model.name is {name!r}: only DenseNets have it. "
-                "Leave it False."
+                f"model.remat is on, but model.name is {name!r}: only DenseNets have it. "
+                "Leave it out."
             )
         options["remat"] = True
     return _BUILDERS[name](
