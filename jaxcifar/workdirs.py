@@ -73,10 +73,10 @@ def finished(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
 def write_config(config: Config, workdir: pathlib.Path, provenance: dict, in_force: dict) -> None:
     """Writes config.json, or checks that a run resumed there sees the same images and dtype."""
     path = workdir / "config.json"
-    if path.exists():
-        content = json.loads(path.read_text())
-        saved, dtype = content["data"], content["environment"]["dtype"]
-        if saved and dtype != in_force["dtype"]:  # without data, it was not trained yet
+    content = json.loads(path.read_text()) if path.exists() else {}
+    if saved := content.get("data"):  # imported weights have none until they are trained
+        dtype = content["environment"]["dtype"]
+        if dtype != in_force["dtype"]:
             raise UserError(
                 f"{workdir} holds a run in {dtype}, but model.dtype is {config.model.dtype!r}, "
                 f"which is {in_force['dtype']} on this {jax.default_backend()}. Go on with it on a "

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcifar import data, metrics, optim, programs, sharding, train
+from jaxcifar import data, metrics, optim, programs, sharding, train, workdirs
 from jaxcifar.checkpoint import Checkpointer
 from jaxcifar.config import base_config
 from jaxcifar.errors import UserError
@@ -277,6 +277,17 @@ def test_a_run_of_another_device_is_not_gone_on_with_in_another_dtype(tmp_path, 
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"run in bfloat16, .*'auto', which is float32 on"):
         run(tiny(), tmp_path)
+
+
+def test_imported_weights_are_recorded_as_of_where_they_are_trained(tmp_path):
+    workdirs.write_config(tiny(), tmp_path, {}, {"dtype": "float32"})
+    facts = {"train": {"sha256": "a", "source": "here"}}
+    workdirs.write_config(tiny(), tmp_path, facts, {"dtype": "bfloat16"})
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["data"] == facts
+    assert content["environment"]["dtype"] == "bfloat16"
+    with pytest.raises(UserError, match="a run in bfloat16"):
+        workdirs.write_config(tiny(), tmp_path, facts, {"dtype": "float32"})
 
 
 @pytest.mark.parametrize(
