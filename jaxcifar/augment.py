@@ -11,12 +11,10 @@ image i does not depend on the number of devices.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-
-AUGMENTATIONS = ("none", "weak", "strong")
 
 # The channel means of CIFAR-10: a pixel erased to them is 0 after its normalisation, as where
 # torchvision's RandomErasing follows Normalize.
@@ -90,6 +88,20 @@ def strong(
         ratio=erasing_ratio,
         fill=erasing_fill,
     )
+
+
+def none(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Returns the images as they are."""
+    del key
+    return images
+
+
+# What config.data.augment names; the arguments are the fields of config.augment of that name.
+AUGMENTATIONS: dict[str, Callable[..., jax.Array]] = {
+    "none": none,
+    "weak": weak,
+    "strong": strong,
+}
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:

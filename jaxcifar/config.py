@@ -1,5 +1,8 @@
 """Every knob of a run, its default, and what it means.
 
+A run's folder outlives the code: a saved config is laid over today's defaults (`complete`). So the
+rule for a new field is that its default is what was computed before the field existed.
+
 A config file returns `base_config()` with its differences:
 
     from jaxcifar.config import base_config
@@ -66,7 +69,7 @@ def base_config() -> Config:
     config.train = ConfigDict()
     config.train.batch_size = 256  # over all devices
     config.train.epochs = 50
-    config.train.limit_train_images = 0  # train on the first so many only; 0: on all
+    config.train.limit_train_images = 0  # use only the first N; 0: all
     config.train.eval_batch_size = 512  # over all devices; the last batch is padded and masked
     config.train.steps_per_call = 0  # training steps per compiled call; 0: 1 on CPU, many elsewhere
     config.train.checkpoint_minutes = 10.0  # within a long epoch; each epoch's end is always saved
@@ -137,6 +140,26 @@ def differences(one: dict, other: dict) -> list[str]:
 
 def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
+
+
+def complete(saved: dict[str, Any]) -> Config:
+    """Returns a config saved by this or an earlier version, with today's defaults for new fields.
+
+    Raises:
+      UserError: it has a field that is unknown today.
+    """
+    config, known = base_config(), flatten(base_config())
+    for field, value in flatten(saved).items():
+        if field not in known:
+            raise UserError(
+                f"The saved config has the field {field!r}, which this version of jaxcifar does "
+                f"not know.{nearest(field, known)} Use the version that wrote it."
+            )
+        group, _, name = field.rpartition(".")
+        place = config[group] if group else config
+        with config.ignore_type():
+            place[name] = tuple(value) if isinstance(known[field], tuple) else value
+    return config
 
 
 def validate(config: Config) -> None:

@@ -1,14 +1,16 @@
-"""How a command ends early: a mistake a user can mend, or a signal; each with one message."""
+"""How a command ends early: an error the user can fix, or a signal; each with one message."""
 
+import contextlib
 import difflib
+import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from absl import logging
 
 
 class UserError(ValueError):
-    """A mistake in a config, a command or a file: one message that says the way out.
+    """An error the user can fix, in a config, a command or a file: one message that says how.
 
     The commands print it without a traceback and exit with code 2.
     """
@@ -20,6 +22,57 @@ class Interrupted(Exception):
     def __init__(self, signum: int, message: str):
         super().__init__(message)
         self.signum = signum
+
+
+class Stop:
+    """A wish that the work ends at the next place where it can be saved; true once there is one.
+
+    Attributes:
+      signum: the signal it came from; 0 for another reason.
+      reason: why, in a few words.
+    """
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self.reason = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.reason)
+
+    def request(self, reason: str, signum: int = 0) -> None:
+        """Asks for the end; the first reason is kept."""
+        if not self:
+            self.signum, self.reason = signum, reason
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Stop]:
+    """Turns signals into a wish to stop, while the context lasts.
+
+    SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 (schedulers send the last ones before a time limit)
+    ask for the end. Schedulers repeat SIGTERM: that does not cut the saving short. A second SIGINT
+    (Ctrl-C) does. A signal that was ignored before, as nohup does with SIGHUP, stays so.
+    """
+    stop = Stop()
+
+    def handle(signum: int, _: object) -> None:
+        if signum == signal.SIGINT:
+            signal.signal(signum, before[signum])
+        stop.request(f"by {signal.Signals(signum).name}", signum)
+
+    before = {}
+    with contextlib.suppress(ValueError):  # not in the main thread: whoever runs it handles them
+        for signum in _SIGNALS:
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                before[signum] = signal.signal(signum, handle)
+    try:
+        yield stop
+    finally:
+        for signum, previous in before.items():
+            signal.signal(signum, previous)
 
 
 def reason(error: Exception) -> str:
@@ -36,7 +89,7 @@ def exit_code(command: Callable[[], int | None]) -> int:
     That is what it returns (None: 0), or 2 after a `UserError`, or 128 + the signal's number after
     `Interrupted`, whose message is printed to stderr.
     """
-    logging.set_verbosity(logging.ERROR)  # Orbax tells of every save
+    logging.set_verbosity(logging.ERROR)  # Orbax logs every save
     try:
         return command() or 0
     except (UserError, Interrupted) as error:

@@ -1,266 +1,185 @@
-"""The compiled functions of a run, made from a config: initialise, order, train, evaluate."""
+"""The compiled programs of a task: initialise, order, train, evaluate. Pure functions of it.
+
+Each is compiled for its task when first asked for, and kept while it is in use.
+"""
 
 import functools
-import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxcifar import augment, compilation, models, optim, sharding
-from jaxcifar.config import Config
-from jaxcifar.errors import UserError, choose
-from jaxcifar.state import TrainState, create_state
-from jaxcifar.step import make_eval_step, make_train_step
+from jaxcifar import sharding
+from jaxcifar.kernels import compilation
+from jaxcifar.state import TrainState, abstract_variables, create_state
+from jaxcifar.step import Loss, make_eval_step, make_loss, make_train_step
+from jaxcifar.task import Hyperparams, Inference, Task
 
-DTYPES = ("auto", "float32", "bfloat16")
-REMATS = ("auto", "on", "off")
-
-
-class Hyperparams(NamedTuple):
-    """Numbers that are traced: runs that differ in nothing else share one compiled step."""
-
-    learning_rate: float | jax.Array
-    l1: float | jax.Array
-    l2: float | jax.Array
-    epochs: float | jax.Array  # of the schedule
+# (state, hyperparams, images, labels, order) -> (state, metrics [steps])
+Train = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+_KEPT = 4  # programs of each kind; a DenseNet's takes some 100 MB
 
 
-def hyperparams_of(config: Config) -> Hyperparams:
-    numbers = (config.optim.learning_rate, config.optim.l1, config.optim.l2, config.train.epochs)
-    return Hyperparams(*(np.float32(number) for number in numbers))
+@functools.lru_cache(_KEPT)
+def init(task: Task) -> Callable[[jax.Array, Hyperparams], TrainState]:
+    """Returns (seed, hyperparams) -> the state before the first step."""
+
+    def create(seed: jax.Array, hyperparams: Hyperparams) -> TrainState:
+        return create_state(task.model, task.make_optimizer(hyperparams), seed)
+
+    return compilation.jit(
+        create,
+        platform=task.platform,
+        fast_compile=True,
+        out_shardings=sharding.replicated(task.mesh),
+    )
 
 
-def static_part(config: Config) -> FrozenConfigDict:
-    """The config without what is traced or concerns the host only: a key to compiled programs."""
-    static: Config = ConfigDict(config.to_dict())
-    static.seed = 0
-    static.data.dir = static.data.protocol = ""
-    static.optim.update(learning_rate=0.0, l1=0.0, l2=0.0)
-    static.train.update(epochs=0, limit_train_images=0, checkpoint_minutes=0.0)
-    return FrozenConfigDict(static)
+def abstract_state(task: Task) -> TrainState:
+    """Returns the shapes, dtypes and shardings of a state."""
+    seed = jax.ShapeDtypeStruct((), jnp.uint32)
+    return sharding.abstract(jax.eval_shape(init(task), seed, Hyperparams.abstract()), task.mesh)
 
 
-class Programs:
-    """The functions of a run, compiled on first use for arrays of known shapes.
+@functools.lru_cache(_KEPT)
+def order(task: Task) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Returns (key, epoch) -> the rows of an epoch's batches [steps_per_epoch, batch] int32.
 
-    Args:
-      config: the static part of a config.
-      n_train: images in the training set, all of them on every device.
-      normalization: (mean, std) of the data set.
-      mesh: of the devices.
+    A fresh permutation, of (seed, epoch) alone.
     """
 
-    def __init__(self, config: Config, n_train: int, normalization: tuple, mesh: Mesh):
-        self._config, self._mesh = config, mesh
-        self._mean, self._std = normalization
-        self.model: Any = create_model(config)
-        self._batch = sharding.batch_sharding(mesh)
-        self._whole = sharding.replicated(mesh)
-        self.batch_size = config.train.batch_size
-        self.steps_per_epoch = n_train // self.batch_size
-        self.steps_per_call = _steps_per_call(config.train.steps_per_call, self.steps_per_epoch)
-        self.compile_seconds = 0.0
-        # What "auto" and 0 became here.
-        self.in_force = {
-            "dtype": jnp.dtype(self.model.dtype).name,
-            "steps_per_call": self.steps_per_call,
-            "remat": getattr(self.model, "remat", False),
-        }
-
-        self.init = compilation.jit(self._init, in_haste=True, out_shardings=self._whole)
-        order = functools.partial(self._order, n_train)
-        self.order = compilation.jit(order, out_shardings=self._whole)
-        hyperparams = Hyperparams(*[jax.ShapeDtypeStruct((), jnp.float32)] * 4)
-        shapes = self.init.eval_shape(jax.ShapeDtypeStruct((), jnp.uint32), hyperparams)
-        self.abstract_state: TrainState = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._whole), shapes
-        )
-        self._cache: dict[str, Callable] = {}
-
-    def _optimizer(self, hyperparams: Hyperparams):
-        schedule = optim.make_schedule(
-            self._config.optim.schedule,
-            hyperparams.learning_rate,
-            hyperparams.epochs,
-            self.steps_per_epoch,
-        )
-        return optim.make_optimizer(
-            self._config.optim.name,
-            schedule,
-            momentum=self._config.optim.momentum,
-            l1=hyperparams.l1,
-            l2=hyperparams.l2,
-            mask=optim.MASKS[self._config.optim.penalize],
-        )
-
-    def _init(self, seed: jax.Array, hyperparams: Hyperparams) -> TrainState:
-        return create_state(self.model, self._optimizer(hyperparams), seed)
-
-    def _order(self, n_train: int, key: jax.Array, epoch: jax.Array) -> jax.Array:
-        """The rows of an epoch's batches [steps_per_epoch, batch]: of (seed, epoch) alone."""
+    def rows_of(key: jax.Array, epoch: jax.Array) -> jax.Array:
         # No step has this number, so no step's draws are used again here.
         key = jax.random.fold_in(jax.random.fold_in(key, np.uint32(2**32 - 1)), epoch)
-        rows = jax.random.permutation(key, n_train)[: self.steps_per_epoch * self.batch_size]
-        return rows.reshape(self.steps_per_epoch, self.batch_size)
+        rows = jax.random.permutation(key, task.n_train)
+        rows = rows[: task.steps_per_epoch * task.batch_size]
+        return rows.reshape(task.steps_per_epoch, task.batch_size)
 
-    def prepare(self, key: jax.Array, images: jax.Array) -> jax.Array:
-        """Augments and normalises a training batch [N, H, W, C]: what the model takes."""
-        # Erased pixels become 0 after normalisation.
-        fill = tuple(255 * mean for mean in self._mean)
-        return self.normalize(_augmentation(self._config, fill)(key, images))
+    return compilation.jit(
+        rows_of, platform=task.platform, out_shardings=sharding.replicated(task.mesh)
+    )
 
-    def normalize(self, images: jax.Array) -> jax.Array:
-        """Normalises images [N, H, W, C] by the mean and deviation of the data set."""
-        return augment.normalize(images, self._mean, self._std)
 
-    def _train(
-        self,
-        steps: int,
+def loss(task: Task) -> Loss:
+    """Returns the loss of a batch as a training step of the task sees it."""
+    return make_loss(task.model, task.prepare)
+
+
+def batch(
+    task: Task, step: jax.Array, images: jax.Array, labels: jax.Array, order: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the images and labels of a step, split over the devices."""
+    rows = jax.lax.with_sharding_constraint(
+        order[step % task.steps_per_epoch], sharding.batch_sharding(task.mesh)
+    )
+    return images[rows], labels[rows]
+
+
+def training(task: Task, steps: int) -> Any:
+    """Returns the function that `train` compiles, jitted but not yet traced."""
+
+    def run(
         state: TrainState,
         hyperparams: Hyperparams,
         images: jax.Array,
         labels: jax.Array,
         order: jax.Array,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        mask = optim.MASKS[self._config.optim.penalize]
-
-        def penalty(params):
-            l1 = optim.l1_penalty(params, hyperparams.l1, mask)
-            return l1 + optim.l2_penalty(params, hyperparams.l2, mask)
-
         train_step = make_train_step(
-            self.model, self._optimizer(hyperparams), prepare=self.prepare, penalty=penalty
+            loss(task),
+            task.make_optimizer(hyperparams),
+            schedule=task.optimization.make_schedule(hyperparams, task.steps_per_epoch),
+            regularizers=task.optimization.make_regularizers(hyperparams),
         )
 
         def one(state: TrainState, _: None):
-            rows = jax.lax.with_sharding_constraint(
-                order[state.step % self.steps_per_epoch], self._batch
-            )
-            return train_step(state, images[rows], labels[rows])
+            return train_step(state, *batch(task, state.step, images, labels, order))
 
-        if steps == 1:  # on CPU a convolution inside a scan is hundreds times slower
+        if steps == 1:
             state, metrics = one(state, None)
             return state, jax.tree.map(lambda metric: metric[None], metrics)
         return jax.lax.scan(one, state, length=steps)
 
-    def steps_from(self, step: int) -> int:
-        """How many steps the call at `step` of an epoch makes.
-
-        One, until a run resumed from within a longer call is where such a call can begin.
-        """
-        return 1 if step % self.steps_per_call else self.steps_per_call
-
-    def train(self, steps: int, *args) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Runs the next `steps` steps on (state, hyperparams, images, labels, order).
-
-        The state is used up. Metrics are [steps].
-        """
-        return self.compiled_train(steps, *args)(*args)
-
-    def compiled_train(self, steps: int, *args) -> Callable:
-        """`train` compiled for such arguments."""
-        return self._compiled(f"train {steps}", functools.partial(self._train, steps), args, (0,))
-
-    def _compiled(
-        self, name: str, function: Callable, args: tuple, donated: tuple[int, ...] = ()
-    ) -> Callable:
-        """The program `name`, compiled the first time."""
-        if name not in self._cache:
-            began = time.monotonic()
-            jitted = compilation.jit(function, donate_argnums=donated, out_shardings=self._whole)
-            self._cache[name] = jitted.lower(*args).compile()
-            self.compile_seconds += time.monotonic() - began
-        return self._cache[name]
-
-    def _evaluate(
-        self, variables: dict, images: jax.Array, labels: jax.Array, first: jax.Array
-    ) -> dict[str, jax.Array]:
-        """Sums over the images `first` … `first + eval_batch_size − 1` that exist."""
-        rows = first + jnp.arange(self._config.train.eval_batch_size)
-        rows = jax.lax.with_sharding_constraint(rows, self._batch)
-        exists = rows < len(labels)
-        rows = jnp.minimum(rows, len(labels) - 1)
-        eval_step = make_eval_step(self.model, prepare=self.normalize)
-        return eval_step(variables, images[rows], labels[rows], exists)
-
-    def evaluate(
-        self,
-        variables: dict,
-        images: jax.Array,
-        labels: jax.Array,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> dict[str, Any]:
-        """Returns {"loss", "accuracy", "images"} over all images, each counted once.
-
-        Where `stop` returns True between batches, it gives up and returns {}.
-        """
-        firsts = np.arange(0, len(labels), self._config.train.eval_batch_size, dtype=np.int32)
-        sums: list[dict[str, jax.Array]] = []
-        for first in jax.device_put(list(firsts), self._whole):
-            args = (variables, images, labels, first)
-            name = f"evaluate {len(labels)}"
-            sums.append(self._compiled(name, self._evaluate, args)(*args))
-            if len(sums) > 1:
-                jax.block_until_ready(sums[-2])  # no long queue that a signal would wait for
-            if stop():
-                return {}
-        on_host = jax.device_get(sums)
-        totals = {name: sum(float(batch[name]) for batch in on_host) for name in sums[0]}
-        count = int(totals["count"])
-        return {
-            "loss": totals["loss"] / count,
-            "accuracy": totals["correct"] / count,
-            "images": count,
-        }
-
-
-@functools.lru_cache(maxsize=2)
-def compiled_programs(
-    config: FrozenConfigDict, n_train: int, normalization: tuple, mesh: Mesh
-) -> Programs:
-    """`Programs`, shared by the runs of one process that differ only in traced numbers."""
-    return Programs(config, n_train, normalization, mesh)
-
-
-def create_model(config: Config):
-    on_cpu = jax.default_backend() == "cpu"
-    dtype = choose("model.dtype", config.model.dtype, DTYPES)
-    if dtype == "auto":
-        dtype = "float32" if on_cpu else "bfloat16"
-    remat = choose("model.remat", config.model.remat, REMATS)
-    if remat == "auto":
-        remat = "on" if on_cpu and config.model.name.startswith("densenet") else "off"
-    return models.create_model(
-        config.model.name,
-        activation=config.model.activation,
-        dropout_rate=config.model.dropout_rate,
-        dtype=jnp.dtype(dtype),
-        width=config.model.width,
-        remat=remat == "on",
+    return compilation.jit(
+        run,
+        platform=task.platform,
+        donate_argnums=(0,),
+        out_shardings=sharding.replicated(task.mesh),
     )
 
 
-def _augmentation(config: Config, fill: tuple) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    strengths = config.augment.to_dict()
+def training_arguments(task: Task) -> tuple:
+    """Returns the shapes, dtypes and shardings that `train` takes."""
+    images = jax.ShapeDtypeStruct((task.n_train, 32, 32, 3), jnp.uint8)
+    labels = jax.ShapeDtypeStruct((task.n_train,), jnp.int32)
+    rows = jax.ShapeDtypeStruct((task.steps_per_epoch, task.batch_size), jnp.int32)
+    rest = sharding.abstract((Hyperparams.abstract(), images, labels, rows), task.mesh)
+    return abstract_state(task), *rest
+
+
+@functools.lru_cache(_KEPT)
+def train(task: Task, steps: int) -> Train:
+    """Returns (state, hyperparams, images, labels, order) -> (state, metrics [steps]), compiled.
+
+    It makes the next `steps` training steps and uses the state up. `order` is that of the epoch.
+    """
+    return training(task, steps).lower(*training_arguments(task)).compile()
+
+
+@functools.lru_cache(_KEPT)
+def evaluate_batch(inference: Inference, n: int) -> Callable[..., dict[str, jax.Array]]:
+    """Returns (variables, images, labels, first) -> sums over a batch of `n` images, compiled.
+
+    The batch is images `first` … `first + batch_size − 1`, as far as they exist.
+    """
+    eval_step = make_eval_step(inference.model, prepare=inference.normalize)
+    whole = sharding.replicated(inference.mesh)
+
+    def run(variables: dict, images: jax.Array, labels: jax.Array, first: jax.Array):
+        rows = first + jnp.arange(inference.batch_size)
+        rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(inference.mesh))
+        exists = rows < n
+        rows = jnp.minimum(rows, n - 1)
+        return eval_step(variables, images[rows], labels[rows], exists)
+
+    images = jax.ShapeDtypeStruct((n, 32, 32, 3), jnp.uint8)
+    labels, first = jax.ShapeDtypeStruct((n,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+    arguments = abstract_variables(inference.model), images, labels, first
+    jitted = compilation.jit(run, platform=inference.platform, out_shardings=whole)
+    return jitted.lower(*sharding.abstract(arguments, inference.mesh)).compile()
+
+
+def evaluate(
+    inference: Inference,
+    variables: dict,
+    images: jax.Array,
+    labels: jax.Array,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+    """Returns {"loss", "accuracy", "images"} over all images, each counted once.
+
+    Args:
+      inference: whose model, normalisation and batches are used.
+      variables: of the model.
+      images: [N, 32, 32, 3] uint8, and labels [N] int32, on every device of the mesh.
+      stop: asked after each batch; where it returns True, the evaluation ends and returns None.
+    """
+    compiled = evaluate_batch(inference, len(labels))
+    firsts = np.arange(0, len(labels), inference.batch_size, dtype=np.int32)
+    sums: list[dict[str, jax.Array]] = []
+    for first in sharding.replicate(list(firsts), inference.mesh):
+        sums.append(compiled(variables, images, labels, first))
+        if len(sums) > 1:
+            jax.block_until_ready(sums[-2])  # no long queue that a signal would wait for
+        if stop():
+            return None
+    on_host = jax.device_get(sums)
+    totals = {name: sum(float(batch[name]) for batch in on_host) for name in on_host[0]}
+    count = int(totals["count"])
     return {
-        "none": lambda key, images: images,
-        "weak": functools.partial(augment.weak, padding=strengths["padding"]),
-        "strong": functools.partial(augment.strong, **strengths, erasing_fill=fill),
-    }[config.data.augment]
-
-
-def _steps_per_call(wanted: int, steps_per_epoch: int) -> int:
-    divisors = [n for n in range(1, steps_per_epoch + 1) if steps_per_epoch % n == 0]
-    if wanted == 0:
-        return 1 if jax.default_backend() == "cpu" else max(n for n in divisors if n <= 50)
-    if wanted not in divisors:
-        raise UserError(
-            f"config.train.steps_per_call is {wanted}; it must divide the {steps_per_epoch} steps "
-            f"of an epoch: one of {', '.join(map(str, divisors))}, or 0 to choose."
-        )
-    return wanted
+        "loss": totals["loss"] / count,
+        "accuracy": totals["correct"] / count,
+        "images": count,
+    }

@@ -1,7 +1,8 @@
 """Where arrays live: one mesh axis over all devices, batches split along it, the rest replicated.
 
 `jax.jit` over such arrays computes BatchNorm statistics and gradients over the whole batch, so
-that one device and many give the same numbers; no code elsewhere knows how many there are.
+that one device and many give the same numbers but for rounding; no code elsewhere knows how many
+there are.
 """
 
 from typing import Any
@@ -31,3 +32,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts a whole copy of each array of `tree` on every device."""
     return jax.device_put(tree, replicated(mesh))
+
+
+def abstract(tree: Any, mesh: Mesh) -> Any:
+    """Returns the shapes and dtypes of `tree`, as they are when a copy is on every device."""
+    whole = replicated(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree)

@@ -1,12 +1,12 @@
-"""All that a step changes, in one pytree."""
+"""Everything a training step updates, in one pytree."""
+
+import functools
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-
-from jaxcifar.models.initializers import init_from_one_draw
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -38,10 +38,10 @@ def create_state(
 ) -> TrainState:
     """Returns the state before the first step; initialisation follows from `seed`.
 
-    Compiles fastest with `jaxcifar.compilation.jit(…, in_haste=True)`.
+    Compiles fastest with `jaxcifar.kernels.compilation.jit(…, fast_compile=True)`.
     """
     init_key, key = jax.random.split(jax.random.key(seed))
-    variables = init_from_one_draw(model, init_key, jnp.zeros((1, 32, 32, 3)))
+    variables = model.init(init_key, jnp.zeros((1, 32, 32, 3)), train=False)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
@@ -49,3 +49,11 @@ def create_state(
         opt_state=tx.init(variables["params"]),
         key=key,
     )
+
+
+def abstract_variables(model: nn.Module) -> dict:
+    """Returns the shapes and dtypes of a model's {"params", "batch_stats"}."""
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(model.init, train=False), key, images)
+    return {"params": {}, "batch_stats": {}} | shapes

@@ -1,6 +1,6 @@
 """One training step and one evaluation step, as pure functions to jit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,59 +9,80 @@ import jax.numpy as jnp
 import optax
 
 from jaxcifar import losses
+from jaxcifar.optim import Regularizer
 from jaxcifar.state import TrainState
 
 Metrics = dict[str, jax.Array]
+# (params, state, images, labels) -> (cross-entropy, (logits, batch_stats)). See `make_loss`.
+Loss = Callable[[Any, TrainState, jax.Array, jax.Array], tuple[jax.Array, tuple]]
+
+
+def make_loss(model: nn.Module, prepare: Callable[[jax.Array, jax.Array], jax.Array]) -> Loss:
+    """Returns loss(params, state, images, labels) -> (cross-entropy, (logits, batch_stats)).
+
+    The mean cross-entropy in nats of the batch as the step that `state` is about to make sees it:
+    in training mode, with that step's augmentation and dropout, at any parameters.
+
+    Args:
+      model: a linen module with `train` and BatchNorm state.
+      prepare: (key, images) -> what the model takes: augmentation and normalisation.
+
+    The loss takes images [N, 32, 32, 3] and labels [N] int32; logits are [N, classes] float32, and
+    `batch_stats` are the running statistics after the batch.
+    """
+
+    def loss(params: Any, state: TrainState, images: jax.Array, labels: jax.Array):
+        augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            prepare(augment_key, images),
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        ce = losses.cross_entropy(logits, labels).mean()
+        return ce, (logits, updated.get("batch_stats", {}))
+
+    return loss
 
 
 def make_train_step(
-    model: nn.Module,
+    loss: Loss,
     tx: optax.GradientTransformation,
     *,
-    prepare: Callable[[jax.Array, jax.Array], jax.Array],
-    penalty: Callable[[Any], jax.Array] | None = None,
+    schedule: optax.Schedule | None = None,
+    regularizers: Sequence[Regularizer] = (),
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
     """Returns train_step(state, images, labels) -> (state, metrics).
 
     Args:
-      model: a linen module with `train` and BatchNorm state.
-      tx: the optimizer; gradients of regularization penalties are its part (see
-        `jaxcifar.optim.add_l1`).
-      prepare: (key, images) -> what the model takes: augmentation and normalisation.
-      penalty: params -> scalar, the penalty whose gradient `tx` adds. It is only reported, as
-        part of the objective "loss".
+      loss: of a batch, see `make_loss`.
+      tx: the optimizer; it contains the gradients of the penalties.
+      schedule: of the learning rate in `tx`, to report it.
+      regularizers: whose transforms are in `tx`, to report their penalties.
 
-    The step takes images [N, 32, 32, 3] and labels [N] int32, and returns scalars float32 of this
-    batch: "loss" (the objective: cross-entropy and penalty), "ce" (cross-entropy) and "accuracy".
+    The metrics are scalars float32 of this batch: "loss" (the objective: cross-entropy and
+    penalties), "ce" (cross-entropy), "accuracy", and with a schedule the "learning_rate".
     """
 
     def train_step(
         state: TrainState, images: jax.Array, labels: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        inputs = prepare(augment_key, images)
-
-        def loss_fn(params):
-            logits, updates = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                inputs,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": dropout_key},
-            )
-            return losses.cross_entropy(logits, labels).mean(), (logits, updates)
-
-        (ce, (logits, updated)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        (ce, (logits, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(
+            state.params, state, images, labels
+        )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         metrics = {
-            "loss": ce if penalty is None else ce + penalty(state.params),
+            "loss": ce + sum(r.penalty(state.params) for r in regularizers),
             "ce": ce,
             "accuracy": losses.correct(logits, labels).mean(),
         }
+        if schedule is not None:
+            metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
-            batch_stats=updated.get("batch_stats", {}),
+            batch_stats=batch_stats,
             opt_state=opt_state,
         )
         return state, metrics

@@ -2,9 +2,10 @@
 
 from jaxcifar.data import cifar10, digits, synthetic
 from jaxcifar.data.dataset import Dataset, split_holdout
+from jaxcifar.data.splits import PROTOCOLS, Splits, split
 from jaxcifar.errors import UserError, choose
 
-__all__ = ["DATASETS", "Dataset", "load", "split_holdout"]
+__all__ = ["DATASETS", "PROTOCOLS", "Dataset", "Splits", "load", "split", "split_holdout"]
 
 DATASETS = ("cifar10", "digits", "synthetic")
 SPLITS = ("train", "test")
@@ -36,3 +37,9 @@ def load(name: str, split: str, *, data_dir: str = "", size: int | None = None) 
     if name == "digits":
         return digits.load(split)
     return synthetic.load(split, size)
+
+
+def num_classes(name: str) -> int:
+    """Returns the number of classes of an image set."""
+    choose("data.name", name, DATASETS)
+    return 10

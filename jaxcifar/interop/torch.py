@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxcifar import restore
+from jaxcifar.config import base_config
 from jaxcifar.errors import UserError, exit_code
 from jaxcifar.models import ACTIVATIONS, MODELS, create_model
 from jaxcifar.models.densenet import DenseNet
@@ -243,14 +245,11 @@ def _import_torch(path: pathlib.Path) -> Any:
 
 
 def _import(arguments: argparse.Namespace) -> str:
-    from jaxcifar import train
-    from jaxcifar.config import base_config
-
     config = base_config()
     config.model.name = arguments.model
     config.model.activation = arguments.activation
     variables = from_torch(arguments.model, _read(arguments.file))
-    train.start_from(config, arguments.workdir, variables)
+    restore.start_from(config, arguments.workdir, variables)
     return (
         f"{arguments.file} is now a run in {arguments.workdir}. To evaluate it: "
         f"python -m jaxcifar.main --mode=eval --workdir={arguments.workdir}"
@@ -258,9 +257,7 @@ def _import(arguments: argparse.Namespace) -> str:
 
 
 def _export(arguments: argparse.Namespace) -> str:
-    from jaxcifar import train
-
-    config, _, variables = train.load_variables(arguments.workdir, arguments.checkpoint)
+    config, _, variables = restore.load_variables(arguments.workdir, arguments.checkpoint)
     _write(arguments.file, to_torch(config.model.name, variables))
     return f"{arguments.workdir} ({arguments.checkpoint} checkpoint) -> {arguments.file}"
 

@@ -1,21 +1,21 @@
 """ResNet, DenseNet and VGG-A for 32×32 images, as Flax linen modules."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxcifar.errors import UserError, choose
 from jaxcifar.models.densenet import DenseNet
 from jaxcifar.models.layers import ACTIVATIONS
+from jaxcifar.models.network import Network
 from jaxcifar.models.resnet import BasicBlock, BottleneckBlock, ResNet
 from jaxcifar.models.vgg import VGG
 
-__all__ = ["ACTIVATIONS", "MODELS", "create_model"]
+__all__ = ["ACTIVATIONS", "MODELS", "Network", "can_remat", "create_model"]
 
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {
+_BUILDERS: dict[str, "partial[Network]"] = {
     "resnet18": partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock),
     "resnet34": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock),
     "resnet50": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BottleneckBlock),
@@ -42,7 +42,8 @@ def create_model(
     width: float = 1.0,
     unbiased_variance: bool = True,
     remat: bool = False,
-) -> nn.Module:
+    platform: str | None = None,
+) -> Network:
     """Returns the linen module `name`.
 
         model = create_model("resnet18")
@@ -54,31 +55,27 @@ def create_model(
 
     Args:
       name: one of MODELS.
-      num_classes: outputs of the classifier.
-      activation: one of `jaxcifar.models.layers.ACTIVATIONS`.
-      dropout_rate: where it applies is said in each model's docstring.
-      dtype: of the computation. Parameters, batch statistics and logits are float32 always.
-      width: multiplies every channel count (and DenseNet's growth rate), rounded down.
-      unbiased_variance: whether the running variance is updated by the unbiased variance of a
-        batch, as in PyTorch, or by the biased one, as in `flax.linen.BatchNorm`.
-      remat: whether a DenseNet in training keeps less in memory and computes more.
+      num_classes, activation, dropout_rate, dtype, width, unbiased_variance: see
+        `jaxcifar.models.network.Network`.
+      remat: whether to keep less in memory for the gradients, and to compute more; for networks
+        that `can_remat` names.
+      platform: that its programs are built for ("cpu", "gpu", "tpu"); None is JAX's default
+        backend. It changes how things are computed, and no result but for rounding.
 
     Raises:
-      UserError: an unknown name or activation, a width that leaves no channel, or `remat` for
-        another network than a DenseNet.
+      UserError: an unknown name or activation, a width that leaves no channel, or `remat` for a
+        network without it.
     """
     choose("model.name", name, MODELS)
     choose("model.activation", activation, ACTIVATIONS)
     if int(24 * width) < 1:
         raise UserError(f"model.width is {width}; it must be at least {1 / 24:.4f}.")
-    options = {}
-    if remat:
-        if not name.startswith("densenet"):
-            raise UserError(
-                f"model.remat is on, but model.name is {name!r}: only DenseNets have it. "
-                "Leave it out."
-            )
-        options["remat"] = True
+    if remat and not can_remat(name):
+        having = ", ".join(filter(can_remat, MODELS))
+        raise UserError(
+            f"model.remat is on, but model.name is {name!r}. Set it to 'auto' or 'off'; only these "
+            f"have it: {having}."
+        )
     return _BUILDERS[name](
         num_classes=num_classes,
         activation=activation,
@@ -86,5 +83,11 @@ def create_model(
         dtype=dtype,
         width=width,
         unbiased_variance=unbiased_variance,
-        **options,
+        platform=platform or jax.default_backend(),
+        **({"remat": True} if remat else {}),
     )
+
+
+def can_remat(name: str) -> bool:
+    """Returns whether the network `name` can compute again in the backward pass, to save memory."""
+    return hasattr(_BUILDERS[name].func, "remat")

@@ -1,6 +1,5 @@
-"""What the three architectures share: convolution, BatchNorm, linear layer, activations."""
+"""What the architectures share: convolution, BatchNorm, linear layer, pooling, activations."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcifar.models.conv import conv2d
+from jaxcifar.kernels.conv import conv2d
+from jaxcifar.kernels.features import Features
+from jaxcifar.kernels.norm import at_least_float32, moments, scale_and_shift
 from jaxcifar.models.initializers import Initializer, xavier_normal
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -20,99 +21,35 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def _at_least_float32(x: jax.Array) -> jax.Array:
-    """float32 for bfloat16; float64 stays, so that tests can be sharp."""
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
-
-
 class Conv(nn.Module):
     """2-D convolution of [N, H, W, C] with explicit symmetric padding of (size − 1) / 2.
 
     "SAME" at stride 2 would pad (0, 1) instead of (1, 1), which is another network.
+
+    Attributes:
+      dtype: of the computation; the parameters are float32.
+      platform: that the program is built for, see `jaxcifar.kernels.platform_of`.
     """
 
     features: int
     kernel_size: int = 3
     stride: int = 1
     use_bias: bool = False
-    kernel_init: Initializer = xavier_normal
+    kernel_init: Initializer = xavier_normal()
     dtype: Any = jnp.float32
+    platform: str = ""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        y = conv2d(
+            x.astype(self.dtype), kernel.astype(self.dtype), self.stride, platform=self.platform
+        )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)
         return y
-
-
-_ADDENDS = 4
-
-
-def channel_sum(x: jax.Array) -> jax.Array:
-    """Sums [N, …, C] over all axes but the last: [C]."""
-    if jax.default_backend() == "cpu":
-        # There XLA's sum is much slower than the same over the batch as a product. Adding up a few
-        # at first spares writing all of x to memory; the barrier keeps its channels innermost.
-        if len(x) % _ADDENDS == 0:
-            x = functools.reduce(jnp.add, jnp.split(x, _ADDENDS))
-        x = jnp.tensordot(jnp.ones(len(x), x.dtype), jax.lax.optimization_barrier(x), axes=1)
-    return x.sum(tuple(range(x.ndim - 1)))
-
-
-Moments = tuple[jax.Array, jax.Array]
-
-
-@jax.custom_vjp
-def moments(x: jax.Array) -> Moments:
-    """Returns the mean and the biased variance [C] of [N, …, C] over all axes but the last.
-
-    In float32 (float64 for such inputs), and by two passes: E[x²] − E[x]² cancels, and can even
-    be negative.
-    """
-    x = _at_least_float32(x)
-    n = x.size // x.shape[-1]
-    mean = channel_sum(x) / n
-    return mean, channel_sum(jnp.square(x - mean)) / n
-
-
-def _moments_forward(x):
-    mean, var = moments(x)
-    return (mean, var), (x, mean)
-
-
-def _moments_backward(saved, gradients):
-    x, mean = saved
-    dmean, dvar = gradients
-    n = x.size // x.shape[-1]
-    dx = dmean / n + (_at_least_float32(x) - mean) * (2 * dvar / n)
-    return (dx.astype(x.dtype),)
-
-
-moments.defvjp(_moments_forward, _moments_backward)
-
-
-@jax.custom_vjp
-def scale_and_shift(x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """(x − mean) · scale + bias for each channel of [N, …, C], in float32 where x is bfloat16."""
-    return (_at_least_float32(x) - mean) * scale + bias
-
-
-def _scale_and_shift_forward(x, mean, scale, bias):
-    return scale_and_shift(x, mean, scale, bias), (x, mean, scale)
-
-
-def _scale_and_shift_backward(saved, dy):
-    x, mean, scale = saved
-    dscale = channel_sum(dy * (_at_least_float32(x) - mean))
-    dbias = channel_sum(dy)
-    return (dy * scale).astype(x.dtype), -scale * dbias, dscale, dbias
-
-
-scale_and_shift.defvjp(_scale_and_shift_forward, _scale_and_shift_backward)
 
 
 class BatchNorm(nn.Module):
@@ -129,25 +66,28 @@ class BatchNorm(nn.Module):
       unbiased_variance: whether the running variance takes n/(n − 1) times the batch variance, as
         in PyTorch, or the batch variance itself, as in `flax.linen.BatchNorm`.
       dtype: of the output.
+      platform: that the program is built for, see `jaxcifar.kernels.platform_of`.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
     unbiased_variance: bool = True
     dtype: Any = jnp.float32
+    platform: str = ""
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool, batch_moments: Moments | None = None
-    ) -> jax.Array:
-        """Normalises [N, …, C]; `batch_moments` are `moments(x)` where they are known already."""
+    def __call__(self, x: jax.Array | Features, *, train: bool) -> jax.Array:
+        """Normalises [N, …, C], or feature maps that bring their moments."""
+        known = None
+        if isinstance(x, Features):
+            x, known = x.concatenated, x.moments
         features = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, features, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
         ra_mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
         ra_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
         if train:
-            mean, var = batch_moments or moments(x)
+            mean, var = known or moments(x, self.platform)
             if not self.is_initializing():
                 n = x.size // x.shape[-1]
                 correction = n / (n - 1) if self.unbiased_variance and n > 1 else 1.0
@@ -155,7 +95,8 @@ class BatchNorm(nn.Module):
                 ra_var.value = self.momentum * ra_var.value + (1 - self.momentum) * correction * var
         else:
             mean, var = ra_mean.value, ra_var.value
-        y = scale_and_shift(x, mean, jax.lax.rsqrt(var + self.epsilon) * scale, bias)
+        scale = jax.lax.rsqrt(var + self.epsilon) * scale
+        y: Any = scale_and_shift(x, mean, scale, bias, self.platform)
         return y.astype(self.dtype)
 
 
@@ -163,7 +104,7 @@ class Linear(nn.Module):
     """x · kernel + bias on [N, features], in float32 where the input is bfloat16."""
 
     features: int
-    kernel_init: Initializer = xavier_normal
+    kernel_init: Initializer = xavier_normal()
     bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
@@ -171,12 +112,12 @@ class Linear(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         # The default precision of a float32 product is lower on GPU (TF32) and TPU (bfloat16).
-        return jnp.matmul(_at_least_float32(x), kernel, precision="highest") + bias
+        return jnp.matmul(at_least_float32(x), kernel, precision="highest") + bias
 
 
 def global_average(x: jax.Array) -> jax.Array:
     """Averages [N, H, W, C] over H and W, in float32: [N, C]."""
-    return _at_least_float32(x).mean(axis=(1, 2))
+    return at_least_float32(x).mean(axis=(1, 2))
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -187,10 +128,12 @@ def max_pool(x: jax.Array) -> jax.Array:
     """
     n, height, width, channels = x.shape
     x = x.reshape(n, height // 2, 2, width // 2, 2, channels)
-    first = lambda a, b: jnp.where(a >= b, a, b)  # noqa: E731
-    return first(
-        first(x[:, :, 0, :, 0], x[:, :, 0, :, 1]), first(x[:, :, 1, :, 0], x[:, :, 1, :, 1])
-    )
+
+    def larger(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(a >= b, a, b)
+
+    upper = larger(x[:, :, 0, :, 0], x[:, :, 0, :, 1])
+    return larger(upper, larger(x[:, :, 1, :, 0], x[:, :, 1, :, 1]))
 
 
 def avg_pool(x: jax.Array) -> jax.Array:

@@ -4,15 +4,13 @@ The stem is one 3×3 convolution of stride 1 without pooling; the rest is the pa
 network: four stages, the last three halving the resolution.
 """
 
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxcifar.models import initializers, layers
-from jaxcifar.models.layers import BatchNorm, Conv, Linear
+from jaxcifar.models.network import Network
 
 
 class BasicBlock(nn.Module):
@@ -64,32 +62,22 @@ def _shortcut(block: BasicBlock | BottleneckBlock, x: jax.Array, *, train: bool)
     return block.norm(name="downsample_bn")(x, train=train)
 
 
-class ResNet(nn.Module):
+class ResNet(Network, kw_only=True):
     """A residual network; dropout before the final linear layer.
 
     Attributes:
       stage_sizes: blocks in each stage.
       block: `BasicBlock` or `BottleneckBlock`.
-      others: see `jaxcifar.models.create_model`.
+      others: see `jaxcifar.models.network.Network`.
     """
 
     stage_sizes: tuple[int, ...]
     block: Any
-    num_classes: int = 10
-    activation: str = "relu"
-    dropout_rate: float = 0.0
-    dtype: Any = jnp.float32
-    width: float = 1.0
-    unbiased_variance: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps normalised images [N, 32, 32, 3] to logits [N, num_classes] float32."""
-        act = layers.ACTIVATIONS[self.activation]
-        kernel_init = initializers.kaiming_normal_fan_out(self.activation)
-        conv = partial(Conv, kernel_init=kernel_init, dtype=self.dtype)
-        norm = partial(BatchNorm, unbiased_variance=self.unbiased_variance, dtype=self.dtype)
-
+        act, conv, norm = self.act, self.conv(), self.norm()
         x = conv(int(64 * self.width), name="conv1")(x)
         x = act(norm(name="bn1")(x, train=train))
         for stage, size in enumerate(self.stage_sizes):
@@ -105,4 +93,4 @@ class ResNet(nn.Module):
         x = layers.global_average(x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         init = initializers.torch_uniform(x.shape[-1])
-        return Linear(self.num_classes, kernel_init=init, bias_init=init, name="fc")(x)
+        return layers.Linear(self.num_classes, kernel_init=init, bias_init=init, name="fc")(x)

@@ -3,9 +3,10 @@
 Nothing else in the package knows Orbax, whose interface changes often.
 """
 
+import contextlib
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -13,6 +14,26 @@ from orbax.checkpoint import checkpoint_managers
 
 from jaxcifar.errors import UserError
 from jaxcifar.state import TrainState
+
+
+class Saved(NamedTuple):
+    """Which checkpoint: that after `step` steps, before or after the evaluation of its epoch.
+
+    (A run stopped at the end of an epoch may be saved before and, resumed, after its evaluation.)
+    """
+
+    step: int
+    evaluated: bool
+
+    @property
+    def number(self) -> int:
+        """The name of its folder."""
+        return 2 * self.step + self.evaluated
+
+    @classmethod
+    def of(cls, number: int) -> "Saved":
+        """The checkpoint in the folder `number`."""
+        return cls(number // 2, number % 2 == 1)
 
 
 class _BestAndLast(checkpoint_managers.PreservationPolicy):
@@ -30,9 +51,8 @@ def _best(checkpoints: Sequence[tuple[int, dict | None]]) -> int | None:
 
 
 class Checkpointer:
-    """The checkpoints of one run, numbered 2·step, and 2·step + 1 once evaluated.
+    """The checkpoints of one run.
 
-    (A run stopped at the end of an epoch may be saved before and, resumed, after its evaluation.)
     A checkpoint holds the state and `progress`, a JSON-ready dict. Writing goes on in the
     background while training does; a checkpoint that a kill left half-written is not seen again.
 
@@ -63,7 +83,7 @@ class Checkpointer:
         self, step: int, state: TrainState, progress: dict, val_accuracy: float | None
     ) -> None:
         """Saves the state after `step` steps; with a `val_accuracy` it may become the best."""
-        number = 2 * step + (val_accuracy is not None)
+        number = Saved(step, val_accuracy is not None).number
         if number == self._manager.latest_step():
             return
         self._manager.save(
@@ -75,50 +95,84 @@ class Checkpointer:
             metrics=None if val_accuracy is None else {"val_accuracy": val_accuracy},
         )
 
-    def last(self) -> int | None:
-        """The number of the newest checkpoint; None where there is none."""
-        return self._manager.latest_step()
+    def last(self) -> Saved | None:
+        """The newest checkpoint; None where there is none."""
+        number = self._manager.latest_step()
+        return None if number is None else Saved.of(number)
 
-    def best(self) -> int | None:
-        """The number of the checkpoint of highest validation accuracy.
+    def best(self) -> Saved | None:
+        """The checkpoint of highest validation accuracy.
 
         None before the first epoch's end, but where there is a checkpoint of step 0 (of imported
         weights), that one.
         """
         numbers = self._manager.all_steps()
         best = _best([(number, self._manager.metrics(number)) for number in numbers])
-        return 0 if best is None and 0 in numbers else best
+        best = 0 if best is None and 0 in numbers else best
+        return None if best is None else Saved.of(best)
 
-    def restore(self, like: TrainState, number: int) -> tuple[TrainState, dict]:
+    def restore(self, like: TrainState, saved: Saved) -> tuple[TrainState, dict]:
         """Returns (state, progress) of a checkpoint.
 
         Args:
           like: a state of the same structure, of arrays or of `jax.ShapeDtypeStruct`s with
             shardings: where the restored arrays are put.
-          number: one that `last` or `best` returned.
+          saved: one that `last` or `best` returned.
 
         Raises:
-          UserError: the checkpoint is of another model or optimizer, or cannot be read.
+          UserError: the checkpoint belongs to a different model or optimizer, or cannot be read.
         """
-        path = self._manager.directory / str(number)
-        try:
-            saved: Any = self._manager.metadata(number).item_metadata
-            _check_structure(saved["state"], like)
+        with self._reading(saved):
+            _check_structure(self._metadata(saved), like)
             restored = self._manager.restore(
-                number,
+                saved.number,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardRestore(like),
                     progress=ocp.args.JsonRestore(),
                 ),
             )
+        return restored["state"], restored["progress"]
+
+    def restore_variables(self, like: dict[str, Any], saved: Saved) -> dict[str, Any]:
+        """Returns the variables of a checkpoint, whatever its optimizer.
+
+        Args:
+          like: {"params", "batch_stats"}, see `restore`.
+          saved: one that `last` or `best` returned.
+
+        Raises:
+          UserError: the checkpoint belongs to a different model, or cannot be read.
+        """
+        with self._reading(saved) as path:
+            metadata = self._metadata(saved)
+            _check_structure({name: metadata[name] for name in like}, like)
+            arguments = ocp.args.PyTreeRestore(
+                item=like,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+                partial_restore=True,
+            )
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                return checkpointer.restore(path / "state", args=arguments)
+
+    def _metadata(self, saved: Saved) -> Any:
+        items: Any = self._manager.metadata(saved.number).item_metadata
+        return items["state"]
+
+    @contextlib.contextmanager
+    def _reading(self, saved: Saved) -> Iterator[pathlib.Path]:
+        """Yields the folder of a checkpoint; says what is wrong where it cannot be read."""
+        path = pathlib.Path(self._manager.directory) / str(saved.number)
+        try:
+            yield path
         except UserError as error:
-            raise UserError(f"The checkpoint {path} is of another model: {error}") from error
+            raise UserError(
+                f"The checkpoint {path} belongs to a different model: {error}"
+            ) from error
         except Exception as error:  # Orbax lets through what its storage layers raise
             raise UserError(
                 f"The checkpoint {path} cannot be read ({type(error).__name__}: {error}). "
-                "Delete its folder to go on from an older one, or start in a new workdir."
+                "Delete its folder to resume from an older one, or start in a new workdir."
             ) from error
-        return restored["state"], restored["progress"]
 
     def wait(self) -> None:
         """Returns when everything is written."""
@@ -129,7 +183,7 @@ class Checkpointer:
         self._manager.close()
 
 
-def _check_structure(saved: Any, like: TrainState) -> None:
+def _check_structure(saved: Any, like: Any) -> None:
     saved_shapes, like_shapes = _shapes(saved), _shapes(like)
     for path in sorted(saved_shapes.keys() | like_shapes.keys()):
         if saved_shapes.get(path) != like_shapes.get(path):

@@ -1,47 +1,48 @@
 """The convolution of the models.
 
 On GPU and TPU it is XLA's. On CPUs some are computed as matrix products, and wide 3×3 ones by
-`jaxcifar.models.winograd`, where XLA's are slower; `tests/test_models.py` compares them. XLA's need
-`jaxcifar.compilation`'s options to be fast.
+`jaxcifar.kernels.winograd`, where XLA's are slower. XLA's own need the options of
+`jaxcifar.kernels.compilation` to be fast there.
 """
 
 import jax
 import jax.numpy as jnp
 
-from jaxcifar.models import winograd
+from jaxcifar.kernels import winograd
 
 # One product with more rows than this is slower than several, each staying in cache.
 _ROWS = 2**14
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """2-D convolution with symmetric zero padding of (size − 1) / 2.
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, *, platform: str) -> jax.Array:
+    """2-D convolution with symmetric zero padding of (size − 1) / 2: `plain_conv2d`.
 
     Args:
       x: [N, H, W, I].
       kernel: [size, size, I, O] of the same dtype; the size is odd.
       stride: of both axes.
+      platform: that the program is built for, see `jaxcifar.kernels.platform_of`.
 
     Returns:
       [N, ⌈H / stride⌉, ⌈W / stride⌉, O].
     """
-    if jax.default_backend() != "cpu":
-        return _xla(x, kernel, stride)
-    size = kernel.shape[0]
-    if size == 1 or min(x.shape[1:3]) < size:
-        # XLA has no fast convolution for images smaller than the kernel.
-        convolve = _as_product
-    elif stride == 1 and winograd.is_faster(x, kernel):
-        convolve = _winograd
-    else:
-        convolve = _xla
+    if platform != "cpu":
+        return plain_conv2d(x, kernel, stride)
     # The barriers keep XLA from computing again what led to x, and in the gradient what led to dy,
     # in every loop that copies them to another layout, in the worst order for the cache.
     x = jax.lax.optimization_barrier(x)
-    return jax.lax.optimization_barrier(convolve(x, kernel, stride))
+    if kernel.shape[0] == 1 or min(x.shape[1:3]) < kernel.shape[0]:
+        # XLA has no fast convolution for images smaller than the kernel.
+        y = _as_product(x, kernel, stride)
+    elif stride == 1 and winograd.is_faster(x, kernel):
+        y = winograd.conv3x3(x, kernel)
+    else:
+        y = plain_conv2d(x, kernel, stride)
+    return jax.lax.optimization_barrier(y)
 
 
-def _xla(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def plain_conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """XLA's convolution; arguments and result are those of `conv2d`."""
     pad = (kernel.shape[0] - 1) // 2
     return jax.lax.conv_general_dilated(
         x,
@@ -50,11 +51,6 @@ def _xla(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         padding=((pad, pad), (pad, pad)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-
-
-def _winograd(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    del stride
-    return winograd.conv3x3(x, kernel)
 
 
 def _as_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""How every picture looks, and the one that each run leaves: its training history."""
+"""Plot style, and the picture that each run leaves: its training history."""
 
 import pathlib
 import textwrap
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxcifar.metrics import best_record
+from jaxcifar.run.log import best_record
 
 # Told apart by colour, by lightness (in grayscale) and by line style.
 LINES: tuple[dict[str, Any], ...] = (
@@ -36,7 +36,7 @@ _STYLE = {
 
 @contextmanager
 def drawing(*paths: pathlib.Path, size: tuple[float, float], title: str = "") -> Iterator[Figure]:
-    """Gives a figure to draw on, and writes it to each of `paths` at the end.
+    """Yields a figure to draw on, and writes it to each of `paths` at the end.
 
     Args:
       paths: their endings choose the formats.

@@ -1,0 +1,47 @@
+"""Which images a run trains on, validates on and tests on."""
+
+from typing import NamedTuple
+
+from jaxcifar.data.dataset import Dataset, split_holdout
+from jaxcifar.errors import UserError, choose
+
+PROTOCOLS = ("test", "holdout")
+
+
+class Splits(NamedTuple):
+    """The images of a run; `test` is None where they are what it validates on."""
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset | None
+
+    @property
+    def provenance(self) -> dict[str, dict]:
+        """Where the images of training and validation come from."""
+        return {"train": self.train.provenance, "validation": self.validation.provenance}
+
+
+def split(train: Dataset, test: Dataset, *, protocol: str = "test", limit: int = 0) -> Splits:
+    """Divides an image set by a protocol.
+
+    Args:
+      train, test: the set's own splits.
+      protocol: "test" validates on the test images, as the original report did; "holdout" on a
+        tenth of the training images, and keeps the test images for the end.
+      limit: train on the first so many only; 0 is all.
+
+    Raises:
+      UserError: the protocol is unknown, or there are fewer images than `limit`.
+    """
+    choose("data.protocol", protocol, PROTOCOLS)
+    validation = test
+    if protocol == "holdout":
+        train, validation = split_holdout(train)
+    if limit > len(train):
+        raise UserError(
+            f"config.train.limit_train_images is {limit:,}; there are {len(train):,} training "
+            "images. Set it to 0 for all of them."
+        )
+    if limit:
+        train = train.take(slice(limit), f"the first {limit}")
+    return Splits(train, validation, test if protocol == "holdout" else None)

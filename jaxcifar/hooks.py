@@ -1,0 +1,100 @@
+"""What may look into a run while it trains: measurements, profilers, tests.
+
+class PrintLoss(Hook):
+    def after_epoch(self, run, record):
+        print(record["val_loss"])
+
+train_and_evaluate(config, workdir, hooks=[PrintLoss()])
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from jaxcifar.config import Config
+from jaxcifar.errors import Interrupted, Stop, UserError
+from jaxcifar.state import TrainState
+from jaxcifar.task import Hyperparams, Task
+
+
+@dataclasses.dataclass
+class Run:
+    """A run in progress, to be read; the loop alone writes to it.
+
+    Attributes:
+      config, workdir, task, hyperparams: of the run.
+      images, labels: the training set, on every device: [N, 32, 32, 3] uint8 and [N] int32.
+      step: training steps done.
+      state: after them. The next step uses its arrays up, so a hook must not keep them.
+      order: the rows of the epoch's batches [steps_per_epoch, batch].
+      stop: `stop.request("why")` ends the run at the next step; it is saved, and can be resumed.
+    """
+
+    config: Config
+    workdir: pathlib.Path
+    task: Task
+    hyperparams: Hyperparams
+    images: jax.Array
+    labels: jax.Array
+    step: int
+    state: TrainState
+    order: jax.Array
+    stop: Stop
+
+
+class Hook:
+    """Override what is wanted. All calls come from the thread that trains."""
+
+    def start(self, run: Run) -> None:
+        """Before the first step, or the first after a resumption."""
+
+    def before_step(self, run: Run) -> None:
+        """Before each call of the training program: `run.step` steps are done.
+
+        A call makes `config.train.steps_per_call` steps.
+        """
+
+    def before_evaluation(self, run: Run) -> None:
+        """After the last step of an epoch."""
+
+    def after_epoch(self, run: Run, record: dict[str, Any]) -> None:
+        """After an epoch was evaluated, logged and saved; `record` is its line in metrics.jsonl."""
+
+    def end(self, run: Run, result: dict[str, Any]) -> None:
+        """After the run is complete; `result` is result.json."""
+
+
+class Hooks:
+    """Calls each hook in turn, and says which one failed."""
+
+    def __init__(self, hooks: Sequence[Hook]):
+        self._hooks = hooks
+
+    def call(self, name: str, run: Run, *args: Any) -> None:
+        """Calls the method `name` of every hook.
+
+        Raises:
+          RuntimeError: a hook raised something else than `UserError` or `Interrupted`.
+        """
+        for hook in self._hooks:
+            with _named(hook, name, run):
+                method: Callable = getattr(hook, name)
+                method(run, *args)
+
+
+@contextmanager
+def _named(hook: Hook, name: str, run: Run) -> Iterator[None]:
+    try:
+        yield
+    except (UserError, Interrupted):
+        raise
+    except Exception as error:
+        raise RuntimeError(
+            f"The hook {type(hook).__name__}.{name} failed at step {run.step} "
+            f"({type(error).__name__}: {error}). The run in {run.workdir} is as its last "
+            "checkpoint left it; the same command resumes it."
+        ) from error

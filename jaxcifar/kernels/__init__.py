@@ -1,0 +1,16 @@
+"""What CPUs need to be fast, in one room; whoever reads the models can pass it by.
+
+Each piece equals a definition of one line, which its docstring gives and a test compares; on other
+platforms that definition is what runs.
+"""
+
+from jax.sharding import Mesh
+
+
+def platform_of(mesh: Mesh) -> str:
+    """Returns the platform that a program over `mesh` is built for: "cpu", "gpu" or "tpu".
+
+    Taken from the mesh's devices, never from the default backend, so that a step can be built for a
+    machine that is not this one.
+    """
+    return mesh.devices.flat[0].platform

@@ -1,0 +1,81 @@
+"""How XLA compiles: the options that make it fast on CPUs, and the cache of compiled programs."""
+
+import functools
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+_FOR_CPU = {
+    # The library that XLA now computes convolutions with is slower than the one it had before.
+    "xla_cpu_experimental_ynn_fusion_type": "",
+    # This pass drops optimization barriers before loops are fused, but conv.py relies on them;
+    # disabling it keeps them.
+    "xla_disable_hlo_passes": "cse_barrier_expander",
+}
+
+# For a program that runs once and has many small parts, such as an initialisation.
+_FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+@functools.cache
+def compiler_options(platform: str, *, fast_compile: bool = False) -> dict[str, Any]:
+    """Returns the `compiler_options` of `jax.jit` for a platform.
+
+    They change no result beyond rounding. Those that the installed XLA does not know are left out.
+
+    Args:
+      platform: that the program is built for, see `jaxcifar.kernels.platform_of`.
+      fast_compile: compile in a fraction of the time what then runs slower.
+    """
+    if platform != "cpu":
+        return {}
+    options = _FOR_CPU | _FAST_COMPILE if fast_compile else _FOR_CPU
+    return {name: value for name, value in options.items() if _is_known(name, value)}
+
+
+@functools.cache
+def _is_known(name: str, value: Any) -> bool:
+    probe = jax.jit(
+        jax.lax.optimization_barrier,
+        compiler_options={name: value},
+        device=jax.local_devices(backend="cpu")[0],
+    )
+    try:
+        probe.lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def jit(
+    function: Callable,
+    *,
+    platform: str | None = None,
+    fast_compile: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """`jax.jit` with `compiler_options`: for whatever runs a model.
+
+    Args:
+      function: to compile.
+      platform: that it is built for; None is where it runs, JAX's default backend.
+      fast_compile: see `compiler_options`.
+      kwargs: of `jax.jit`.
+    """
+    options = compiler_options(platform or jax.default_backend(), fast_compile=fast_compile)
+    return jax.jit(function, compiler_options=options, **kwargs)
+
+
+def use_cache() -> None:
+    """Lets JAX keep compiled programs in a private folder of the user's."""
+    folder = pathlib.Path("~/.cache/jaxcifar/xla").expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        print(f"jaxcifar: compiling without a cache: {error}", file=sys.stderr)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

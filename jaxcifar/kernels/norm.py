@@ -1,0 +1,78 @@
+"""The moments of each channel, and scaling by them, with the gradients written out."""
+
+from functools import partial, reduce
+
+import jax
+import jax.numpy as jnp
+
+Moments = tuple[jax.Array, jax.Array]  # mean and biased variance, each [C]
+
+_ADDENDS = 4
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """float32 for bfloat16; float64 stays, so that tests can be sharp."""
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+def channel_sum(x: jax.Array, platform: str) -> jax.Array:
+    """Sums [N, …, C] over all axes but the last: [C]. That is x.sum(range(x.ndim - 1))."""
+    if platform == "cpu":
+        # There XLA's sum is much slower than computing it as a matrix product. Adding up a few
+        # at first spares writing all of x to memory; the barrier keeps its channels innermost.
+        if len(x) % _ADDENDS == 0:
+            x = reduce(jnp.add, jnp.split(x, _ADDENDS))
+        x = jnp.tensordot(jnp.ones(len(x), x.dtype), jax.lax.optimization_barrier(x), axes=1)
+    return x.sum(tuple(range(x.ndim - 1)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def moments(x: jax.Array, platform: str) -> Moments:
+    """Returns x.mean(…) and x.var(…) [C] of [N, …, C] over all axes but the last.
+
+    In float32 (float64 for such inputs), and in two passes: E[x²] − E[x]² cancels, and can even
+    be negative. The variance is the biased one.
+    """
+    x = at_least_float32(x)
+    n = x.size // x.shape[-1]
+    mean = channel_sum(x, platform) / n
+    return mean, channel_sum(jnp.square(x - mean), platform) / n
+
+
+def _moments_forward(x, platform):
+    mean, var = moments(x, platform)  # pyright: ignore
+    return (mean, var), (x, mean)
+
+
+def _moments_backward(platform, saved, gradients):
+    del platform
+    x, mean = saved
+    dmean, dvar = gradients
+    n = x.size // x.shape[-1]
+    dx = dmean / n + (at_least_float32(x) - mean) * (2 * dvar / n)
+    return (dx.astype(x.dtype),)
+
+
+moments.defvjp(_moments_forward, _moments_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def scale_and_shift(
+    x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array, platform: str
+) -> jax.Array:
+    """Returns (x − mean) · scale + bias for each channel of [N, …, C], in float32 for bfloat16."""
+    return (at_least_float32(x) - mean) * scale + bias
+
+
+def _scale_and_shift_forward(x, mean, scale, bias, platform):
+    return scale_and_shift(x, mean, scale, bias, platform), (x, mean, scale)
+
+
+def _scale_and_shift_backward(platform, saved, dy):
+    x, mean, scale = saved
+    dscale = channel_sum(dy * (at_least_float32(x) - mean), platform)
+    dbias = channel_sum(dy, platform)
+    return (dy * scale).astype(x.dtype), -scale * dbias, dscale, dbias
+
+
+scale_and_shift.defvjp(_scale_and_shift_forward, _scale_and_shift_backward)

@@ -1,0 +1,1 @@
+"""The folder of a run: its lock, config.json, checkpoints, logs and picture."""

@@ -1,0 +1,107 @@
+"""How a run shows its progress: a live bar in a terminal, plain lines elsewhere."""
+
+import time
+from typing import Any
+
+import rich.console
+import rich.progress
+
+Record = dict[str, Any]
+
+
+class Progress:
+    """Shows a run while it trains."""
+
+    _EVERY_TERMINAL, _EVERY_PLAIN = 0.25, 20.0  # seconds between updates within an epoch
+
+    def __init__(self, epochs: int, steps_per_epoch: int, epochs_done: int, quiet: bool = False):
+        self._console = rich.console.Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
+        self._every = self._EVERY_TERMINAL if self._console.is_terminal else self._EVERY_PLAIN
+        self._shown = self._started = time.monotonic()
+        self._first_step: int | None = None
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(bar_width=24),
+            rich.progress.TextColumn("{task.fields[status]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task(
+            f"epoch {epochs_done + 1}/{epochs}", total=epochs * steps_per_epoch, status="compiling"
+        )
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Prints one line above the bar."""
+        self._console.print(text, markup=False)
+
+    def due(self) -> bool:
+        """Whether it is time to show the step again; the caller may then fetch its metrics."""
+        return time.monotonic() - self._shown >= self._every
+
+    def started(self, step: int) -> None:
+        """Training begins (again) after `step` steps; time left is counted from here."""
+        self._first_step, self._started = step, time.monotonic()
+
+    def step(
+        self, step: int, steps: dict[str, list[float]], seconds: float, batch_size: int
+    ) -> None:
+        """Shows where within an epoch the run is.
+
+        Args:
+          step: training steps that were started.
+          steps: the metrics of the epoch's finished steps.
+          seconds: that they took.
+          batch_size: images in a step.
+        """
+        self._shown = time.monotonic()
+        epoch, within = divmod(step - 1, self._steps_per_epoch)
+        rate = len(steps["loss"]) * batch_size / seconds
+        text = (
+            f"step {within + 1}/{self._steps_per_epoch}  loss {steps['loss'][-1]:.4f}  "
+            f"accuracy {sum(steps['accuracy']) / len(steps['accuracy']):.2%}  "
+            f"{rate:,.0f} images/s  {self._left(step)}"
+        )
+        name = f"epoch {epoch + 1}/{self._epochs}"
+        self._bar.update(self._task, completed=step, description=name, status=text)
+        if not self._console.is_terminal:
+            self.say(f"{name}  {text}")
+
+    def epoch(self, record: Record) -> None:
+        """Prints the line of a finished epoch."""
+        self._shown = time.monotonic()
+        penalty = record["train_loss"] - record["train_ce"]
+        self.say(
+            f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}  "
+            f"train loss {record['train_loss']:.4f}"
+            + (f" (cross-entropy {record['train_ce']:.4f})" if penalty else "")
+            + f"  accuracy {record['train_accuracy']:.2%}  "
+            f"val loss {record['val_loss']:.4f}  accuracy {record['val_accuracy']:.2%}  "
+            f"{record['images_per_second']:,.0f} images/s  {self._left(record['step'])}"
+        )
+
+    def _left(self, step: int) -> str:
+        if self._first_step is None or step <= self._first_step:
+            return ""
+        each = (time.monotonic() - self._started) / (step - self._first_step)
+        seconds = each * (self._epochs * self._steps_per_epoch - step)
+        return f"{duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """Returns 42s, 3m05s or 2h07m."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes}m{seconds:02d}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"

@@ -1,0 +1,312 @@
+"""What is compiled into a run's programs, as data; made from a config and a training set."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jaxcifar import augment, data, kernels, models, optim
+from jaxcifar.config import Config, validate
+from jaxcifar.errors import UserError, choose
+
+DTYPES = ("auto", "float32", "bfloat16")
+REMATS = ("auto", "on", "off")
+
+
+class Hyperparams(NamedTuple):
+    """The numbers that are traced: runs that differ in nothing else share one compiled step."""
+
+    learning_rate: float | jax.Array
+    l1: float | jax.Array
+    l2: float | jax.Array
+    epochs: float | jax.Array  # of the schedule
+
+    @classmethod
+    def abstract(cls) -> "Hyperparams":
+        """Shapes and dtypes instead of numbers."""
+        return cls(*(jax.ShapeDtypeStruct((), jnp.float32) for _ in cls._fields))
+
+
+class Optimization(NamedTuple):
+    """The form of an optimizer: what is compiled in, not its numbers.
+
+    Attributes:
+      name, schedule, penalize: names of `jaxcifar.optim`.
+      momentum: of SGD.
+    """
+
+    name: str
+    schedule: str
+    penalize: str
+    momentum: float
+
+    def make_schedule(self, hyperparams: Hyperparams, steps_per_epoch: int) -> optax.Schedule:
+        """Returns step -> learning rate."""
+        return optim.make_schedule(
+            self.schedule, hyperparams.learning_rate, hyperparams.epochs, steps_per_epoch
+        )
+
+    def make_regularizers(self, hyperparams: Hyperparams) -> tuple[optim.Regularizer, ...]:
+        """Returns the penalties of the objective."""
+        return optim.regularizers(hyperparams.l1, hyperparams.l2, optim.MASKS[self.penalize])
+
+    def make(self, hyperparams: Hyperparams, steps_per_epoch: int) -> optax.GradientTransformation:
+        """Returns the whole chain."""
+        return optim.make_optimizer(
+            self.name,
+            self.make_schedule(hyperparams, steps_per_epoch),
+            momentum=self.momentum,
+            regularize=self.make_regularizers(hyperparams),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """What an evaluation's program is compiled for.
+
+    Attributes:
+      model: the network.
+      mean, std: [3], of the pixels that it was trained on, in units of 1.
+      batch_size: over all devices.
+      mesh: the devices.
+      platform: that the program is built for.
+    """
+
+    model: models.Network
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    batch_size: int
+    mesh: Mesh
+    platform: str
+
+    def normalize(self, images: jax.Array) -> jax.Array:
+        """Normalises images [N, H, W, C] in 0 … 255: what the model takes."""
+        return augment.normalize(images, self.mean, self.std)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a run's programs are compiled for. Equal tasks share them.
+
+    Attributes:
+      model: the network.
+      augmentation: one of `jaxcifar.augment.AUGMENTATIONS`.
+      strengths: (name, value) of each argument of the augmentation.
+      mean, std: [3], of the training pixels, in units of 1.
+      optimization: the form of the optimizer.
+      n_train: images of the training set, all of them on every device.
+      batch_size, eval_batch_size: over all devices.
+      steps_per_call: training steps in one call of the compiled program.
+      mesh: the devices.
+      platform: that the programs are built for.
+    """
+
+    model: models.Network
+    augmentation: str
+    strengths: tuple[tuple[str, Any], ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    optimization: Optimization
+    n_train: int
+    batch_size: int
+    eval_batch_size: int
+    steps_per_call: int
+    mesh: Mesh
+    platform: str
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches in the training set; what is left over waits for another permutation."""
+        return self.n_train // self.batch_size
+
+    @property
+    def in_force(self) -> dict[str, Any]:
+        """What the fields of the config that are "auto" or 0 became."""
+        return {
+            "dtype": jnp.dtype(self.model.dtype).name,
+            "steps_per_call": self.steps_per_call,
+            "remat": getattr(self.model, "remat", False),
+        }
+
+    @property
+    def inference(self) -> Inference:
+        """How the network is evaluated while it trains."""
+        return Inference(
+            self.model, self.mean, self.std, self.eval_batch_size, self.mesh, self.platform
+        )
+
+    def make_optimizer(self, hyperparams: Hyperparams) -> optax.GradientTransformation:
+        """Returns the whole chain of the optimizer."""
+        return self.optimization.make(hyperparams, self.steps_per_epoch)
+
+    def prepare(self, key: jax.Array, images: jax.Array) -> jax.Array:
+        """Augments and normalises a training batch [N, H, W, C]: what the model takes."""
+        transform = augment.AUGMENTATIONS[self.augmentation]
+        # Erased pixels become 0 after normalisation.
+        strengths = dict(self.strengths)
+        if self.augmentation == "strong":
+            strengths["erasing_fill"] = tuple(255 * mean for mean in self.mean)
+        return self.inference.normalize(transform(key, images, **strengths))
+
+
+def build(config: Config, train: data.Dataset, mesh: Mesh, *, platform: str | None = None) -> Task:
+    """Returns the task of a run.
+
+    Args:
+      config: of the run, checked by `check_config`.
+      train: the images that it trains on.
+      mesh: of the devices.
+      platform: to build for; None is that of the mesh.
+
+    Raises:
+      UserError: the training set is smaller than a batch, or `train.steps_per_call` does not
+        divide an epoch.
+    """
+    platform = platform or kernels.platform_of(mesh)
+    if config.train.batch_size > len(train):
+        raise UserError(
+            f"config.train.batch_size is {config.train.batch_size}, more than the {len(train):,} "
+            "training images. Choose a smaller one."
+        )
+    steps_per_epoch = len(train) // config.train.batch_size
+    return Task(
+        model=create_model(config, len(train.class_names), platform),
+        augmentation=config.data.augment,
+        strengths=_strengths(config),
+        mean=tuple(train.mean),
+        std=tuple(train.std),
+        optimization=optimization(config),
+        n_train=len(train),
+        batch_size=config.train.batch_size,
+        eval_batch_size=config.train.eval_batch_size,
+        steps_per_call=_steps_per_call(config.train.steps_per_call, steps_per_epoch, platform),
+        mesh=mesh,
+        platform=platform,
+    )
+
+
+def build_inference(config: Config, images: data.Dataset, mesh: Mesh) -> Inference:
+    """Returns what evaluates a config's network on an image set.
+
+    Args:
+      config: of the network.
+      images: with the classes and the normalisation of those that it was trained on.
+      mesh: of the devices.
+    """
+    platform = kernels.platform_of(mesh)
+    return Inference(
+        create_model(config, len(images.class_names), platform),
+        tuple(images.mean),
+        tuple(images.std),
+        config.train.eval_batch_size,
+        mesh,
+        platform,
+    )
+
+
+def optimization(config: Config) -> Optimization:
+    """Returns the form of a config's optimizer."""
+    options = config.optim
+    return Optimization(options.name, options.schedule, options.penalize, options.momentum)
+
+
+def hyperparams(config: Config) -> Hyperparams:
+    """Returns the traced numbers of a config."""
+    numbers = Hyperparams(
+        learning_rate=config.optim.learning_rate,
+        l1=config.optim.l1,
+        l2=config.optim.l2,
+        epochs=config.train.epochs,
+    )
+    return Hyperparams(*(np.float32(number) for number in numbers))
+
+
+def create_model(config: Config, num_classes: int, platform: str) -> models.Network:
+    """Returns the network of a config, built for a platform ("cpu", "gpu" or "tpu").
+
+    Raises:
+      UserError: a name in config.model is unknown.
+    """
+    on_cpu, name = platform == "cpu", config.model.name
+    dtype = choose("model.dtype", config.model.dtype, DTYPES)
+    remat = choose("model.remat", config.model.remat, REMATS)
+    choose("model.name", name, models.MODELS)
+    if dtype == "auto":
+        dtype = "float32" if on_cpu else "bfloat16"
+    if remat == "auto":
+        remat = "on" if on_cpu and models.can_remat(name) else "off"
+    return models.create_model(
+        name,
+        num_classes=num_classes,
+        activation=config.model.activation,
+        dropout_rate=config.model.dropout_rate,
+        dtype=jnp.dtype(dtype),
+        width=config.model.width,
+        remat=remat == "on",
+        platform=platform,
+    )
+
+
+def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = True) -> None:
+    """Checks everything of a config that can be checked without data.
+
+    Args:
+      config: of a run.
+      mesh: of the devices that shall share its batches; None is not to look at them.
+      training: whether it is to train here; a run may be evaluated on devices that could not.
+
+    Raises:
+      UserError: an unknown field or name, or an impossible value.
+    """
+    validate(config)
+    create_model(config, 10, kernels.platform_of(mesh) if mesh else "cpu")
+    choose("data.name", config.data.name, data.DATASETS)
+    choose("data.augment", config.data.augment, augment.AUGMENTATIONS)
+    choose("data.protocol", config.data.protocol, data.PROTOCOLS)
+    choose("optim.name", config.optim.name, optim.OPTIMIZERS)
+    choose("optim.schedule", config.optim.schedule, optim.SCHEDULES)
+    choose("optim.penalize", config.optim.penalize, optim.MASKS)
+    if config.optim.momentum and config.optim.name not in optim.WITH_MOMENTUM:
+        raise UserError(
+            f"config.optim.momentum is {config.optim.momentum}, but optim.name is "
+            f"{config.optim.name!r}: only {' and '.join(map(repr, optim.WITH_MOMENTUM))} has a "
+            "momentum to set. Set it to 0."
+        )
+    devices = mesh.size if mesh else 1
+    for field in ("batch_size", "eval_batch_size") if training else ("eval_batch_size",):
+        if config.train[field] % devices:
+            raise UserError(
+                f"config.train.{field} is {config.train[field]}, which {devices} devices cannot "
+                f"share equally. Choose a multiple of {devices}."
+            )
+
+
+def _strengths(config: Config) -> tuple[tuple[str, Any], ...]:
+    """The fields of config.augment that are arguments of the augmentation that is used."""
+    transform: Callable = augment.AUGMENTATIONS[config.data.augment]
+    wanted = inspect.signature(transform).parameters
+    given = config.augment.to_dict()
+    return tuple(
+        (name, tuple(value) if isinstance(value, list) else value)
+        for name, value in given.items()
+        if name in wanted
+    )
+
+
+def _steps_per_call(wanted: int, steps_per_epoch: int, platform: str) -> int:
+    divisors = [n for n in range(1, steps_per_epoch + 1) if steps_per_epoch % n == 0]
+    if wanted == 0:
+        # On CPUs a convolution inside a loop is hundreds of times slower.
+        return 1 if platform == "cpu" else max(n for n in divisors if n <= 50)
+    if wanted not in divisors:
+        raise UserError(
+            f"config.train.steps_per_call is {wanted}; it must divide the {steps_per_epoch} steps "
+            f"of an epoch: one of {', '.join(map(str, divisors))}, or 0 to choose."
+        )
+    return wanted
