@@ -16,24 +16,36 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-# The channel means of CIFAR-10: a pixel erased to them is 0 after its normalisation, as where
-# torchvision's RandomErasing follows Normalize.
-MEAN_COLOR = (0.4914 * 255, 0.4822 * 255, 0.4465 * 255)
+Normalize = Callable[[jax.Array], jax.Array]
 
 
-def weak(key: jax.Array, images: jax.Array, *, padding: int = 4) -> jax.Array:
+def _unchanged(images: jax.Array) -> jax.Array:
+    return images
+
+
+def none(key: jax.Array, images: jax.Array, *, normalize: Normalize = _unchanged) -> jax.Array:
+    """Only normalises; see `weak`."""
+    del key
+    return normalize(images)
+
+
+def weak(
+    key: jax.Array, images: jax.Array, *, padding: int = 4, normalize: Normalize = _unchanged
+) -> jax.Array:
     """Random crop, then random horizontal flip.
 
     Args:
       key: a PRNG key.
       images: [N, H, W, C] of any dtype.
       padding: zeros added on each side before the crop, in pixels.
+      normalize: applied at the end, such as `normalize` with a mean and a deviation; nothing by
+        default.
 
     Returns:
-      [N, H, W, C] of the same dtype.
+      [N, H, W, C] of the same dtype, or what `normalize` returns.
     """
     crop_key, flip_key = jax.random.split(key)
-    return random_flip(flip_key, random_crop(crop_key, images, padding=padding))
+    return normalize(random_flip(flip_key, random_crop(crop_key, images, padding=padding)))
 
 
 def strong(
@@ -50,9 +62,9 @@ def strong(
     erasing_probability: float = 0.25,
     erasing_area: Sequence[float] = (0.02, 0.33),
     erasing_ratio: Sequence[float] = (0.3, 3.3),
-    erasing_fill: Sequence[float] = MEAN_COLOR,
+    normalize: Normalize = _unchanged,
 ) -> jax.Array:
-    """`weak`, then color jitter, random rotation, random affine and random erasing.
+    """`weak`, then color jitter, random rotation, random affine and random erasing to 0.
 
     The rotation and the affine transform are composed and resampled once. torchvision, applying
     one after the other, rounds to the nearest pixel twice.
@@ -61,10 +73,11 @@ def strong(
       key: a PRNG key.
       images: [N, H, W, 3] in the range 0 … 255.
       padding … erasing_ratio: the strengths; see the transforms.
-      erasing_fill: [3], what erased pixels become.
+      normalize: applied before the erasing, as where torchvision's RandomErasing follows
+        Normalize: an erased pixel is then the mean colour. By default nothing, and it is black.
 
     Returns:
-      [N, H, W, 3] float32 in the range 0 … 255.
+      [N, H, W, 3] float32 in the range 0 … 255, or what `normalize` returns.
     """
     keys = jax.random.split(key, 5)
     images = weak(keys[0], images, padding=padding)
@@ -82,18 +95,11 @@ def strong(
     images = resample(images, jnp.matmul(rotations, shifts, precision="highest"))
     return random_erasing(
         keys[4],
-        images,
+        normalize(images),
         probability=erasing_probability,
         area=erasing_area,
         ratio=erasing_ratio,
-        fill=erasing_fill,
     )
-
-
-def none(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Returns the images as they are."""
-    del key
-    return images
 
 
 # What config.data.augment names; the arguments are the fields of config.augment of that name.
@@ -130,9 +136,10 @@ def crop(images: jax.Array, offsets: jax.Array, *, padding: int) -> jax.Array:
     _, height, width, channels = images.shape
     pad = (padding, padding)
     padded = jnp.pad(images, ((0, 0), pad, pad, (0, 0)))
-    cut = lambda image, at: jax.lax.dynamic_slice(  # noqa: E731
-        image, (at[0], at[1], 0), (height, width, channels)
-    )
+
+    def cut(image: jax.Array, at: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (at[0], at[1], 0), (height, width, channels))
+
     return jax.vmap(cut)(padded, offsets)
 
 

@@ -148,11 +148,7 @@ class Task:
     def prepare(self, key: jax.Array, images: jax.Array) -> jax.Array:
         """Augments and normalises a training batch [N, H, W, C]: what the model takes."""
         transform = augment.AUGMENTATIONS[self.augmentation]
-        # Erased pixels become 0 after normalisation.
-        strengths = dict(self.strengths)
-        if self.augmentation == "strong":
-            strengths["erasing_fill"] = tuple(255 * mean for mean in self.mean)
-        return self.inference.normalize(transform(key, images, **strengths))
+        return transform(key, images, normalize=self.inference.normalize, **dict(self.strengths))
 
 
 def build(config: Config, train: data.Dataset, mesh: Mesh, *, platform: str | None = None) -> Task:
