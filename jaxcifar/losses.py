@@ -5,17 +5,19 @@ import jax.numpy as jnp
 import optax
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns −log softmax(logits)[label] for each example.
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns −Σ_c target_c · log softmax(logits)_c for each example.
 
     Args:
       logits: [N, num_classes] float32.
-      labels: [N] integers.
+      targets: labels [N], integers, or soft targets [N, num_classes] float32 that sum to 1.
 
     Returns:
       [N] float32, in nats.
     """
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if targets.ndim == 1:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return optax.softmax_cross_entropy(logits, targets)
 
 
 def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:

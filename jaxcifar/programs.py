@@ -64,7 +64,7 @@ def order(task: Task) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
 def loss(task: Task) -> Loss:
     """Returns the loss of a batch as a training step of the task sees it."""
-    return make_loss(task.model, task.prepare)
+    return make_loss(task.model, task.prepare, task.cross_entropy)
 
 
 def batch(

@@ -17,7 +17,11 @@ Metrics = dict[str, jax.Array]
 Loss = Callable[[Any, TrainState, jax.Array, jax.Array], tuple[jax.Array, tuple]]
 
 
-def make_loss(model: nn.Module, prepare: Callable[[jax.Array, jax.Array], jax.Array]) -> Loss:
+def make_loss(
+    model: nn.Module,
+    prepare: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
+    cross_entropy: Callable[[jax.Array, jax.Array], jax.Array] = losses.cross_entropy,
+) -> Loss:
     """Returns loss(params, state, images, labels) -> (cross-entropy, (logits, batch_stats)).
 
     The mean cross-entropy in nats of the batch as the step that `state` is about to make sees it:
@@ -25,7 +29,9 @@ def make_loss(model: nn.Module, prepare: Callable[[jax.Array, jax.Array], jax.Ar
 
     Args:
       model: a linen module with `train` and BatchNorm state.
-      prepare: (key, images) -> what the model takes: augmentation and normalisation.
+      prepare: (key, images, labels) -> (inputs, targets): augmentation and normalisation, and what
+        the logits are compared with.
+      cross_entropy: (logits, targets) -> [N].
 
     The loss takes images [N, 32, 32, 3] and labels [N] int32; logits are [N, classes] float32, and
     `batch_stats` are the running statistics after the batch.
@@ -33,14 +39,15 @@ def make_loss(model: nn.Module, prepare: Callable[[jax.Array, jax.Array], jax.Ar
 
     def loss(params: Any, state: TrainState, images: jax.Array, labels: jax.Array):
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        inputs, targets = prepare(augment_key, images, labels)
         logits, updated = model.apply(
             {"params": params, "batch_stats": state.batch_stats},
-            prepare(augment_key, images),
+            inputs,
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
-        ce = losses.cross_entropy(logits, labels).mean()
+        ce = cross_entropy(logits, targets).mean()
         return ce, (logits, updated.get("batch_stats", {}))
 
     return loss

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxcifar import augment, data, kernels, models, optim
+from jaxcifar import augment, data, kernels, losses, models, optim
 from jaxcifar.config import Config, validate
 from jaxcifar.errors import UserError, choose
 
@@ -145,10 +145,26 @@ class Task:
         """Returns the whole chain of the optimizer."""
         return self.optimization.make(hyperparams, self.steps_per_epoch)
 
-    def prepare(self, key: jax.Array, images: jax.Array) -> jax.Array:
-        """Augments and normalises a training batch [N, H, W, C]: what the model takes."""
+    def cross_entropy(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+        """Returns the loss of each example in training, [N]."""
+        return losses.cross_entropy(logits, targets)
+
+    def prepare(
+        self, key: jax.Array, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Turns a training batch into what the model takes, and what its logits are compared with.
+
+        Args:
+          key: of the step's draws.
+          images: [N, 32, 32, 3] uint8.
+          labels: [N] int32.
+
+        Returns:
+          Images [N, 32, 32, 3] float32, augmented and normalised; the targets.
+        """
         transform = augment.AUGMENTATIONS[self.augmentation]
-        return transform(key, images, normalize=self.inference.normalize, **dict(self.strengths))
+        normalize = self.inference.normalize
+        return transform(key, images, normalize=normalize, **dict(self.strengths)), labels
 
 
 def build(config: Config, train: data.Dataset, mesh: Mesh, *, platform: str | None = None) -> Task:
