@@ -5,16 +5,22 @@ import jax.numpy as jnp
 import optax
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
     """Returns −Σ_c target_c · log softmax(logits)_c for each example.
 
     Args:
       logits: [N, num_classes] float32.
       targets: labels [N], integers, or soft targets [N, num_classes] float32 that sum to 1.
+      label_smoothing: α; targets become (1 − α) · target + α / num_classes. Szegedy et al. 2016,
+        "Rethinking the Inception Architecture for Computer Vision", section 7.
 
     Returns:
       [N] float32, in nats.
     """
+    if label_smoothing:
+        hard = targets.ndim == 1
+        targets = jax.nn.one_hot(targets, logits.shape[-1]) if hard else targets
+        targets = optax.smooth_labels(targets, label_smoothing)
     if targets.ndim == 1:
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return optax.softmax_cross_entropy(logits, targets)

@@ -99,6 +99,7 @@ class Task:
       augmentation: one of `jaxcifar.augment.AUGMENTATIONS`.
       strengths: (name, value) of each argument of the augmentation.
       mean, std: [3], of the training pixels, in units of 1.
+      label_smoothing: of the cross-entropy in training.
       optimization: the form of the optimizer.
       n_train: images of the training set, all of them on every device.
       batch_size, eval_batch_size: over all devices.
@@ -112,6 +113,7 @@ class Task:
     strengths: tuple[tuple[str, Any], ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    label_smoothing: float
     optimization: Optimization
     n_train: int
     batch_size: int
@@ -147,7 +149,7 @@ class Task:
 
     def cross_entropy(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
         """Returns the loss of each example in training, [N]."""
-        return losses.cross_entropy(logits, targets)
+        return losses.cross_entropy(logits, targets, self.label_smoothing)
 
     def prepare(
         self, key: jax.Array, images: jax.Array, labels: jax.Array
@@ -193,6 +195,7 @@ def build(config: Config, train: data.Dataset, mesh: Mesh, *, platform: str | No
         strengths=_strengths(config),
         mean=tuple(train.mean),
         std=tuple(train.std),
+        label_smoothing=config.train.label_smoothing,
         optimization=optimization(config),
         n_train=len(train),
         batch_size=config.train.batch_size,

@@ -1,0 +1,36 @@
+"""The cross-entropy against PyTorch's definition, and by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcifar import losses
+
+LOGITS = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+LABELS = np.array([0, 4, 2, 2, 1, 3], np.int32)
+
+
+def test_hard_and_soft_targets_by_hand():
+    log_p = LOGITS - np.log(np.exp(LOGITS).sum(1, keepdims=True))
+    hard = -log_p[np.arange(6), LABELS]
+    np.testing.assert_allclose(losses.cross_entropy(LOGITS, jnp.asarray(LABELS)), hard, rtol=1e-5)
+    soft = np.random.default_rng(1).dirichlet(np.ones(5), 6).astype(np.float32)
+    np.testing.assert_allclose(
+        losses.cross_entropy(LOGITS, jnp.asarray(soft)), -(soft * log_p).sum(1), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.5])
+@pytest.mark.parametrize("soft", [False, True])
+def test_label_smoothing_is_pytorchs(smoothing, soft):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    targets = jax.nn.one_hot(LABELS, 5) * 0.7 + 0.06 if soft else jnp.asarray(LABELS)
+    theirs = torch.nn.functional.cross_entropy(
+        torch.tensor(LOGITS),
+        torch.tensor(np.asarray(targets)) if soft else torch.tensor(LABELS).long(),
+        label_smoothing=smoothing,
+        reduction="none",
+    )
+    ours = losses.cross_entropy(LOGITS, targets, smoothing)
+    np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5)
