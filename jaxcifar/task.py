@@ -287,12 +287,14 @@ def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = T
     choose("optim.name", config.optim.name, optim.OPTIMIZERS)
     choose("optim.schedule", config.optim.schedule, optim.SCHEDULES)
     choose("optim.penalize", config.optim.penalize, optim.MASKS)
-    if config.optim.momentum and config.optim.name not in optim.WITH_MOMENTUM:
-        raise UserError(
-            f"config.optim.momentum is {config.optim.momentum}, but optim.name is "
-            f"{config.optim.name!r}: only {' and '.join(map(repr, optim.WITH_MOMENTUM))} has a "
-            "momentum to set. Set it to 0."
-        )
+    for option in optim.OPTIONS:
+        value, name = config.optim[option], config.optim.name
+        if value and option not in optim.options_of(name):
+            users = [repr(other) for other in optim.OPTIMIZERS if option in optim.options_of(other)]
+            raise UserError(
+                f"config.optim.{option} is {value}, but optim.name is {name!r}; it is for "
+                f"{' and '.join(users)}. Set it to {type(value)()}."
+            )
     devices = mesh.size if mesh else 1
     for field in ("batch_size", "eval_batch_size") if training else ("eval_batch_size",):
         if config.train[field] % devices:

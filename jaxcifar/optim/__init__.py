@@ -1,6 +1,12 @@
 """Optimizers, schedules and regularizers, as optax parts that can each be used alone."""
 
-from jaxcifar.optim.optimizers import OPTIMIZERS, WITH_MOMENTUM, make_optimizer, regularizers
+from jaxcifar.optim.optimizers import (
+    OPTIMIZERS,
+    OPTIONS,
+    make_optimizer,
+    options_of,
+    regularizers,
+)
 from jaxcifar.optim.regularizers import (
     MASKS,
     Regularizer,
@@ -17,8 +23,8 @@ from jaxcifar.optim.schedules import SCHEDULES, cosine_annealing, make_schedule
 __all__ = [
     "MASKS",
     "OPTIMIZERS",
+    "OPTIONS",
     "SCHEDULES",
-    "WITH_MOMENTUM",
     "Regularizer",
     "add_l1",
     "add_l2",
@@ -30,5 +36,6 @@ __all__ = [
     "l2_penalty",
     "make_optimizer",
     "make_schedule",
+    "options_of",
     "regularizers",
 ]

@@ -1,5 +1,6 @@
 """The chain: L1 and L2, then Adam or SGD, then the learning rate."""
 
+import inspect
 from collections.abc import Callable
 
 import jax
@@ -9,8 +10,7 @@ from jaxcifar.errors import choose
 from jaxcifar.optim.regularizers import Mask, Regularizer, l1, l2
 
 
-def _adam(momentum: float) -> optax.GradientTransformation:
-    del momentum
+def _adam() -> optax.GradientTransformation:
     return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
 
@@ -18,13 +18,21 @@ def _sgd(momentum: float) -> optax.GradientTransformation:
     return optax.trace(decay=momentum) if momentum else optax.identity()
 
 
-# What config.optim.name names.
-_SCALINGS: dict[str, Callable[[float], optax.GradientTransformation]] = {
+# What config.optim.name names: gradients to steps of learning rate 1. The arguments are fields of
+# config.optim; whoever sets one for another optimizer is told.
+_OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": _adam,
     "sgd": _sgd,
 }
-OPTIMIZERS = tuple(_SCALINGS)
-WITH_MOMENTUM = ("sgd",)
+OPTIMIZERS = tuple(_OPTIMIZERS)
+
+
+def options_of(name: str) -> tuple[str, ...]:
+    """Returns the arguments of `make_optimizer` that the optimizer `name` uses."""
+    return tuple(inspect.signature(_OPTIMIZERS[name]).parameters)
+
+
+OPTIONS = tuple(dict.fromkeys(option for name in OPTIMIZERS for option in options_of(name)))
 
 
 def regularizers(
@@ -38,8 +46,8 @@ def make_optimizer(
     name: str,
     learning_rate: float | jax.Array | optax.Schedule,
     *,
-    momentum: float = 0.0,
     regularize: tuple[Regularizer, ...] = (),
+    momentum: float = 0.0,
 ) -> optax.GradientTransformation:
     """Returns the regularizers' gradients, then the optimizer.
 
@@ -52,15 +60,16 @@ def make_optimizer(
       name: "adam" (Kingma & Ba 2014: b1 0.9, b2 0.999, eps 1e-8 outside the square root) or
         "sgd" (plain, or with PyTorch's momentum: m ← μm + g, w ← w − lr·m).
       learning_rate: a number or a schedule.
-      momentum: μ, for "sgd" only.
       regularize: coupled penalties, such as `regularizers` returns.
+      momentum: μ, for "sgd".
 
     Raises:
       UserError: there is no such optimizer.
     """
     choose("optim.name", name, OPTIMIZERS)
+    options = {"momentum": momentum}
     return optax.chain(
         *(regularizer.transform for regularizer in regularize),
-        _SCALINGS[name](momentum),
+        _OPTIMIZERS[name](**{option: options[option] for option in options_of(name)}),
         optax.scale_by_learning_rate(learning_rate),
     )
