@@ -58,12 +58,14 @@ def base_config() -> Config:
     config.augment.erasing_ratio = (0.3, 3.3)  # height / width
 
     config.optim = ConfigDict()
-    config.optim.name = "adam"  # "adam" "sgd"
+    config.optim.name = "adam"  # "adam" "adamw" "sgd"
     config.optim.learning_rate = 1e-3
     config.optim.momentum = 0.0  # of SGD
+    config.optim.nesterov = False  # whether SGD's momentum is Nesterov's
+    config.optim.weight_decay = 0.0  # of AdamW: decoupled, w ← w − lr · decay · w
     config.optim.l1 = 0.0  # strength of λ Σ|w|
     config.optim.l2 = 0.0  # strength of λ Σw²
-    config.optim.penalize = "all"  # the parameters that L1 and L2 see: "all" or "kernels"
+    config.optim.penalize = "all"  # which parameters L1, L2 and the decay see: "all" "kernels"
     config.optim.schedule = "cosine"  # "cosine" (stepped per epoch) "cosine_per_step" "constant"
 
     config.train = ConfigDict()
@@ -105,6 +107,7 @@ _RANGES = {
     "augment.erasing_ratio": (0.0, 100.0, True),
     "optim.learning_rate": (0.0, 100.0, True),
     "optim.momentum": (0.0, 0.9999, False),
+    "optim.weight_decay": (0.0, 100.0, False),
     "optim.l1": (0.0, 100.0, False),
     "optim.l2": (0.0, 100.0, False),
     "train.batch_size": (1, 2**20, False),

@@ -25,6 +25,7 @@ class Hyperparams(NamedTuple):
     learning_rate: float | jax.Array
     l1: float | jax.Array
     l2: float | jax.Array
+    weight_decay: float | jax.Array
     epochs: float | jax.Array  # of the schedule
 
     @classmethod
@@ -38,13 +39,19 @@ class Optimization(NamedTuple):
 
     Attributes:
       name, schedule, penalize: names of `jaxcifar.optim`.
-      momentum: of SGD.
+      momentum, nesterov: of SGD.
     """
 
     name: str
     schedule: str
     penalize: str
     momentum: float
+    nesterov: bool
+
+    @property
+    def mask(self) -> optim.Mask | None:
+        """Which parameters are penalized, or decay."""
+        return optim.MASKS[self.penalize]
 
     def make_schedule(self, hyperparams: Hyperparams, steps_per_epoch: int) -> optax.Schedule:
         """Returns step -> learning rate."""
@@ -54,15 +61,18 @@ class Optimization(NamedTuple):
 
     def make_regularizers(self, hyperparams: Hyperparams) -> tuple[optim.Regularizer, ...]:
         """Returns the penalties of the objective."""
-        return optim.regularizers(hyperparams.l1, hyperparams.l2, optim.MASKS[self.penalize])
+        return optim.regularizers(hyperparams.l1, hyperparams.l2, self.mask)
 
     def make(self, hyperparams: Hyperparams, steps_per_epoch: int) -> optax.GradientTransformation:
         """Returns the whole chain."""
         return optim.make_optimizer(
             self.name,
             self.make_schedule(hyperparams, steps_per_epoch),
-            momentum=self.momentum,
             regularize=self.make_regularizers(hyperparams),
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=hyperparams.weight_decay,
+            mask=self.mask,
         )
 
 
@@ -228,7 +238,9 @@ def build_inference(config: Config, images: data.Dataset, mesh: Mesh) -> Inferen
 def optimization(config: Config) -> Optimization:
     """Returns the form of a config's optimizer."""
     options = config.optim
-    return Optimization(options.name, options.schedule, options.penalize, options.momentum)
+    return Optimization(
+        options.name, options.schedule, options.penalize, options.momentum, options.nesterov
+    )
 
 
 def hyperparams(config: Config) -> Hyperparams:
@@ -237,6 +249,7 @@ def hyperparams(config: Config) -> Hyperparams:
         learning_rate=config.optim.learning_rate,
         l1=config.optim.l1,
         l2=config.optim.l2,
+        weight_decay=config.optim.weight_decay,
         epochs=config.train.epochs,
     )
     return Hyperparams(*(np.float32(number) for number in numbers))

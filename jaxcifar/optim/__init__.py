@@ -9,6 +9,7 @@ from jaxcifar.optim.optimizers import (
 )
 from jaxcifar.optim.regularizers import (
     MASKS,
+    Mask,
     Regularizer,
     add_l1,
     add_l2,
@@ -25,6 +26,7 @@ __all__ = [
     "OPTIMIZERS",
     "OPTIONS",
     "SCHEDULES",
+    "Mask",
     "Regularizer",
     "add_l1",
     "add_l2",

@@ -1,4 +1,4 @@
-"""The chain: L1 and L2, then Adam or SGD, then the learning rate."""
+"""The chain: L1 and L2, then Adam, AdamW or SGD, then the learning rate."""
 
 import inspect
 from collections.abc import Callable
@@ -14,14 +14,19 @@ def _adam() -> optax.GradientTransformation:
     return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
 
-def _sgd(momentum: float) -> optax.GradientTransformation:
-    return optax.trace(decay=momentum) if momentum else optax.identity()
+def _adamw(weight_decay: float | jax.Array, mask: Mask | None) -> optax.GradientTransformation:
+    return optax.chain(_adam(), optax.add_decayed_weights(weight_decay, mask))
+
+
+def _sgd(momentum: float, nesterov: bool) -> optax.GradientTransformation:
+    return optax.trace(decay=momentum, nesterov=nesterov) if momentum else optax.identity()
 
 
 # What config.optim.name names: gradients to steps of learning rate 1. The arguments are fields of
 # config.optim; whoever sets one for another optimizer is told.
 _OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": _adam,
+    "adamw": _adamw,
     "sgd": _sgd,
 }
 OPTIMIZERS = tuple(_OPTIMIZERS)
@@ -32,7 +37,8 @@ def options_of(name: str) -> tuple[str, ...]:
     return tuple(inspect.signature(_OPTIMIZERS[name]).parameters)
 
 
-OPTIONS = tuple(dict.fromkeys(option for name in OPTIMIZERS for option in options_of(name)))
+# Those that are fields of config.optim.
+OPTIONS = ("momentum", "nesterov", "weight_decay")
 
 
 def regularizers(
@@ -48,6 +54,9 @@ def make_optimizer(
     *,
     regularize: tuple[Regularizer, ...] = (),
     momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float | jax.Array = 0.0,
+    mask: Mask | None = None,
 ) -> optax.GradientTransformation:
     """Returns the regularizers' gradients, then the optimizer.
 
@@ -57,17 +66,27 @@ def make_optimizer(
     compiled step.
 
     Args:
-      name: "adam" (Kingma & Ba 2014: b1 0.9, b2 0.999, eps 1e-8 outside the square root) or
-        "sgd" (plain, or with PyTorch's momentum: m ← μm + g, w ← w − lr·m).
+      name: "adam" (Kingma & Ba 2014: b1 0.9, b2 0.999, eps 1e-8 outside the square root), "adamw"
+        (the same with decoupled decay: w ← w − lr·(adam + λw); Loshchilov & Hutter 2019, and
+        PyTorch's AdamW) or "sgd" (plain, or with PyTorch's momentum: m ← μm + g, w ← w − lr·m).
       learning_rate: a number or a schedule.
       regularize: coupled penalties, such as `regularizers` returns.
       momentum: μ, for "sgd".
+      nesterov: whether "sgd" steps by g + μm instead of m, as PyTorch's does.
+      weight_decay: λ of "adamw". (For coupled decay, PyTorch's weight_decay of Adam and SGD, add
+        `l2` of half that strength.)
+      mask: which parameters decay, see `l1`.
 
     Raises:
       UserError: there is no such optimizer.
     """
     choose("optim.name", name, OPTIMIZERS)
-    options = {"momentum": momentum}
+    options = {
+        "momentum": momentum,
+        "nesterov": nesterov,
+        "weight_decay": weight_decay,
+        "mask": mask,
+    }
     return optax.chain(
         *(regularizer.transform for regularizer in regularize),
         _OPTIMIZERS[name](**{option: options[option] for option in options_of(name)}),

@@ -1,0 +1,69 @@
+"""Optimizers and schedules against PyTorch's, step by step in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxcifar import optim
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
+
+START = {"kernel": np.linspace(-1, 1.5, 12).reshape(3, 4), "bias": np.array([0.5, -0.25])}
+
+
+def gradient(xp, w, step):
+    return xp.cos(3 * w + step)
+
+
+def ours(tx, steps=10):
+    """The parameters after some steps of `tx`."""
+    with jax.enable_x64(True):
+        params = jax.tree.map(jnp.asarray, START)
+        state = tx.init(params)
+        for step in range(steps):
+            grads = jax.tree.map(lambda w, step=step: gradient(jnp, w, step), params)
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        return jax.device_get(params)
+
+
+def theirs(make, steps=10, clip=0.0):
+    """The parameters after some steps of PyTorch's optimizer; make(kernel, bias) -> optimizer."""
+    params = {name: torch.tensor(w, requires_grad=True) for name, w in START.items()}
+    optimizer = make(params["kernel"], params["bias"])
+    for step in range(steps):
+        for w in params.values():
+            w.grad = gradient(torch, w.detach(), step)
+        if clip:
+            torch.nn.utils.clip_grad_norm_(params.values(), clip)
+        optimizer.step()
+    return {name: w.detach().numpy() for name, w in params.items()}
+
+
+def assert_equal(found, expected):
+    for name, w in expected.items():
+        np.testing.assert_allclose(found[name], w, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_adamw(kernels):
+    def make(kernel, bias):
+        groups = [{"params": [kernel]}, {"params": [bias], "weight_decay": 0.0 if kernels else 0.3}]
+        return torch.optim.AdamW(groups, lr=0.01, weight_decay=0.3)
+
+    mask = optim.kernels_only if kernels else None
+    assert_equal(
+        ours(optim.make_optimizer("adamw", 0.01, weight_decay=0.3, mask=mask)), theirs(make)
+    )
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_with_momentum_and_coupled_decay(nesterov):
+    def make(*params):
+        return torch.optim.SGD(params, lr=0.1, momentum=0.9, nesterov=nesterov, weight_decay=0.02)
+
+    l2 = optim.regularizers(0.0, 0.01)  # half of weight_decay
+    tx = optim.make_optimizer("sgd", 0.1, regularize=l2, momentum=0.9, nesterov=nesterov)
+    assert_equal(ours(tx), theirs(make))
