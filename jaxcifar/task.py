@@ -26,7 +26,8 @@ class Hyperparams(NamedTuple):
     l1: float | jax.Array
     l2: float | jax.Array
     weight_decay: float | jax.Array
-    epochs: float | jax.Array  # of the schedule
+    epochs: float | jax.Array  # of the whole schedule
+    warmup_epochs: float | jax.Array  # of them
 
     @classmethod
     def abstract(cls) -> "Hyperparams":
@@ -56,7 +57,11 @@ class Optimization(NamedTuple):
     def make_schedule(self, hyperparams: Hyperparams, steps_per_epoch: int) -> optax.Schedule:
         """Returns step -> learning rate."""
         return optim.make_schedule(
-            self.schedule, hyperparams.learning_rate, hyperparams.epochs, steps_per_epoch
+            self.schedule,
+            hyperparams.learning_rate,
+            hyperparams.epochs,
+            steps_per_epoch,
+            hyperparams.warmup_epochs,
         )
 
     def make_regularizers(self, hyperparams: Hyperparams) -> tuple[optim.Regularizer, ...]:
@@ -251,6 +256,7 @@ def hyperparams(config: Config) -> Hyperparams:
         l2=config.optim.l2,
         weight_decay=config.optim.weight_decay,
         epochs=config.train.epochs,
+        warmup_epochs=config.optim.warmup_epochs,
     )
     return Hyperparams(*(np.float32(number) for number in numbers))
 
@@ -308,6 +314,11 @@ def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = T
                 f"config.optim.{option} is {value}, but optim.name is {name!r}; it is for "
                 f"{' and '.join(users)}. Set it to {type(value)()}."
             )
+    if config.optim.warmup_epochs >= config.train.epochs:
+        raise UserError(
+            f"config.optim.warmup_epochs is {config.optim.warmup_epochs}, but the run has only "
+            f"{config.train.epochs} epochs (train.epochs). Choose less."
+        )
     devices = mesh.size if mesh else 1
     for field in ("batch_size", "eval_batch_size") if training else ("eval_batch_size",):
         if config.train[field] % devices:

@@ -67,3 +67,26 @@ def test_sgd_with_momentum_and_coupled_decay(nesterov):
     l2 = optim.regularizers(0.0, 0.01)  # half of weight_decay
     tx = optim.make_optimizer("sgd", 0.1, regularize=l2, momentum=0.9, nesterov=nesterov)
     assert_equal(ours(tx), theirs(make))
+
+
+@pytest.mark.parametrize("name", ["cosine", "cosine_per_step", "constant"])
+def test_warm_up_then_the_schedule(name):
+    """Two of ten epochs of five steps: LinearLR, then CosineAnnealingLR over the other eight."""
+    rate = torch.optim.lr_scheduler
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    warm = rate.LinearLR(optimizer, start_factor=0.1, total_iters=9)
+    t_max = {"cosine": 8, "cosine_per_step": 40, "constant": 1}[name]
+    after = rate.CosineAnnealingLR(optimizer, T_max=t_max)
+    schedule = optim.make_schedule(name, 0.3, 10, 5, 2.0)
+    for step in range(50):
+        if step < 10:
+            expected = optimizer.param_groups[0]["lr"]
+            optimizer.step()
+            warm.step()
+        elif name == "constant":
+            expected = 0.3
+        else:
+            epoch = (step - 10) // 5 if name == "cosine" else step - 10
+            expected = 0.3 * (1 + np.cos(np.pi * epoch / after.T_max)) / 2
+        assert schedule(step) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+        assert float(jax.jit(schedule)(step)) == pytest.approx(expected, rel=1e-5, abs=1e-8)
