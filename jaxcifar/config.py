@@ -67,6 +67,7 @@ def base_config() -> Config:
     config.optim.l2 = 0.0  # strength of λ Σw²
     config.optim.penalize = "all"  # which parameters L1, L2 and the decay see: "all" "kernels"
     config.optim.schedule = "cosine"  # "cosine" (stepped per epoch) "cosine_per_step" "constant"
+    config.optim.clip_norm = 0.0  # the largest norm of the whole gradient; 0: no limit
     config.optim.warmup_epochs = 0.0  # the learning rate rises in them, then the schedule begins
 
     config.train = ConfigDict()
@@ -111,6 +112,7 @@ _RANGES = {
     "optim.weight_decay": (0.0, 100.0, False),
     "optim.l1": (0.0, 100.0, False),
     "optim.l2": (0.0, 100.0, False),
+    "optim.clip_norm": (0.0, 1e9, False),
     "optim.warmup_epochs": (0.0, 100_000.0, False),
     "train.batch_size": (1, 2**20, False),
     "train.epochs": (1, 100_000, False),

@@ -41,6 +41,7 @@ class Optimization(NamedTuple):
     Attributes:
       name, schedule, penalize: names of `jaxcifar.optim`.
       momentum, nesterov: of SGD.
+      clip_norm: the largest norm of the gradient; 0 is no limit.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Optimization(NamedTuple):
     penalize: str
     momentum: float
     nesterov: bool
+    clip_norm: float
 
     @property
     def mask(self) -> optim.Mask | None:
@@ -78,6 +80,7 @@ class Optimization(NamedTuple):
             nesterov=self.nesterov,
             weight_decay=hyperparams.weight_decay,
             mask=self.mask,
+            clip_norm=self.clip_norm,
         )
 
 
@@ -243,9 +246,7 @@ def build_inference(config: Config, images: data.Dataset, mesh: Mesh) -> Inferen
 def optimization(config: Config) -> Optimization:
     """Returns the form of a config's optimizer."""
     options = config.optim
-    return Optimization(
-        options.name, options.schedule, options.penalize, options.momentum, options.nesterov
-    )
+    return Optimization(**{field: options[field] for field in Optimization._fields})
 
 
 def hyperparams(config: Config) -> Hyperparams:

@@ -57,12 +57,13 @@ def make_optimizer(
     nesterov: bool = False,
     weight_decay: float | jax.Array = 0.0,
     mask: Mask | None = None,
+    clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
     """Returns the regularizers' gradients, then the optimizer.
 
         tx = make_optimizer("sgd", 0.1, momentum=0.9, regularize=regularizers(0.0, 1e-4))
 
-    Every number but `momentum` may be traced, so that runs that differ only in numbers share one
+    Every number but `momentum` and `clip_norm` may be traced, so that runs that differ only in numbers share one
     compiled step.
 
     Args:
@@ -76,6 +77,8 @@ def make_optimizer(
       weight_decay: λ of "adamw". (For coupled decay, PyTorch's weight_decay of Adam and SGD, add
         `l2` of half that strength.)
       mask: which parameters decay, see `l1`.
+      clip_norm: the largest norm of all gradients together, penalties included; longer ones are
+        scaled to it, as by PyTorch's clip_grad_norm_. 0 is no limit.
 
     Raises:
       UserError: there is no such optimizer.
@@ -89,6 +92,7 @@ def make_optimizer(
     }
     return optax.chain(
         *(regularizer.transform for regularizer in regularize),
+        *([optax.clip_by_global_norm(clip_norm)] if clip_norm else []),
         _OPTIMIZERS[name](**{option: options[option] for option in options_of(name)}),
         optax.scale_by_learning_rate(learning_rate),
     )

@@ -90,3 +90,13 @@ def test_warm_up_then_the_schedule(name):
             expected = 0.3 * (1 + np.cos(np.pi * epoch / after.T_max)) / 2
         assert schedule(step) == pytest.approx(expected, rel=1e-6, abs=1e-9)
         assert float(jax.jit(schedule)(step)) == pytest.approx(expected, rel=1e-5, abs=1e-8)
+
+
+def test_clipping_by_the_global_norm():
+    tx = optim.make_optimizer("sgd", 0.1, momentum=0.9, clip_norm=1.5)
+    expected = theirs(lambda *params: torch.optim.SGD(params, lr=0.1, momentum=0.9), clip=1.5)
+    found = ours(tx)
+    for name, w in expected.items():  # clip_grad_norm_ adds 1e-6 to the norm that it divides by
+        np.testing.assert_allclose(found[name], w, rtol=1e-5)
+    free = ours(optim.make_optimizer("sgd", 0.1, momentum=0.9))
+    assert np.abs(free["kernel"] - found["kernel"]).max() > 0.01
