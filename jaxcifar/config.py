@@ -75,6 +75,8 @@ def base_config() -> Config:
     config.train.epochs = 50
     config.train.limit_train_images = 0  # use only the first N; 0: all
     config.train.label_smoothing = 0.0  # share of each target spread evenly over all classes
+    config.train.ema_decay = 0.0  # of a moving average of weights and statistics, by which the best
+    #                               epoch is then chosen; 0: none
     config.train.eval_batch_size = 512  # over all devices; the last batch is padded and masked
     config.train.steps_per_call = 0  # training steps per compiled call; 0: 1 on CPU, many elsewhere
     config.train.checkpoint_minutes = 10.0  # within a long epoch; each epoch's end is always saved
@@ -118,6 +120,7 @@ _RANGES = {
     "train.epochs": (1, 100_000, False),
     "train.limit_train_images": (0, 2**31, False),
     "train.label_smoothing": (0.0, 1.0, False),
+    "train.ema_decay": (0.0, 0.999999, False),
     "train.eval_batch_size": (1, 2**20, False),
     "train.steps_per_call": (0, 2**20, False),
     "train.checkpoint_minutes": (0.0, 10_000.0, True),

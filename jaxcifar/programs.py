@@ -27,7 +27,8 @@ def init(task: Task) -> Callable[[jax.Array, Hyperparams], TrainState]:
     """Returns (seed, hyperparams) -> the state before the first step."""
 
     def create(seed: jax.Array, hyperparams: Hyperparams) -> TrainState:
-        return create_state(task.model, task.make_optimizer(hyperparams), seed)
+        tx, keep_ema = task.make_optimizer(hyperparams), task.ema_decay > 0
+        return create_state(task.model, tx, seed, keep_ema=keep_ema)
 
     return compilation.jit(
         create,
@@ -92,6 +93,7 @@ def training(task: Task, steps: int) -> Any:
             task.make_optimizer(hyperparams),
             schedule=task.optimization.make_schedule(hyperparams, task.steps_per_epoch),
             regularizers=task.optimization.make_regularizers(hyperparams),
+            ema_decay=task.ema_decay,
         )
 
         def one(state: TrainState, _: None):

@@ -59,6 +59,7 @@ def make_train_step(
     *,
     schedule: optax.Schedule | None = None,
     regularizers: Sequence[Regularizer] = (),
+    ema_decay: float = 0.0,
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
     """Returns train_step(state, images, labels) -> (state, metrics).
 
@@ -67,6 +68,8 @@ def make_train_step(
       tx: the optimizer; it contains the gradients of the penalties.
       schedule: of the learning rate in `tx`, to report it.
       regularizers: whose transforms are in `tx`, to report their penalties.
+      ema_decay: d; where the state keeps an average of the variables v, it becomes
+        d · average + (1 − d) · v after each step (PyTorch's get_ema_avg_fn).
 
     The metrics are scalars float32 of this batch: "loss" (the objective: cross-entropy and
     penalties), "ce" (cross-entropy), "accuracy", and with a schedule the "learning_rate".
@@ -92,6 +95,9 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
+        if state.ema is not None:
+            ema = optax.incremental_update(state.variables, state.ema, 1 - ema_decay)
+            state = state.replace(ema=ema)
         return state, metrics
 
     return train_step

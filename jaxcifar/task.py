@@ -119,6 +119,7 @@ class Task:
       mean, std: [3], of the training pixels, in units of 1.
       label_smoothing: of the cross-entropy in training.
       optimization: the form of the optimizer.
+      ema_decay: of the average of the weights; 0 keeps none.
       n_train: images of the training set, all of them on every device.
       batch_size, eval_batch_size: over all devices.
       steps_per_call: training steps in one call of the compiled program.
@@ -133,6 +134,7 @@ class Task:
     std: tuple[float, ...]
     label_smoothing: float
     optimization: Optimization
+    ema_decay: float
     n_train: int
     batch_size: int
     eval_batch_size: int
@@ -215,6 +217,7 @@ def build(config: Config, train: data.Dataset, mesh: Mesh, *, platform: str | No
         std=tuple(train.std),
         label_smoothing=config.train.label_smoothing,
         optimization=optimization(config),
+        ema_decay=config.train.ema_decay,
         n_train=len(train),
         batch_size=config.train.batch_size,
         eval_batch_size=config.train.eval_batch_size,

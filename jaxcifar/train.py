@@ -20,7 +20,7 @@ from jaxcifar.config import Config
 from jaxcifar.errors import Interrupted, UserError, interruptible
 from jaxcifar.hooks import Hook, Hooks, Run
 from jaxcifar.run.folder import Position, RunFolder
-from jaxcifar.run.log import best_record
+from jaxcifar.run.log import best_record, score
 from jaxcifar.run.machine import peak_memory
 from jaxcifar.run.plots import plot_history
 from jaxcifar.run.progress import Progress
@@ -88,20 +88,17 @@ def train_and_evaluate(
                 run.order = _order(task, run.state, epoch)
                 _train_epoch(run, position, compiled, called, folder, progress)
                 called.call("before_evaluation", run)
-                scores = programs.evaluate(
-                    task.inference, run.state.variables, *validation, stop=lambda: bool(stop)
-                )
+                scores = _evaluate(run, validation)
                 if scores is None:  # the resumed run evaluates
                     raise _stopped(run, position, folder)
-                if not math.isfinite(scores["loss"]):
-                    raise _diverged(
-                        f"The validation loss after epoch {epoch}", run.step, run, folder
-                    )
+                if not math.isfinite(scores["val_loss"]):
+                    what = f"The validation loss after epoch {epoch}"
+                    raise _diverged(what, run.step, run, folder)
                 record = _record(epoch, run, position, scores)
                 records.append(record)
                 folder.log(record, position.steps)
                 position = Position(epochs_done=epoch)
-                folder.save(run.step, run.state, position, record["val_accuracy"])
+                folder.save(run.step, run.state, position, score(record))
                 progress.epoch(record)
                 called.call("after_epoch", run, record)
         result = _result(run, splits, records, compiled.seconds, folder)
@@ -255,6 +252,20 @@ def _announce(run: Run, splits: data.Splits, position: Position, progress: Progr
         progress.say(f"resumed after epoch {position.epochs_done}, step {run.step}")
 
 
+def _evaluate(run: Run, validation: tuple[jax.Array, jax.Array]) -> dict[str, float] | None:
+    """The validation's part of an epoch's record; None where the run was stopped."""
+    found = {}
+    for prefix, variables in (("val", run.state.variables), ("ema_val", run.state.ema)):
+        if variables is not None:
+            scores = programs.evaluate(
+                run.task.inference, variables, *validation, stop=lambda: bool(run.stop)
+            )
+            if scores is None:
+                return None
+            found |= {f"{prefix}_{name}": scores[name] for name in ("loss", "accuracy")}
+    return found
+
+
 def _record(epoch: int, run: Run, position: Position, scores: dict[str, float]) -> dict[str, Any]:
     """The line of an epoch in metrics.jsonl."""
     means = {name: float(np.mean(position.steps[name])) for name in ("loss", "ce", "accuracy")}
@@ -264,8 +275,7 @@ def _record(epoch: int, run: Run, position: Position, scores: dict[str, float]) 
         "train_loss": means["loss"],
         "train_ce": means["ce"],
         "train_accuracy": means["accuracy"],
-        "val_loss": scores["loss"],
-        "val_accuracy": scores["accuracy"],
+        **scores,
         # Of the epoch's last step, with the digits that a float32 has.
         "learning_rate": float(f"{position.steps['learning_rate'][-1]:.7g}"),
         "images_per_second": run.task.steps_per_epoch * run.task.batch_size / position.seconds,
@@ -332,7 +342,7 @@ def _result(
         assert best is not None
         state, _ = folder.checkpoints.restore(programs.abstract_state(run.task), best)
         test = _on_devices(splits.test, run.task.mesh)
-        result["test"] = programs.evaluate(run.task.inference, state.variables, *test)
+        result["test"] = programs.evaluate(run.task.inference, state.averaged, *test)
         result["data"] = splits.provenance | {"test": splits.test.provenance}
     title = f"{run.config.model.name} on {splits.train.provenance['name']}, seed {run.config.seed}"
     plot_history(records, title, run.workdir / "history.png")

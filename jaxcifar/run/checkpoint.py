@@ -134,7 +134,9 @@ class Checkpointer:
         return restored["state"], restored["progress"]
 
     def restore_variables(self, like: dict[str, Any], saved: Saved) -> dict[str, Any]:
-        """Returns the variables of a checkpoint, whatever its optimizer.
+        """Returns the variables of a checkpoint, averaged where it keeps an average.
+
+        Its optimizer may be any.
 
         Args:
           like: {"params", "batch_stats"}, see `restore`.
@@ -145,14 +147,19 @@ class Checkpointer:
         """
         with self._reading(saved) as path:
             metadata = self._metadata(saved)
-            _check_structure({name: metadata[name] for name in like}, like)
+            if averaged := metadata.get("ema"):
+                _check_structure(averaged, like)
+                like = {"ema": like}
+            else:
+                _check_structure({name: metadata[name] for name in like}, like)
             arguments = ocp.args.PyTreeRestore(
                 item=like,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(like),
                 partial_restore=True,
             )
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-                return checkpointer.restore(path / "state", args=arguments)
+                restored = checkpointer.restore(path / "state", args=arguments)
+        return restored.get("ema", restored)
 
     def _metadata(self, saved: Saved) -> Any:
         items: Any = self._manager.metadata(saved.number).item_metadata

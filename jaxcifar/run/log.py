@@ -70,6 +70,11 @@ class RunLog:
         self._writer.close()
 
 
+def score(record: Record) -> float:
+    """Returns the accuracy that an epoch is judged by: the average's, where one is kept."""
+    return record.get("ema_val_accuracy", record["val_accuracy"])
+
+
 def best_record(records: Iterable[Record]) -> Record:
-    """Returns the record of highest validation accuracy, the first of equals."""
-    return max(records, key=lambda record: (record["val_accuracy"], -record["epoch"]))
+    """Returns the record of the highest score, the first of equals."""
+    return max(records, key=lambda record: (score(record), -record["epoch"]))
