@@ -1,5 +1,6 @@
 """Every source of images, and every way a source can be damaged."""
 
+import dataclasses
 import hashlib
 import pathlib
 import pickle
@@ -10,10 +11,18 @@ import numpy as np
 import pytest
 
 from jaxcifar import data
-from jaxcifar.data import cifar10
+from jaxcifar.data import cifar
 from jaxcifar.errors import UserError
 
 NAMES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+
+
+def with_records(spec: cifar.Spec, count: int) -> cifar.Spec:
+    """Returns a small data set of the same kind: `count` records in each file."""
+    train, test = (
+        [file._replace(records=count) for file in files] for files in (spec.train, spec.test)
+    )
+    return dataclasses.replace(spec, train=tuple(train), test=tuple(test))
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +98,11 @@ def test_python_folder_and_both_archives(binary, records, tmp_path):
         assert dataset.provenance["sha256"] == reference  # the same images, whatever the source
 
 
-def test_official_by_checksum(binary, tmp_path, monkeypatch):
+def test_official_by_checksum(binary, tmp_path):
     archive = pack(binary, tmp_path / "cifar-10-binary.tar.gz")
     md5 = hashlib.md5(archive.read_bytes()).hexdigest()
-    monkeypatch.setitem(cifar10._ARCHIVE_MD5, archive.name, md5)
-    assert data.load("cifar10", "test", data_dir=str(tmp_path)).provenance["official"] is True
+    spec = dataclasses.replace(cifar.CIFAR10, binary=cifar.CIFAR10.binary._replace(md5=md5))
+    assert cifar.load(spec, "test", str(tmp_path)).provenance["official"] is True
 
 
 def test_environment_variable_names_the_folder(binary, records, monkeypatch):
@@ -168,7 +177,7 @@ def test_missing_data_set_fails_fast_and_says_the_way_out(tmp_path, monkeypatch)
     def unreachable(*args, **kwargs):
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr(cifar10.socket, "create_connection", unreachable)
+    monkeypatch.setattr(cifar.socket, "create_connection", unreachable)
     began = time.monotonic()
     with pytest.raises(UserError) as error:
         data.load("cifar10", "train", data_dir=str(tmp_path))
@@ -186,18 +195,18 @@ def test_tfds_prepares_and_is_read_in_the_official_order(records, tmp_path, monk
     """tfds' own generation, on a made-up archive in the place of the download."""
     import tensorflow_datasets as tfds
 
-    monkeypatch.setattr(cifar10, "_PER_FILE", 100)  # tfds takes a minute for all 60,000
+    spec = with_records(cifar.CIFAR10, 100)  # tfds takes a minute for all 60,000
     records = {name: (pixels[:100], labels[:100]) for name, (pixels, labels) in records.items()}
     extracted = tmp_path / "extracted"
     folder = write_binary(extracted / "cifar-10-batches-bin", records)
-    (folder / "batches.meta.txt").write_text("\n".join(cifar10.CLASSES) + "\n")
+    (folder / "batches.meta.txt").write_text("\n".join(spec.class_names) + "\n")
     monkeypatch.setattr(
         tfds.download.DownloadManager, "download_and_extract", lambda self, url: str(extracted)
     )
-    monkeypatch.setattr(cifar10, "_require_network", lambda folder: None)
+    monkeypatch.setattr(cifar, "_require_network", lambda spec, folder: None)
     (tmp_path / "tfds").mkdir()
     for split in ("train", "test"):
-        dataset = data.load("cifar10", split, data_dir=str(tmp_path / "tfds"))
+        dataset = cifar.load(spec, split, str(tmp_path / "tfds"))
         names = NAMES[:5] if split == "train" else NAMES[5:]
         for of_files, of_dataset in ((0, dataset.images), (1, dataset.labels)):
             expected = np.concatenate([records[name][of_files] for name in names])
@@ -259,8 +268,8 @@ def test_real_cifar10(cifar10_dir):
     assert (np.bincount(train.labels) == 5000).all()
     assert (np.bincount(test.labels) == 1000).all()
     pixels = train.images[::10] / np.float32(255)
-    np.testing.assert_allclose(pixels.mean((0, 1, 2)), cifar10.MEAN, atol=0.005)
-    np.testing.assert_allclose(pixels.std((0, 1, 2)), cifar10.STD, atol=0.005)
+    np.testing.assert_allclose(pixels.mean((0, 1, 2)), train.mean, atol=0.005)
+    np.testing.assert_allclose(pixels.std((0, 1, 2)), train.std, atol=0.005)
     # The first images of the training set are a frog and two trucks.
     assert [train.class_names[label] for label in train.labels[:3]] == ["frog", "truck", "truck"]
 

@@ -1,12 +1,20 @@
 """Image sets by name: uint8 images and int32 labels in NumPy arrays, with their provenance."""
 
-from jaxcifar.data import cifar10, digits, synthetic
+from collections.abc import Callable
+
+from jaxcifar.data import cifar, digits, synthetic
 from jaxcifar.data.dataset import Dataset, split_holdout
 from jaxcifar.errors import UserError, choose
 
 __all__ = ["DATASETS", "Dataset", "load", "split_holdout"]
 
-DATASETS = ("cifar10", "digits", "synthetic")
+# To add a data set, add its loader here: (split, data_dir, size) -> Dataset.
+_LOADERS: dict[str, Callable[[str, str, int | None], Dataset]] = {
+    "cifar10": lambda split, data_dir, size: cifar.load(cifar.CIFAR10, split, data_dir),
+    "digits": lambda split, data_dir, size: digits.load(split),
+    "synthetic": lambda split, data_dir, size: synthetic.load(split, size),
+}
+DATASETS = tuple(_LOADERS)
 SPLITS = ("train", "test")
 
 
@@ -14,11 +22,11 @@ def load(name: str, split: str, *, data_dir: str = "", size: int | None = None) 
     """Loads one split of an image set.
 
     Args:
-      name: "cifar10", "digits" (1,797 handwritten digits that come with scikit-learn, enlarged to
-        32×32×3) or "synthetic" (generated).
+      name: one of `DATASETS`: "cifar10", "digits" (1,797 handwritten digits that come with
+        scikit-learn, enlarged to 32×32×3) or "synthetic" (generated).
       split: "train" or "test".
       data_dir: where CIFAR-10 is or will be prepared; "" is `$JAXCIFAR_DATA`, else
-        ~/.cache/jaxcifar/data. See `jaxcifar.data.cifar10.load`.
+        ~/.cache/jaxcifar/data. See `jaxcifar.data.cifar.load`.
       size: how many images of "synthetic" to generate; None is 1,024 for train and 256 for test.
 
     Returns:
@@ -31,8 +39,4 @@ def load(name: str, split: str, *, data_dir: str = "", size: int | None = None) 
     choose("split", split, SPLITS)
     if size is not None and name != "synthetic":
         raise UserError(f"size is {size}; only 'synthetic' has a size to choose, not {name!r}.")
-    if name == "cifar10":
-        return cifar10.load(split, data_dir)
-    if name == "digits":
-        return digits.load(split)
-    return synthetic.load(split, size)
+    return _LOADERS[name](split, data_dir, size)

@@ -1,0 +1,387 @@
+"""CIFAR-10 from an official archive, its unpacked folder, or tensorflow-datasets.
+
+Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. What tells one data set
+of this family from another is in a `Spec`; the rest of the module reads any of them.
+"""
+
+import dataclasses
+import hashlib
+import io
+import os
+import pathlib
+import pickle
+import socket
+import tarfile
+import threading
+import urllib.parse
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxcifar.data.dataset import Dataset, fingerprint
+from jaxcifar.errors import UserError
+
+_PIXELS = 3 * 32 * 32
+
+
+class File(NamedTuple):
+    """One file of records.
+
+    Attributes:
+      name: without the ending, which is ".bin" in the binary format and "" in the Python format.
+      records: how many images it holds.
+      python_md5: the published MD5 of the file in the Python format. (None is published for the
+        binary format.)
+    """
+
+    name: str
+    records: int
+    python_md5: str
+
+
+class Release(NamedTuple):
+    """One format in which the data set is published."""
+
+    archive: str
+    md5: str  # of the archive
+    folder: str  # that the archive unpacks to
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What tells one data set of the CIFAR family from another.
+
+    Attributes:
+      name: the name in `jaxcifar.data.load`.
+      title: the name in messages.
+      classes: the class names in the order of the labels, separated by white space.
+      mean, std: of the training pixels by channel, in units of 1 (pixel / 255).
+      train, test: the files of each split, in the official order.
+      label_bytes: how many label bytes precede the pixels of a binary record; the last one counts.
+      label_key: of the labels in the pickled dict of the Python format.
+      binary, python: the two published formats.
+      builder: the class in `tensorflow_datasets.image_classification.cifar`.
+      page: where the archives and their MD5s are published.
+    """
+
+    name: str
+    title: str
+    classes: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    train: tuple[File, ...]
+    test: tuple[File, ...]
+    label_bytes: int
+    label_key: bytes
+    binary: Release
+    python: Release
+    builder: str
+    page: str = "https://www.cs.toronto.edu/~kriz/cifar.html"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.classes.split())
+
+    def files(self, split: str) -> tuple[File, ...]:
+        """Returns the files of "train" or "test"."""
+        return {"train": self.train, "test": self.test}[split]
+
+
+CIFAR10 = Spec(
+    name="cifar10",
+    title="CIFAR-10",
+    classes="airplane automobile bird cat deer dog frog horse ship truck",
+    # Of the 50,000 training images. A frequently copied wrong constant is 0.2023 for the first std.
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+    train=(
+        File("data_batch_1", 10_000, "c99cafc152244af753f735de768cd75f"),
+        File("data_batch_2", 10_000, "d4bba439e000b95fd0a9bffe97cbabec"),
+        File("data_batch_3", 10_000, "54ebc095f3ab1f0389bbae665268c751"),
+        File("data_batch_4", 10_000, "634d18415352ddfa80567beed471001a"),
+        File("data_batch_5", 10_000, "482c414d41f54cd18b22e5b47cb7c3cb"),
+    ),
+    test=(File("test_batch", 10_000, "40351d587109b95175f43aff81a1287e"),),
+    label_bytes=1,
+    label_key=b"labels",
+    binary=Release(
+        "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", "cifar-10-batches-bin"
+    ),
+    python=Release(
+        "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", "cifar-10-batches-py"
+    ),
+    builder="Cifar10",
+)
+
+
+def default_dir() -> pathlib.Path:
+    """Returns `$JAXCIFAR_DATA`, else ~/.cache/jaxcifar/data."""
+    return pathlib.Path(os.environ.get("JAXCIFAR_DATA") or "~/.cache/jaxcifar/data").expanduser()
+
+
+def load(spec: Spec, split: str, data_dir: str = "") -> Dataset:
+    """Loads one split in the official order.
+
+    Looks in `data_dir` for, in this order: the binary archive, the Python archive, the folder of
+    the one, the folder of the other, the same files in `data_dir` itself; else lets
+    tensorflow-datasets prepare the data set there, which downloads about 163 MB the first time.
+
+    Args:
+      spec: the data set, such as `CIFAR10`.
+      split: "train" or "test".
+      data_dir: the folder; "" is `default_dir()`.
+
+    Returns:
+      A `Dataset`: images [N, 32, 32, 3] uint8, labels [N] int32.
+
+    Raises:
+      UserError: nothing there and no way to download; or files that are damaged.
+    """
+    folder = pathlib.Path(data_dir).expanduser() if data_dir else default_dir()
+    if data_dir and not folder.is_dir():
+        raise UserError(f"data.dir is {data_dir!r}, which is not a folder.")
+    for release in (spec.binary, spec.python):
+        if (folder / release.archive).is_file():
+            return _from_archive(spec, release, folder / release.archive, split)
+    names = [file.name + end for file in (*spec.train, *spec.test) for end in ("", ".bin")]
+    for candidate in (folder / spec.binary.folder, folder / spec.python.folder, folder):
+        if any((candidate / name).is_file() for name in names) or (
+            candidate != folder and candidate.is_dir()
+        ):
+            return _from_folder(spec, candidate, split)
+    return _from_tfds(spec, folder, split)
+
+
+# --- archives and folders ---------------------------------------------------------------------
+
+
+def _from_archive(spec: Spec, release: Release, path: pathlib.Path, split: str) -> Dataset:
+    with path.open("rb") as stream:
+        md5 = hashlib.file_digest(stream, "md5").hexdigest()
+    binary = release is spec.binary
+    wanted = {_inside(file, binary) for file in spec.files(split)}
+    contents: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                name = pathlib.PurePosixPath(member.name).name
+                if name in wanted and member.isfile() and (stream := archive.extractfile(member)):
+                    contents[name] = stream.read()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read to its end ({error}). It may be an unfinished download: "
+            "delete it and fetch it again."
+        ) from error
+    if missing := sorted(wanted - set(contents)):
+        raise UserError(
+            f"{path} holds no {', '.join(missing)}: it is not the {spec.title} archive."
+        )
+    return _parse(spec, contents, split, binary, path, official=md5 == release.md5)
+
+
+def _from_folder(spec: Spec, folder: pathlib.Path, split: str) -> Dataset:
+    everything = (*spec.train, *spec.test)
+    binary = folder.name == spec.binary.folder or any(
+        (folder / _inside(file, binary=True)).is_file() for file in everything
+    )
+    names = [_inside(file, binary) for file in everything]
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise UserError(
+            f"{folder} holds only a part of {spec.title}: {', '.join(missing)} is missing. Unpack "
+            f"the archive again, or point --config.data.dir at a folder with all of "
+            f"{', '.join(names)}."
+        )
+    files = {_inside(file, binary): file for file in spec.files(split)}
+    contents = {name: (folder / name).read_bytes() for name in files}
+    official = not binary and all(
+        hashlib.md5(contents[name]).hexdigest() == file.python_md5 for name, file in files.items()
+    )
+    return _parse(spec, contents, split, binary, folder, official)
+
+
+def _inside(file: File, binary: bool) -> str:
+    """Returns the file's name with its ending."""
+    return file.name + ".bin" if binary else file.name
+
+
+def _parse(
+    spec: Spec,
+    contents: dict[str, bytes],
+    split: str,
+    binary: bool,
+    source: pathlib.Path,
+    official: bool,
+) -> Dataset:
+    parse = _parse_binary if binary else _parse_python
+    parts = []
+    for file in spec.files(split):
+        name = _inside(file, binary)
+        parts.append(parse(spec, file, contents[name], f"{source}: {name}"))
+    images, labels = zip(*parts, strict=True)
+    return _dataset(spec, images, labels, split, str(source), official)
+
+
+def _parse_binary(spec: Spec, file: File, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+    records = _records(spec, file, raw, where)
+    return _checked(spec, records[:, spec.label_bytes :], records[:, spec.label_bytes - 1], where)
+
+
+def _records(spec: Spec, file: File, raw: bytes, where: str) -> np.ndarray:
+    """Returns [N, label_bytes + 3072] uint8: label bytes, then channel-planar pixels."""
+    size = file.records * (spec.label_bytes + _PIXELS)
+    if len(raw) != size:
+        raise UserError(f"{where} has {len(raw):,} bytes instead of {size:,}: it is damaged.")
+    return np.frombuffer(raw, np.uint8).reshape(file.records, spec.label_bytes + _PIXELS)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles NumPy arrays and plain containers, and refuses to run anything else."""
+
+    _ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype", "encode"})
+
+    def find_class(self, module_name: str, global_name: str):
+        if global_name in self._ALLOWED and module_name.split(".")[0] in ("numpy", "_codecs"):
+            # The official files name numpy.core, which NumPy 2 moved.
+            return super().find_class(module_name.replace("numpy.core", "numpy._core"), global_name)
+        raise pickle.UnpicklingError(f"refused to load {module_name}.{global_name}")
+
+
+def _parse_python(spec: Spec, file: File, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Parses a pickled dict of b"data" [N, 3072] uint8 and a list of labels."""
+    try:
+        batch = _ArraysOnly(io.BytesIO(raw), encoding="bytes").load()
+        pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[spec.label_key])
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise UserError(f"{where} cannot be unpickled ({error}): it is damaged.") from error
+    if pixels.shape != (file.records, _PIXELS) or labels.shape != (file.records,):
+        raise UserError(
+            f"{where} has pixels {pixels.shape} and labels {labels.shape} instead of "
+            f"({file.records}, {_PIXELS}) and ({file.records},): it is damaged."
+        )
+    return _checked(spec, pixels, labels, where)
+
+
+def _checked(
+    spec: Spec, pixels: np.ndarray, labels: np.ndarray, where: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Checks the labels; turns channel-planar pixels [N, 3072] into [N, 32, 32, 3]."""
+    highest = len(spec.class_names) - 1
+    wrong = np.flatnonzero((labels < 0) | (labels > highest))
+    if wrong.size:
+        raise UserError(
+            f"{where}: record {wrong[0]} has the label {labels[wrong[0]]}, not 0 to {highest}: "
+            "it is damaged."
+        )
+    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+
+
+def _dataset(
+    spec: Spec,
+    images: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    split: str,
+    source: str,
+    official: bool,
+) -> Dataset:
+    pixels = np.ascontiguousarray(np.concatenate(images), np.uint8)
+    classes = np.concatenate(labels).astype(np.int32)
+    provenance = {
+        "name": spec.name,
+        "split": split,
+        "source": source,
+        "official": official,
+        "images": len(classes),
+        "sha256": fingerprint(pixels, classes),
+    }
+    return Dataset(pixels, classes, spec.class_names, provenance, spec.mean, spec.std)
+
+
+# --- tensorflow-datasets ----------------------------------------------------------------------
+
+
+def _from_tfds(spec: Spec, folder: pathlib.Path, split: str) -> Dataset:
+    """Reads the data set as tfds prepares it; its download is checked by SHA-256."""
+    builder = _tfds_builder(spec, folder)
+    if not builder.is_prepared():
+        _require_network(spec, folder)
+        try:
+            builder.download_and_prepare()
+        except Exception as error:  # tfds lets through what its HTTP client and disk raise
+            raise UserError(
+                f"tensorflow-datasets could not prepare {spec.title} in {folder}: {error}"
+            ) from error
+    # tfds shuffles as it writes; the id ("train_00042") is the place in the official order.
+    records = sorted(builder.as_data_source(split=split), key=lambda record: record["id"])
+    images = np.stack([record["image"] for record in records])
+    labels = np.array([record["label"] for record in records])
+    source = f"tensorflow-datasets in {folder}"
+    return _dataset(spec, [images], [labels], split, source, official=True)
+
+
+def _tfds_builder(spec: Spec, folder: pathlib.Path) -> Any:
+    """Returns tfds' own builder, but for the function in which 4.9.10 needs TensorFlow.
+
+    It opens the files through tf.io, and encodes arrays (but not PNG files) through TensorFlow.
+    """
+    # Here, not above: tfds takes seconds to import, and a local archive does not need it.
+    from PIL import Image
+    from tensorflow_datasets.image_classification import cifar
+
+    original = getattr(cifar, spec.builder)
+    files = {file.name: file for file in (*spec.train, *spec.test)}
+
+    def png(image: np.ndarray) -> bytes:
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "PNG", compress_level=1)
+        return stream.getvalue()
+
+    class WithoutTensorFlow(original, skip_registration=True):
+        name = original.name
+
+        def _generate_examples(
+            self, split_prefix: str, filepaths: Iterable[str]
+        ) -> Iterator[tuple[int, dict[str, object]]]:
+            index = 0
+            for path in map(pathlib.Path, filepaths):
+                for record in _records(spec, files[path.stem], path.read_bytes(), str(path)):
+                    labels, pixels = np.split(record, [spec.label_bytes])
+                    image = pixels.reshape(3, 32, 32).transpose(1, 2, 0)
+                    example = {"id": f"{split_prefix}{index:05d}", "image": png(image)}
+                    keys = self._cifar_info.label_keys
+                    yield index, example | dict(zip(keys, labels.tolist(), strict=True))
+                    index += 1
+
+    return WithoutTensorFlow(data_dir=str(folder), file_format="array_record")
+
+
+def _require_network(spec: Spec, folder: pathlib.Path) -> None:
+    """Fails within seconds where the data set cannot be downloaded; tfds retries for minutes.
+
+    Raises:
+      UserError: the host cannot be reached.
+    """
+    host = urllib.parse.urlsplit(spec.page).hostname or ""
+    failure: list[OSError] = [TimeoutError("no answer in 5 seconds")]
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, 443), timeout=5).close()
+            failure.clear()
+        except OSError as error:
+            failure[:] = [error]
+
+    # In a thread, as nothing else bounds the time that looking up the host's name takes.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(timeout=5)
+    if failure:
+        error = failure[0]
+        raise UserError(
+            f"{spec.title} was not found, and cannot be downloaded ({host}: {error}).\n"
+            f"Looked in {folder} for {spec.binary.archive}, {spec.python.archive}, "
+            f"{spec.binary.folder}/, {spec.python.folder}/ and a copy prepared by "
+            f"tensorflow-datasets.\nEither put one of the official archives ({spec.page}) there, "
+            "or name the folder that has it: --config.data.dir=FOLDER or JAXCIFAR_DATA=FOLDER.\n"
+            f"To try without {spec.title}: --config=configs/quickstart.py."
+        ) from error
