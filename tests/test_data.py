@@ -1,11 +1,15 @@
 """Every source of images, and every way a source can be damaged."""
 
 import dataclasses
+import gzip
 import hashlib
+import io
 import pathlib
 import pickle
+import struct
 import tarfile
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -65,6 +69,15 @@ def binary(records, tmp_path_factory):
     return write_binary(tmp_path_factory.mktemp("b") / "cifar-10-batches-bin", records)
 
 
+@pytest.fixture(scope="module")
+def few(records):
+    """The first 20 records of each file."""
+    return {name: (pixels[:20], labels[:20]) for name, (pixels, labels) in records.items()}
+
+
+FEW = with_records(cifar.CIFAR10, 20)
+
+
 def check(dataset, records, split):
     """The first image of each file, pixel by pixel from the channel-planar record."""
     names = NAMES[:5] if split == "train" else NAMES[5:]
@@ -80,28 +93,41 @@ def check(dataset, records, split):
     assert dataset.provenance["images"] == len(dataset)
 
 
+def check_few(dataset, few, split):
+    names = NAMES[:5] if split == "train" else NAMES[5:]
+    pixels, labels = (np.concatenate([few[name][i] for name in names]) for i in (0, 1))
+    np.testing.assert_array_equal(
+        dataset.images, pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    )
+    np.testing.assert_array_equal(dataset.labels, labels)
+    assert (dataset.images.dtype, dataset.labels.dtype) == (np.uint8, np.int32)
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_binary_folder_and_its_parent(binary, records, split):
     for folder in (binary, binary.parent):
         check(data.load("cifar10", split, data_dir=str(folder)), records, split)
 
 
-def test_python_folder_and_both_archives(binary, records, tmp_path):
-    python = write_python(tmp_path / "p" / "cifar-10-batches-py", records)
-    reference = data.load("cifar10", "test", data_dir=str(binary)).provenance["sha256"]
+def test_python_folder_and_both_archives(few, tmp_path):
+    binary = write_binary(tmp_path / "c" / "cifar-10-batches-bin", few)
+    python = write_python(tmp_path / "p" / "cifar-10-batches-py", few)
+    reference = cifar.load(FEW, "test", str(binary)).provenance["sha256"]
     pack(binary, (tmp_path / "b").mkdir() or tmp_path / "b" / "cifar-10-binary.tar.gz")
     (tmp_path / "a").mkdir()
     pack(python, tmp_path / "a" / "cifar-10-python.tar.gz")
     for folder in (python.parent, tmp_path / "a", tmp_path / "b"):
-        dataset = data.load("cifar10", "test", data_dir=str(folder))
-        check(dataset, records, "test")
+        dataset = cifar.load(FEW, "test", str(folder))
+        check_few(dataset, few, "test")
+        assert dataset.provenance["official"] is False
         assert dataset.provenance["sha256"] == reference  # the same images, whatever the source
 
 
-def test_official_by_checksum(binary, tmp_path):
-    archive = pack(binary, tmp_path / "cifar-10-binary.tar.gz")
+def test_official_by_checksum(few, tmp_path):
+    folder = write_binary(tmp_path / "cifar-10-batches-bin", few)
+    archive = pack(folder, tmp_path / "cifar-10-binary.tar.gz")
     md5 = hashlib.md5(archive.read_bytes()).hexdigest()
-    spec = dataclasses.replace(cifar.CIFAR10, binary=cifar.CIFAR10.binary._replace(md5=md5))
+    spec = dataclasses.replace(FEW, binary=FEW.binary._replace(md5=md5))
     assert cifar.load(spec, "test", str(tmp_path)).provenance["official"] is True
 
 
@@ -138,17 +164,102 @@ def test_half_a_data_set(records, tmp_path):
             data.load("cifar10", split, data_dir=str(tmp_path))
 
 
-def test_truncated_and_foreign_archives(binary, tmp_path):
-    archive = pack(binary, tmp_path / "cifar-10-binary.tar.gz")
-    raw = archive.read_bytes()
-    archive.write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(UserError, match="cannot be read to its end"):
+def gz(path: pathlib.Path, content: bytes) -> pathlib.Path:
+    path.write_bytes(gzip.compress(content, 1))
+    return path
+
+
+def tar(members: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def test_foreign_archive(tmp_path):
+    gz(tmp_path / "cifar-10-binary.tar.gz", tar({"x/readme": b"not it"}))
+    with pytest.raises(UserError, match=r"holds no test_batch\.bin: it is not the CIFAR-10"):
         data.load("cifar10", "test", data_dir=str(tmp_path))
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "readme").write_text("not it")
-    pack(tmp_path / "x", archive)
-    with pytest.raises(UserError, match=r"holds no test_batch\.bin"):
-        data.load("cifar10", "test", data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: raw[: len(raw) // 2], "cannot be read to its end"),
+        (lambda raw: raw[:-8], "cannot be read to its end"),  # all records, but no checksum
+        (lambda raw: raw[:-8] + bytes(4) + raw[-4:], "CRC check failed"),
+        (lambda raw: raw[:-4] + bytes(4), "Incorrect length"),
+        (lambda raw: raw[:200_000] + bytes([raw[200_000] ^ 16]) + raw[200_001:], "cannot be read"),
+        (lambda raw: raw + b"more", "cannot be read to its end"),
+        (lambda raw: b"", "cannot be read to its end"),
+        (lambda raw: gzip.decompress(raw), "Not a gzipped file"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_archive_whose_bytes_are_not_what_was_packed(few, tmp_path, change, message, split):
+    archive = pack(
+        write_binary(tmp_path / "cifar-10-batches-bin", few), tmp_path / "cifar-10-binary.tar.gz"
+    )
+    check_few(cifar.load(FEW, split, str(tmp_path)), few, split)
+    archive.write_bytes(change(archive.read_bytes()))
+    with pytest.raises(UserError, match="is damaged") as error:
+        cifar.load(FEW, split, str(tmp_path))
+    assert message in str(error.value)
+
+
+SIZE = 20 * 3073  # of a file of FEW
+EXTENDED_HEADER = tarfile.TarInfo.create_pax_global_header({"comment": ""})
+
+
+def test_archive_that_unpacks_to_too_much_stops_early(tmp_path):
+    bomb = gzip.compress(bytes(2**26), 1)
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(bomb[:-100])  # whose end is never seen
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"is damaged: it holds more than the 1,417,336 bytes"):
+            cifar.load(FEW, "test", str(tmp_path))
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (tar({"a/data_batch_1.bin": bytes(SIZE + 1)}), "61,461 bytes instead of 61,460"),
+        (tar({"a/data_batch_1.bin": bytes(SIZE - 1)}), "61,459 bytes instead of 61,460"),
+        (tar({f"{i}": b"" for i in range(101)}), "more than 100 files"),
+        (tar({"a/test_batch.bin": bytes(SIZE)})[:9_000], "unexpected end of data"),
+        (EXTENDED_HEADER * 1000, "recursion"),
+    ],
+    ids=["long", "short", "many", "cut", "nested"],
+)
+def test_archive_of_other_contents(tmp_path, content, message):
+    gz(tmp_path / "cifar-10-binary.tar.gz", content)
+    with pytest.raises(UserError, match="is damaged") as error:
+        cifar.load(FEW, "test", str(tmp_path))
+    assert message in str(error.value)
+
+
+def test_archive_file_too_long_to_be_one_is_not_read(tmp_path):
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    with path.open("wb") as stream:
+        stream.truncate(2**31)  # a sparse file, which takes no space, only time to read
+    with pytest.raises(UserError, match="holds more than"):
+        cifar.load(FEW, "test", str(tmp_path))
+
+
+def test_file_of_a_wrong_size_is_not_read(few, tmp_path):
+    folder = write_binary(tmp_path / "b", few)
+    write_python(tmp_path / "p", few)
+    for path in (folder / "test_batch.bin", tmp_path / "p" / "test_batch"):
+        with path.open("r+b") as stream:
+            stream.truncate(10**12)
+        with pytest.raises(UserError, match=r"1,000,000,000,000 bytes instead of"):
+            cifar.load(FEW, "test", str(path.parent))
 
 
 class Evil:
@@ -173,6 +284,94 @@ def test_damaged_pickle(tmp_path, content, capsys):
     assert "ran" not in capsys.readouterr().out
 
 
+def pickled(tmp_path, **replaced):
+    """Writes six pickles of 20 records, all right but for what is replaced, and loads a split."""
+    content = {b"data": np.zeros((20, 3072), np.uint8), b"labels": [0] * 20}
+    content |= {name.encode(): value for name, value in replaced.items()}
+    for name in NAMES:
+        (tmp_path / name).write_bytes(pickle.dumps(content))
+    return cifar.load(FEW, "test", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((20, 3072), np.float64), "float64"),
+        (np.full((20, 3072), np.nan, np.float32), "float32"),
+        (np.full((20, 3072), 256), "256 to 256, not 0 to 255"),
+        (np.full((20, 3072), -1, np.int8), "-1 to -1, not 0 to 255"),
+        (np.full((20, 3072), None), "object"),
+        (np.zeros((20, 3072), bool), "bool"),
+        (np.zeros((20, 32, 32, 3), np.uint8), "(20, 32, 32, 3)"),
+        ([[0] * 3072] * 20, "a list, not an array"),
+        (None, "a NoneType, not an array"),
+    ],
+)
+def test_pixels_that_are_not_bytes(tmp_path, pixels, message):
+    assert pickled(tmp_path, data=np.full((20, 3072), 255)).images.dtype == np.uint8
+    with pytest.raises(UserError, match="test_batch is damaged") as error:
+        pickled(tmp_path, data=pixels)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "not iterable"),
+        (7, "not iterable"),
+        ([0] * 19, "19 labels"),
+        ([0] * 19 + [None], "record 19 has the label None, not 0 to 9"),
+        ([0] * 19 + ["cat"], "record 19 has the label 'cat'"),
+        ([0] * 19 + [float("nan")], "record 19 has the label nan"),
+        ([0] * 19 + [1.0], "record 19 has the label 1.0"),
+        ([0] * 19 + [10], "record 19 has the label 10"),
+        ([0] * 19 + [-1], "record 19 has the label -1"),
+        ([0] * 19 + [2**70], "record 19 has the label 1180591620717411303424"),
+        ([0] * 19 + [[0]], "record 19 has the label [0]"),
+        (np.full(20, np.nan), "record 0 has the label nan"),
+        (np.zeros((20, 1), int), "record 0 has the label [0]"),
+        ("x" * 20, "record 0 has the label 'x'"),
+    ],
+)
+def test_labels_that_are_not_classes(tmp_path, labels, message):
+    assert pickled(tmp_path, labels=np.full(20, 9)).labels.tolist() == [9] * 20
+    with pytest.raises(UserError, match="test_batch is damaged") as error:
+        pickled(tmp_path, labels=labels)
+    assert message in str(error.value)
+
+
+def python2_pickle(pixels, labels) -> bytes:
+    """Returns a batch as Python 2 and NumPy 1 pickled it, which is how the official files are."""
+
+    def text(value: bytes) -> bytes:
+        return b"U" + bytes([len(value)]) + value
+
+    def number(value: int) -> bytes:
+        return b"J" + struct.pack("<i", value)
+
+    empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n" + number(0) + b"\x85"
+    dtype = b"cnumpy\ndtype\n" + text(b"u1") + number(0) + number(1) + b"\x87R"
+    dtype += b"(" + number(3) + text(b"|") + b"NNN" + number(-1) * 2 + number(0) + b"tb"
+    shape = b"".join(map(number, pixels.shape)) + b"\x86"
+    content = b"T" + struct.pack("<I", pixels.size) + pixels.tobytes()
+    array = empty + text(b"b") + b"\x87R(" + number(1) + shape + dtype + b"\x89" + content + b"tb"
+    items = text(b"data") + array + text(b"labels") + b"](" + b"".join(map(number, labels)) + b"e"
+    return b"\x80\x02}(" + items + b"u."
+
+
+def test_files_that_python_2_pickled(few, tmp_path):
+    for name in NAMES:
+        (tmp_path / name).write_bytes(python2_pickle(*few[name]))
+    check_few(cifar.load(FEW, "train", str(tmp_path)), few, "train")
+    md5s = [hashlib.md5((tmp_path / name).read_bytes()).hexdigest() for name in NAMES]
+    train = tuple(
+        file._replace(python_md5=md5) for file, md5 in zip(FEW.train, md5s[:5], strict=True)
+    )
+    spec = dataclasses.replace(FEW, train=train)
+    assert cifar.load(spec, "train", str(tmp_path)).provenance["official"] is True
+    assert cifar.load(spec, "test", str(tmp_path)).provenance["official"] is False
+
+
 def test_missing_data_set_fails_fast_and_says_the_way_out(tmp_path, monkeypatch):
     def unreachable(*args, **kwargs):
         raise OSError("Name or service not known")
@@ -191,12 +390,11 @@ def test_missing_data_set_fails_fast_and_says_the_way_out(tmp_path, monkeypatch)
 # --- tensorflow-datasets ----------------------------------------------------------------------
 
 
-def test_tfds_prepares_and_is_read_in_the_official_order(records, tmp_path, monkeypatch):
+def test_tfds_prepares_and_is_read_in_the_official_order(few, tmp_path, monkeypatch):
     """tfds' own generation, on a made-up archive in the place of the download."""
     import tensorflow_datasets as tfds
 
-    spec = with_records(cifar.CIFAR10, 100)  # tfds takes a minute for all 60,000
-    records = {name: (pixels[:100], labels[:100]) for name, (pixels, labels) in records.items()}
+    spec, records = FEW, few  # tfds takes a minute for all 60,000
     extracted = tmp_path / "extracted"
     folder = write_binary(extracted / "cifar-10-batches-bin", records)
     (folder / "batches.meta.txt").write_text("\n".join(spec.class_names) + "\n")

@@ -5,6 +5,7 @@ of this family from another is in a `Spec`; the rest of the module reads any of 
 """
 
 import dataclasses
+import gzip
 import hashlib
 import io
 import os
@@ -23,6 +24,7 @@ from jaxcifar.data.dataset import Dataset, fingerprint
 from jaxcifar.errors import UserError
 
 _PIXELS = 3 * 32 * 32
+_MOST_MEMBERS = 100  # of an archive; the official ones have at most ten
 
 
 class File(NamedTuple):
@@ -157,27 +159,61 @@ def load(spec: Spec, split: str, data_dir: str = "") -> Dataset:
 
 
 def _from_archive(spec: Spec, release: Release, path: pathlib.Path, split: str) -> Dataset:
-    with path.open("rb") as stream:
-        md5 = hashlib.file_digest(stream, "md5").hexdigest()
     binary = release is spec.binary
-    wanted = {_inside(file, binary) for file in spec.files(split)}
-    contents: dict[str, bytes] = {}
+    files = {_inside(file, binary): file for file in (*spec.train, *spec.test)}
+    # What comes with them (a readme, the class names) takes a few kB.
+    limit = sum(_largest(spec, file, binary) for file in files.values()) + 2**20
     try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                name = pathlib.PurePosixPath(member.name).name
-                if name in wanted and member.isfile() and (stream := archive.extractfile(member)):
-                    contents[name] = stream.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+        content, md5 = _unpack(spec, path, limit)
+        contents = _members(spec, content, files, binary, path)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged archive raises almost anything
+        raise _damaged(spec, path, f"it cannot be read to its end ({error})") from error
+    if missing := sorted(
+        _inside(file, binary) for file in spec.files(split) if file not in contents
+    ):
         raise UserError(
-            f"{path} cannot be read to its end ({error}). It may be an unfinished download: "
-            "delete it and fetch it again."
-        ) from error
-    if missing := sorted(wanted - set(contents)):
-        raise UserError(
-            f"{path} holds no {', '.join(missing)}: it is not the {spec.title} archive."
+            f"{path} holds no {', '.join(missing)}: it is not the {spec.title} archive. "
+            f"Download that from {spec.page}."
         )
     return _parse(spec, contents, split, binary, path, official=md5 == release.md5)
+
+
+def _unpack(spec: Spec, path: pathlib.Path, limit: int) -> tuple[bytes, str]:
+    """Returns the content of a .gz file, of `limit` bytes at most, and the MD5 of the file.
+
+    Raises:
+      UserError: there is more than that. Little more is read, however much it is.
+      EOFError, OSError, zlib.error: the file is not gzip, ends early or has a wrong checksum.
+    """
+    too_long = f"it holds more than the {limit:,} bytes that {spec.title} takes"
+    if path.stat().st_size > limit:
+        raise _damaged(spec, path, too_long)
+    with path.open("rb") as stream:
+        md5 = hashlib.file_digest(stream, "md5").hexdigest()
+        stream.seek(0)
+        with gzip.open(stream) as unpacked:
+            content = unpacked.read(limit + 1)  # to the end, where gzip compares its checksum
+    if len(content) > limit:
+        raise _damaged(spec, path, too_long)
+    return content, md5
+
+
+def _members(
+    spec: Spec, content: bytes, files: dict[str, File], binary: bool, path: pathlib.Path
+) -> dict[File, bytes]:
+    """Returns the contents of those of `files` that are in a tar archive."""
+    contents = {}
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+        for count, member in enumerate(archive, start=1):
+            if count > _MOST_MEMBERS:
+                raise _damaged(spec, path, f"it holds more than {_MOST_MEMBERS} files")
+            name = pathlib.PurePosixPath(member.name).name
+            if name in files and member.isfile() and (stream := archive.extractfile(member)):
+                _require_size(spec, files[name], binary, member.size, f"{path}: {name}")
+                contents[files[name]] = stream.read()
+    return contents
 
 
 def _from_folder(spec: Spec, folder: pathlib.Path, split: str) -> Dataset:
@@ -192,10 +228,13 @@ def _from_folder(spec: Spec, folder: pathlib.Path, split: str) -> Dataset:
             f"the archive again, or point --config.data.dir at a folder with all of "
             f"{', '.join(names)}."
         )
-    files = {_inside(file, binary): file for file in spec.files(split)}
-    contents = {name: (folder / name).read_bytes() for name in files}
+    contents = {}
+    for file in spec.files(split):
+        path = folder / _inside(file, binary)
+        _require_size(spec, file, binary, path.stat().st_size, f"{folder}: {path.name}")
+        contents[file] = path.read_bytes()
     official = not binary and all(
-        hashlib.md5(contents[name]).hexdigest() == file.python_md5 for name, file in files.items()
+        hashlib.md5(raw).hexdigest() == file.python_md5 for file, raw in contents.items()
     )
     return _parse(spec, contents, split, binary, folder, official)
 
@@ -205,9 +244,29 @@ def _inside(file: File, binary: bool) -> str:
     return file.name + ".bin" if binary else file.name
 
 
+def _largest(spec: Spec, file: File, binary: bool) -> int:
+    """Returns the bytes of a file in the binary format, or the most that it takes as a pickle."""
+    if binary:
+        return file.records * (spec.label_bytes + _PIXELS)
+    # Protocol 2 as Python 3 writes it takes up to two bytes a pixel; the rest is file names.
+    return file.records * 2 * _PIXELS + 2**20
+
+
+def _require_size(spec: Spec, file: File, binary: bool, size: int, where: str) -> None:
+    """Refuses a file of a wrong size, which is then never read into memory."""
+    largest = _largest(spec, file, binary)
+    if size > largest or (binary and size < largest):
+        allowed = f"{largest:,}" if binary else f"at most {largest:,}"
+        raise _damaged(spec, where, f"it has {size:,} bytes instead of {allowed}")
+
+
+def _damaged(spec: Spec, where: str | pathlib.Path, what: str) -> UserError:
+    return UserError(f"{where} is damaged: {what}. Download {spec.title} again from {spec.page}.")
+
+
 def _parse(
     spec: Spec,
-    contents: dict[str, bytes],
+    contents: dict[File, bytes],
     split: str,
     binary: bool,
     source: pathlib.Path,
@@ -216,22 +275,19 @@ def _parse(
     parse = _parse_binary if binary else _parse_python
     parts = []
     for file in spec.files(split):
-        name = _inside(file, binary)
-        parts.append(parse(spec, file, contents[name], f"{source}: {name}"))
+        parts.append(parse(spec, file, contents[file], f"{source}: {_inside(file, binary)}"))
     images, labels = zip(*parts, strict=True)
     return _dataset(spec, images, labels, split, str(source), official)
 
 
 def _parse_binary(spec: Spec, file: File, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
-    records = _records(spec, file, raw, where)
-    return _checked(spec, records[:, spec.label_bytes :], records[:, spec.label_bytes - 1], where)
+    records = _records(spec, file, raw)
+    labels = records[:, spec.label_bytes - 1].tolist()
+    return _checked(spec, file, records[:, spec.label_bytes :], labels, where)
 
 
-def _records(spec: Spec, file: File, raw: bytes, where: str) -> np.ndarray:
+def _records(spec: Spec, file: File, raw: bytes) -> np.ndarray:
     """Returns [N, label_bytes + 3072] uint8: label bytes, then channel-planar pixels."""
-    size = file.records * (spec.label_bytes + _PIXELS)
-    if len(raw) != size:
-        raise UserError(f"{where} has {len(raw):,} bytes instead of {size:,}: it is damaged.")
     return np.frombuffer(raw, np.uint8).reshape(file.records, spec.label_bytes + _PIXELS)
 
 
@@ -251,29 +307,44 @@ def _parse_python(spec: Spec, file: File, raw: bytes, where: str) -> tuple[np.nd
     """Parses a pickled dict of b"data" [N, 3072] uint8 and a list of labels."""
     try:
         batch = _ArraysOnly(io.BytesIO(raw), encoding="bytes").load()
-        pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[spec.label_key])
+        pixels, labels = batch[b"data"], batch[spec.label_key]
+        labels = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
+        if not isinstance(pixels, np.ndarray):
+            raise TypeError(f"the pixels are a {type(pixels).__name__}, not an array")
     except Exception as error:  # a damaged pickle raises almost anything
-        raise UserError(f"{where} cannot be unpickled ({error}): it is damaged.") from error
-    if pixels.shape != (file.records, _PIXELS) or labels.shape != (file.records,):
-        raise UserError(
-            f"{where} has pixels {pixels.shape} and labels {labels.shape} instead of "
-            f"({file.records}, {_PIXELS}) and ({file.records},): it is damaged."
-        )
-    return _checked(spec, pixels, labels, where)
+        raise _damaged(spec, where, f"it cannot be unpickled ({error})") from error
+    return _checked(spec, file, pixels, labels, where)
 
 
 def _checked(
-    spec: Spec, pixels: np.ndarray, labels: np.ndarray, where: str
+    spec: Spec, file: File, pixels: np.ndarray, labels: list[Any], where: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Checks the labels; turns channel-planar pixels [N, 3072] into [N, 32, 32, 3]."""
-    highest = len(spec.class_names) - 1
-    wrong = np.flatnonzero((labels < 0) | (labels > highest))
-    if wrong.size:
-        raise UserError(
-            f"{where}: record {wrong[0]} has the label {labels[wrong[0]]}, not 0 to {highest}: "
-            "it is damaged."
+    """Checks pixels [N, 3072], channel-planar, and N labels.
+
+    Returns:
+      Images [N, 32, 32, 3] in 0 … 255 and labels [N] int32.
+
+    Raises:
+      UserError: a wrong number of either, a wrong type or a value out of range.
+    """
+    if pixels.shape != (file.records, _PIXELS) or len(labels) != file.records:
+        raise _damaged(
+            spec,
+            where,
+            f"it has pixels of shape {pixels.shape} and {len(labels):,} labels instead of "
+            f"{(file.records, _PIXELS)} and {file.records:,}",
         )
-    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+    if pixels.dtype.kind not in "iu":
+        raise _damaged(spec, where, f"its pixels are of type {pixels.dtype}, not whole numbers")
+    lowest, highest = pixels.min(), pixels.max()
+    if lowest < 0 or highest > 255:
+        raise _damaged(spec, where, f"its pixels are {lowest} to {highest}, not 0 to 255")
+    last = len(spec.class_names) - 1
+    for record, label in enumerate(labels):
+        if not isinstance(label, int) or not 0 <= label <= last:
+            raise _damaged(spec, where, f"record {record} has the label {label!r}, not 0 to {last}")
+    images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return images, np.array(labels, np.int32)
 
 
 def _dataset(
@@ -344,7 +415,9 @@ def _tfds_builder(spec: Spec, folder: pathlib.Path) -> Any:
         ) -> Iterator[tuple[int, dict[str, object]]]:
             index = 0
             for path in map(pathlib.Path, filepaths):
-                for record in _records(spec, files[path.stem], path.read_bytes(), str(path)):
+                file = files[path.stem]
+                _require_size(spec, file, binary=True, size=path.stat().st_size, where=str(path))
+                for record in _records(spec, file, path.read_bytes()):
                     labels, pixels = np.split(record, [spec.label_bytes])
                     image = pixels.reshape(3, 32, 32).transpose(1, 2, 0)
                     example = {"id": f"{split_prefix}{index:05d}", "image": png(image)}
