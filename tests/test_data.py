@@ -414,6 +414,27 @@ def test_tfds_prepares_and_is_read_in_the_official_order(few, tmp_path, monkeypa
         assert "tensorflow-datasets" in dataset.provenance["source"]
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_tfds_refuses_what_it_cannot_verify(few, tmp_path, monkeypatch, known):
+    """A wrong archive, and one for which tfds knows no checksum: both would count as official."""
+    from tensorflow_datasets.core.download import DownloadManager, checksums
+
+    def download(self, resource):
+        pytest.fail(f"downloads {resource.url}")
+
+    folder = write_binary(tmp_path / "cifar-10-batches-bin", few)
+    manual = tmp_path / "tfds" / "downloads" / "manual"  # where tfds looks before it downloads
+    manual.mkdir(parents=True)
+    pack(folder, manual / "cifar-10-binary.tar.gz")
+    monkeypatch.setattr(cifar, "_require_network", lambda spec, folder: None)
+    monkeypatch.setattr(DownloadManager, "_download", download)
+    if not known:
+        monkeypatch.setattr(checksums, "get_all_url_infos", dict)
+    message = "has wrong checksum" if known else "Missing checksums"
+    with pytest.raises(UserError, match=f"could not prepare CIFAR-10 .*{message}"):
+        cifar.load(FEW, "test", str(tmp_path / "tfds"))
+
+
 # --- the others -------------------------------------------------------------------------------
 
 

@@ -373,11 +373,16 @@ def _dataset(
 
 def _from_tfds(spec: Spec, folder: pathlib.Path, split: str) -> Dataset:
     """Reads the data set as tfds prepares it; its download is checked by SHA-256."""
+    # Here, not above: tfds takes seconds to import, and a local archive does not need it.
+    import tensorflow_datasets as tfds
+
     builder = _tfds_builder(spec, folder)
     if not builder.is_prepared():
         _require_network(spec, folder)
         try:
-            builder.download_and_prepare()
+            # Without a checksum to compare, tfds would download all the same.
+            checked = tfds.download.DownloadConfig(force_checksums_validation=True)
+            builder.download_and_prepare(download_config=checked)
         except Exception as error:  # tfds lets through what its HTTP client and disk raise
             raise UserError(
                 f"tensorflow-datasets could not prepare {spec.title} in {folder}: {error}"
@@ -395,7 +400,6 @@ def _tfds_builder(spec: Spec, folder: pathlib.Path) -> Any:
 
     It opens the files through tf.io, and encodes arrays (but not PNG files) through TensorFlow.
     """
-    # Here, not above: tfds takes seconds to import, and a local archive does not need it.
     from PIL import Image
     from tensorflow_datasets.image_classification import cifar
 
