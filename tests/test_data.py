@@ -136,6 +136,104 @@ def test_environment_variable_names_the_folder(binary, records, monkeypatch):
     check(data.load("cifar10", "test"), records, "test")
 
 
+# --- CIFAR-100 --------------------------------------------------------------------------------
+
+FEW100 = with_records(cifar.CIFAR100, 120)
+
+
+@pytest.fixture(scope="module")
+def few100():
+    """Two files of 120 (pixels, superclass, class) records with every class, made up."""
+    generator = np.random.default_rng(1)
+    classes = np.arange(120) % 100
+    return {
+        name: (generator.integers(0, 256, (120, 3072), dtype=np.uint8), classes % 20, order)
+        for name, order in (("train", classes), ("test", classes[::-1]))
+    }
+
+
+def write100(folder: pathlib.Path, few100) -> pathlib.Path:
+    """Writes the binary or the Python format, whichever the folder's name is of."""
+    folder.mkdir(parents=True)
+    for name, (pixels, superclasses, classes) in few100.items():
+        if folder.name == "cifar-100-binary":
+            rows = np.concatenate(
+                [np.stack([superclasses, classes], 1).astype(np.uint8), pixels], 1
+            )
+            (folder / f"{name}.bin").write_bytes(rows.tobytes())
+        else:
+            content = {b"data": pixels, b"coarse_labels": superclasses.tolist()}
+            content[b"fine_labels"] = classes.tolist()
+            (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    return folder
+
+
+def check100(dataset, few100, split):
+    pixels, _, classes = few100[split]
+    expected = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(dataset.images, expected)
+    np.testing.assert_array_equal(dataset.labels, classes)
+    assert (dataset.provenance["name"], len(dataset.class_names)) == ("cifar100", 100)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("release", [FEW100.binary, FEW100.python], ids=["binary", "python"])
+def test_cifar100_folder_and_archive(few100, tmp_path, release, split):
+    folder = write100(tmp_path / "a" / release.folder, few100)
+    archive = pack(folder, (tmp_path / "b").mkdir() or tmp_path / "b" / release.archive)
+    for place in (folder, folder.parent, archive.parent):
+        dataset = cifar.load(FEW100, split, str(place))
+        check100(dataset, few100, split)
+        assert dataset.provenance["official"] is False
+    release = release._replace(md5=hashlib.md5(archive.read_bytes()).hexdigest())
+    kind = "binary" if release.archive == FEW100.binary.archive else "python"
+    spec = dataclasses.replace(FEW100, **{kind: release})
+    assert cifar.load(spec, split, str(archive.parent)).provenance["official"] is True
+
+
+def test_cifar100_is_a_name_and_full_size(tmp_path):
+    rows = np.zeros((10_000, 2 + 3072), np.uint8)
+    rows[:, 0], rows[:, 1] = 19, np.arange(10_000) % 100
+    (tmp_path / "test.bin").write_bytes(rows.tobytes())
+    (tmp_path / "train.bin").touch()  # is looked at for the other split only
+    dataset = data.load("cifar100", "test", data_dir=str(tmp_path))
+    assert dataset.images.shape == (10_000, 32, 32, 3)
+    assert (np.bincount(dataset.labels) == 100).all()
+    with pytest.raises(UserError, match="0 bytes instead of 153,700,000"):
+        data.load("cifar100", "train", data_dir=str(tmp_path))
+
+
+def test_cifar100_classes_are_in_alphabetical_order():
+    names = cifar.CIFAR100.class_names
+    assert len(set(names)) == 100
+    assert names == tuple(sorted(names))
+
+
+def test_cifar100_label_out_of_range(few100, tmp_path):
+    folder = write100(tmp_path / "cifar-100-binary", few100)
+    raw = bytearray((folder / "test.bin").read_bytes())
+    raw[1] = 100
+    (folder / "test.bin").write_bytes(raw)
+    with pytest.raises(UserError, match="record 0 has the label 100, not 0 to 99"):
+        cifar.load(FEW100, "test", str(folder))
+
+
+def test_cifar10_and_cifar100_share_a_folder(few, few100, tmp_path, monkeypatch):
+    pack(write_binary(tmp_path / "x" / "c", few), tmp_path / "cifar-10-binary.tar.gz")
+    monkeypatch.setattr(cifar.socket, "create_connection", unreachable)
+    with pytest.raises(UserError, match=r"CIFAR-100 was not found.*") as error:
+        cifar.load(FEW100, "test", str(tmp_path))
+    for part in ("cifar-100-binary.tar.gz", "cifar-100-python/", "without CIFAR-100"):
+        assert part in str(error.value)
+    write100(tmp_path / "cifar-100-python", few100)
+    check_few(cifar.load(FEW, "test", str(tmp_path)), few, "test")
+    check100(cifar.load(FEW100, "test", str(tmp_path)), few100, "test")
+
+
+def unreachable(*args, **kwargs):
+    raise OSError("Name or service not known")
+
+
 # --- damage -----------------------------------------------------------------------------------
 
 
@@ -373,9 +471,6 @@ def test_files_that_python_2_pickled(few, tmp_path):
 
 
 def test_missing_data_set_fails_fast_and_says_the_way_out(tmp_path, monkeypatch):
-    def unreachable(*args, **kwargs):
-        raise OSError("Name or service not known")
-
     monkeypatch.setattr(cifar.socket, "create_connection", unreachable)
     began = time.monotonic()
     with pytest.raises(UserError) as error:
@@ -412,6 +507,26 @@ def test_tfds_prepares_and_is_read_in_the_official_order(few, tmp_path, monkeypa
                 expected = expected.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
             np.testing.assert_array_equal(of_dataset, expected)
         assert "tensorflow-datasets" in dataset.provenance["source"]
+
+
+def test_tfds_prepares_cifar100(few100, tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    folder = write100(tmp_path / "extracted" / "cifar-100-binary", few100)
+    for kind, names in (
+        ("fine", FEW100.class_names),
+        ("coarse", [f"super {i}" for i in range(20)]),
+    ):
+        (folder / f"{kind}_label_names.txt").write_text("\n".join(names) + "\n")
+    monkeypatch.setattr(
+        tfds.download.DownloadManager, "download_and_extract", lambda self, url: str(folder.parent)
+    )
+    monkeypatch.setattr(cifar, "_require_network", lambda spec, folder: None)
+    (tmp_path / "tfds").mkdir()
+    for split in ("train", "test"):
+        check100(cifar.load(FEW100, split, str(tmp_path / "tfds")), few100, split)
+    [superclasses] = tmp_path.glob("tfds/cifar100/*/coarse_label.labels.txt")
+    assert superclasses.read_text().startswith("super 0")
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -475,8 +590,8 @@ def test_holdout_is_a_tenth_of_each_class_and_fixed():
 
 
 def test_unknown_names():
-    with pytest.raises(UserError, match="Did you mean 'cifar10'"):
-        data.load("cifar100", "train")
+    with pytest.raises(UserError, match="Did you mean 'cifar100'"):
+        data.load("cifar1000", "train")
     with pytest.raises(UserError, match="train, test"):
         data.load("digits", "validation")
 

@@ -11,6 +11,7 @@ __all__ = ["DATASETS", "Dataset", "load", "split_holdout"]
 # To add a data set, add its loader here: (split, data_dir, size) -> Dataset.
 _LOADERS: dict[str, Callable[[str, str, int | None], Dataset]] = {
     "cifar10": lambda split, data_dir, size: cifar.load(cifar.CIFAR10, split, data_dir),
+    "cifar100": lambda split, data_dir, size: cifar.load(cifar.CIFAR100, split, data_dir),
     "digits": lambda split, data_dir, size: digits.load(split),
     "synthetic": lambda split, data_dir, size: synthetic.load(split, size),
 }
@@ -22,10 +23,11 @@ def load(name: str, split: str, *, data_dir: str = "", size: int | None = None) 
     """Loads one split of an image set.
 
     Args:
-      name: one of `DATASETS`: "cifar10", "digits" (1,797 handwritten digits that come with
-        scikit-learn, enlarged to 32×32×3) or "synthetic" (generated).
+      name: one of `DATASETS`: "cifar10", "cifar100" (its 100 fine classes), "digits" (1,797
+        handwritten digits that come with scikit-learn, enlarged to 32×32×3) or "synthetic"
+        (generated).
       split: "train" or "test".
-      data_dir: where CIFAR-10 is or will be prepared; "" is `$JAXCIFAR_DATA`, else
+      data_dir: where CIFAR is or will be prepared; "" is `$JAXCIFAR_DATA`, else
         ~/.cache/jaxcifar/data. See `jaxcifar.data.cifar.load`.
       size: how many images of "synthetic" to generate; None is 1,024 for train and 256 for test.
 
@@ -33,7 +35,7 @@ def load(name: str, split: str, *, data_dir: str = "", size: int | None = None) 
       A `Dataset`: images [N, 32, 32, 3] uint8, labels [N] int32.
 
     Raises:
-      UserError: an unknown name or split, or CIFAR-10 is missing or damaged.
+      UserError: an unknown name or split, or CIFAR is missing or damaged.
     """
     choose("data.name", name, DATASETS)
     choose("split", split, SPLITS)
