@@ -197,6 +197,7 @@ def _from_archive(spec: Spec, release: Release, path: pathlib.Path, split: str) 
     try:
         content, md5 = _unpack(spec, path, limit)
         contents = _members(spec, content, files, binary, path)
+        del content  # as large as the images, of which more copies are made below
     except UserError:
         raise
     except Exception as error:  # a damaged archive raises almost anything
