@@ -39,8 +39,8 @@ def base_config() -> Config:
     #                              and TPU. Parameters, statistics and logits are float32 always
 
     config.data = ConfigDict()
-    config.data.name = "cifar10"  # "cifar10" "digits" "synthetic"
-    config.data.dir = ""  # holds CIFAR-10; "": $JAXCIFAR_DATA, else ~/.cache/jaxcifar/data
+    config.data.name = "cifar10"  # "cifar10" "cifar100" "digits" "synthetic"
+    config.data.dir = ""  # holds CIFAR; "": $JAXCIFAR_DATA, else ~/.cache/jaxcifar/data
     config.data.augment = "weak"  # "none" "weak" "strong"
     config.data.protocol = "test"  # "test": the best epoch is chosen on the test set, as in the
     #                   report; "holdout": on a tenth of the training set, the test set used once

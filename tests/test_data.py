@@ -1,19 +1,32 @@
 """Every source of images, and every way a source can be damaged."""
 
+import dataclasses
+import gzip
 import hashlib
+import io
 import pathlib
 import pickle
+import struct
 import tarfile
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from jaxcifar import data
-from jaxcifar.data import cifar10
+from jaxcifar.data import cifar
 from jaxcifar.errors import UserError
 
 NAMES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+
+
+def with_records(spec: cifar.Spec, count: int) -> cifar.Spec:
+    """Returns a small data set of the same kind: `count` records in each file."""
+    train, test = (
+        [file._replace(records=count) for file in files] for files in (spec.train, spec.test)
+    )
+    return dataclasses.replace(spec, train=tuple(train), test=tuple(test))
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +69,15 @@ def binary(records, tmp_path_factory):
     return write_binary(tmp_path_factory.mktemp("b") / "cifar-10-batches-bin", records)
 
 
+@pytest.fixture(scope="module")
+def few(records):
+    """The first 20 records of each file."""
+    return {name: (pixels[:20], labels[:20]) for name, (pixels, labels) in records.items()}
+
+
+FEW = with_records(cifar.CIFAR10, 20)
+
+
 def check(dataset, records, split):
     """The first image of each file, pixel by pixel from the channel-planar record."""
     names = NAMES[:5] if split == "train" else NAMES[5:]
@@ -71,34 +93,145 @@ def check(dataset, records, split):
     assert dataset.provenance["images"] == len(dataset)
 
 
+def check_few(dataset, few, split):
+    names = NAMES[:5] if split == "train" else NAMES[5:]
+    pixels, labels = (np.concatenate([few[name][i] for name in names]) for i in (0, 1))
+    np.testing.assert_array_equal(
+        dataset.images, pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    )
+    np.testing.assert_array_equal(dataset.labels, labels)
+    assert (dataset.images.dtype, dataset.labels.dtype) == (np.uint8, np.int32)
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_binary_folder_and_its_parent(binary, records, split):
     for folder in (binary, binary.parent):
         check(data.load("cifar10", split, data_dir=str(folder)), records, split)
 
 
-def test_python_folder_and_both_archives(binary, records, tmp_path):
-    python = write_python(tmp_path / "p" / "cifar-10-batches-py", records)
-    reference = data.load("cifar10", "test", data_dir=str(binary)).provenance["sha256"]
+def test_python_folder_and_both_archives(few, tmp_path):
+    binary = write_binary(tmp_path / "c" / "cifar-10-batches-bin", few)
+    python = write_python(tmp_path / "p" / "cifar-10-batches-py", few)
+    reference = cifar.load(FEW, "test", str(binary)).provenance["sha256"]
     pack(binary, (tmp_path / "b").mkdir() or tmp_path / "b" / "cifar-10-binary.tar.gz")
     (tmp_path / "a").mkdir()
     pack(python, tmp_path / "a" / "cifar-10-python.tar.gz")
     for folder in (python.parent, tmp_path / "a", tmp_path / "b"):
-        dataset = data.load("cifar10", "test", data_dir=str(folder))
-        check(dataset, records, "test")
+        dataset = cifar.load(FEW, "test", str(folder))
+        check_few(dataset, few, "test")
+        assert dataset.provenance["official"] is False
         assert dataset.provenance["sha256"] == reference  # the same images, whatever the source
 
 
-def test_official_by_checksum(binary, tmp_path, monkeypatch):
-    archive = pack(binary, tmp_path / "cifar-10-binary.tar.gz")
+def test_official_by_checksum(few, tmp_path):
+    folder = write_binary(tmp_path / "cifar-10-batches-bin", few)
+    archive = pack(folder, tmp_path / "cifar-10-binary.tar.gz")
     md5 = hashlib.md5(archive.read_bytes()).hexdigest()
-    monkeypatch.setitem(cifar10._ARCHIVE_MD5, archive.name, md5)
-    assert data.load("cifar10", "test", data_dir=str(tmp_path)).provenance["official"] is True
+    spec = dataclasses.replace(FEW, binary=FEW.binary._replace(md5=md5))
+    assert cifar.load(spec, "test", str(tmp_path)).provenance["official"] is True
 
 
 def test_environment_variable_names_the_folder(binary, records, monkeypatch):
     monkeypatch.setenv("JAXCIFAR_DATA", str(binary))
     check(data.load("cifar10", "test"), records, "test")
+
+
+# --- CIFAR-100 --------------------------------------------------------------------------------
+
+FEW100 = with_records(cifar.CIFAR100, 120)
+
+
+@pytest.fixture(scope="module")
+def few100():
+    """Two files of 120 (pixels, superclass, class) records with every class, made up."""
+    generator = np.random.default_rng(1)
+    classes = np.arange(120) % 100
+    return {
+        name: (generator.integers(0, 256, (120, 3072), dtype=np.uint8), classes % 20, order)
+        for name, order in (("train", classes), ("test", classes[::-1]))
+    }
+
+
+def write100(folder: pathlib.Path, few100) -> pathlib.Path:
+    """Writes the binary or the Python format, whichever the folder's name is of."""
+    folder.mkdir(parents=True)
+    for name, (pixels, superclasses, classes) in few100.items():
+        if folder.name == "cifar-100-binary":
+            rows = np.concatenate(
+                [np.stack([superclasses, classes], 1).astype(np.uint8), pixels], 1
+            )
+            (folder / f"{name}.bin").write_bytes(rows.tobytes())
+        else:
+            content = {b"data": pixels, b"coarse_labels": superclasses.tolist()}
+            content[b"fine_labels"] = classes.tolist()
+            (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    return folder
+
+
+def check100(dataset, few100, split):
+    pixels, _, classes = few100[split]
+    expected = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(dataset.images, expected)
+    np.testing.assert_array_equal(dataset.labels, classes)
+    assert (dataset.provenance["name"], len(dataset.class_names)) == ("cifar100", 100)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("release", [FEW100.binary, FEW100.python], ids=["binary", "python"])
+def test_cifar100_folder_and_archive(few100, tmp_path, release, split):
+    folder = write100(tmp_path / "a" / release.folder, few100)
+    archive = pack(folder, (tmp_path / "b").mkdir() or tmp_path / "b" / release.archive)
+    for place in (folder, folder.parent, archive.parent):
+        dataset = cifar.load(FEW100, split, str(place))
+        check100(dataset, few100, split)
+        assert dataset.provenance["official"] is False
+    release = release._replace(md5=hashlib.md5(archive.read_bytes()).hexdigest())
+    kind = "binary" if release.archive == FEW100.binary.archive else "python"
+    spec = dataclasses.replace(FEW100, **{kind: release})
+    assert cifar.load(spec, split, str(archive.parent)).provenance["official"] is True
+
+
+def test_cifar100_is_a_name_and_full_size(tmp_path):
+    rows = np.zeros((10_000, 2 + 3072), np.uint8)
+    rows[:, 0], rows[:, 1] = 19, np.arange(10_000) % 100
+    (tmp_path / "test.bin").write_bytes(rows.tobytes())
+    (tmp_path / "train.bin").touch()  # is looked at for the other split only
+    dataset = data.load("cifar100", "test", data_dir=str(tmp_path))
+    assert dataset.images.shape == (10_000, 32, 32, 3)
+    assert (np.bincount(dataset.labels) == 100).all()
+    with pytest.raises(UserError, match="0 bytes instead of 153,700,000"):
+        data.load("cifar100", "train", data_dir=str(tmp_path))
+
+
+def test_cifar100_classes_are_in_alphabetical_order():
+    names = cifar.CIFAR100.class_names
+    assert len(set(names)) == 100
+    assert names == tuple(sorted(names))
+
+
+def test_cifar100_label_out_of_range(few100, tmp_path):
+    folder = write100(tmp_path / "cifar-100-binary", few100)
+    raw = bytearray((folder / "test.bin").read_bytes())
+    raw[1] = 100
+    (folder / "test.bin").write_bytes(raw)
+    with pytest.raises(UserError, match="record 0 has the label 100, not 0 to 99"):
+        cifar.load(FEW100, "test", str(folder))
+
+
+def test_cifar10_and_cifar100_share_a_folder(few, few100, tmp_path, monkeypatch):
+    pack(write_binary(tmp_path / "x" / "c", few), tmp_path / "cifar-10-binary.tar.gz")
+    monkeypatch.setattr(cifar.socket, "create_connection", unreachable)
+    with pytest.raises(UserError, match=r"CIFAR-100 was not found.*") as error:
+        cifar.load(FEW100, "test", str(tmp_path))
+    for part in ("cifar-100-binary.tar.gz", "cifar-100-python/", "without CIFAR-100"):
+        assert part in str(error.value)
+    write100(tmp_path / "cifar-100-python", few100)
+    check_few(cifar.load(FEW, "test", str(tmp_path)), few, "test")
+    check100(cifar.load(FEW100, "test", str(tmp_path)), few100, "test")
+
+
+def unreachable(*args, **kwargs):
+    raise OSError("Name or service not known")
 
 
 # --- damage -----------------------------------------------------------------------------------
@@ -129,17 +262,102 @@ def test_half_a_data_set(records, tmp_path):
             data.load("cifar10", split, data_dir=str(tmp_path))
 
 
-def test_truncated_and_foreign_archives(binary, tmp_path):
-    archive = pack(binary, tmp_path / "cifar-10-binary.tar.gz")
-    raw = archive.read_bytes()
-    archive.write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(UserError, match="cannot be read to its end"):
+def gz(path: pathlib.Path, content: bytes) -> pathlib.Path:
+    path.write_bytes(gzip.compress(content, 1))
+    return path
+
+
+def tar(members: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def test_foreign_archive(tmp_path):
+    gz(tmp_path / "cifar-10-binary.tar.gz", tar({"x/readme": b"not it"}))
+    with pytest.raises(UserError, match=r"holds no test_batch\.bin: it is not the CIFAR-10"):
         data.load("cifar10", "test", data_dir=str(tmp_path))
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "readme").write_text("not it")
-    pack(tmp_path / "x", archive)
-    with pytest.raises(UserError, match=r"holds no test_batch\.bin"):
-        data.load("cifar10", "test", data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: raw[: len(raw) // 2], "cannot be read to its end"),
+        (lambda raw: raw[:-8], "cannot be read to its end"),  # all records, but no checksum
+        (lambda raw: raw[:-8] + bytes(4) + raw[-4:], "CRC check failed"),
+        (lambda raw: raw[:-4] + bytes(4), "Incorrect length"),
+        (lambda raw: raw[:200_000] + bytes([raw[200_000] ^ 16]) + raw[200_001:], "cannot be read"),
+        (lambda raw: raw + b"more", "cannot be read to its end"),
+        (lambda raw: b"", "cannot be read to its end"),
+        (lambda raw: gzip.decompress(raw), "Not a gzipped file"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_archive_whose_bytes_are_not_what_was_packed(few, tmp_path, change, message, split):
+    archive = pack(
+        write_binary(tmp_path / "cifar-10-batches-bin", few), tmp_path / "cifar-10-binary.tar.gz"
+    )
+    check_few(cifar.load(FEW, split, str(tmp_path)), few, split)
+    archive.write_bytes(change(archive.read_bytes()))
+    with pytest.raises(UserError, match="is damaged") as error:
+        cifar.load(FEW, split, str(tmp_path))
+    assert message in str(error.value)
+
+
+SIZE = 20 * 3073  # of a file of FEW
+EXTENDED_HEADER = tarfile.TarInfo.create_pax_global_header({"comment": ""})
+
+
+def test_archive_that_unpacks_to_too_much_stops_early(tmp_path):
+    bomb = gzip.compress(bytes(2**26), 1)
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(bomb[:-100])  # whose end is never seen
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"is damaged: it holds more than the 1,417,336 bytes"):
+            cifar.load(FEW, "test", str(tmp_path))
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (tar({"a/data_batch_1.bin": bytes(SIZE + 1)}), "61,461 bytes instead of 61,460"),
+        (tar({"a/data_batch_1.bin": bytes(SIZE - 1)}), "61,459 bytes instead of 61,460"),
+        (tar({f"{i}": b"" for i in range(101)}), "more than 100 files"),
+        (tar({"a/test_batch.bin": bytes(SIZE)})[:9_000], "unexpected end of data"),
+        (EXTENDED_HEADER * 1000, "recursion"),
+    ],
+    ids=["long", "short", "many", "cut", "nested"],
+)
+def test_archive_of_other_contents(tmp_path, content, message):
+    gz(tmp_path / "cifar-10-binary.tar.gz", content)
+    with pytest.raises(UserError, match="is damaged") as error:
+        cifar.load(FEW, "test", str(tmp_path))
+    assert message in str(error.value)
+
+
+def test_archive_file_too_long_to_be_one_is_not_read(tmp_path):
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    with path.open("wb") as stream:
+        stream.truncate(2**31)  # a sparse file, which takes no space, only time to read
+    with pytest.raises(UserError, match="holds more than"):
+        cifar.load(FEW, "test", str(tmp_path))
+
+
+def test_file_of_a_wrong_size_is_not_read(few, tmp_path):
+    folder = write_binary(tmp_path / "b", few)
+    write_python(tmp_path / "p", few)
+    for path in (folder / "test_batch.bin", tmp_path / "p" / "test_batch"):
+        with path.open("r+b") as stream:
+            stream.truncate(10**12)
+        with pytest.raises(UserError, match=r"1,000,000,000,000 bytes instead of"):
+            cifar.load(FEW, "test", str(path.parent))
 
 
 class Evil:
@@ -164,11 +382,96 @@ def test_damaged_pickle(tmp_path, content, capsys):
     assert "ran" not in capsys.readouterr().out
 
 
-def test_missing_data_set_fails_fast_and_says_the_way_out(tmp_path, monkeypatch):
-    def unreachable(*args, **kwargs):
-        raise OSError("Name or service not known")
+def pickled(tmp_path, **replaced):
+    """Writes six pickles of 20 records, all right but for what is replaced, and loads a split."""
+    content = {b"data": np.zeros((20, 3072), np.uint8), b"labels": [0] * 20}
+    content |= {name.encode(): value for name, value in replaced.items()}
+    for name in NAMES:
+        (tmp_path / name).write_bytes(pickle.dumps(content))
+    return cifar.load(FEW, "test", str(tmp_path))
 
-    monkeypatch.setattr(cifar10.socket, "create_connection", unreachable)
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((20, 3072), np.float64), "float64"),
+        (np.full((20, 3072), np.nan, np.float32), "float32"),
+        (np.full((20, 3072), 256), "256 to 256, not 0 to 255"),
+        (np.full((20, 3072), -1, np.int8), "-1 to -1, not 0 to 255"),
+        (np.full((20, 3072), None), "object"),
+        (np.zeros((20, 3072), bool), "bool"),
+        (np.zeros((20, 32, 32, 3), np.uint8), "(20, 32, 32, 3)"),
+        ([[0] * 3072] * 20, "a list, not an array"),
+        (None, "a NoneType, not an array"),
+    ],
+)
+def test_pixels_that_are_not_bytes(tmp_path, pixels, message):
+    assert pickled(tmp_path, data=np.full((20, 3072), 255)).images.dtype == np.uint8
+    with pytest.raises(UserError, match="test_batch is damaged") as error:
+        pickled(tmp_path, data=pixels)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "not iterable"),
+        (7, "not iterable"),
+        ([0] * 19, "19 labels"),
+        ([0] * 19 + [None], "record 19 has the label None, not 0 to 9"),
+        ([0] * 19 + ["cat"], "record 19 has the label 'cat'"),
+        ([0] * 19 + [float("nan")], "record 19 has the label nan"),
+        ([0] * 19 + [1.0], "record 19 has the label 1.0"),
+        ([0] * 19 + [10], "record 19 has the label 10"),
+        ([0] * 19 + [-1], "record 19 has the label -1"),
+        ([0] * 19 + [2**70], "record 19 has the label 1180591620717411303424"),
+        ([0] * 19 + [[0]], "record 19 has the label [0]"),
+        (np.full(20, np.nan), "record 0 has the label nan"),
+        (np.zeros((20, 1), int), "record 0 has the label [0]"),
+        ("x" * 20, "record 0 has the label 'x'"),
+    ],
+)
+def test_labels_that_are_not_classes(tmp_path, labels, message):
+    assert pickled(tmp_path, labels=np.full(20, 9)).labels.tolist() == [9] * 20
+    with pytest.raises(UserError, match="test_batch is damaged") as error:
+        pickled(tmp_path, labels=labels)
+    assert message in str(error.value)
+
+
+def python2_pickle(pixels, labels) -> bytes:
+    """Returns a batch as Python 2 and NumPy 1 pickled it, which is how the official files are."""
+
+    def text(value: bytes) -> bytes:
+        return b"U" + bytes([len(value)]) + value
+
+    def number(value: int) -> bytes:
+        return b"J" + struct.pack("<i", value)
+
+    empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n" + number(0) + b"\x85"
+    dtype = b"cnumpy\ndtype\n" + text(b"u1") + number(0) + number(1) + b"\x87R"
+    dtype += b"(" + number(3) + text(b"|") + b"NNN" + number(-1) * 2 + number(0) + b"tb"
+    shape = b"".join(map(number, pixels.shape)) + b"\x86"
+    content = b"T" + struct.pack("<I", pixels.size) + pixels.tobytes()
+    array = empty + text(b"b") + b"\x87R(" + number(1) + shape + dtype + b"\x89" + content + b"tb"
+    items = text(b"data") + array + text(b"labels") + b"](" + b"".join(map(number, labels)) + b"e"
+    return b"\x80\x02}(" + items + b"u."
+
+
+def test_files_that_python_2_pickled(few, tmp_path):
+    for name in NAMES:
+        (tmp_path / name).write_bytes(python2_pickle(*few[name]))
+    check_few(cifar.load(FEW, "train", str(tmp_path)), few, "train")
+    md5s = [hashlib.md5((tmp_path / name).read_bytes()).hexdigest() for name in NAMES]
+    train = tuple(
+        file._replace(python_md5=md5) for file, md5 in zip(FEW.train, md5s[:5], strict=True)
+    )
+    spec = dataclasses.replace(FEW, train=train)
+    assert cifar.load(spec, "train", str(tmp_path)).provenance["official"] is True
+    assert cifar.load(spec, "test", str(tmp_path)).provenance["official"] is False
+
+
+def test_missing_data_set_fails_fast_and_says_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar.socket, "create_connection", unreachable)
     began = time.monotonic()
     with pytest.raises(UserError) as error:
         data.load("cifar10", "train", data_dir=str(tmp_path))
@@ -182,22 +485,21 @@ def test_missing_data_set_fails_fast_and_says_the_way_out(tmp_path, monkeypatch)
 # --- tensorflow-datasets ----------------------------------------------------------------------
 
 
-def test_tfds_prepares_and_is_read_in_the_official_order(records, tmp_path, monkeypatch):
+def test_tfds_prepares_and_is_read_in_the_official_order(few, tmp_path, monkeypatch):
     """tfds' own generation, on a made-up archive in the place of the download."""
     import tensorflow_datasets as tfds
 
-    monkeypatch.setattr(cifar10, "_PER_FILE", 100)  # tfds takes a minute for all 60,000
-    records = {name: (pixels[:100], labels[:100]) for name, (pixels, labels) in records.items()}
+    spec, records = FEW, few  # tfds takes a minute for all 60,000
     extracted = tmp_path / "extracted"
     folder = write_binary(extracted / "cifar-10-batches-bin", records)
-    (folder / "batches.meta.txt").write_text("\n".join(cifar10.CLASSES) + "\n")
+    (folder / "batches.meta.txt").write_text("\n".join(spec.class_names) + "\n")
     monkeypatch.setattr(
         tfds.download.DownloadManager, "download_and_extract", lambda self, url: str(extracted)
     )
-    monkeypatch.setattr(cifar10, "_require_network", lambda folder: None)
+    monkeypatch.setattr(cifar, "_require_network", lambda spec, folder: None)
     (tmp_path / "tfds").mkdir()
     for split in ("train", "test"):
-        dataset = data.load("cifar10", split, data_dir=str(tmp_path / "tfds"))
+        dataset = cifar.load(spec, split, str(tmp_path / "tfds"))
         names = NAMES[:5] if split == "train" else NAMES[5:]
         for of_files, of_dataset in ((0, dataset.images), (1, dataset.labels)):
             expected = np.concatenate([records[name][of_files] for name in names])
@@ -205,6 +507,47 @@ def test_tfds_prepares_and_is_read_in_the_official_order(records, tmp_path, monk
                 expected = expected.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
             np.testing.assert_array_equal(of_dataset, expected)
         assert "tensorflow-datasets" in dataset.provenance["source"]
+
+
+def test_tfds_prepares_cifar100(few100, tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    folder = write100(tmp_path / "extracted" / "cifar-100-binary", few100)
+    for kind, names in (
+        ("fine", FEW100.class_names),
+        ("coarse", [f"super {i}" for i in range(20)]),
+    ):
+        (folder / f"{kind}_label_names.txt").write_text("\n".join(names) + "\n")
+    monkeypatch.setattr(
+        tfds.download.DownloadManager, "download_and_extract", lambda self, url: str(folder.parent)
+    )
+    monkeypatch.setattr(cifar, "_require_network", lambda spec, folder: None)
+    (tmp_path / "tfds").mkdir()
+    for split in ("train", "test"):
+        check100(cifar.load(FEW100, split, str(tmp_path / "tfds")), few100, split)
+    [superclasses] = tmp_path.glob("tfds/cifar100/*/coarse_label.labels.txt")
+    assert superclasses.read_text().startswith("super 0")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_tfds_refuses_what_it_cannot_verify(few, tmp_path, monkeypatch, known):
+    """A wrong archive, and one for which tfds knows no checksum: both would count as official."""
+    from tensorflow_datasets.core.download import DownloadManager, checksums
+
+    def download(self, resource):
+        pytest.fail(f"downloads {resource.url}")
+
+    folder = write_binary(tmp_path / "cifar-10-batches-bin", few)
+    manual = tmp_path / "tfds" / "downloads" / "manual"  # where tfds looks before it downloads
+    manual.mkdir(parents=True)
+    pack(folder, manual / "cifar-10-binary.tar.gz")
+    monkeypatch.setattr(cifar, "_require_network", lambda spec, folder: None)
+    monkeypatch.setattr(DownloadManager, "_download", download)
+    if not known:
+        monkeypatch.setattr(checksums, "get_all_url_infos", dict)
+    message = "has wrong checksum" if known else "Missing checksums"
+    with pytest.raises(UserError, match=f"could not prepare CIFAR-10 .*{message}"):
+        cifar.load(FEW, "test", str(tmp_path / "tfds"))
 
 
 # --- the others -------------------------------------------------------------------------------
@@ -247,8 +590,8 @@ def test_holdout_is_a_tenth_of_each_class_and_fixed():
 
 
 def test_unknown_names():
-    with pytest.raises(UserError, match="Did you mean 'cifar10'"):
-        data.load("cifar100", "train")
+    with pytest.raises(UserError, match="Did you mean 'cifar100'"):
+        data.load("cifar1000", "train")
     with pytest.raises(UserError, match="train, test"):
         data.load("digits", "validation")
 
@@ -259,8 +602,8 @@ def test_real_cifar10(cifar10_dir):
     assert (np.bincount(train.labels) == 5000).all()
     assert (np.bincount(test.labels) == 1000).all()
     pixels = train.images[::10] / np.float32(255)
-    np.testing.assert_allclose(pixels.mean((0, 1, 2)), cifar10.MEAN, atol=0.005)
-    np.testing.assert_allclose(pixels.std((0, 1, 2)), cifar10.STD, atol=0.005)
+    np.testing.assert_allclose(pixels.mean((0, 1, 2)), train.mean, atol=0.005)
+    np.testing.assert_allclose(pixels.std((0, 1, 2)), train.std, atol=0.005)
     # The first images of the training set are a frog and two trucks.
     assert [train.class_names[label] for label in train.labels[:3]] == ["frog", "truck", "truck"]
 

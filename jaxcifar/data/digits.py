@@ -18,7 +18,7 @@ def load(split: str) -> Dataset:
 
     digits: Any = load_digits()
     labels = digits.target.astype(np.int32)
-    of_class = np.zeros(len(labels), int)  # the how-manieth of its class each image is
+    of_class = np.zeros(len(labels), int)  # each image's index within its class
     for label in range(10):
         rows = labels == label
         of_class[rows] = np.arange(rows.sum())
