@@ -412,3 +412,80 @@ def erase(images: jax.Array, boxes: jax.Array, *, fill: float | Sequence[float])
     row, column = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
     inside = (row >= top) & (row < top + h) & (column >= left) & (column < left + w)
     return jnp.where(inside[..., None], jnp.asarray(fill).astype(images.dtype), images)
+
+
+# --- mixing -----------------------------------------------------------------------------------
+
+
+def mix(
+    key: jax.Array, images: jax.Array, targets: jax.Array, *, mixup: float, cutmix: float
+) -> tuple[jax.Array, jax.Array]:
+    """Applies `random_mixup` or `random_cutmix`: the one that is on, or one of both by a fair coin.
+
+    Args:
+      key: a PRNG key.
+      images: [N, H, W, C] float.
+      targets: [N, classes] float.
+      mixup, cutmix: the parameters of the Beta distributions; 0 is off. One at least is on.
+    """
+    coin_key, key = jax.random.split(key)
+    if not cutmix:
+        return random_mixup(key, images, targets, alpha=mixup)
+    if not mixup:
+        return random_cutmix(key, images, targets, alpha=cutmix)
+    both = (
+        random_mixup(key, images, targets, alpha=mixup),
+        random_cutmix(key, images, targets, alpha=cutmix),
+    )
+    first = jax.random.bernoulli(coin_key)
+    return jax.tree.map(lambda a, b: jnp.where(first, a, b), *both)
+
+
+def random_mixup(
+    key: jax.Array, images: jax.Array, targets: jax.Array, *, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+    """Averages each image and its target with those of its neighbour in the batch.
+
+    Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018; the neighbour is torchvision's.
+
+    Args:
+      key: a PRNG key.
+      images: [N, H, W, C] float.
+      targets: [N, classes] float.
+      alpha: λ, the weight of an image's own part, is drawn from Beta(alpha, alpha), once a batch.
+    """
+    own = jax.random.beta(key, alpha, alpha)
+    return _blended(images, own), _blended(targets, own)
+
+
+def random_cutmix(
+    key: jax.Array, images: jax.Array, targets: jax.Array, *, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+    """Pastes a rectangle of its neighbour in the batch into each image; targets follow the area.
+
+    Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers", 2019.
+
+    Args: see `random_mixup`. The rectangle, one for the batch, has a share 1 − λ of the area and a
+      uniform centre; what lies outside of the image is cut off.
+    """
+    beta_key, row_key, column_key = jax.random.split(key, 3)
+    height, width = images.shape[1:3]
+    half = 0.5 * jnp.sqrt(1 - jax.random.beta(beta_key, alpha, alpha))
+    row, column = (
+        _inside(jax.random.randint(key, (), 0, size), half, size)
+        for key, size in ((row_key, height), (column_key, width))
+    )
+    box = row[:, None] & column[None, :]
+    pasted = jnp.where(box[:, :, None], jnp.roll(images, 1, axis=0), images)
+    return pasted, _blended(targets, 1 - box.mean())
+
+
+def _inside(center: jax.Array, half: jax.Array, size: int) -> jax.Array:
+    """Which of `size` pixels [size] lie within `half` of the size around the centre."""
+    reach = jnp.floor(half * size).astype(jnp.int32)
+    pixels = jnp.arange(size)
+    return (pixels >= center - reach) & (pixels < center + reach)
+
+
+def _blended(x: jax.Array, own: jax.Array) -> jax.Array:
+    return own * x + (1 - own) * jnp.roll(x, 1, axis=0)

@@ -56,6 +56,8 @@ def base_config() -> Config:
     config.augment.erasing_probability = 0.25
     config.augment.erasing_area = (0.02, 0.33)  # of the image
     config.augment.erasing_ratio = (0.3, 3.3)  # height / width
+    config.augment.mixup = 0.0  # parameter of the Beta distribution of the weights; 0: no mixing
+    config.augment.cutmix = 0.0  # the same, of the areas; where both are on, a coin chooses
 
     config.optim = ConfigDict()
     config.optim.name = "adam"  # "adam" "adamw" "sgd"
@@ -109,6 +111,8 @@ _RANGES = {
     "augment.erasing_probability": (0.0, 1.0, False),
     "augment.erasing_area": (0.0, 1.0, True),
     "augment.erasing_ratio": (0.0, 100.0, True),
+    "augment.mixup": (0.0, 100.0, False),
+    "augment.cutmix": (0.0, 100.0, False),
     "optim.learning_rate": (0.0, 100.0, True),
     "optim.momentum": (0.0, 0.9999, False),
     "optim.weight_decay": (0.0, 100.0, False),

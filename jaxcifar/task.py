@@ -116,6 +116,7 @@ class Task:
       model: the network.
       augmentation: one of `jaxcifar.augment.AUGMENTATIONS`.
       strengths: (name, value) of each argument of the augmentation.
+      mixup, cutmix: of `jaxcifar.augment.mix`.
       mean, std: [3], of the training pixels, in units of 1.
       label_smoothing: of the cross-entropy in training.
       optimization: the form of the optimizer.
@@ -130,6 +131,8 @@ class Task:
     model: models.Network
     augmentation: str
     strengths: tuple[tuple[str, Any], ...]
+    mixup: float
+    cutmix: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
     label_smoothing: float
@@ -182,11 +185,17 @@ class Task:
           labels: [N] int32.
 
         Returns:
-          Images [N, 32, 32, 3] float32, augmented and normalised; the targets.
+          Images [N, 32, 32, 3] float32, augmented and normalised; the labels, or where images are
+          mixed, targets [N, classes] float32.
         """
         transform = augment.AUGMENTATIONS[self.augmentation]
         normalize = self.inference.normalize
-        return transform(key, images, normalize=normalize, **dict(self.strengths)), labels
+        inputs = transform(key, images, normalize=normalize, **dict(self.strengths))
+        if not self.mixup and not self.cutmix:
+            return inputs, labels
+        targets = jax.nn.one_hot(labels, self.model.num_classes)
+        key = jax.random.fold_in(key, np.uint32(2**32 - 1))  # no draw of the transform has it
+        return augment.mix(key, inputs, targets, mixup=self.mixup, cutmix=self.cutmix)
 
 
 def build(config: Config, train: data.Dataset, mesh: Mesh, *, platform: str | None = None) -> Task:
@@ -213,6 +222,8 @@ def build(config: Config, train: data.Dataset, mesh: Mesh, *, platform: str | No
         model=create_model(config, len(train.class_names), platform),
         augmentation=config.data.augment,
         strengths=_strengths(config),
+        mixup=config.augment.mixup,
+        cutmix=config.augment.cutmix,
         mean=tuple(train.mean),
         std=tuple(train.std),
         label_smoothing=config.train.label_smoothing,
