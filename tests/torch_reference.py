@@ -1,4 +1,4 @@
-"""Plain ``torch.nn`` definitions of the eleven CIFAR-10 models, as a yardstick.
+"""Plain ``torch.nn`` definitions of the CIFAR-10 models, as a yardstick.
 
 Parity tests and the speed benchmark compare the JAX package with these. The file is independent
 on purpose: it is written from the project's architecture facts alone and must not import, or be
@@ -239,6 +239,64 @@ class VGG(nn.Module):
         return self.classifier(self.dropout(self.features(x).flatten(1)))
 
 
+class PreActivationBlock(nn.Module):
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, activation: str, dropout_rate: float
+    ) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = conv3x3(inputs, outputs, stride)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.dropout = nn.Dropout(dropout_rate)
+        self.conv2 = conv3x3(outputs, outputs)
+        self.downsample = nn.Sequential(conv1x1(inputs, outputs, stride))
+        if inputs == outputs:
+            self.downsample = None
+        self.act = ACTIVATIONS[activation]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = self.act(self.bn1(x))
+        y = self.conv2(self.dropout(self.act(self.bn2(self.conv1(activated)))))
+        return y + (x if self.downsample is None else self.downsample(activated))
+
+
+class WideResNet(nn.Module):
+    """Wide ResNet, pre-activation, with the shortcut behind the activation where widths differ."""
+
+    def __init__(
+        self,
+        blocks: int,
+        widening: int,
+        *,
+        num_classes: int = 10,
+        activation: str = "relu",
+        dropout_rate: float = 0.0,
+        width: float = 1.0,
+    ) -> None:
+        super().__init__()
+        channels = int(16 * width)
+        self.conv1 = conv3x3(3, channels)
+        for stage in range(3):
+            outputs = int(16 * widening * width * 2**stage)
+            layers = []
+            for i in range(blocks):
+                stride = 2 if stage > 0 and i == 0 else 1
+                layers.append(
+                    PreActivationBlock(channels, outputs, stride, activation, dropout_rate)
+                )
+                channels = outputs
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
+        self.bn = nn.BatchNorm2d(channels)
+        self.act = ACTIVATIONS[activation]()
+        self.fc = nn.Linear(channels, num_classes)
+        init_convs_kaiming(self, activation)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        return self.fc(self.act(self.bn(x)).mean((2, 3)))
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
     "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
@@ -251,6 +309,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "densenet264": partial(DenseNet, (6, 12, 64, 48)),
     "vgg_a": partial(VGG, False),
     "vgg_a_bn": partial(VGG, True),
+    "wideresnet28_10": partial(WideResNet, 4, 10),
 }
 
 
@@ -296,3 +355,5 @@ def randomize(model: nn.Module, seed: int) -> None:
             module.conv2.weight.mul_(0.25)
         elif isinstance(module, Bottleneck):
             module.conv3.weight.mul_(0.25)
+        elif isinstance(module, PreActivationBlock):
+            module.conv2.weight.mul_(0.25)

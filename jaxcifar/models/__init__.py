@@ -1,4 +1,4 @@
-"""ResNet, DenseNet and VGG-A for 32×32 images, as Flax linen modules."""
+"""ResNet, DenseNet, VGG-A and Wide ResNet for 32×32 images, as Flax linen modules."""
 
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from jaxcifar.models.layers import ACTIVATIONS
 from jaxcifar.models.network import Network
 from jaxcifar.models.resnet import BasicBlock, BottleneckBlock, ResNet
 from jaxcifar.models.vgg import VGG
+from jaxcifar.models.wideresnet import WideResNet
 
 __all__ = ["ACTIVATIONS", "MODELS", "Network", "can_remat", "create_model"]
 
@@ -27,6 +28,7 @@ _BUILDERS: dict[str, "partial[Network]"] = {
     "densenet264": partial(DenseNet, block_sizes=(6, 12, 64, 48)),
     "vgg_a": partial(VGG, batch_norm=False),
     "vgg_a_bn": partial(VGG, batch_norm=True),
+    "wideresnet28_10": partial(WideResNet, blocks=4, widening=10),
 }
 
 MODELS: tuple[str, ...] = tuple(_BUILDERS)
