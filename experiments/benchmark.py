@@ -6,8 +6,8 @@
 
 Each model's training step is compiled and warmed up, then timed in turns with PyTorch's (A B A B…),
 so that a slow minute of the machine falls on both; the table has medians and ranges. The step is
-the one that training runs. PyTorch's is the plain definition of `tests/torch_reference.py` with its
-usual fast settings: both memory formats, in-place activations, and on a GPU `torch.compile` and
+the one that training runs. PyTorch's is the plain definition of `experiments/torch_models.py` with
+its usual fast settings: both memory formats, in-place activations, and on a GPU `torch.compile` and
 autocast where the dtype is bfloat16. Neither loads data: images are on the device. PyTorch does not
 augment; --augment=none (the default) compares like with like. The memory is what the compiled step
 needs beside its arguments and results; with --remat, DenseNets are timed with `model.remat` on and
@@ -16,7 +16,6 @@ off, else with its default.
 
 import argparse
 import contextlib
-import importlib
 import json
 import os
 import pathlib
@@ -31,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.cost import forward_multiply_adds
+from experiments.runs.table import Table
 from jaxcifar import augment, compilation, data, metrics, sharding, train, workdirs
 from jaxcifar.config import base_config
 from jaxcifar.errors import UserError, choose, exit_code
@@ -86,28 +86,30 @@ def torch_timer(model: str, batch: int, dtype: str, channels_last: bool, steps: 
     """Returns a timer of PyTorch's training step: forward, backward, Adam.
 
     Raises:
-      UserError: PyTorch, or the repository's tests, are not there.
+      UserError: PyTorch is not installed.
     """
     try:
-        torch: Any = importlib.import_module("torch")
-        torch_reference: Any = importlib.import_module("tests.torch_reference")
+        import torch  # pyright: ignore[reportMissingImports]
+
+        from experiments import torch_models
     except ImportError as error:
         raise UserError(
-            "--against=torch needs PyTorch (pip install 'jaxcifar[parity]') and a checkout with "
-            f"its tests: {error}."
+            f"--against=torch needs PyTorch (pip install 'jaxcifar[parity]'): {error}."
         ) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    net: Any = torch_reference.create(model).to(device).to(memory_format=layout).train()
+    net: Any = torch_models.create(model).to(device).to(memory_format=layout).train()
     for module in net.modules():
         if hasattr(module, "inplace"):
             module.inplace = True
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     images = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=layout)
     labels = torch.randint(10, (batch,), device=device)
-    cast: Any = contextlib.nullcontext
-    if dtype == "bfloat16":
-        cast = lambda: torch.autocast(device, torch.bfloat16)  # noqa: E731
+
+    def cast() -> Any:
+        half = dtype == "bfloat16"
+        return torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext()
+
     forward = torch.compile(net) if device == "cuda" else net
 
     def make(steps: int) -> None:
@@ -199,11 +201,9 @@ def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def table(content: dict[str, Any]) -> str:
     """Returns the measurements as a Markdown table."""
-    lines = [
-        "| model | what | images/s, median | lowest … highest | of PyTorch's best | GFLOP/s "
-        "| init | compile | memory of a step |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    header = ["model", "what", "images/s, median", "lowest … highest", "of PyTorch's best"]
+    header += ["GFLOP/s", "init", "compile", "memory of a step"]
+    lines = []
     for result in content["results"]:
         for name, found in result["timed"].items():
             rates = found["images_per_second"]
@@ -220,11 +220,12 @@ def table(content: dict[str, Any]) -> str:
                 cells.append(f"{found['step_memory_bytes'] / 2**20:,.0f} MiB")
             else:
                 cells += ["", "", ""]
-            lines.append("| " + " | ".join(cells) + " |")
+            lines.append(cells)
     limits = ", ".join(
         f"{name.replace('_', ' ')} {v:,.0f}" for name, v in content["ceilings"].items()
     )
-    return "\n".join([*lines, "", f"The device's own: {limits}."])
+    grid = Table("Training speed", header, lines)
+    return f"{grid.markdown()}\n\nThe device's own: {limits}."
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,17 +1,20 @@
-"""Trains rows of the report over several seeds, each once, however often it is started.
+"""Trains rows of the original report, or any configs, over several seeds; can be run repeatedly.
 
     python -m experiments.sweep --rows=1-12 --seeds=0-2 --out=results/table3
     python -m experiments.sweep --rows=vgg1-vgg8 --out=results/table4 --config.train.epochs=3
+    python -m experiments.sweep --configs=mine/wide.py,mine/deep_*.py --seeds=0-4 --out=results/mine
 
-Runs go to OUT/ROW/seedN. Finished ones are skipped, an unfinished one is resumed, and one that
-fails is reported at the end (exit code 1) while the others go on. Runs that differ only in numbers
-(seed, learning rate, L1, L2, epochs) share one compiled step. `--config.FIELD=VALUE` changes all.
+Runs go to OUT/NAME/seedN, where NAME is the row, or the config file without .py. Finished ones are
+skipped, an unfinished one is resumed, and one that fails does not stop the others but is named at
+the end (exit code 1). Runs that differ only in numbers (seed, learning rate, L1, L2, epochs) share
+one compiled step. `--config.FIELD=VALUE` changes all of them.
 """
 
 import argparse
 import functools
 import pathlib
 import re
+import shlex
 import sys
 import time
 import traceback
@@ -19,26 +22,28 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import flags
-from ml_collections import config_flags
 
 from experiments.cost import forward_multiply_adds
-from experiments.report_tables import ROWS
-from experiments.runs import row_config
+from experiments.runs.configs import Source, named, with_options
+from experiments.runs.read import write_origin
 from jaxcifar import compilation, data, metrics, programs, train, workdirs
 from jaxcifar.config import Config
-from jaxcifar.errors import Interrupted, UserError, choose, exit_code, reason
+from jaxcifar.errors import Interrupted, UserError, exit_code
 
 
 class Job(NamedTuple):
     """One run of a sweep."""
 
-    row: str
+    source: Source
     seed: int
-    config: Config
+    config: Config  # the source's, with options and seed
     workdir: pathlib.Path
     images: int = 0  # that an epoch trains on, and evaluates
     test_images: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.source.name
 
     @property
     def state(self) -> str:
@@ -52,31 +57,11 @@ class Job(NamedTuple):
         return metrics.read_lines(self.workdir / "metrics.jsonl")
 
 
-def parse_rows(text: str) -> list[str]:
-    """Returns the rows that "1-3,vgg2" or "vgg1-vgg8" names; a bare number is of Table 3.
-
-    Raises:
-      UserError: it names none, or one that is not in the report.
-    """
-    rows: list[str] = []
-    for part in text.split(","):
-        ends = part.strip().split("-")
-        table = ends[0].rstrip("0123456789") or "row"
-        ends = [
-            choose("A row in --rows", f"{table}{end.removeprefix(table)}", ROWS) for end in ends
-        ]
-        first, last = (int(end.removeprefix(table)) for end in (ends[0], ends[-1]))
-        if len(ends) > 2 or first > last:
-            raise UserError(f"--rows has {part!r}; give a row (9), or a range (1-12, vgg1-vgg8).")
-        rows += [f"{table}{number}" for number in range(first, last + 1)]
-    return list(dict.fromkeys(rows))
-
-
 def parse_seeds(text: str) -> list[int]:
     """Returns the seeds that "0-2,7" names.
 
     Raises:
-      UserError: it is no such list.
+      UserError: it is not such a list.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -88,34 +73,38 @@ def parse_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def plan(rows: list[str], seeds: list[int], out: pathlib.Path, options: list[str]) -> list[Job]:
+def plan(
+    sources: list[Source], seeds: list[int], out: pathlib.Path, options: list[str]
+) -> list[Job]:
     """Returns the runs of a sweep, checked as far as can be before they start.
 
     Args:
-      rows: names of rows.
-      seeds: of each row's runs.
+      sources: rows and config files.
+      seeds: of each one's runs.
       out: the sweep's folder.
       options: "--config.FIELD=VALUE" for all runs.
 
     Raises:
-      UserError: an option is unknown or impossible, a workdir holds a run of another config, or
-        the data are not there.
+      UserError: a config or an option is impossible, a workdir contains a run of another config,
+        or the data are not there.
     """
     jobs = []
-    for row in rows:
-        config = with_options(row_config(row), options)
+    for source in sources:
+        config = with_options(source.config.copy_and_resolve_references(), options)
         for seed in seeds:
             config = config.copy_and_resolve_references()
-            config.seed = seed
-            train.check_config(config)
-            job = Job(row, seed, config, out / row / f"seed{seed}")
+            job = Job(source, seed, config, out / source.name / f"seed{seed}")
+            try:
+                config.seed = seed
+                train.check_config(config)
+            except (UserError, KeyError, TypeError) as error:
+                raise UserError(f"{source.file or source.name}: {error}") from error
             if saved := workdirs.saved_config(job.workdir):
                 workdirs.check_same(saved, config, job.workdir)
             jobs.append(job)
     # One after the other what shares compiled programs.
     keys = [programs.static_part(job.config) for job in jobs]
-    jobs = [job for key in dict.fromkeys(keys) for job, own in zip(jobs, keys, strict=True)
-            if own == key]  # fmt: skip
+    jobs.sort(key=lambda job: keys.index(programs.static_part(job.config)))
     return [_with_sizes(job) if job.state != "done" else job for job in jobs]
 
 
@@ -129,25 +118,6 @@ def _with_sizes(job: Job) -> Job:
     train_images, test_images = _sizes(job.config.data.name, job.config.data.dir)
     images = job.config.train.limit_train_images or train_images
     return job._replace(images=images, test_images=test_images)
-
-
-def with_options(config: Config, options: list[str]) -> Config:
-    """Returns `config` changed by options such as "--config.train.epochs=3".
-
-    Raises:
-      UserError: an option is unknown, has a value of another type, or is of the seed.
-    """
-    values, argv = flags.FlagValues(), ["sweep", *options]
-    try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-        rest = values(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"An option cannot be used: {reason(error)}") from error
-    if len(rest) > 1:
-        raise UserError(f"{rest[1]!r} is no option. --help lists them all.")
-    if "seed" in values["config"].override_values:  # pyright: ignore
-        raise UserError("--config.seed would be the same for all runs. Give --seeds instead.")
-    return values.config
 
 
 # --- estimates --------------------------------------------------------------------------------
@@ -211,28 +181,31 @@ def run(jobs: list[Job]) -> list[tuple[Job, str]]:
             continue
         gone = [other for other, _ in failed]
         left = time_left([other for other in jobs if other not in gone])
-        print(f"\n[{number}/{len(jobs)}] {job.row}, seed {job.seed}: {job.state}; sweep: {left}",
-              flush=True)  # fmt: skip
+        which = f"{job.name}, seed {job.seed}"
+        print(f"\n[{number}/{len(jobs)}] {which}: {job.state}; sweep: {left}", flush=True)
         try:
+            if job.source.file:
+                write_origin(job.source, job.workdir.parent)
             train.train_and_evaluate(job.config, job.workdir)
         except Interrupted:
             raise
         except UserError as error:
             failed.append((job, str(error)))
-        except Exception as error:  # one run that breaks must not cost the others
+        except Exception as error:  # one run that breaks must not stop the others
             failed.append((job, f"{type(error).__name__}: {error}"))
             traceback.print_exc()
         if failed and failed[-1][0] is job:
-            print(f"{job.row}, seed {job.seed} failed: {failed[-1][1]}", flush=True)
+            print(f"{which} failed: {failed[-1][1]}", flush=True)
     return failed
 
 
 def _table(jobs: list[Job]) -> str:
-    lines = [f"{'row':<6} {'seed':>4}  {'model':<12} {'epochs':>9}  {'state':<10} folder"]
+    wide = max(6, *(len(job.name) for job in jobs))
+    lines = [f"{'name':<{wide}} {'seed':>4}  {'model':<12} {'epochs':>9}  {'state':<10} folder"]
     for job in jobs:
         epochs = f"{len(job.records)}/{job.config.train.epochs}"
         lines.append(
-            f"{job.row:<6} {job.seed:>4}  {job.config.model.name:<12} {epochs:>9}  "
+            f"{job.name:<{wide}} {job.seed:>4}  {job.config.model.name:<12} {epochs:>9}  "
             f"{job.state:<10} {job.workdir}"
         )
     return "\n".join(lines)
@@ -245,14 +218,15 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--rows", required=True, help="1-12, vgg1-vgg8, 9, or a list of such")
+    parser.add_argument("--rows", help="1-12, vgg1-vgg8, 9, or a list of such")
+    parser.add_argument("--configs", help="config files, or patterns: configs/row9.py,mine/*.py")
     parser.add_argument("--seeds", default="0", help="0-2, or a list of such (default 0)")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="the sweep's folder")
     parser.add_argument("--dry-run", action="store_true", help="list the work, do nothing")
     arguments, options = parser.parse_known_args(argv)
 
-    rows, seeds = parse_rows(arguments.rows), parse_seeds(arguments.seeds)
-    jobs = plan(rows, seeds, arguments.out, options)
+    seeds = parse_seeds(arguments.seeds)
+    jobs = plan(named(arguments.rows, arguments.configs), seeds, arguments.out, options)
     states = [job.state for job in jobs]
     counts = ", ".join(
         f"{states.count(s)} {s}" for s in ("done", "to resume", "new") if s in states
@@ -264,11 +238,14 @@ def main(argv: list[str] | None = None) -> int:
     compilation.use_cache()
     began = time.monotonic()
     failed = run(jobs)
-    print(f"\n{len(jobs) - len(failed)} of {len(jobs)} runs are in {arguments.out}, after "
-          f"{metrics.duration(time.monotonic() - began)}. Next: python -m experiments.figures "
-          f"{arguments.out}; python -m experiments.report {arguments.out}")  # fmt: skip
+    folder = shlex.quote(str(arguments.out))
+    print(
+        f"\n{len(jobs) - len(failed)} of {len(jobs)} runs are in {arguments.out}, after "
+        f"{metrics.duration(time.monotonic() - began)}. Next: python -m experiments.report figures "
+        f"{folder}; python -m experiments.report {folder}"
+    )
     for job, why in failed:
-        print(f"failed: {job.row}, seed {job.seed} ({job.workdir}): {why}", file=sys.stderr)
+        print(f"failed: {job.name}, seed {job.seed} ({job.workdir}): {why}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -13,15 +13,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments.report_tables import ROWS
-from experiments.runs import mark, read_json, read_records
-from experiments.tables import MODEL_NAMES
+from experiments.landscape.directions import distance, moved
+from experiments.runs import marks, names
+from experiments.runs.configs import row_config
+from experiments.runs.read import read_json, read_records
+from experiments.runs.rows import ROWS
 from jaxcifar import compilation, losses, metrics, plots, programs, sharding, train, workdirs
 from jaxcifar.checkpoint import Checkpointer
-from jaxcifar.config import Config, differences, flatten
+from jaxcifar.config import Config, complete, differences, flatten
 from jaxcifar.data import Dataset
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.programs import Programs, hyperparams_of, static_part
@@ -40,11 +41,10 @@ class Probe:
         def loss(params, state, images, labels, order):
             rows = order[state.step % made.steps_per_epoch]
             keys = jax.random.split(jax.random.fold_in(state.key, state.step))
-            logits, _ = made.model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                made.prepare(keys[0], images[rows]),
-                train=True, mutable=["batch_stats"], rngs={"dropout": keys[1]},
-            )  # fmt: skip
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            inputs = made.prepare(keys[0], images[rows])
+            more = {"mutable": ["batch_stats"], "rngs": {"dropout": keys[1]}}
+            logits, _ = made.model.apply(variables, inputs, train=True, **more)
             return losses.cross_entropy(logits, labels[rows]).mean()
 
         self._gradient = compilation.jit(jax.value_and_grad(loss))
@@ -65,8 +65,8 @@ class Probe:
         found: list[tuple[jax.Array, jax.Array]] = []
         for size in step_sizes:
             there, other = self._gradient(moved(state.params, gradient, -size), state, *batch)
-            found.append((there, _distance(other, gradient)))
-        numbers = jax.device_get((here, _distance(gradient), found))
+            found.append((there, distance(other, gradient)))
+        numbers = jax.device_get((here, distance(gradient), found))
         return {
             "step": int(state.step),
             "loss": float(numbers[0]),
@@ -74,19 +74,6 @@ class Probe:
             "losses": [float(loss) for loss, _ in numbers[2]],
             "gradient_changes": [float(change) for _, change in numbers[2]],
         }
-
-
-@jax.jit
-def moved(params: Any, direction: Any, size: float | jax.Array) -> Any:
-    """Returns params + size · direction."""
-    return jax.tree.map(lambda p, d: p + size * d, params, direction)
-
-
-@jax.jit
-def _distance(one: Any, other: Any = None) -> jax.Array:
-    """The Euclidean norm of one − other, over all leaves."""
-    change = one if other is None else jax.tree.map(jnp.subtract, one, other)
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(change)))
 
 
 def effective_smoothness(record: dict[str, Any], step_sizes: Sequence[float]) -> float:
@@ -105,7 +92,7 @@ def smoothness(
     Args:
       config: of the run; its own learning rate trains, `step_sizes` only look.
       folder: gets settings.json, measurements.jsonl (what `Probe` returns) and checkpoints/, from
-        which an interrupted call goes on.
+        which an interrupted call resumes.
       steps: training steps; 0 is all that the config says.
       every: steps between measurements; 0 is a fiftieth of `steps`.
       step_sizes: see `Probe`.
@@ -127,7 +114,11 @@ def smoothness(
     every = every or max(1, steps // 50)
     settings = {"steps": steps, "every": every, "step_sizes": list(step_sizes)}
     with workdirs.lock(folder):
-        _same_settings(folder / "settings.json", config, settings, images.provenance)
+        path = folder / "settings.json"
+        if path.exists():
+            check_settings(path, config, settings, images.provenance)
+        else:
+            write_settings(path, config, settings, images.provenance)
         return _measure(config, folder, made, images, settings, mesh)
 
 
@@ -161,8 +152,8 @@ def _measure(
     def save_and_stop() -> Interrupted:
         checkpoints.save(step, state, {}, None)
         checkpoints.wait()
-        return Interrupted(stopped[0], f"Stopped and saved at step {step} in {folder}. The same "
-                           "command goes on.")  # fmt: skip
+        message = f"Stopped and saved at step {step} in {folder}. Run the same command to resume."
+        return Interrupted(stopped[0], message)
 
     probe, stopped = Probe(made), []
     began, first, saved = time.monotonic(), step, time.monotonic()
@@ -188,8 +179,8 @@ def _measure(
                 each = (time.monotonic() - began) / (step - first) if step > first else 0
                 left = f", {metrics.duration(each * (last - step))} left" if each else ""
                 beta = effective_smoothness(record, settings["step_sizes"])
-                print(f"step {step}/{settings['steps']}  loss {record['loss']:.4f}  "
-                      f"β {beta:.3g}{left}", flush=True)  # fmt: skip
+                text = f"step {step}/{settings['steps']}  loss {record['loss']:.4f}  β {beta:.3g}"
+                print(f"{text}{left}", flush=True)
             if step == last:
                 break
             state, _ = made.train(1, state, hyperparams, *arrays, order)
@@ -200,38 +191,46 @@ def _measure(
     return found
 
 
-def _same_settings(
+def write_settings(
     path: pathlib.Path, config: Config, settings: dict[str, Any], provenance: dict[str, Any]
 ) -> None:
-    """Writes what is measured, or checks that it is what was measured there before."""
-    if path.exists():
-        saved = read_json(path)
-        changed = differences(saved["config"], config.to_dict())
-        now = settings | {"images": provenance["sha256"]}
-        then = saved["settings"] | {"images": saved["data"]["sha256"]}
-        changed += [f"{k}: {then.get(k)} -> {v}" for k, v in now.items() if then.get(k) != v]
-        if changed:
-            raise UserError(
-                f"{path.parent} holds measurements with other settings (there -> here):\n  "
-                + "\n  ".join(changed) + "\nGive the same, or another --out."
-            )  # fmt: skip
-        return
-    environment = workdirs.environment({})
+    """Writes what is measured."""
     content = {"config": config.to_dict(), "settings": settings, "data": provenance}
-    metrics.write_json(path, content | {"environment": environment})
+    metrics.write_json(path, content | {"environment": workdirs.environment({})})
+
+
+def check_settings(
+    path: pathlib.Path, config: Config, settings: dict[str, Any], provenance: dict[str, Any]
+) -> None:
+    """Checks that what is to be measured is what was measured there before.
+
+    Raises:
+      UserError: it is not.
+    """
+    saved = read_json(path)
+    changed = differences(complete(saved["config"]), config.to_dict())
+    now = settings | {"images": provenance["sha256"]}
+    then = saved["settings"] | {"images": saved["data"]["sha256"]}
+    changed += [f"{k}: {then.get(k)} -> {v}" for k, v in now.items() if then.get(k) != v]
+    if changed:
+        listed = "\n  ".join(changed)
+        raise UserError(
+            f"{path.parent} contains measurements with other settings (there -> here):\n  {listed}"
+            "\nUse the same values to resume them, or another --out."
+        )
 
 
 def draw(folder: pathlib.Path) -> list[pathlib.Path]:
     """Draws the measurements below `folder`, all in one picture; returns its files."""
-    paths = [folder / "smoothness.png", folder / "smoothness.pdf"]
+    paths = plots.png_and_pdf(folder, "smoothness")
     shown = []
     for path in sorted(folder.glob("*/settings.json")):
         settings, found = read_json(path), read_records(path.parent / "measurements.jsonl")
         if found:
-            label = MODEL_NAMES.get(settings["config"]["model"]["name"], path.parent.name)
+            label = names.model_name(settings["config"]["model"]["name"])
             shown.append((f"{label}, {path.parent.name.replace('_', ', ')}", settings, found))
     if not shown:
-        raise UserError(f"{folder} holds no measurements.")
+        raise UserError(f"{folder} contains no measurements.")
     notes = sorted({note_of(path) for path in folder.glob("*/settings.json")} - {""})
     sizes = shown[0][1]["settings"]["step_sizes"]
     title = f"Along the gradient, step sizes {sizes[0]:g} to {sizes[-1]:g}"
@@ -243,13 +242,10 @@ def draw(folder: pathlib.Path) -> list[pathlib.Path]:
             steps = [record["step"] for record in found]
             rate = settings["config"]["optim"]["learning_rate"]
             text, style = f"{label} (trained at {rate:g})", plots.LINES[(2, 1, 3, 0)[i % 4]]
-            hatch = "//" if i % 2 == 0 else ""
+            band = {"color": style["color"], "hatch": "//" if i % 2 == 0 else ""}
             for axes, quantity in ((panels[0], "losses"), (panels[1], "gradient_changes")):
                 values = np.array([record[quantity] for record in found])
-                axes.fill_between(
-                    steps, values.min(1), values.max(1), alpha=0.35, hatch=hatch, label=text,
-                    facecolor=style["color"], edgecolor=style["color"] if hatch else "none", lw=0,
-                )  # fmt: skip
+                plots.gap(axes, steps, values.T, label=text, **band)
             beta = [effective_smoothness(record, sizes) for record in found]
             panels[2].plot(steps, beta, label=text, **style)
         panels[0].set_title("loss: lowest to highest")
@@ -268,8 +264,8 @@ def draw(folder: pathlib.Path) -> list[pathlib.Path]:
 def note_of(path: pathlib.Path) -> str:
     """Says what sets measurements apart from their row's full training, by their settings.json."""
     content, name = read_json(path), path.parent.name.rsplit("_seed", 1)[0]
-    config, settings = flatten(content["config"]), content["settings"]
-    parts = [mark(ROWS[name], config)] if name in ROWS else []
+    config, settings = flatten(complete(content["config"])), content["settings"]
+    parts = [marks.mark(flatten(row_config(name)), config)] if name in ROWS else []
     steps = config["train.epochs"] * (content["data"]["images"] // config["train.batch_size"])
     if settings["steps"] < steps:
         parts.append(f"SHORTENED: {settings['steps']:,} of {steps:,} steps")

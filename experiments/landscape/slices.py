@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.colors import LogNorm
 
-from experiments.runs import read_json
-from experiments.smoothness import moved
+from experiments.landscape.directions import moved
+from experiments.runs import names
+from experiments.runs.read import read_json, read_run
 from jaxcifar import compilation, data, metrics, plots, sharding, train, workdirs
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.models.layers import BatchNorm
@@ -68,7 +69,7 @@ def slice_around(
 
     Args:
       workdir: of the run.
-      path: an .npz file, written every half minute; an interrupted call goes on from it.
+      path: an .npz file, written every half minute; an interrupted call resumes from it.
       dimensions: 1 or 2.
       points: of the grid along each direction.
       extent: the grid goes from −extent to extent, in units of the filters' norms.
@@ -84,7 +85,7 @@ def slice_around(
       "settings" and "environment", JSON texts.
 
     Raises:
-      UserError: the file is of other settings, or the run has no such checkpoint.
+      UserError: the file has other settings, or the run has no such checkpoint.
       Interrupted: SIGINT or SIGTERM came; everything so far is saved.
     """
     config, step, variables = train.load_variables(workdir, checkpoint)
@@ -100,25 +101,34 @@ def slice_around(
     keys = jax.random.split(jax.random.key(seed), dimensions)
     directions = [filter_normalized_direction(key, variables["params"]) for key in keys]
 
-    settings = json.dumps({
-        "run": "/".join(workdir.resolve().parts[-2:]),
-        "started": read_json(workdir / "config.json")["environment"]["started"],
-        "model": config.model.name, "checkpoint": checkpoint, "step": step,
-        "dimensions": dimensions, "points": points, "extent": extent, "batch_norm": batch_norm,
-        "images": images, "sha256": subset.provenance["sha256"], "seed": seed,
-        "official": subset.provenance["official"],
-    })  # fmt: skip
+    settings = json.dumps(
+        {
+            "run": "/".join(workdir.resolve().parts[-2:]),
+            "started": read_json(workdir / "config.json")["environment"]["started"],
+            "model": config.model.name,
+            "checkpoint": checkpoint,
+            "step": step,
+            "dimensions": dimensions,
+            "points": points,
+            "extent": extent,
+            "batch_norm": batch_norm,
+            "images": images,
+            "sha256": subset.provenance["sha256"],
+            "seed": seed,
+            "official": subset.provenance["official"],
+        }
+    )
     environment = json.dumps(workdirs.environment({}))
     coordinates = np.linspace(-extent, extent, points)
     shape = (points,) * dimensions
-    found = {"loss": np.full(shape, np.nan), "accuracy": np.full(shape, np.nan),
-             "done": np.zeros(shape, bool)}  # fmt: skip
+    found = {name: np.full(shape, np.nan) for name in ("loss", "accuracy")}
+    found["done"] = np.zeros(shape, bool)
     if path.exists():
         with np.load(path) as saved:
             if str(saved["settings"]) != settings:
                 raise UserError(
-                    f"{path} is of other settings:\n  there: {saved['settings']}\n  here:  "
-                    f"{settings}\nGive the same, or another --out."
+                    f"{path} has other settings:\n  there: {saved['settings']}\n  here:  "
+                    f"{settings}\nUse the same values to resume it, or another --out."
                 )
             found = {name: saved[name] for name in found}
 
@@ -154,8 +164,8 @@ def slice_around(
                 left = metrics.duration((now - began) / count * (len(todo) - count))
                 print(f"{count}/{len(todo)} points, {left} left", flush=True)
             if stopped:
-                raise Interrupted(stopped[0], f"Stopped; {count} points are saved in {path}. The "
-                                  "same command goes on.")  # fmt: skip
+                message = f"Stopped; {count} points are saved in {path}. "
+                raise Interrupted(stopped[0], message + "Run the same command to resume.")
     return write()
 
 
@@ -166,10 +176,8 @@ def _statistics_of(made: Programs, batch_size: int) -> Callable[[dict, jax.Array
     def of_batch(variables: dict, images: jax.Array) -> dict:
         # From statistics of zero, one step of the moving average leaves (1 − momentum) · batch.
         zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
-        _, updates = made.model.apply(
-            variables | {"batch_stats": zeros}, made.normalize(images), train=True,
-            mutable=["batch_stats"],
-        )  # fmt: skip
+        inputs, there = made.normalize(images), variables | {"batch_stats": zeros}
+        _, updates = made.model.apply(there, inputs, train=True, mutable=["batch_stats"])
         return jax.tree.map(lambda x: x / (1 - BatchNorm.momentum), updates["batch_stats"])
 
     def statistics(variables: dict, images: jax.Array) -> dict:
@@ -186,9 +194,28 @@ def statistics_note(settings: dict[str, Any]) -> str:
     return "" if settings["model"] == "vgg_a" else f", BN statistics {settings['batch_norm']}"
 
 
+def run_name(workdir: pathlib.Path) -> str:
+    """Returns the name of a run in the names of files: "vgg6_seed0"."""
+    return "_".join(workdir.resolve().parts[-2:])
+
+
+def title_of(found: dict[str, np.ndarray], workdir: pathlib.Path) -> str:
+    """Returns the title of a picture of what `slice_around` returned for a run."""
+    settings = json.loads(str(found["settings"]))
+    run = run_name(workdir)
+    center = tuple(n // 2 for n in found["loss"].shape)
+    title = (
+        f"Loss around {names.model_name(settings['model'])} ({run}, step {settings['step']}): "
+        f"{found['loss'][center]:.3f}\non {settings['images']:,} training images"
+        f"{statistics_note(settings)}"
+    )
+    mark = read_run(workdir).mark
+    return f"{title}\n{mark}" if mark else title
+
+
 def draw(found: dict[str, np.ndarray], path: pathlib.Path, title: str) -> list[pathlib.Path]:
     """Draws what `slice_around` returns, beside its file; returns the pictures' files."""
-    paths = [path.with_suffix(".png"), path.with_suffix(".pdf")]
+    paths = plots.png_and_pdf(path.parent, path.stem)
     settings = json.loads(str(found["settings"]))
     along = found["coordinates"]
     if settings["dimensions"] == 1:
@@ -222,6 +249,6 @@ def draw(found: dict[str, np.ndarray], path: pathlib.Path, title: str) -> list[p
         solid.plot_surface(x, y, np.log10(loss), cmap="viridis", rstride=1, cstride=1, lw=0)
         solid.set(xlabel="first direction", ylabel="second direction", zlabel="log₁₀ loss")
         solid.set(xticks=(-along[-1], 0, along[-1]), yticks=(-along[-1], 0, along[-1]))
-        figure.colorbar(filled, ax=flat, label="cross-entropy (nats)", ticks=levels[::3],
-                        format="%.3g")  # fmt: skip
+        scale = {"label": "cross-entropy (nats)", "ticks": levels[::3], "format": "%.3g"}
+        figure.colorbar(filled, ax=flat, **scale)
     return paths

@@ -1,43 +1,26 @@
-"""Puts the report's conclusions to the test of runs.
+"""Tests the original report's conclusions against runs.
 
-    python -m experiments.claims results/table3
+Each conclusion is restated as comparisons of runs, and each of these is called
 
-restates each conclusion as comparisons of runs, and calls each one
-
-- supported: the whole 95% interval over seeds lies on the report's side,
+- supported: the whole 95% interval over seeds lies on the original's side,
 - contradicted: it lies wholly on the other,
 - undecided: neither, or there is no interval, as with one seed, or the rows were shortened
   differently.
 
-The same comparison of the report's own table stands beside it. (Of width, one of its factors, the
-report draws no conclusion.) Prints, and writes claims.md and
-claims.json into each sweep's folder.
+The same comparison of the original's own table stands beside it. (Of width, one of its factors, the
+original draws no conclusion.) Runs of other configs are ignored.
 """
 
-import argparse
 import math
-import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.report_tables import ROWS
-from experiments.runs import (
-    WITH_BN,
-    WITHOUT_BN,
-    Estimate,
-    Run,
-    contrast,
-    difference,
-    estimate,
-    finished,
-    loss_curves,
-)
-from experiments.tables import finished_sweeps, notes
-from jaxcifar import metrics
-from jaxcifar.errors import exit_code
+from experiments.runs.read import Sweep
+from experiments.runs.rows import ROWS, WITH_BN, WITHOUT_BN
+from experiments.runs.stats import Contrast, Estimate, contrast, difference, estimate
+from experiments.runs.table import Table
 
 # Values of a quantity, one for each seed: (row, quantity) -> [seeds].
 Values = Callable[[str, str], Sequence[float]]
@@ -54,7 +37,7 @@ class Comparison(NamedTuple):
     expected: str  # "above", "below", "within" or "not"
     bound: float  # … this; "within" is of ± this
     unit: str
-    effect: Callable[[Values], Estimate]
+    effect: Callable[[Values], Estimate | Contrast]
 
 
 CLAIMS = {
@@ -69,8 +52,8 @@ CLAIMS = {
     "finally leading to a higher accuracy rate (6–8).",
     "activation": "Activation functions have an influence, although it is not as critical as model "
     "architecture (1–2, 3–4); a more complicated one does not guarantee better performance (3–4).",
-    "regularization": "Inappropriate regularization sometimes hurts the model. (The report names "
-    "8–9, which differ in activation; its regularized rows are 11 and 12.)",
+    "regularization": "Inappropriate regularization sometimes hurts the model. (The original "
+    "names 8–9, which differ in activation; its regularized rows are 11 and 12.)",
     "efficiency": "DenseNet achieves a similar score with ResNet with 1/3 to 1/6 parameters.",
     "BatchNorm": "Batch normalization improves VGG-A (shown by Table 4, though not stated).",
     "smoothing": "BatchNorm makes training less sensitive to the learning rate, narrowing the gap "
@@ -78,15 +61,48 @@ CLAIMS = {
 }
 
 
-def _accuracy(a: str, b: str) -> Callable[[Values], Estimate]:
-    return lambda of: difference(of(a, "val_accuracy"), of(b, "val_accuracy"))
+_POINTS, _NATS = "points", "nats"
+_UNITS = {
+    "val_accuracy": _POINTS,
+    "gap": _POINTS,
+    "val_loss": _NATS,
+    "train_loss": _NATS,
+    "loss gap": _NATS,
+    "accuracy gap": _POINTS,
+}
+_GROUPS = {"with BN": WITH_BN, "without BN": WITHOUT_BN}  # one row at each learning rate
+_HALF_A_POINT = 0.005
 
 
-def _loss(a: str, b: str) -> Callable[[Values], Estimate]:
-    return lambda of: difference(of(a, "val_loss"), of(b, "val_loss"))
+def _level(claim: str, row: str, percent: int) -> Comparison:
+    """Compares a row's validation accuracy with a number."""
+    text = f"validation accuracy of row {ROWS[row].number} (read as: above {percent}%)"
+
+    def effect(of: Values) -> Estimate:
+        return estimate(of(row, "val_accuracy"))
+
+    return Comparison(claim, text, (row,), "above", percent / 100, "", effect)
 
 
-def _larger(of: Values, one: str, other: str, base: str) -> Estimate:
+def _change(
+    claim: str,
+    text: str,
+    rows: tuple[str, str],
+    expected: str,
+    bound: float = 0.0,
+    quantity: str = "val_accuracy",
+) -> Comparison:
+    """Compares a quantity of one row, or group of rows, with that of another."""
+    one, other = rows
+
+    def effect(of: Values) -> Contrast:
+        return difference(of(one, quantity), of(other, quantity))
+
+    members = tuple(row for name in rows for row in _GROUPS.get(name, (name,)))
+    return Comparison(claim, text, members, expected, bound, _UNITS[quantity], effect)
+
+
+def _larger(of: Values, one: str, other: str, base: str) -> Contrast:
     """|one − base| − |other − base| of validation accuracies; the signs are those of the means."""
     values = {row: of(row, "val_accuracy") for row in (one, other, base)}
     signs = [math.copysign(1, difference(values[row], values[base]).mean) for row in (one, other)]
@@ -95,102 +111,198 @@ def _larger(of: Values, one: str, other: str, base: str) -> Estimate:
     )
 
 
-_POINTS, _NATS = "points", "nats"
-_GROUPS = {"with BN": WITH_BN, "without BN": WITHOUT_BN}  # one row at each learning rate
+def _larger_change(claim: str, text: str, one: str, other: str, base: str) -> Comparison:
+    """Compares the size of the change from `base` to `one` with that to `other`."""
+    rows = (one, other, base)
+    return Comparison(claim, text, rows, "above", 0.0, _POINTS, lambda of: _larger(of, *rows))
 
 
-def _ratio_text(a: str, b: str) -> str:
+def _worse_of_two(claim: str, text: str, rows: tuple[str, str], base: str) -> Comparison:
+    """Compares the worse of two rows with a third."""
+
+    def effect(of: Values) -> Contrast:
+        accuracy = of(base, "val_accuracy")
+        return min(difference(of(row, "val_accuracy"), accuracy) for row in rows)
+
+    return Comparison(claim, text, (*rows, base), "below", 0.0, _POINTS, effect)
+
+
+def _share(a: str, b: str) -> str:
     sizes = [float(ROWS[name].size.removesuffix("M")) for name in (a, b)]
     return f"{sizes[0] / sizes[1]:.2f} of the parameters"
 
 
+_OVER_FITTING = "over-fitting (training accuracy, on augmented images, − validation accuracy)"
+_NOT_WORSE = "no more than half a point less"
+_CRITICAL = "(architecture is the more critical)"
+_BN = ("with BN", "without BN")
+
 COMPARISONS = (
-    *(
-        Comparison("ResNet", f"validation accuracy of row {row[3:]} (read as: above 92%)", (row,),
-                   "above", 0.92, "", lambda of, row=row: estimate(of(row, "val_accuracy")))
-        for row in ("row1", "row2", "row3", "row4")
+    *(_level("ResNet", row, 92) for row in ("row1", "row2", "row3", "row4")),
+    _change(
+        "depth",
+        "ResNet-50 − ResNet-18, ReLU, validation accuracy",
+        ("row3", "row1"),
+        "above",
     ),
-    Comparison("depth", "ResNet-50 − ResNet-18, ReLU, validation accuracy", ("row3", "row1"),
-               "above", 0.0, _POINTS, _accuracy("row3", "row1")),
-    Comparison("depth", "ResNet-50 − ResNet-18, GELU, validation accuracy", ("row4", "row2"),
-               "above", 0.0, _POINTS, _accuracy("row4", "row2")),
-    Comparison("depth", "ResNet-50 − ResNet-18, ReLU, validation loss", ("row3", "row1"),
-               "below", 0.0, _NATS, _loss("row3", "row1")),
-    Comparison("depth", "ResNet-50 − ResNet-18, GELU, validation loss", ("row4", "row2"),
-               "below", 0.0, _NATS, _loss("row4", "row2")),
-    Comparison("more depth", "DenseNet-264 − 201, validation accuracy (marginal: within half a "
-               "point)", ("row7", "row6"), "within", 0.005, _POINTS, _accuracy("row7", "row6")),
-    Comparison("more depth", "DenseNet-264 − 201, over-fitting (training accuracy, on "
-               "augmented images, − validation accuracy)",
-               ("row7", "row6"), "above", 0.0, _POINTS,
-               lambda of: difference(of("row7", "gap"), of("row6", "gap"))),
-    Comparison("architecture", "DenseNet-121 − ResNet-50, validation accuracy, with "
-               f"{_ratio_text('row5', 'row3')} (comparable: no more than half a point less)",
-               ("row5", "row3"), "above", -0.005, _POINTS, _accuracy("row5", "row3")),
-    Comparison("augmentation", "strong − weak, training loss", ("row8", "row6"), "above", 0.0,
-               _NATS, lambda of: difference(of("row8", "train_loss"), of("row6", "train_loss"))),
-    Comparison("augmentation", "strong − weak, over-fitting (training accuracy, on "
-               "augmented images, − validation accuracy)",
-               ("row8", "row6"), "below", 0.0, _POINTS,
-               lambda of: difference(of("row8", "gap"), of("row6", "gap"))),
-    Comparison("augmentation", "strong − weak, validation accuracy", ("row8", "row6"), "above",
-               0.0, _POINTS, _accuracy("row8", "row6")),
-    Comparison("activation", "ResNet-18, GELU − ReLU, validation accuracy (an influence)",
-               ("row2", "row1"), "not", 0.0, _POINTS, _accuracy("row2", "row1")),
-    Comparison("activation", "ResNet-50, GELU − ReLU, validation accuracy (an influence)",
-               ("row4", "row3"), "not", 0.0, _POINTS, _accuracy("row4", "row3")),
-    Comparison("activation", "size of the change of validation accuracy, DenseNet-121 for "
-               "ResNet-18 − GELU for ReLU in ResNet-18 (architecture is the more critical)",
-               ("row5", "row2", "row1"), "above", 0.0, _POINTS,
-               lambda of: _larger(of, "row5", "row2", "row1")),
-    Comparison("activation", "size of the change of validation accuracy, DenseNet-121 for "
-               "ResNet-50 − GELU for ReLU in ResNet-50 (architecture is the more critical)",
-               ("row5", "row4", "row3"), "above", 0.0, _POINTS,
-               lambda of: _larger(of, "row5", "row4", "row3")),
-    Comparison("activation", "ResNet-50, GELU − ReLU, validation accuracy (no better)",
-               ("row4", "row3"), "below", 0.0, _POINTS, _accuracy("row4", "row3")),
-    Comparison("regularization", "the worse of L1 and L2 − none, validation accuracy",
-               ("row11", "row12", "row8"), "below", 0.0, _POINTS,
-               lambda of: min(_accuracy("row11", "row8")(of), _accuracy("row12", "row8")(of))),
-    Comparison("efficiency", "DenseNet-121 − ResNet-18, validation accuracy, with "
-               f"{_ratio_text('row5', 'row1')} (similar: no more than half a point less)",
-               ("row5", "row1"), "above", -0.005, _POINTS, _accuracy("row5", "row1")),
-    Comparison("BatchNorm", "with − without BN, validation accuracy, mean of the four learning "
-               "rates", WITH_BN + WITHOUT_BN, "above", 0.0, _POINTS,
-               _accuracy("with BN", "without BN")),
-    Comparison("BatchNorm", "with − without BN, validation loss, mean of the four learning rates",
-               WITH_BN + WITHOUT_BN, "below", 0.0, _NATS, _loss("with BN", "without BN")),
-    Comparison("smoothing", "with − without BN, gap of the training loss between the best and the "
-               f"worst learning rate, mean over steps (loss smoothed over {SMOOTHING_STEPS})",
-               WITH_BN + WITHOUT_BN, "below", 0.0, _NATS,
-               lambda of: difference(of("with BN", "loss gap"), of("without BN", "loss gap"))),
-    Comparison("smoothing", "with − without BN, gap of the validation accuracy between the best "
-               "and the worst learning rate", WITH_BN + WITHOUT_BN, "below", 0.0, _POINTS,
-               lambda of: difference(of("with BN", "accuracy gap"),
-                                     of("without BN", "accuracy gap"))),
-)  # fmt: skip
+    _change(
+        "depth",
+        "ResNet-50 − ResNet-18, GELU, validation accuracy",
+        ("row4", "row2"),
+        "above",
+    ),
+    _change(
+        "depth",
+        "ResNet-50 − ResNet-18, ReLU, validation loss",
+        ("row3", "row1"),
+        "below",
+        quantity="val_loss",
+    ),
+    _change(
+        "depth",
+        "ResNet-50 − ResNet-18, GELU, validation loss",
+        ("row4", "row2"),
+        "below",
+        quantity="val_loss",
+    ),
+    _change(
+        "more depth",
+        "DenseNet-264 − 201, validation accuracy (marginal: within half a point)",
+        ("row7", "row6"),
+        "within",
+        _HALF_A_POINT,
+    ),
+    _change(
+        "more depth",
+        f"DenseNet-264 − 201, {_OVER_FITTING}",
+        ("row7", "row6"),
+        "above",
+        quantity="gap",
+    ),
+    _change(
+        "architecture",
+        f"DenseNet-121 − ResNet-50, validation accuracy, with {_share('row5', 'row3')} "
+        f"(comparable: {_NOT_WORSE})",
+        ("row5", "row3"),
+        "above",
+        -_HALF_A_POINT,
+    ),
+    _change(
+        "augmentation",
+        "strong − weak, training loss",
+        ("row8", "row6"),
+        "above",
+        quantity="train_loss",
+    ),
+    _change(
+        "augmentation",
+        f"strong − weak, {_OVER_FITTING}",
+        ("row8", "row6"),
+        "below",
+        quantity="gap",
+    ),
+    _change("augmentation", "strong − weak, validation accuracy", ("row8", "row6"), "above"),
+    _change(
+        "activation",
+        "ResNet-18, GELU − ReLU, validation accuracy (an influence)",
+        ("row2", "row1"),
+        "not",
+    ),
+    _change(
+        "activation",
+        "ResNet-50, GELU − ReLU, validation accuracy (an influence)",
+        ("row4", "row3"),
+        "not",
+    ),
+    _larger_change(
+        "activation",
+        "size of the change of validation accuracy, DenseNet-121 for ResNet-18 − GELU for ReLU in "
+        f"ResNet-18 {_CRITICAL}",
+        "row5",
+        "row2",
+        "row1",
+    ),
+    _larger_change(
+        "activation",
+        "size of the change of validation accuracy, DenseNet-121 for ResNet-50 − GELU for ReLU in "
+        f"ResNet-50 {_CRITICAL}",
+        "row5",
+        "row4",
+        "row3",
+    ),
+    _change(
+        "activation",
+        "ResNet-50, GELU − ReLU, validation accuracy (no better)",
+        ("row4", "row3"),
+        "below",
+    ),
+    _worse_of_two(
+        "regularization",
+        "the worse of L1 and L2 − none, validation accuracy",
+        ("row11", "row12"),
+        "row8",
+    ),
+    _change(
+        "efficiency",
+        f"DenseNet-121 − ResNet-18, validation accuracy, with {_share('row5', 'row1')} "
+        f"(similar: {_NOT_WORSE})",
+        ("row5", "row1"),
+        "above",
+        -_HALF_A_POINT,
+    ),
+    _change(
+        "BatchNorm",
+        "with − without BN, validation accuracy, mean of the four learning rates",
+        _BN,
+        "above",
+    ),
+    _change(
+        "BatchNorm",
+        "with − without BN, validation loss, mean of the four learning rates",
+        _BN,
+        "below",
+        quantity="val_loss",
+    ),
+    _change(
+        "smoothing",
+        "with − without BN, gap of the training loss between the best and the worst learning rate, "
+        f"mean over steps (loss smoothed over {SMOOTHING_STEPS})",
+        _BN,
+        "below",
+        quantity="loss gap",
+    ),
+    _change(
+        "smoothing",
+        "with − without BN, gap of the validation accuracy between the best and the worst learning "
+        "rate",
+        _BN,
+        "below",
+        quantity="accuracy gap",
+    ),
+)
 
 
 # --- where the values come from ---------------------------------------------------------------
 
 
-def values_of_runs(rows: dict[str, list[Run]]) -> Values:
+def values_of_runs(sweep: Sweep) -> Values:
     """Returns the quantities of finished runs, at each one's best epoch."""
+    done = sweep.finished
 
     def of(row: str, quantity: str) -> Sequence[float]:
         if row not in _GROUPS:
-            return [_quantity(run.best, quantity) for run in finished(rows[row])]
-        by_rate = [{run.seed: run for run in finished(rows[name])} for name in _GROUPS[row]]
+            return [_quantity(run.best, quantity) for run in done.of(row)]
+        by_rate = [{run.seed: run for run in done.of(name)} for name in _GROUPS[row]]
         seeds = sorted(set.intersection(*map(set, by_rate)))
         if quantity == "loss gap":
-            curves = [loss_curves(rows, _GROUPS[row], seed, SMOOTHING_STEPS) for seed in seeds]
+            curves = [done.loss_curves(_GROUPS[row], seed, SMOOTHING_STEPS) for seed in seeds]
             return [float(np.mean(np.ptp(c, axis=0))) for c in curves if c is not None]
         return [_of_group([runs[seed].best for runs in by_rate], quantity) for seed in seeds]
 
     return of
 
 
-def _value_of_report(row: str, quantity: str) -> Sequence[float]:
+def _value_of_original(row: str, quantity: str) -> Sequence[float]:
     if quantity == "loss gap":
         return [math.nan]  # a picture, no number
     if row in _GROUPS:
@@ -213,7 +325,7 @@ def _quantity(record: dict[str, Any], quantity: str) -> float:
 # --- verdicts ---------------------------------------------------------------------------------
 
 
-def verdict(effect: Estimate, expected: str, bound: float) -> str:
+def verdict(effect: Estimate | Contrast, expected: str, bound: float) -> str:
     """Returns "supported", "contradicted" or "undecided" by the 95% interval."""
     low, high = effect.mean - effect.half, effect.mean + effect.half
     if not effect.half > 0:  # one seed; or equal values, as of networks that learned nothing
@@ -228,17 +340,17 @@ def verdict(effect: Estimate, expected: str, bound: float) -> str:
 
 
 def agrees(mean: float, expected: str, bound: float) -> bool:
-    """Whether a mean alone lies on the report's side."""
+    """Whether a mean alone lies on the original's side."""
     sides = {"above": mean > bound, "below": mean < bound, "within": abs(mean) < bound}
     return sides.get(expected, mean != bound)
 
 
-def judge(rows: dict[str, list[Run]]) -> list[dict[str, Any]]:
+def judge(sweep: Sweep) -> list[dict[str, Any]]:
     """Returns a record for each comparison, JSON-ready; "effect" is None without its runs."""
-    of = values_of_runs(rows)
+    done, of = sweep.finished, values_of_runs(sweep)
     found = []
     for item in COMPARISONS:
-        report = item.effect(_value_of_report).mean
+        printed = item.effect(_value_of_original).mean
         record: dict[str, Any] = {
             "claim": CLAIMS[item.claim],
             "comparison": item.text,
@@ -246,29 +358,29 @@ def judge(rows: dict[str, list[Run]]) -> list[dict[str, Any]]:
             "expected": item.expected,
             "bound": item.bound,
             "unit": item.unit,
-            "report": None if math.isnan(report) else report,
+            "original": None if math.isnan(printed) else printed,
             "effect": None,
         }
-        if missing := [name for name in item.rows if not finished(rows.get(name, []))]:
+        if missing := [name for name in item.rows if not done.of(name)]:
             found.append(record | {"verdict": "no runs", "missing": missing})
             continue
         effect = item.effect(of)
         if math.isnan(effect.mean):
             found.append(record | {"verdict": "no runs", "missing": ["a seed that all have"]})
             continue
-        alike = len({tuple(rows[name][0].shortened) for name in item.rows}) == 1
+        alike = len({tuple(sweep.of(name)[0].shortened) for name in item.rows}) == 1
         word = verdict(effect, item.expected, item.bound) if alike else "undecided"
         known = not math.isnan(effect.half)
-        found.append({
-            **record,
+        judged = {
             "effect": effect.mean,
             "interval": [effect.mean - effect.half, effect.mean + effect.half] if known else None,
             "n": effect.n,
-            "notes": {name: rows[name][0].mark for name in item.rows if rows[name][0].mark},
+            "notes": {name: sweep.mark(name) for name in item.rows if sweep.mark(name)},
             "alike": alike,
             "agrees": agrees(effect.mean, item.expected, item.bound),
             "verdict": word,
-        })  # fmt: skip
+        }
+        found.append(record | judged)
     return found
 
 
@@ -299,7 +411,7 @@ def describe(record: dict[str, Any]) -> dict[str, str]:
             interval = " … ".join(_show(end, unit) for end in record["interval"])
     word = record["verdict"]
     if word == "undecided":
-        side = "on the report's side" if record["agrees"] else "on the other side"
+        side = "on the original's side" if record["agrees"] else "on the other side"
         why = ", one seed" if record["n"] == 1 else ""
         why = why if record["alike"] else ", but trained for different lengths"
         word = f"undecided ({side}{why})"
@@ -310,43 +422,26 @@ def describe(record: dict[str, Any]) -> dict[str, str]:
         "Expected": f"{record['expected']} {bound}",
         "Ours": ours,
         "95% interval": interval,
-        "In the report": _show(record["report"], unit),
+        "Original": _show(record["original"], unit),
         "Verdict": word,
     }
 
 
-def markdown(records: list[dict[str, Any]], rows: dict[str, list[Run]]) -> str:
+def tables(records: list[dict[str, Any]]) -> list[Table]:
+    """Returns a table for each conclusion that judged comparisons are of."""
+    found = []
+    for claim in dict.fromkeys(record["claim"] for record in records):
+        lines = [describe(record) for record in records if record["claim"] == claim]
+        found.append(Table(claim, list(lines[0]), [list(line.values()) for line in lines]))
+    return found
+
+
+def markdown(records: list[dict[str, Any]], sweep: Sweep) -> str:
     """Returns the page of a sweep's verdicts."""
-    parts = ["# The report's conclusions, tested\n"]
-    parts += [f"**† {note}**\n" for note in notes(rows)]
+    parts = ["# The original report's conclusions, tested\n"]
+    parts += [f"**† {note}**\n" for note in sweep.rows.notes]
     counts = [record["verdict"] for record in records]
     words = ("supported", "contradicted", "undecided", "no runs")
     parts.append(", ".join(f"{counts.count(word)} {word}" for word in words) + "\n")
-    for claim in CLAIMS.values():
-        lines = [describe(record) for record in records if record["claim"] == claim]
-        parts.append(f"## {claim}\n")
-        parts.append("| " + " | ".join(lines[0]) + " |")
-        parts.append("| " + " | ".join("---" for _ in lines[0]) + " |")
-        parts += ["| " + " | ".join(line.values()) + " |" for line in lines]
-        parts.append("")
+    parts += [f"## {table.title}\n\n{table.markdown()}\n" for table in tables(records)]
     return "\n".join(parts)
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.claims",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=pathlib.Path, help="a sweep's folder, or one above several")
-    for sweep, rows in finished_sweeps(parser.parse_args(argv).folder).items():
-        records = judge(rows)
-        text = markdown(records, rows)
-        metrics.write_json(sweep / "claims.json", records)
-        (sweep / "claims.md").write_text(text)
-        print(text)
-        print(f"wrote {sweep / 'claims.md'} and claims.json")
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code(main))

@@ -57,10 +57,11 @@ def fig2(workdir: pathlib.Path, paths: list[pathlib.Path], note: str, image: int
     inputs = augment.normalize(jnp.asarray(test.images[image : image + 1]), test.mean, test.std)
     # The first convolution and normalisation are conv1 and bn1, or conv0 and norm0 in DenseNet.
     names = ("conv1", "bn1", "conv0", "norm0")
-    _, captured = model.apply(
-        variables, inputs, train=False, mutable=["intermediates"],
-        capture_intermediates=lambda module, _: module.path in [(name,) for name in names],
-    )  # fmt: skip
+    capture = {
+        "mutable": ["intermediates"],
+        "capture_intermediates": lambda module, _: module.path in [(name,) for name in names],
+    }
+    _, captured = model.apply(variables, inputs, train=False, **capture)
     outputs = {
         name: np.asarray(value["__call__"][0][0], np.float32)
         for name, value in captured["intermediates"].items()

@@ -1,38 +1,25 @@
-"""Sets runs beside the report's Tables 3 and 4, as Markdown, CSV and LaTeX.
+"""Compares runs with Tables 3 and 4 of the original report, as Markdown, CSV and LaTeX."""
 
-    python -m experiments.tables results/table3
-
-writes table.md, table.csv and table.tex into each sweep's folder. Every number is computed from the
-runs' metrics.jsonl; a run that was shortened or changed is marked in every format.
-"""
-
-import argparse
 import csv
 import io
 import math
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from experiments.report_tables import TABLE_3, Row
-from experiments.runs import Estimate, Run, estimate, finished, sweeps
+from experiments.runs import names
+from experiments.runs.provenance import commands, provenance
+from experiments.runs.read import Run, Sweep, finished_sweeps
+from experiments.runs.rows import TABLE_3, TABLE_4
+from experiments.runs.stats import Estimate, estimate
+from experiments.runs.table import Table
 from jaxcifar import metrics
-from jaxcifar.errors import UserError, exit_code
 
-MODEL_NAMES = {
-    "resnet18": "ResNet-18",
-    "resnet50": "ResNet-50",
-    "densenet121": "DenseNet-121",
-    "densenet201": "DenseNet-201",
-    "densenet264": "DenseNet-264",
-    "vgg_a": "VGG-A",
-    "vgg_a_bn": "VGG-A(BN)",
-}
+NONE = "–"  # in a cell that does not apply
 
 
 class Metric(NamedTuple):
-    """A column of the report's tables."""
+    """A column of the original report's tables."""
 
     name: str  # in metrics.jsonl and `Row`
     title: str
@@ -45,66 +32,55 @@ METRICS = (
     Metric("train_accuracy", "Train. acc.", True),
     Metric("val_accuracy", "Val. acc.", True),
 )
+SETTINGS = (
+    *("Model", "Size", "Activation", "Dropout", "Regularization"),
+    *("Optimizer", "LR", "Batch", "Epochs", "Augment"),
+)
 
 
-# --- one row ----------------------------------------------------------------------------------
+# --- cells ------------------------------------------------------------------------------------
 
 
-def settings(row: Row) -> dict[str, str]:
-    """Returns the report's columns that say what a row is."""
-    penalties = {"L1": row.l1, "L2": row.l2}
-    names = [f"{name}, {_power(value)}" for name, value in penalties.items() if value]
-    return {
-        "#": number(row),
-        "Model": MODEL_NAMES.get(row.model, row.model),
-        "Size": row.size,
-        "Activation": {"relu": "ReLU", "gelu": "GELU"}.get(row.activation, row.activation),
-        "Dropout": f"{row.dropout_rate:g}",
-        "Regularization": "; ".join(names) or "None",
-        "Optimizer": {"adam": "Adam", "sgd": "SGD"}[row.optimizer],
-        "LR": _power(row.learning_rate),
-        "Batch": str(row.batch_size),
-        "Epochs": str(row.epochs),
-        "Augment": row.augment,
-    }
+def settings(config: dict[str, Any], size: str) -> list[str]:
+    """Returns the cells of `SETTINGS`, of a flat config."""
+    penalties = {"L1": config["optim.l1"], "L2": config["optim.l2"]}
+    parts = [f"{name}, {names.power_of_ten(value)}" for name, value in penalties.items() if value]
+    return [
+        names.model_name(config["model.name"]),
+        size,
+        names.activation_name(config["model.activation"]),
+        f"{config['model.dropout_rate']:g}",
+        "; ".join(parts) or "None",
+        names.optimizer_name(config["optim.name"]),
+        names.power_of_ten(config["optim.learning_rate"]),
+        str(config["train.batch_size"]),
+        str(config["train.epochs"]),
+        config["data.augment"],
+    ]
 
 
-def _power(value: float) -> str:
-    """Returns 1e-3, as in the report, or 1.25e-3."""
-    mantissa, exponent = f"{value:e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+def _number(run: Run) -> str:
+    return run.label + ("†" if run.mark else "")  # † leads to the note
 
 
-def _as_run(run: Run) -> Row:
-    """The row as it was really run."""
-    config = run.config
-    return run.row._replace(
-        model=config["model.name"],
-        activation=config["model.activation"],
-        dropout_rate=config["model.dropout_rate"],
-        l1=config["optim.l1"],
-        l2=config["optim.l2"],
-        optimizer=config["optim.name"],
-        learning_rate=config["optim.learning_rate"],
-        batch_size=config["train.batch_size"],
-        epochs=config["train.epochs"],
-        augment=config["data.augment"],
-    )
-
-
-def number(row: Row) -> str:
-    """Returns the row's number in its table."""
-    return row.config.removeprefix("row").removeprefix("vgg")
-
-
-def _number(runs: Sequence[Run]) -> str:
-    return number(runs[0].row) + ("†" if runs[0].mark else "")  # † leads to the note
+def _model(run: Run) -> str:
+    return names.model_name(run.config["model.name"])
 
 
 def ours(runs: Sequence[Run], metric: Metric, which: str = "best") -> Estimate:
     """Returns a metric over seeds, at each run's best or last epoch."""
     records = [run.best if which == "best" else run.records[-1] for run in runs]
     return estimate([record[metric.name] for record in records])
+
+
+def original(run: Run, metric: Metric) -> float | None:
+    """Returns what the original report printed; None for a config that it does not have."""
+    return getattr(run.row, metric.name) if run.row else None
+
+
+def tested(runs: Sequence[Run], name: str) -> list[float]:
+    """Returns "loss" or "accuracy" on the test set of the runs that used it once."""
+    return [run.result["test"][name] for run in runs if run.result and "test" in run.result]
 
 
 def show(value: Estimate, metric: Metric) -> str:
@@ -116,243 +92,163 @@ def show(value: Estimate, metric: Metric) -> str:
 
 def _show_interval(value: Estimate, metric: Metric) -> str:
     if math.isnan(value.half):
-        return "–"
+        return NONE
     scale, digits = (100, 2) if metric.percent else (1, 4)
     low, high = scale * (value.mean - value.half), scale * (value.mean + value.half)
     return f"{low:.{digits}f} … {high:.{digits}f}"
 
 
-def _show_report(value: float, metric: Metric) -> str:
+def _show_original(value: float | None, metric: Metric) -> str:
+    if value is None:
+        return NONE
     return f"{100 * value:.2f}%" if metric.percent else f"{value:.4f}"
 
 
-def _show_difference(value: float, metric: Metric) -> str:
-    return f"{100 * value:+.2f}" if metric.percent else f"{value:+.4f}"
+def _show_difference(mean: float, value: float | None, metric: Metric) -> str:
+    if value is None:
+        return NONE
+    return f"{100 * (mean - value):+.2f}" if metric.percent else f"{mean - value:+.4f}"
 
 
-# --- the tables -------------------------------------------------------------------------------
+# --- the tables: of sweeps without unfinished runs ----------------------------------------------
 
 
-class Table(NamedTuple):
-    """A titled grid of text, to be written in any format."""
-
-    title: str
-    header: list[str]
-    lines: list[list[str]]
-
-
-def results_table(rows: dict[str, list[Run]], title: str) -> Table:
-    """The report's own columns, with our results at the best epoch."""
+def results_table(sweep: Sweep) -> Table:
+    """The original report's own columns, with our results at the best epoch."""
     lines = []
-    for runs in rows.values():
-        row = settings(_as_run(runs[0]))
-        row["Size"] = f"{runs[0].result['parameters'] / 1e6:.2f}M"  # type: ignore[index]
-        row["#"] = _number(runs)
-        lines.append([*row.values(), *(show(ours(runs, m), m) for m in METRICS), runs[0].mark])
-    header = [*settings(TABLE_3[0]), *(metric.title for metric in METRICS), "Note"]
-    return Table(title, header, lines)
+    for name in sweep.names:
+        runs = sweep.of(name)
+        run = runs[0]
+        cells = settings(run.config, f"{run.result['parameters'] / 1e6:.2f}M")  # type: ignore[index]
+        lines.append([_number(run), *cells, *(show(ours(runs, m), m) for m in METRICS), run.mark])
+    header = ["#", *SETTINGS, *(metric.title for metric in METRICS), "Note"]
+    return Table("Results at the best epoch", header, lines)
 
 
-def comparison_table(rows: dict[str, list[Run]]) -> Table:
-    """Each metric at the best and the last epoch, beside the report's: a line for each."""
+def comparison_table(sweep: Sweep) -> Table:
+    """Each metric at the best and the last epoch, beside the original's: a line for each."""
     lines = []
-    for runs in rows.values():
-        first = [_number(runs), MODEL_NAMES[runs[0].row.model], str(len(runs))]
-        for metric in METRICS:
-            best, report = ours(runs, metric), getattr(runs[0].row, metric.name)
-            lines.append([
-                *first,
-                metric.title,
-                show(best, metric),
-                _show_interval(best, metric),
-                show(ours(runs, metric, "last"), metric),
-                _show_report(report, metric),
-                _show_difference(best.mean - report, metric),
-            ])  # fmt: skip
-        for name, metric in (("loss", METRICS[1]), ("accuracy", METRICS[3])):
-            tested = [
-                run.result["test"][name] for run in runs if run.result and "test" in run.result
-            ]
-            if tested:
-                value, report = estimate(tested), getattr(runs[0].row, metric.name)
-                lines.append([
-                    *first,
-                    f"Test {name}, once",
-                    show(value, metric),
-                    _show_interval(value, metric),
-                    "–",
-                    _show_report(report, metric),
-                    _show_difference(value.mean - report, metric),
-                ])  # fmt: skip
-    header = ["#", "Model", "Seeds", "Metric", "Best epoch", "95% interval", "Last epoch",
-              "Report", "Difference"]  # fmt: skip
-    return Table("Beside the report", header, lines)
+    for name in sweep.names:
+        runs = sweep.of(name)
+        compared = [(m.title, m, ours(runs, m), show(ours(runs, m, "last"), m)) for m in METRICS]
+        for kind, metric in (("loss", METRICS[1]), ("accuracy", METRICS[3])):
+            if values := tested(runs, kind):
+                compared.append((f"Test {kind}, once", metric, estimate(values), NONE))
+        for title, metric, best, last in compared:
+            printed = original(runs[0], metric)
+            first = [_number(runs[0]), _model(runs[0]), str(len(runs)), title]
+            shown = [show(best, metric), _show_interval(best, metric), last]
+            difference = _show_difference(best.mean, printed, metric)
+            lines.append([*first, *shown, _show_original(printed, metric), difference])
+    header = ["#", "Model", "Seeds", "Metric", "Best epoch", "95% interval", "Last epoch"]
+    return Table("Beside the original report", [*header, "Original", "Difference"], lines)
 
 
-def cost_table(rows: dict[str, list[Run]]) -> Table:
+def cost_table(sweep: Sweep) -> Table:
     """What the runs took."""
     lines = []
-    for runs in rows.values():
-        results = [run.result for run in runs if run.result]
+    for name in sweep.names:
+        runs = sweep.of(name)
+        run, results = runs[0], [run.result for run in runs if run.result]
         train_seconds = estimate([result["train_seconds"] for result in results]).mean
         rate = estimate([r["images_per_second"] for run in runs for r in run.records]).mean
-        report = runs[0].row.size
-        lines.append([
-            _number(runs),
-            MODEL_NAMES[runs[0].row.model],
+        memory = max(result["peak_memory_bytes"] for result in results)
+        cells = [
+            _number(run),
+            _model(run),
             f"{results[0]['parameters']:,}",
-            report,
+            run.row.size if run.row else NONE,
             metrics.duration(train_seconds),
             metrics.duration(max(result["compile_seconds"] for result in results)),
             f"{rate:,.0f}",
-            f"{max(result['peak_memory_bytes'] for result in results) / 2**30:.1f} GiB",
-            runs[0].mark,
-        ])  # fmt: skip
-    header = ["#", "Model", "Parameters", "Report", "Training", "Compiling", "Images/s", "Memory"]
+            f"{memory / 2**30:.1f} GiB",
+            run.mark,
+        ]
+        lines.append(cells)
+    header = ["#", "Model", "Parameters", "Original", "Training", "Compiling", "Images/s", "Memory"]
     return Table("What it took", [*header, "Note"], lines)
 
 
-def provenance(runs: Sequence[Run]) -> list[str]:
-    """Says where the numbers of runs come from: each fact once."""
-    facts: dict[str, set[str]] = {}
-    for run in runs:
-        env = run.environment
-        for part, data in run.data.items():
-            official = {True: "official files", False: "NOT verified as the official files"}
-            kind = official.get(data["official"], "embedded")
-            facts.setdefault(f"{part} images", set()).add(
-                f"{data['name']}, {data['images']:,}, {kind}, sha256 {data['sha256'][:12]}…"
-            )
-        facts.setdefault("protocol", set()).add(
-            "best epoch chosen on the test set, as in the report"
-            if run.config["data.protocol"] == "test"
-            else "best epoch chosen on a tenth of the training set"
-        )
-        facts.setdefault("machine", set()).add(
-            f"{env['devices']} × {env['device']}, {env['cpus']} CPU cores, {env['dtype']}"
-        )
-        names = ("jaxcifar", "jax", "flax", "optax", "numpy", "python")
-        facts.setdefault("versions", set()).add(", ".join(f"{n} {env[n]}" for n in names))
-        facts.setdefault("commit", set()).add(str(env["commit"]))
-        facts.setdefault("started", set()).add(env["started"][:10])
-    return [f"{name}: {' | '.join(sorted(values))}" for name, values in facts.items()]
-
-
-def commands(rows: dict[str, list[Run]]) -> list[str]:
-    """Returns the commands that make these runs, or go on with them."""
-    alike: dict[tuple, list[str]] = {}
+def tables(sweep: Sweep) -> list[Table]:
+    """Returns the tables of a sweep; only names with a finished run have a line."""
+    done = sweep.finished
     found = []
-    for name, runs in rows.items():
-        run = runs[0]
-        if run.folder.name == name:
-            found.append(f"python -m jaxcifar.main --config=configs/{name}.py "
-                         f"--workdir={run.folder}{run.options}")  # fmt: skip
-            continue
-        seeds = ",".join(str(run.seed) for run in runs)
-        alike.setdefault((seeds, run.folder.parent.parent, run.options), []).append(name)
-    for (seeds, out, options), names in alike.items():
-        rows_given = ",".join(names)
-        found.append(
-            f"python -m experiments.sweep --rows={rows_given} --seeds={seeds} --out={out}{options}"
-        )
-    return found
-
-
-def tables(rows: dict[str, list[Run]]) -> list[Table]:
-    """Returns the tables of a sweep; only rows with a finished run have a line."""
-    rows = {name: done for name, runs in rows.items() if (done := finished(runs))}
-    found = []
-    for table, prefix in (("Table 3", "row"), ("Table 4", "vgg")):
-        part = {name: runs for name, runs in rows.items() if name.startswith(prefix)}
-        if part:
-            grids = results_table(part, "Results at the best epoch"), comparison_table(part)
-            for grid in (*grids, cost_table(part)):
-                found.append(grid._replace(title=f"{table}: {grid.title.lower()}"))
+    for title, part in (
+        ("Table 3", done.only([row.name for row in TABLE_3])),
+        ("Table 4", done.only([row.name for row in TABLE_4])),
+        ("Other configs", done.others),
+    ):
+        if part.runs:
+            for grid in (results_table(part), comparison_table(part), cost_table(part)):
+                found.append(grid._replace(title=f"{title}: {grid.title.lower()}"))
     return found
 
 
 # --- formats ----------------------------------------------------------------------------------
 
 
-def notes(rows: dict[str, list[Run]]) -> list[str]:
-    """Says what each row marked † is: "vgg1, vgg2: SHORTENED: …"."""
-    by_mark: dict[str, list[str]] = {}
-    for name, runs in rows.items():
-        if runs[0].mark:
-            by_mark.setdefault(runs[0].mark, []).append(name)
-    return [f"{', '.join(names)}: {mark}" for mark, names in by_mark.items()]
-
-
-def markdown(rows: dict[str, list[Run]]) -> str:
+def markdown(sweep: Sweep) -> str:
     """Returns the whole page of a sweep: tables, commands, provenance."""
-    runs = [run for of_row in rows.values() for run in of_row]
-    parts = ["# Results beside the report's\n"]
-    if any(run.shortened for run in runs):
-        parts.append("**Runs marked SHORTENED were: their numbers do not compare with the "
-                     "report's.**\n")  # fmt: skip
-    for table in tables(rows):
-        lines = [table.header, ["---"] * len(table.header), *table.lines]
-        parts.append(f"## {table.title}\n")
-        parts += ["| " + " | ".join(line) + " |" for line in lines]
-        parts.append("")
+    parts = ["# Results beside the original report's\n"]
+    if any(run.shortened for run in sweep.runs):
+        parts.append(
+            "**Runs marked SHORTENED are: their numbers do not compare with those of full runs.**\n"
+        )
+    parts += [f"## {table.title}\n\n{table.markdown()}\n" for table in tables(sweep)]
     parts.append(
         "Mean ± standard deviation over seeds where there are several; the 95% interval is of the "
         "mean, by Student's t. Differences of accuracies are in percentage points.\n"
     )
-    parts += [f"† {note}\n" for note in notes(rows)]
-    if unfinished := [run for run in runs if run.result is None]:
+    parts += [f"† {note}\n" for note in sweep.notes]
+    if unfinished := [run for run in sweep.runs if run.result is None]:
         parts.append("## Not finished\n")
-        parts += [
-            f"- {run.row.config}, seed {run.seed}: epoch {len(run.records)} of "
-            f"{run.config['train.epochs']}"
-            for run in unfinished
-        ]
+        parts += [f"- {run.name}, seed {run.seed}: epoch {run.progress}" for run in unfinished]
         parts.append("")
-    parts += ["## Where the numbers come from\n", *(f"- {line}" for line in provenance(runs))]
-    parts += ["", "```", *commands(rows), "```", ""]
+    facts = [f"- {line}" for line in provenance(sweep.runs)]
+    parts += ["## Where the numbers come from\n", *facts]
+    parts += ["", "```", *commands(sweep), "```", ""]
     return "\n".join(parts)
 
 
-def comma_separated(rows: dict[str, list[Run]]) -> str:
-    """Returns one line a row: raw numbers, shares of 1 for accuracies."""
-    names = ["row", *list(settings(TABLE_3[0]))[1:], "seeds", "parameters"]
+def comma_separated(sweep: Sweep) -> str:
+    """Returns one line per row or config: raw numbers, shares of 1 for accuracies.
+
+    What does not apply is empty.
+    """
+    columns = ["row", *(name.lower() for name in SETTINGS), "seeds", "parameters"]
     for metric in METRICS:
-        names += [f"{metric.name}_{what}" for what in ("best", "std", "interval_half", "last")]
-        names += [f"{metric.name}_report", f"{metric.name}_difference"]
-    names += ["test_loss", "test_accuracy"]  # of the holdout protocol, at the best epoch
-    names += ["train_seconds", "data_official", "shortened", "note"]
+        columns += [f"{metric.name}_{what}" for what in ("best", "std", "interval_half", "last")]
+        columns += [f"{metric.name}_original", f"{metric.name}_difference"]
+    columns += ["test_loss", "test_accuracy"]  # of the holdout protocol, at the best epoch
+    columns += ["train_seconds", "data_official", "shortened", "note"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([name.lower() for name in names])
-    for name, of_row in rows.items():
-        runs = finished(of_row)
-        if not runs:
-            continue
-        row = runs[0].row
-        cells = [name, *list(settings(_as_run(runs[0])).values())[1:], len(runs)]
-        cells.append(runs[0].result["parameters"])  # type: ignore[index]
+    writer.writerow(columns)
+    for name in sweep.finished.names:
+        runs = sweep.finished.of(name)
+        run, results = runs[0], [run.result for run in runs if run.result]
+        cells: list[Any] = [name, *settings(run.config, run.row.size if run.row else "")]
+        cells += [len(runs), results[0]["parameters"]]
         for metric in METRICS:
-            best, report = ours(runs, metric), getattr(row, metric.name)
+            best, printed = ours(runs, metric), original(run, metric)
             values = (best.mean, best.std, best.half, ours(runs, metric, "last").mean)
             cells += ["" if math.isnan(v) else f"{v:.6g}" for v in values]
-            cells += [f"{report:.6g}", f"{best.mean - report:.6g}"]
-        results = [run.result for run in runs if run.result]
-        for metric in ("loss", "accuracy"):
-            tested = [result["test"][metric] for result in results if "test" in result]
-            cells.append(f"{estimate(tested).mean:.6g}" if tested else "")
+            compared = () if printed is None else (printed, best.mean - printed)
+            cells += [f"{v:.6g}" for v in compared] or ["", ""]
+        for kind in ("loss", "accuracy"):
+            test = tested(runs, kind)
+            cells.append(f"{estimate(test).mean:.6g}" if test else "")
         seconds = [result["train_seconds"] for result in results]
         official = all(data["official"] for run in runs for data in run.data.values())
-        cells += [f"{estimate(seconds).mean:.1f}", official]
-        cells += ["; ".join(runs[0].shortened), runs[0].mark]
+        cells += [f"{estimate(seconds).mean:.1f}", official, "; ".join(run.shortened), run.mark]
         writer.writerow(cells)
     return text.getvalue()
 
 
-def latex(rows: dict[str, list[Run]]) -> str:
+def latex(sweep: Sweep) -> str:
     """Returns a `table` environment for each table (needs the packages booktabs and graphicx)."""
-    runs = [run for of_row in rows.values() for run in of_row]
-    parts = [f"% {line}" for line in provenance(runs)]
-    for table in tables(rows):
+    parts = [f"% {line}" for line in provenance(sweep.runs)]
+    for table in tables(sweep):
         lines = [" & ".join(map(_escape, line)) + r" \\" for line in table.lines]
         parts += [
             r"\begin{table}",
@@ -366,7 +262,7 @@ def latex(rows: dict[str, list[Run]]) -> str:
             *(f"    {line}" for line in lines),
             r"    \bottomrule",
             r"  \end{tabular}}",
-            *(rf"  \par\footnotesize $^\dagger$ {_escape(note)}" for note in notes(rows)),
+            *(rf"  \par\footnotesize $^\dagger$ {_escape(note)}" for note in sweep.notes),
             r"\end{table}",
             "",
         ]
@@ -382,60 +278,18 @@ def _escape(text: str) -> str:
     return text
 
 
-FORMATS: dict[str, Callable[[dict[str, list[Run]]], str]] = {
+FORMATS: dict[str, Callable[[Sweep], str]] = {
     "table.md": markdown,
     "table.csv": comma_separated,
     "table.tex": latex,
 }
 
 
-# --- the command ------------------------------------------------------------------------------
-
-
-def finished_sweeps(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, list[Run]]]:
-    """Reads the sweeps below `folder` that have a finished run; prints which have none.
-
-    Raises:
-      UserError: none has, or runs cannot be read.
-    """
-    found, waiting = {}, []
-    for sweep, rows in sweeps(folder).items():
-        runs = [run for of_row in rows.values() for run in of_row]
-        if finished(runs):
-            found[sweep] = rows
-            continue
-        states = ", ".join(
-            f"{run.row.config} seed {run.seed}: {len(run.records)} of {run.config['train.epochs']} "
-            "epochs" for run in runs
-        )  # fmt: skip
-        waiting.append(f"No run in {sweep} is finished ({states}). Start the sweep again.")
-    if not found:
-        raise UserError("\n".join(waiting))
-    print("".join(f"{line}\n" for line in waiting), end="")
-    return found
-
-
 def write(folder: pathlib.Path) -> list[pathlib.Path]:
     """Writes the tables of each sweep below `folder`; returns the files."""
     texts = {}
-    for sweep, rows in finished_sweeps(folder).items():
-        texts |= {sweep / name: form(rows) for name, form in FORMATS.items()}
+    for sweep in finished_sweeps(folder):
+        texts |= {sweep.folder / name: form(sweep) for name, form in FORMATS.items()}
     for path, text in texts.items():
         path.write_text(text)
     return list(texts)
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.tables",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=pathlib.Path, help="a sweep's folder, or one above several")
-    paths = write(parser.parse_args(argv).folder)
-    print(next(path for path in paths if path.suffix == ".md").read_text())
-    print("\n".join(f"wrote {path}" for path in paths))
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code(main))
