@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments.runs.rows import ROWS
-from jaxcifar.config import Config
+from jaxcifar.config import Config, validate
 from jaxcifar.errors import UserError, choose, reason
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs"
@@ -33,7 +33,7 @@ def load(path: str | pathlib.Path) -> Config:
     """Returns what get_config() of a config file returns.
 
     Raises:
-      UserError: the file cannot be loaded, or returns no config.
+      UserError: the file cannot be loaded, or returns no config, or an impossible one.
     """
     name = pathlib.Path(path).stem
     loader = importlib.machinery.SourceFileLoader(f"config_file_{name}", str(path))
@@ -55,6 +55,10 @@ def load(path: str | pathlib.Path) -> Config:
             f"get_config() of {path} returns {_described(config)}, not a config. Start from "
             "jaxcifar.config.base_config(), and return it."
         )
+    try:
+        validate(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return config
 
 
