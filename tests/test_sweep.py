@@ -192,7 +192,7 @@ def test_config_files_beside_rows(mine, tmp_path, capsys):
     # The command that is shown finds the runs done.
     capsys.readouterr()
     assert exit_code(lambda: sweep_main([*shlex.split(command)[3:], "--dry-run"])) == 0
-    assert "2 runs" in capsys.readouterr().out
+    assert ": 3 done; nothing left" in capsys.readouterr().out
     assert start_files(out, f"{mine}/wide.py", "--dry-run") == 0
     assert "1 done" in capsys.readouterr().out
 
