@@ -61,19 +61,19 @@ def test_measurement_by_hand(measured):
         logits = create_model(config).apply({"params": params}, inputs, train=True)
         return losses.cross_entropy(logits, images.labels[rows]).mean()
 
-    gradient = jax.jit(jax.grad(loss))(state.params)
+    here = jax.jit(jax.grad(loss))(state.params)
 
     def flat(tree):
         return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 
     record = measurements(measured, "vgg2")[0]
-    norm = np.linalg.norm(flat(gradient))
+    norm = np.linalg.norm(flat(here))
     assert record["gradient_norm"] == pytest.approx(norm, rel=1e-4)
     betas = []
     for i, size in enumerate(gradient.STEP_SIZES):
-        there = jax.tree.map(lambda p, g, size=size: p - size * g, state.params, gradient)
+        there = jax.tree.map(lambda p, g, size=size: p - size * g, state.params, here)
         assert record["losses"][i] == pytest.approx(float(jax.jit(loss)(there)), rel=1e-4)
-        change = np.linalg.norm(flat(jax.jit(jax.grad(loss))(there)) - flat(gradient))
+        change = np.linalg.norm(flat(jax.jit(jax.grad(loss))(there)) - flat(here))
         assert record["gradient_changes"][i] == pytest.approx(change, rel=2e-2)
         betas.append(change / (size * norm))
     beta = gradient.effective_smoothness(record, gradient.STEP_SIZES)
