@@ -19,9 +19,9 @@ test: .venv/installed-test
 report: .venv/installed
 	-$(BIN)/python -m experiments.sweep --rows=1-12 --seeds=$(SEEDS) --out=$(OUT)/table3 $(OPTIONS)
 	-$(BIN)/python -m experiments.sweep --rows=vgg1-vgg8 --seeds=$(SEEDS) --out=$(OUT)/table4 $(OPTIONS)
-	$(BIN)/python -m experiments.tables $(OUT)
-	$(BIN)/python -m experiments.claims $(OUT)
-	$(BIN)/python -m experiments.figures $(OUT)
+	$(BIN)/python -m experiments.report tables $(OUT)
+	$(BIN)/python -m experiments.report claims $(OUT)
+	$(BIN)/python -m experiments.report figures $(OUT)
 	-$(BIN)/python -m experiments.landscape smoothness --out=$(OUT)/landscape $(OPTIONS)
 	-for row in vgg2 vgg6; do $(BIN)/python -m experiments.landscape slice \
 		$(OUT)/table4/$$row/seed0 --out=$(OUT)/landscape; done

@@ -6,8 +6,8 @@
 
 Each model's training step is compiled and warmed up, then timed in turns with PyTorch's (A B A B…),
 so that a slow minute of the machine falls on both; the table has medians and ranges. The step is
-the one that training runs. PyTorch's is the plain definition of `tests/torch_reference.py` with its
-usual fast settings: both memory formats, in-place activations, and on a GPU `torch.compile` and
+the one that training runs. PyTorch's is the plain definition of `experiments/torch_models.py` with
+its usual fast settings: both memory formats, in-place activations, and on a GPU `torch.compile` and
 autocast where the dtype is bfloat16. Neither loads data: images are on the device. PyTorch does not
 augment; --augment=none (the default) compares like with like. The memory is what the compiled step
 needs beside its arguments and results; with --remat, DenseNets are timed with `model.remat` on and
@@ -16,7 +16,6 @@ off, else with its default.
 
 import argparse
 import contextlib
-import importlib
 import json
 import os
 import pathlib
@@ -31,11 +30,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.cost import forward_multiply_adds
-from jaxcifar import augment, compilation, data, metrics, sharding, train, workdirs
+from experiments.runs.table import Table
+from jaxcifar import augment, data, programs, sharding, task
 from jaxcifar.config import base_config
 from jaxcifar.errors import UserError, choose, exit_code
-from jaxcifar.models import MODELS
-from jaxcifar.programs import DTYPES, Programs, hyperparams_of, static_part
+from jaxcifar.kernels import compilation
+from jaxcifar.models import MODELS, can_remat
+from jaxcifar.run.log import write_json
+from jaxcifar.run.machine import environment, peak_memory
 
 Timer = Callable[[], float]  # runs some steps; returns images per second
 
@@ -52,62 +54,65 @@ def jax_timer(
     config.model.remat = remat
     config.data.name, config.data.augment = "synthetic", augmentation
     config.train.batch_size = batch
-    train.check_config(config)
     images = data.load("synthetic", "train", size=max(batch * 4, 1024))
     mesh = sharding.make_mesh()
-    made = Programs(static_part(config), len(images), (images.mean, images.std), mesh)
+    task.check_config(config, mesh)
+    made = task.build(config, images, mesh)
     began = time.monotonic()
-    hyperparams = sharding.replicate(hyperparams_of(config), mesh)
-    state = made.init(sharding.replicate(np.uint32(0), mesh), hyperparams)
+    hyperparams = sharding.replicate(task.hyperparams(config), mesh)
+    state = programs.init(made)(sharding.replicate(np.uint32(0), mesh), hyperparams)
     jax.block_until_ready(state.params)
     init_seconds = time.monotonic() - began
-    order = made.order(state.key, sharding.replicate(np.int32(1), mesh))
+    order = programs.order(made)(state.key, sharding.replicate(np.int32(1), mesh))
     rest = hyperparams, *sharding.replicate((images.images, images.labels), mesh), order
-    per_call = made.steps_per_call
-    step = made.compiled_train(per_call, state, *rest)
-    calls = max(1, steps // per_call)
+    began = time.monotonic()
+    step: Any = programs.train(made, made.steps_per_call)
+    compile_seconds = time.monotonic() - began
+    calls = max(1, steps // made.steps_per_call)
 
     def make(calls: int) -> None:
         nonlocal state
         for _ in range(calls):
-            state, _ = made.train(per_call, state, *rest)
+            state, _ = step(state, *rest)
         jax.block_until_ready(state.params)
 
     facts = {
         "init_seconds": init_seconds,
-        "compile_seconds": made.compile_seconds,
+        "compile_seconds": compile_seconds,
         "step_memory_bytes": step.memory_analysis().temp_size_in_bytes,
         "dtype": made.in_force["dtype"],
     }
-    return lambda: per_call * batch * _rate(make, calls), facts
+    return lambda: made.steps_per_call * batch * _rate(make, calls), facts
 
 
 def torch_timer(model: str, batch: int, dtype: str, channels_last: bool, steps: int) -> Timer:
     """Returns a timer of PyTorch's training step: forward, backward, Adam.
 
     Raises:
-      UserError: PyTorch, or the repository's tests, are not there.
+      UserError: PyTorch is not installed.
     """
     try:
-        torch: Any = importlib.import_module("torch")
-        torch_reference: Any = importlib.import_module("tests.torch_reference")
+        import torch  # pyright: ignore[reportMissingImports]
+
+        from experiments import torch_models
     except ImportError as error:
         raise UserError(
-            "--against=torch needs PyTorch (pip install 'jaxcifar[parity]') and a checkout with "
-            f"its tests: {error}."
+            f"--against=torch needs PyTorch (pip install 'jaxcifar[parity]'): {error}."
         ) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    net: Any = torch_reference.create(model).to(device).to(memory_format=layout).train()
+    net: Any = torch_models.create(model).to(device).to(memory_format=layout).train()
     for module in net.modules():
         if hasattr(module, "inplace"):
             module.inplace = True
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     images = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=layout)
     labels = torch.randint(10, (batch,), device=device)
-    cast: Any = contextlib.nullcontext
-    if dtype == "bfloat16":
-        cast = lambda: torch.autocast(device, torch.bfloat16)  # noqa: E731
+
+    def cast() -> Any:
+        half = dtype == "bfloat16"
+        return torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext()
+
     forward = torch.compile(net) if device == "cuda" else net
 
     def make(steps: int) -> None:
@@ -174,7 +179,7 @@ def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
     batch, steps = arguments.batch, arguments.steps
     timers: dict[str, Timer] = {}
     facts: dict[str, dict] = {}
-    both = arguments.remat and model.startswith("densenet")
+    both = arguments.remat and can_remat(model)
     for remat in ("on", "off") if both else ("auto",):
         name = f"jaxcifar, remat {remat}" if both else "jaxcifar"
         timers[name], facts[name] = jax_timer(
@@ -194,16 +199,14 @@ def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
         | {"ratio": rate / best if best and name in facts else None}
         for name, rate in medians.items()
     }
-    return {"model": model, "timed": timed, "peak_memory_bytes": train.peak_memory()}
+    return {"model": model, "timed": timed, "peak_memory_bytes": peak_memory()}
 
 
 def table(content: dict[str, Any]) -> str:
     """Returns the measurements as a Markdown table."""
-    lines = [
-        "| model | what | images/s, median | lowest … highest | of PyTorch's best | GFLOP/s "
-        "| init | compile | memory of a step |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    header = ["model", "what", "images/s, median", "lowest … highest", "of PyTorch's best"]
+    header += ["GFLOP/s", "init", "compile", "memory of a step"]
+    lines = []
     for result in content["results"]:
         for name, found in result["timed"].items():
             rates = found["images_per_second"]
@@ -220,11 +223,12 @@ def table(content: dict[str, Any]) -> str:
                 cells.append(f"{found['step_memory_bytes'] / 2**20:,.0f} MiB")
             else:
                 cells += ["", "", ""]
-            lines.append("| " + " | ".join(cells) + " |")
+            lines.append(cells)
     limits = ", ".join(
         f"{name.replace('_', ' ')} {v:,.0f}" for name, v in content["ceilings"].items()
     )
-    return "\n".join([*lines, "", f"The device's own: {limits}."])
+    grid = Table("Training speed", header, lines)
+    return f"{grid.markdown()}\n\nThe device's own: {limits}."
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -235,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--models", default="resnet18,densenet121,vgg_a_bn")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--dtype", default="auto", choices=DTYPES)
+    parser.add_argument("--dtype", default="auto", choices=task.DTYPES)
     parser.add_argument("--augment", default="none", choices=augment.AUGMENTATIONS)
     parser.add_argument("--steps", type=int, default=4, help="in each repeat")
     parser.add_argument("--repeats", type=int, default=5)
@@ -253,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {name: getattr(arguments, name) for name in ("batch", "augment", "steps", "repeats")}
     content = {
         "settings": settings,
-        "environment": workdirs.environment({}) | {"tunables": os.environ.get("GLIBC_TUNABLES")},
+        "environment": environment({}) | {"tunables": os.environ.get("GLIBC_TUNABLES")},
         "ceilings": ceilings(),
         "results": [],
     }
@@ -261,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         content["results"].append(measure(model, arguments))
         print(f"{model} done", file=sys.stderr, flush=True)
         if arguments.out:
-            metrics.write_json(arguments.out, content)
+            write_json(arguments.out, content)
     print(table(content))
     print(json.dumps(content["environment"]))
 

@@ -15,7 +15,7 @@ def forward_multiply_adds(model: str, width: float = 1.0) -> int:
     """Returns the multiply-adds of one image's forward pass in convolutions and linear layers.
 
     A training step takes about three times as many. (Counts of "FLOPs" are twice this, or this,
-    by whom you ask.)
+    depending on whom you ask.)
     """
     total = 0
 

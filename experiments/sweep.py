@@ -1,17 +1,20 @@
-"""Trains rows of the report over several seeds, each once, however often it is started.
+"""Trains rows of the original report, or any configs, over several seeds; can be run repeatedly.
 
     python -m experiments.sweep --rows=1-12 --seeds=0-2 --out=results/table3
     python -m experiments.sweep --rows=vgg1-vgg8 --out=results/table4 --config.train.epochs=3
+    python -m experiments.sweep --configs=mine/wide.py,mine/deep_*.py --seeds=0-4 --out=results/mine
 
-Runs go to OUT/ROW/seedN. Finished ones are skipped, an unfinished one is resumed, and one that
-fails is reported at the end (exit code 1) while the others go on. Runs that differ only in numbers
-(seed, learning rate, L1, L2, epochs) share one compiled step. `--config.FIELD=VALUE` changes all.
+Runs go to OUT/NAME/seedN, where NAME is the row, or the config file without .py. Finished ones are
+skipped, an unfinished one is resumed, and one that fails does not stop the others but is named at
+the end (exit code 1). Runs that differ only in numbers (seed, learning rate, L1, L2, epochs) share
+one compiled step. `--config.FIELD=VALUE` changes all of them.
 """
 
 import argparse
 import functools
 import pathlib
 import re
+import shlex
 import sys
 import time
 import traceback
@@ -19,26 +22,32 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import flags
-from ml_collections import config_flags
 
 from experiments.cost import forward_multiply_adds
-from experiments.report_tables import ROWS
-from experiments.runs import row_config
-from jaxcifar import compilation, data, metrics, programs, train, workdirs
+from experiments.runs.configs import Source, named, with_options
+from experiments.runs.read import write_origin
+from jaxcifar import data, sharding, task, train
 from jaxcifar.config import Config
-from jaxcifar.errors import Interrupted, UserError, choose, exit_code, reason
+from jaxcifar.errors import Interrupted, UserError, exit_code
+from jaxcifar.kernels import compilation
+from jaxcifar.run.folder import check_same, saved_config
+from jaxcifar.run.log import read_lines
+from jaxcifar.run.progress import duration
 
 
 class Job(NamedTuple):
     """One run of a sweep."""
 
-    row: str
+    source: Source
     seed: int
-    config: Config
+    config: Config  # the source's, with options and seed
     workdir: pathlib.Path
     images: int = 0  # that an epoch trains on, and evaluates
     test_images: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.source.name
 
     @property
     def state(self) -> str:
@@ -49,34 +58,14 @@ class Job(NamedTuple):
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        return metrics.read_lines(self.workdir / "metrics.jsonl")
-
-
-def parse_rows(text: str) -> list[str]:
-    """Returns the rows that "1-3,vgg2" or "vgg1-vgg8" names; a bare number is of Table 3.
-
-    Raises:
-      UserError: it names none, or one that is not in the report.
-    """
-    rows: list[str] = []
-    for part in text.split(","):
-        ends = part.strip().split("-")
-        table = ends[0].rstrip("0123456789") or "row"
-        ends = [
-            choose("A row in --rows", f"{table}{end.removeprefix(table)}", ROWS) for end in ends
-        ]
-        first, last = (int(end.removeprefix(table)) for end in (ends[0], ends[-1]))
-        if len(ends) > 2 or first > last:
-            raise UserError(f"--rows has {part!r}; give a row (9), or a range (1-12, vgg1-vgg8).")
-        rows += [f"{table}{number}" for number in range(first, last + 1)]
-    return list(dict.fromkeys(rows))
+        return read_lines(self.workdir / "metrics.jsonl")
 
 
 def parse_seeds(text: str) -> list[int]:
     """Returns the seeds that "0-2,7" names.
 
     Raises:
-      UserError: it is no such list.
+      UserError: it is not such a list.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -88,66 +77,61 @@ def parse_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def plan(rows: list[str], seeds: list[int], out: pathlib.Path, options: list[str]) -> list[Job]:
+def plan(
+    sources: list[Source], seeds: list[int], out: pathlib.Path, options: list[str]
+) -> list[Job]:
     """Returns the runs of a sweep, checked as far as can be before they start.
 
     Args:
-      rows: names of rows.
-      seeds: of each row's runs.
+      sources: rows and config files.
+      seeds: of each one's runs.
       out: the sweep's folder.
       options: "--config.FIELD=VALUE" for all runs.
 
     Raises:
-      UserError: an option is unknown or impossible, a workdir holds a run of another config, or
-        the data are not there.
+      UserError: a config or an option is impossible, a workdir contains a run of another config,
+        or the data are not there.
     """
-    jobs = []
-    for row in rows:
-        config = with_options(row_config(row), options)
+    jobs, mesh = [], sharding.make_mesh()
+    for source in sources:
+        config = with_options(source.config.copy_and_resolve_references(), options)
         for seed in seeds:
             config = config.copy_and_resolve_references()
-            config.seed = seed
-            train.check_config(config)
-            job = Job(row, seed, config, out / row / f"seed{seed}")
-            if saved := workdirs.saved_config(job.workdir):
-                workdirs.check_same(saved, config, job.workdir)
+            job = Job(source, seed, config, out / source.name / f"seed{seed}")
+            try:
+                config.seed = seed
+                task.check_config(config, mesh)
+            except (UserError, KeyError, TypeError) as error:
+                raise UserError(f"{source.file or source.name}: {error}") from error
+            if saved := saved_config(job.workdir):
+                check_same(saved, config, job.workdir)
             jobs.append(job)
     # One after the other what shares compiled programs.
-    keys = [programs.static_part(job.config) for job in jobs]
-    jobs = [job for key in dict.fromkeys(keys) for job, own in zip(jobs, keys, strict=True)
-            if own == key]  # fmt: skip
+    tasks = {
+        job.workdir: None if job.state == "done" else task.build(job.config, _images(job)[0], mesh)
+        for job in jobs
+    }
+    different = list(tasks.values())
+    jobs.sort(key=lambda job: different.index(tasks[job.workdir]))
     return [_with_sizes(job) if job.state != "done" else job for job in jobs]
 
 
-@functools.lru_cache
-def _sizes(name: str, folder: str) -> tuple[int, int]:
+def _images(job: Job) -> tuple[data.Dataset, data.Dataset]:
+    """The images that a run trains on, and those that each epoch evaluates."""
+    where = job.config.data
+    return _split(where.name, where.dir, where.protocol, job.config.train.limit_train_images)
+
+
+@functools.lru_cache(maxsize=2)
+def _split(name: str, folder: str, protocol: str, limit: int) -> tuple[data.Dataset, data.Dataset]:
     train_images, test_images = (data.load(name, s, data_dir=folder) for s in ("train", "test"))
-    return len(train_images), len(test_images)
+    splits = data.split(train_images, test_images, protocol=protocol, limit=limit)
+    return splits.train, splits.validation
 
 
 def _with_sizes(job: Job) -> Job:
-    train_images, test_images = _sizes(job.config.data.name, job.config.data.dir)
-    images = job.config.train.limit_train_images or train_images
-    return job._replace(images=images, test_images=test_images)
-
-
-def with_options(config: Config, options: list[str]) -> Config:
-    """Returns `config` changed by options such as "--config.train.epochs=3".
-
-    Raises:
-      UserError: an option is unknown, has a value of another type, or is of the seed.
-    """
-    values, argv = flags.FlagValues(), ["sweep", *options]
-    try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-        rest = values(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"An option cannot be used: {reason(error)}") from error
-    if len(rest) > 1:
-        raise UserError(f"{rest[1]!r} is no option. --help lists them all.")
-    if "seed" in values["config"].override_values:  # pyright: ignore
-        raise UserError("--config.seed would be the same for all runs. Give --seeds instead.")
-    return values.config
+    train_images, validation_images = map(len, _images(job))
+    return job._replace(images=train_images, test_images=validation_images)
 
 
 # --- estimates --------------------------------------------------------------------------------
@@ -195,8 +179,8 @@ def time_left(jobs: list[Job]) -> str:
     if not work:
         return "nothing left"
     if speed := multiply_adds_per_second(jobs):
-        return f"about {metrics.duration(work / speed)} left"
-    guess = metrics.duration(work / guessed_multiply_adds_per_second())
+        return f"about {duration(work / speed)} left"
+    guess = duration(work / guessed_multiply_adds_per_second())
     return f"roughly {guess} left (a guess from this device's matrix product, before any epoch)"
 
 
@@ -211,28 +195,31 @@ def run(jobs: list[Job]) -> list[tuple[Job, str]]:
             continue
         gone = [other for other, _ in failed]
         left = time_left([other for other in jobs if other not in gone])
-        print(f"\n[{number}/{len(jobs)}] {job.row}, seed {job.seed}: {job.state}; sweep: {left}",
-              flush=True)  # fmt: skip
+        which = f"{job.name}, seed {job.seed}"
+        print(f"\n[{number}/{len(jobs)}] {which}: {job.state}; sweep: {left}", flush=True)
         try:
+            if job.source.file:
+                write_origin(job.source, job.workdir.parent)
             train.train_and_evaluate(job.config, job.workdir)
         except Interrupted:
             raise
         except UserError as error:
             failed.append((job, str(error)))
-        except Exception as error:  # one run that breaks must not cost the others
+        except Exception as error:  # one run that breaks must not stop the others
             failed.append((job, f"{type(error).__name__}: {error}"))
             traceback.print_exc()
         if failed and failed[-1][0] is job:
-            print(f"{job.row}, seed {job.seed} failed: {failed[-1][1]}", flush=True)
+            print(f"{which} failed: {failed[-1][1]}", flush=True)
     return failed
 
 
 def _table(jobs: list[Job]) -> str:
-    lines = [f"{'row':<6} {'seed':>4}  {'model':<12} {'epochs':>9}  {'state':<10} folder"]
+    wide = max(6, *(len(job.name) for job in jobs))
+    lines = [f"{'name':<{wide}} {'seed':>4}  {'model':<12} {'epochs':>9}  {'state':<10} folder"]
     for job in jobs:
         epochs = f"{len(job.records)}/{job.config.train.epochs}"
         lines.append(
-            f"{job.row:<6} {job.seed:>4}  {job.config.model.name:<12} {epochs:>9}  "
+            f"{job.name:<{wide}} {job.seed:>4}  {job.config.model.name:<12} {epochs:>9}  "
             f"{job.state:<10} {job.workdir}"
         )
     return "\n".join(lines)
@@ -245,14 +232,15 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--rows", required=True, help="1-12, vgg1-vgg8, 9, or a list of such")
+    parser.add_argument("--rows", help="1-12, vgg1-vgg8, 9, or a list of such")
+    parser.add_argument("--configs", help="config files, or patterns: configs/row9.py,mine/*.py")
     parser.add_argument("--seeds", default="0", help="0-2, or a list of such (default 0)")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="the sweep's folder")
     parser.add_argument("--dry-run", action="store_true", help="list the work, do nothing")
     arguments, options = parser.parse_known_args(argv)
 
-    rows, seeds = parse_rows(arguments.rows), parse_seeds(arguments.seeds)
-    jobs = plan(rows, seeds, arguments.out, options)
+    seeds = parse_seeds(arguments.seeds)
+    jobs = plan(named(arguments.rows, arguments.configs), seeds, arguments.out, options)
     states = [job.state for job in jobs]
     counts = ", ".join(
         f"{states.count(s)} {s}" for s in ("done", "to resume", "new") if s in states
@@ -264,11 +252,14 @@ def main(argv: list[str] | None = None) -> int:
     compilation.use_cache()
     began = time.monotonic()
     failed = run(jobs)
-    print(f"\n{len(jobs) - len(failed)} of {len(jobs)} runs are in {arguments.out}, after "
-          f"{metrics.duration(time.monotonic() - began)}. Next: python -m experiments.figures "
-          f"{arguments.out}; python -m experiments.report {arguments.out}")  # fmt: skip
+    folder = shlex.quote(str(arguments.out))
+    print(
+        f"\n{len(jobs) - len(failed)} of {len(jobs)} runs are in {arguments.out}, after "
+        f"{duration(time.monotonic() - began)}. Next: python -m experiments.report figures "
+        f"{folder}; python -m experiments.report {folder}"
+    )
     for job, why in failed:
-        print(f"failed: {job.row}, seed {job.seed} ({job.workdir}): {why}", file=sys.stderr)
+        print(f"failed: {job.name}, seed {job.seed} ({job.workdir}): {why}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -142,16 +142,21 @@ def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def changed_fields(one: dict, other: dict) -> dict[str, tuple[Any, Any]]:
+    """Returns {field: (one's value, other's)} for each field that changes what a run computes."""
+    one, other = flatten(one), flatten(other)
+    pairs = {field: (one.get(field), other.get(field)) for field in {**one, **other}}
+    return {
+        field: (a, b)
+        for field, (a, b) in pairs.items()
+        # A tuple comes back from JSON as a list.
+        if field not in EXECUTION_FIELDS and _plain(a) != _plain(b)
+    }
+
+
 def differences(one: dict, other: dict) -> list[str]:
     """Returns "field: a -> b" for each field that changes what a run computes."""
-    one, other = flatten(one), flatten(other)
-    fields = [field for field in {**one, **other} if field not in EXECUTION_FIELDS]
-    return [
-        f"{field}: {one.get(field)!r} -> {other.get(field)!r}"
-        for field in fields
-        # A tuple comes back from JSON as a list.
-        if _plain(one.get(field)) != _plain(other.get(field))
-    ]
+    return [f"{field}: {a!r} -> {b!r}" for field, (a, b) in changed_fields(one, other).items()]
 
 
 def _plain(value: object) -> object:

@@ -1,7 +1,10 @@
 """Set-up of all tests: eight CPU devices, strict JAX, a compilation cache, real data if there."""
 
+import contextlib
+import json
 import os
 import pathlib
+import shutil
 
 # Before JAX starts. Eight devices test what one cannot; most tests use the first.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -10,7 +13,14 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import numpy as np
 import pytest
+
+from experiments import sweep
+from experiments.runs import configs
+from experiments.runs.rows import ROWS
+from jaxcifar import metrics, sharding
+from jaxcifar.errors import exit_code
 
 _CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "xla"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
@@ -30,3 +40,119 @@ def cifar10_dir(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("cifar10")
     runpy.run_path(str(packed / "unpack.py"))["main"](str(folder))
     return str(folder)
+
+
+# --- runs of sweeps ---------------------------------------------------------------------------
+
+# Runs of seconds.
+OPTIONS = [
+    "--config.data.name=synthetic",
+    "--config.model.width=0.05",
+    "--config.train.batch_size=32",
+    "--config.train.limit_train_images=100",
+    "--config.train.epochs=2",
+    "--config.train.eval_batch_size=64",
+]
+
+
+@contextlib.contextmanager
+def on_one_device():
+    """Lets runs use the first device only."""
+    with pytest.MonkeyPatch.context() as patch:
+        mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), (sharding.BATCH_AXIS,))
+        patch.setattr(sharding, "make_mesh", lambda: mesh)
+        yield
+
+
+@pytest.fixture
+def one_device():
+    with on_one_device():
+        yield
+
+
+def start_sweep(out, rows="vgg2,vgg6", seeds="0-1", *more):
+    """Runs the command on rows shortened by `OPTIONS`; returns its exit code."""
+    what = [f"--rows={rows}"] if rows else []
+    arguments = [*what, f"--seeds={seeds}", f"--out={out}", *OPTIONS, *more]
+    return exit_code(lambda: sweep.main(arguments))
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory):
+    """A finished sweep of two rows and two seeds; not to be changed."""
+    out = tmp_path_factory.mktemp("results") / "table4"
+    with on_one_device():
+        assert start_sweep(out) == 0
+    return out
+
+
+@pytest.fixture
+def copied(swept, tmp_path):
+    return shutil.copytree(swept, tmp_path / "table4")
+
+
+@pytest.fixture(scope="session")
+def swept_vgg(tmp_path_factory):
+    """A finished sweep of all eight rows of Table 4; not to be changed."""
+    out = tmp_path_factory.mktemp("results") / "table4"
+    with on_one_device():
+        assert start_sweep(out, "vgg1-8", "0") == 0
+    return out
+
+
+@pytest.fixture
+def copied_vgg(swept_vgg, tmp_path):
+    return shutil.copytree(swept_vgg, tmp_path / "table4")
+
+
+def write_fake_runs(out, changes=None, seeds=3, rows=ROWS, epochs=2, **fields):
+    """Writes runs whose best epoch has the original's numbers, plus 0.001 × (seed − 1); twice that
+    for the training accuracy.
+
+    Args:
+      changes: {row: {metric: added}}.
+      rows: names; those that are no rows are runs like row 1's.
+      fields: of every config, "group__name".
+    """
+    for name in rows:
+        of_row = name if name in ROWS else "row1"
+        row = ROWS[of_row]._asdict()
+        for metric, added in (changes or {}).get(name, {}).items():
+            row[metric] += added
+        for seed in range(seeds):
+            folder = out / name / f"seed{seed}"
+            folder.mkdir(parents=True)
+            config = configs.row_config(of_row)
+            config.seed, config.train.epochs = seed, epochs
+            for field, value in fields.items():
+                group, _, field_name = field.partition("__")
+                config[group][field_name] = value
+            part = {"name": "cifar10", "images": 50_000, "official": True, "sha256": "0123"}
+            environment = {
+                **{"jaxcifar": "0.1.0", "jax": "0", "flax": "0", "optax": "0", "numpy": "2"},
+                **{"python": "3", "commit": "abc", "device": "cpu", "devices": 1, "cpus": 2},
+                **{"dtype": "float32", "started": "2026-01-01T00:00:00Z"},
+            }
+            content = {"config": config.to_dict(), "data": {"train": part, "validation": part}}
+            metrics.write_json(folder / "config.json", content | {"environment": environment})
+            records = []
+            for epoch in range(1, epochs + 1):
+                best = epoch == epochs - 1  # the last epoch is a little worse
+                record = {
+                    metric: row[metric]
+                    + 0.001 * (seed - 1) * (2 if metric == "train_accuracy" else 1)
+                    - (0 if best else 0.002)
+                    for metric in ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
+                }
+                record |= {"epoch": epoch, "step": 195 * epoch, "train_ce": record["train_loss"]}
+                rates = {"learning_rate": 1e-3, "images_per_second": 1000.0, "seconds": 50.0}
+                records.append(record | rates)
+            lines = "".join(json.dumps(record) + "\n" for record in records)
+            (folder / "metrics.jsonl").write_text(lines)
+            ce = row["train_loss"] * (1 + 0.001 * seed)
+            steps = [{"epoch": e, "ce": [ce] * 50} for e in (1, 2)]
+            (folder / "steps.jsonl").write_text("".join(json.dumps(s) + "\n" for s in steps))
+            result = {"parameters": 1_000_000, "train_seconds": 100.0}
+            result |= {"compile_seconds": 5.0, "peak_memory_bytes": 2**30}
+            metrics.write_json(folder / "result.json", result)
+    return out

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from experiments.report_tables import TABLE_3, TABLE_4
+from experiments.runs.rows import ROWS
 from jaxcifar import train
-from jaxcifar.config import _RANGES, base_config, differences, flatten, validate
+from jaxcifar.config import _RANGES, base_config, complete, differences, flatten, validate
 from jaxcifar.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -24,26 +24,54 @@ def load_config(name):
     return module.get_config(), module.__doc__
 
 
-@pytest.mark.parametrize("row", [*TABLE_3, *TABLE_4], ids=lambda row: row.config)
-def test_rows_are_as_the_report_has_them(row):
-    config, doc = load_config(row.config)
+# The settings printed in the original report, transcribed: model, activation, dropout, L1, L2,
+# optimizer, learning rate, batch size, epochs, augmentation.
+SETTINGS = """
+row1  resnet18    relu 0.2 0    0    adam 1e-3 256 50  weak
+row2  resnet18    gelu 0.2 0    0    adam 1e-3 256 50  weak
+row3  resnet50    relu 0.2 0    0    adam 1e-3 256 50  weak
+row4  resnet50    gelu 0.2 0    0    adam 1e-3 256 50  weak
+row5  densenet121 relu 0.2 0    0    adam 1e-3 256 50  weak
+row6  densenet201 relu 0.2 0    0    adam 1e-3 256 200 weak
+row7  densenet264 relu 0.2 0    0    adam 1e-3 256 200 weak
+row8  densenet201 relu 0.2 0    0    adam 1e-3 256 200 strong
+row9  densenet201 gelu 0.2 0    0    adam 1e-3 256 200 strong
+row10 densenet201 relu 0.2 0    0    sgd  1e-3 256 200 strong
+row11 densenet201 relu 0.2 1e-4 0    adam 1e-3 256 200 strong
+row12 densenet201 relu 0.2 0    1e-4 adam 1e-3 256 200 strong
+vgg1  vgg_a       relu 0   0    0    adam 3e-3 256 50  weak
+vgg2  vgg_a       relu 0   0    0    adam 1e-3 256 50  weak
+vgg3  vgg_a       relu 0   0    0    adam 5e-4 256 50  weak
+vgg4  vgg_a       relu 0   0    0    adam 1e-4 256 50  weak
+vgg5  vgg_a_bn    relu 0   0    0    adam 3e-3 256 50  weak
+vgg6  vgg_a_bn    relu 0   0    0    adam 1e-3 256 50  weak
+vgg7  vgg_a_bn    relu 0   0    0    adam 5e-4 256 50  weak
+vgg8  vgg_a_bn    relu 0   0    0    adam 1e-4 256 50  weak
+"""
+
+
+@pytest.mark.parametrize("line", SETTINGS.split("\n")[1:-1], ids=lambda line: line.split()[0])
+def test_rows_are_as_the_original_report_has_them(line):
+    name, model, activation, dropout, l1, l2, optimizer, rate, batch, epochs, augment = line.split()
+    config, doc = load_config(name)
     train.check_config(config)
     assert flatten(config) == flatten(base_config()) | {
-        "model.name": row.model,
-        "model.activation": row.activation,
-        "model.dropout_rate": row.dropout_rate,
+        "model.name": model,
+        "model.activation": activation,
+        "model.dropout_rate": float(dropout),
         "data.name": "cifar10",
-        "data.augment": row.augment,
-        "optim.name": row.optimizer,
-        "optim.learning_rate": row.learning_rate,
+        "data.augment": augment,
+        "optim.name": optimizer,
+        "optim.learning_rate": float(rate),
         "optim.momentum": 0.0,
-        "optim.l1": row.l1,
-        "optim.l2": row.l2,
+        "optim.l1": float(l1),
+        "optim.l2": float(l2),
         "optim.schedule": "cosine",
-        "train.batch_size": row.batch_size,
-        "train.epochs": row.epochs,
+        "train.batch_size": int(batch),
+        "train.epochs": int(epochs),
     }
-    assert f"--config=configs/{row.config}.py" in doc
+    assert f"--config=configs/{name}.py" in doc
+    row = ROWS[name]
     printed = [float(number) for number in re.findall(r"\d\.\d{4}|\d+\.\d\d(?=%)", doc)]
     accuracies = [round(100 * a, 2) for a in (row.train_accuracy, row.val_accuracy)]
     assert printed == [row.train_loss, row.val_loss, *accuracies]
@@ -51,7 +79,7 @@ def test_rows_are_as_the_report_has_them(row):
 
 def test_every_row_has_a_config():
     files = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"quickstart"}
-    assert {row.config for row in (*TABLE_3, *TABLE_4)} == files
+    assert set(ROWS) == files == {line.split()[0] for line in SETTINGS.split("\n")[1:-1]}
 
 
 # --- refusals ---------------------------------------------------------------------------------
@@ -131,6 +159,20 @@ def test_differences_ignore_how_a_run_is_carried_out():
         "augment.erasing_area: (0.02, 0.33) -> (0.02, 0.4)",
         "train.epochs: 50 -> 51",
     ]
+
+
+def test_saved_configs_are_laid_over_the_defaults():
+    saved = base_config().to_dict()
+    del saved["optim"]["momentum"], saved["train"]
+    saved["augment"]["erasing_area"] = [0.02, 0.4]  # as JSON has it
+    found = complete(saved)
+    assert differences(base_config().to_dict(), found) == [
+        "augment.erasing_area: (0.02, 0.33) -> [0.02, 0.4]"
+    ]
+    assert found.keys() == base_config().keys()
+    saved["optim"]["momentun"] = 0.9
+    with pytest.raises(UserError, match=r"optim\.momentun is not a field.*'optim\.momentum'"):
+        complete(saved)
 
 
 # --- the command ------------------------------------------------------------------------------

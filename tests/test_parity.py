@@ -1,6 +1,6 @@
 """Agreement with PyTorch: forward, batch statistics, and training step by step.
 
-The PyTorch side is tests/torch_reference.py, written independently of the package.
+The PyTorch side is experiments/torch_models.py, written independently of the package.
 """
 
 import jax
@@ -19,7 +19,7 @@ from jaxcifar.step import make_train_step
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
 
-from tests import torch_reference as reference  # noqa: E402 - it needs torch
+from experiments import torch_models as reference  # noqa: E402 - it needs torch
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
 

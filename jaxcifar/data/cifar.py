@@ -443,7 +443,7 @@ def _tfds_builder(spec: Spec, folder: pathlib.Path) -> Any:
         Image.fromarray(image).save(stream, "PNG", compress_level=1)
         return stream.getvalue()
 
-    class WithoutTensorFlow(original, skip_registration=True):
+    class WithoutTensorFlow(original, skip_registration=True):  # pyright: ignore
         name = original.name
 
         def _generate_examples(

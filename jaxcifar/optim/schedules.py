@@ -1,5 +1,7 @@
 """Learning-rate schedules: functions of the step alone, so that a resumed run is the same run."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +38,7 @@ def cosine_annealing(
     """
     choose("per", per, ("epoch", "step"))
 
-    def schedule(step):
+    def schedule(step: Any):
         xp = np if isinstance(step, int | float | np.number) else jnp
         epoch = step // steps_per_epoch if per == "epoch" else step / steps_per_epoch
         # (1 + cos x)/2 as cos²(x/2): the sum cancels near the end, where float32 would lose it.

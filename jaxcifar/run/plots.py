@@ -1,4 +1,4 @@
-"""Plot style, and the picture that each run leaves: its training history."""
+"""Plot style, what several pictures share, and the training history that each run leaves."""
 
 import pathlib
 import textwrap
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -62,6 +63,31 @@ def grid(axes: Axes, *, whole_x: bool = False) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
 
 
+def png_and_pdf(folder: pathlib.Path, stem: str) -> list[pathlib.Path]:
+    """Returns the files of a picture that is kept in both formats."""
+    return [folder / f"{stem}.png", folder / f"{stem}.pdf"]
+
+
+def over_seeds(axes: Axes, x: Sequence[float], values: Any, **style: Any) -> None:
+    """Draws the mean of values [seeds, len(x)] as a line, in a band from lowest to highest.
+
+    Few points get markers, so that a single one is seen.
+    """
+    values = np.asarray(values)
+    marker = {"marker": "o" if len(x) <= 12 else "", "markersize": 3.5}
+    axes.plot(x, values.mean(0), **style, **marker)
+    if len(values) > 1:
+        band = {"color": style["color"], "alpha": 0.2, "lw": 0}
+        axes.fill_between(x, values.min(0), values.max(0), **band)
+
+
+def gap(axes: Axes, x: Any, curves: Any, *, label: str, color: str, hatch: str) -> None:
+    """Fills between the lowest and the highest of curves [n, len(x)] at each x."""
+    edge = color if hatch else "none"
+    style = {"alpha": 0.35, "hatch": hatch, "facecolor": color, "edgecolor": edge, "lw": 0}
+    axes.fill_between(x, np.min(curves, 0), np.max(curves, 0), label=label, **style)
+
+
 def plot_history(
     records: Sequence[dict[str, Any]] | Sequence[Sequence[dict[str, Any]]],
     title: str,
@@ -80,15 +106,11 @@ def plot_history(
     with drawing(*paths, size=(9, 3.6), title=title) as figure:
         loss, accuracy = figure.subplots(1, 2)
         for kind, name in (("train", "training"), ("val", "validation")):
-            style = _HISTORY[kind] | {"marker": "o" if len(epochs) <= 12 else "", "markersize": 3.5}
             # The objective may contain a penalty; cross-entropy compares with validation's.
             losses = "train_ce" if kind == "train" else "val_loss"
             for axes, quantity, scale in ((loss, losses, 1), (accuracy, f"{kind}_accuracy", 100)):
-                columns = [[scale * run[i][quantity] for run in runs] for i in range(len(epochs))]
-                axes.plot(epochs, [sum(c) / len(c) for c in columns], label=name, **style)
-                if len(runs) > 1:
-                    lows, highs = [min(c) for c in columns], [max(c) for c in columns]
-                    axes.fill_between(epochs, lows, highs, color=style["color"], alpha=0.2, lw=0)
+                values = [[scale * record[quantity] for record in run] for run in runs]
+                over_seeds(axes, epochs, values, label=name, **_HISTORY[kind])
         best = best_record([record for run in runs for record in run])
         of = "best of all seeds" if len(runs) > 1 else "best"
         text = f"{of}: {best['val_accuracy']:.2%} (epoch {best['epoch']})"

@@ -8,9 +8,10 @@ import subprocess
 
 import pytest
 
-from experiments import figures, report
+from experiments.report import page as pages
+from experiments.report.__main__ import main
 from jaxcifar.errors import UserError
-from tests.test_experiments import fake
+from tests.conftest import write_fake_runs
 
 # The page in a frame as wide as a phone or a desk, and what a script beside it measures.
 OUTER = """<!doctype html><body style="margin:0"><iframe width=WIDTH height=900 style="border:0"
@@ -35,12 +36,12 @@ srcdoc="PAGE"></iframe><script>window.addEventListener("load", () => {
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    fake(folder / "table3", rows=["row1", "row3", "row9"], epochs=3)
-    fake(folder / "table4", rows=[f"vgg{i}" for i in range(1, 9)], epochs=50)
+    write_fake_runs(folder / "table3", rows=["row1", "row3", "row9"], epochs=3)
+    write_fake_runs(folder / "table4", rows=[f"vgg{i}" for i in range(1, 9)], epochs=50)
     (folder / "table4" / "vgg8" / "seed2" / "result.json").unlink()
     for sweep in ("table3", "table4"):
-        figures.main([str(folder / sweep)])
-    report.main([str(folder)])
+        main(["figures", str(folder / sweep)])
+    main([str(folder)])
     return folder / "report.html"
 
 
@@ -52,11 +53,11 @@ def browse(page, tmp_path, width, *flags):
     content = html.escape(page.read_text(), quote=True)
     copy.write_text(OUTER.replace("WIDTH", str(width)).replace("PAGE", content))
     command = [
-        browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic",
-        "--no-first-run", "--disable-background-networking", "--disable-component-update",
-        "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000",
-        "--virtual-time-budget=10000", *flags, "--dump-dom", copy.as_uri(),
-    ]  # fmt: skip
+        *(browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic"),
+        *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
+        *("--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000"),
+        *("--virtual-time-budget=10000", *flags, "--dump-dom", copy.as_uri()),
+    ]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     match = re.search(r'<pre id="probe">(.*?)</pre>', dom)
     assert match, dom[-500:]
@@ -101,11 +102,27 @@ def test_page_needs_no_network_and_says_what_is_missing(page):
 
 
 def test_verdicts_of_shortened_runs_keep_their_colour():
-    assert report._cell("contradicted †") == '<td class="contradicted">contradicted †</td>'
-    assert report._cell("undecided (one seed)") == "<td>undecided (one seed)</td>"
+    assert pages._cell("contradicted †") == '<td class="contradicted">contradicted †</td>'
+    assert pages._cell("undecided (one seed)") == "<td>undecided (one seed)</td>"
 
 
 def test_nothing_to_report(tmp_path):
-    with pytest.raises(UserError, match="holds no runs"):
-        report.main([str(tmp_path)])
+    with pytest.raises(UserError, match="contains no runs"):
+        main([str(tmp_path)])
     assert not list(tmp_path.iterdir())
+
+
+def test_other_configs_are_on_the_page(tmp_path):
+    write_fake_runs(tmp_path, rows=["wide"], epochs=50)
+    main([str(tmp_path)])
+    text = (tmp_path / "report.html").read_text()
+    assert "0 finished runs of 0 of the original report’s 20 rows, and 3 of other configs" in text
+    assert "Other configs: results at the best epoch" in text
+    assert "The original report’s conclusions, tested" not in text
+    assert "--configs=wide.py" in text
+
+
+def test_a_page_of_one_run(tmp_path):
+    write_fake_runs(tmp_path, rows=["row1"], seeds=1)
+    main(["page", str(tmp_path / "row1"), f"--out={tmp_path / 'page.html'}"])
+    assert "Table 3: what it took" in (tmp_path / "page.html").read_text()

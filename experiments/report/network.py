@@ -1,6 +1,7 @@
 """Pictures of one trained network: its first layer, its mistakes, and what it was trained on."""
 
 import functools
+import inspect
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -9,31 +10,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcifar import augment, compilation, data, plots, train, workdirs
+from jaxcifar import augment, data, restore, sharding
 from jaxcifar.config import Config
 from jaxcifar.data import Dataset
 from jaxcifar.errors import UserError
+from jaxcifar.kernels import compilation
 from jaxcifar.models import layers
-from jaxcifar.programs import create_model
+from jaxcifar.run import plots
+from jaxcifar.run.folder import saved_config
+from jaxcifar.task import Inference, build_inference
 
 BATCH = 500  # images at a time, all of one shape
 
 
-def _load(workdir: pathlib.Path) -> tuple[Config, dict[str, Any], Dataset]:
-    config, _, variables = train.load_variables(workdir, "best")
-    return config, variables, data.load(config.data.name, "test", data_dir=config.data.dir)
+def _load(workdir: pathlib.Path) -> tuple[Config, dict[str, Any], Dataset, Inference]:
+    mesh = sharding.make_mesh()
+    config, _, variables = restore.load_variables(workdir, "best", mesh=mesh)
+    test = data.load(config.data.name, "test", data_dir=config.data.dir)
+    return config, variables, test, build_inference(config, test, mesh)
 
 
 @functools.lru_cache(maxsize=2)
 def predictions(workdir: pathlib.Path) -> tuple[Dataset, np.ndarray]:
     """Returns the test set and the best checkpoint's probabilities for it, [N, classes]."""
-    config, variables, test = _load(workdir)
-    model = create_model(config)
+    _, variables, test, inference = _load(workdir)
 
-    @compilation.jit
+    @functools.partial(compilation.jit, platform=inference.platform)
     def probabilities(images: jax.Array) -> jax.Array:
-        inputs = augment.normalize(images, test.mean, test.std)
-        return jax.nn.softmax(model.apply(variables, inputs, train=False))
+        inputs = inference.normalize(images)
+        return jax.nn.softmax(inference.model.apply(variables, inputs, train=False))
 
     n = len(test)
     padded = np.concatenate([test.images, test.images[: -n % BATCH]])
@@ -50,27 +55,36 @@ def fig2(workdir: pathlib.Path, paths: list[pathlib.Path], note: str, image: int
     The feature maps are those after the convolution, after the normalisation (where the network
     has one) and after the activation; each map is scaled to its own range.
     """
-    config, variables, test = _load(workdir)
+    config, variables, test, inference = _load(workdir)
     if not 0 <= image < len(test):
         raise UserError(f"--image is {image}; the test images are 0 to {len(test) - 1:,}.")
-    model = create_model(config)
-    inputs = augment.normalize(jnp.asarray(test.images[image : image + 1]), test.mean, test.std)
-    # The first convolution and normalisation are conv1 and bn1, or conv0 and norm0 in DenseNet.
-    names = ("conv1", "bn1", "conv0", "norm0")
-    _, captured = model.apply(
-        variables, inputs, train=False, mutable=["intermediates"],
-        capture_intermediates=lambda module, _: module.path in [(name,) for name in names],
-    )  # fmt: skip
+    called: dict[str, type] = {}  # the layers outside of blocks, in the order of their calls
+
+    def is_outside(module: Any, _: str) -> bool:
+        if len(module.path) != 1 or not isinstance(module, layers.Conv | layers.BatchNorm):
+            return False
+        called[module.path[0]] = type(module)
+        return True
+
+    _, captured = inference.model.apply(
+        variables,
+        inference.normalize(jnp.asarray(test.images[image : image + 1])),
+        train=False,
+        mutable=["intermediates"],
+        capture_intermediates=is_outside,
+    )
     outputs = {
-        name: np.asarray(value["__call__"][0][0], np.float32)
-        for name, value in captured["intermediates"].items()
-        if name in names
+        name: np.asarray(captured["intermediates"][name]["__call__"][0][0], np.float32)
+        for name in called
     }
-    conv = "conv0" if "conv0" in outputs else "conv1"
+    conv, *rest = outputs
     stages = {"after the convolution": outputs[conv]}
-    norm = next((name for name in ("bn1", "norm0") if name in outputs), None)
-    if norm:
-        stages["after the normalisation"] = outputs[norm]
+    if (
+        rest
+        and called[rest[0]] is layers.BatchNorm
+        and outputs[rest[0]].shape == outputs[conv].shape
+    ):
+        stages["after the normalisation"] = outputs[rest[0]]
     last = list(stages.values())[-1]
     act = layers.ACTIVATIONS[config.model.activation]
     stages[f"after the activation ({config.model.activation})"] = np.asarray(act(last))
@@ -190,13 +204,19 @@ def mistakes(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -> Non
 
 def augmentations(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -> None:
     """Draws what each transform, with the run's strengths, does to eight training images."""
-    saved = workdirs.saved_config(workdir)
-    assert saved is not None
-    train_set = data.load(saved["data"]["name"], "train", data_dir=saved["data"]["dir"])
-    images, given = train_set.images[:8], saved["augment"]
-    fill = tuple(255 * mean for mean in train_set.mean)
+    config = saved_config(workdir)
+    assert config is not None
+    train_set = data.load(config.data.name, "train", data_dir=config.data.dir)
+    images, given = train_set.images[:8], config.augment.to_dict()
+    mean = 255 * jnp.asarray(train_set.mean)
+
+    def strong(key: jax.Array, images: jax.Array) -> jax.Array:
+        own = inspect.signature(augment.strong).parameters
+        strengths = {name: value for name, value in given.items() if name in own}
+        return mean + augment.strong(key, images, normalize=lambda x: x - mean, **strengths)
+
     jitter = {name: given[name] for name in ("brightness", "contrast", "saturation", "hue")}
-    erasing = {"area": given["erasing_area"], "ratio": given["erasing_ratio"], "fill": fill}
+    erasing = {"area": given["erasing_area"], "ratio": given["erasing_ratio"], "fill": mean}
     probability = given["erasing_probability"]
     transforms: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
         "original": lambda _, images: images,
@@ -209,7 +229,7 @@ def augmentations(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -
             augment.random_erasing, probability=1.0, **erasing
         ),
         "weak": functools.partial(augment.weak, padding=given["padding"]),
-        "strong": functools.partial(augment.strong, **given, erasing_fill=fill),
+        "strong": strong,
     }
     title = "Augmentation: one draw for each image"
     with plots.drawing(*paths, size=(9, 9.6), title=title + note) as figure:

@@ -4,6 +4,7 @@ Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets". `experiments.la
 command.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -14,14 +15,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from matplotlib.colors import LogNorm
 
-from experiments.runs import read_json
-from experiments.smoothness import moved
-from jaxcifar import compilation, data, metrics, plots, sharding, train, workdirs
-from jaxcifar.errors import Interrupted, UserError
+from experiments.landscape.directions import moved
+from experiments.runs import names
+from experiments.runs.read import read_json, read_run
+from jaxcifar import data, programs, restore, sharding
+from jaxcifar.errors import Interrupted, UserError, interruptible
+from jaxcifar.kernels import compilation
+from jaxcifar.models import create_model
 from jaxcifar.models.layers import BatchNorm
-from jaxcifar.programs import Programs, static_part
+from jaxcifar.run import plots
+from jaxcifar.run.machine import environment
+from jaxcifar.run.progress import duration
+from jaxcifar.task import Inference, build_inference
 
 
 def filter_normalized_direction(key: jax.Array, params: Any) -> Any:
@@ -63,12 +71,13 @@ def slice_around(
     images: int,
     seed: int,
     checkpoint: str,
+    mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
     """Evaluates the loss on a line or a square grid around a run's checkpoint.
 
     Args:
       workdir: of the run.
-      path: an .npz file, written every half minute; an interrupted call goes on from it.
+      path: an .npz file, written every half minute; an interrupted call resumes from it.
       dimensions: 1 or 2.
       points: of the grid along each direction.
       extent: the grid goes from −extent to extent, in units of the filters' norms.
@@ -77,6 +86,7 @@ def slice_around(
       images: how many training images (the first ones, not augmented) the loss is the mean of.
       seed: of the directions.
       checkpoint: "best" or "last".
+      mesh: of the devices; None is all.
 
     Returns:
       What the file holds: "coordinates" [points], "loss" and "accuracy" [points] or
@@ -84,59 +94,65 @@ def slice_around(
       "settings" and "environment", JSON texts.
 
     Raises:
-      UserError: the file is of other settings, or the run has no such checkpoint.
+      UserError: the file has other settings, or the run has no such checkpoint.
       Interrupted: SIGINT or SIGTERM came; everything so far is saved.
     """
-    config, step, variables = train.load_variables(workdir, checkpoint)
-    config.model.dropout_rate = 0.0
-    config.train.steps_per_call = 0
+    mesh = sharding.make_mesh() if mesh is None else mesh
+    config, step, variables = restore.load_variables(workdir, checkpoint, mesh=mesh)
+    config.model.dropout_rate = 0.0  # statistics are of the network as it is evaluated
     loaded = data.load(config.data.name, "train", data_dir=config.data.dir)
     if images > len(loaded):
         raise UserError(f"--images is {images:,}; there are {len(loaded):,} training images.")
     subset = loaded.take(slice(images), f"the first {images}")
-    mesh = sharding.make_mesh()
-    normalization = subset.mean, subset.std
-    made = Programs(static_part(config), config.train.batch_size, normalization, mesh)
+    inference = build_inference(config, subset, mesh)
     keys = jax.random.split(jax.random.key(seed), dimensions)
     directions = [filter_normalized_direction(key, variables["params"]) for key in keys]
 
-    settings = json.dumps({
-        "run": "/".join(workdir.resolve().parts[-2:]),
-        "started": read_json(workdir / "config.json")["environment"]["started"],
-        "model": config.model.name, "checkpoint": checkpoint, "step": step,
-        "dimensions": dimensions, "points": points, "extent": extent, "batch_norm": batch_norm,
-        "images": images, "sha256": subset.provenance["sha256"], "seed": seed,
-        "official": subset.provenance["official"],
-    })  # fmt: skip
-    environment = json.dumps(workdirs.environment({}))
+    settings = json.dumps(
+        {
+            "run": "/".join(workdir.resolve().parts[-2:]),
+            "started": read_json(workdir / "config.json")["environment"]["started"],
+            "model": config.model.name,
+            "checkpoint": checkpoint,
+            "step": step,
+            "dimensions": dimensions,
+            "points": points,
+            "extent": extent,
+            "batch_norm": batch_norm,
+            "images": images,
+            "sha256": subset.provenance["sha256"],
+            "seed": seed,
+            "official": subset.provenance["official"],
+        }
+    )
+    machine = json.dumps(environment({}, mesh))
     coordinates = np.linspace(-extent, extent, points)
     shape = (points,) * dimensions
-    found = {"loss": np.full(shape, np.nan), "accuracy": np.full(shape, np.nan),
-             "done": np.zeros(shape, bool)}  # fmt: skip
+    found = {name: np.full(shape, np.nan) for name in ("loss", "accuracy")}
+    found["done"] = np.zeros(shape, bool)
     if path.exists():
         with np.load(path) as saved:
             if str(saved["settings"]) != settings:
                 raise UserError(
-                    f"{path} is of other settings:\n  there: {saved['settings']}\n  here:  "
-                    f"{settings}\nGive the same, or another --out."
+                    f"{path} has other settings:\n  there: {saved['settings']}\n  here:  "
+                    f"{settings}\nUse the same values to resume it, or another --out."
                 )
             found = {name: saved[name] for name in found}
 
     def write() -> dict[str, np.ndarray]:
         content = {"coordinates": coordinates, "settings": np.array(settings), **found}
-        content["environment"] = np.array(environment)
+        content["environment"] = np.array(machine)
         temporary = path.with_suffix(".tmp.npz")
         np.savez(temporary, **content)
         os.replace(temporary, path)
         return content
 
     arrays = sharding.replicate((subset.images, subset.labels), mesh)
-    statistics = _statistics_of(made, config.train.eval_batch_size)
-    stopped: list[int] = []
+    statistics = _statistics_of(inference)
     todo = [index for index in np.ndindex(shape) if not found["done"][index]]
     began = saved_at = time.monotonic()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with workdirs.interruptible(stopped.append):
+    with interruptible() as stop:
         for count, index in enumerate(todo, start=1):
             params = variables["params"]
             for i, direction in zip(index, directions, strict=True):
@@ -144,36 +160,35 @@ def slice_around(
             there = variables | {"params": params}
             if batch_norm == "recomputed" and variables["batch_stats"]:
                 there["batch_stats"] = statistics(there, arrays[0])
-            here = made.evaluate(sharding.replicate(there, mesh), *arrays)
+            here = programs.evaluate(inference, sharding.replicate(there, mesh), *arrays)
+            assert here is not None
             found["loss"][index], found["accuracy"][index] = here["loss"], here["accuracy"]
             found["done"][index] = True
             now = time.monotonic()
-            if stopped or now - saved_at > 30:
+            if stop or now - saved_at > 30:
                 write()
                 saved_at = now
-                left = metrics.duration((now - began) / count * (len(todo) - count))
+                left = duration((now - began) / count * (len(todo) - count))
                 print(f"{count}/{len(todo)} points, {left} left", flush=True)
-            if stopped:
-                raise Interrupted(stopped[0], f"Stopped; {count} points are saved in {path}. The "
-                                  "same command goes on.")  # fmt: skip
+            if stop:
+                message = f"Stopped; {count} points are saved in {path}. "
+                raise Interrupted(stop.signum, message + "Run the same command to resume.")
     return write()
 
 
-def _statistics_of(made: Programs, batch_size: int) -> Callable[[dict, jax.Array], dict]:
+def _statistics_of(inference: Inference) -> Callable[[dict, jax.Array], dict]:
     """Returns (variables, images) -> BatchNorm statistics: the mean over whole batches."""
 
-    @compilation.jit
+    @functools.partial(compilation.jit, platform=inference.platform)
     def of_batch(variables: dict, images: jax.Array) -> dict:
         # From statistics of zero, one step of the moving average leaves (1 − momentum) · batch.
         zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
-        _, updates = made.model.apply(
-            variables | {"batch_stats": zeros}, made.normalize(images), train=True,
-            mutable=["batch_stats"],
-        )  # fmt: skip
+        inputs, there = inference.normalize(images), variables | {"batch_stats": zeros}
+        _, updates = inference.model.apply(there, inputs, train=True, mutable=["batch_stats"])
         return jax.tree.map(lambda x: x / (1 - BatchNorm.momentum), updates["batch_stats"])
 
     def statistics(variables: dict, images: jax.Array) -> dict:
-        size = min(batch_size, len(images))
+        size = min(inference.batch_size, len(images))
         batches = [images[i : i + size] for i in range(0, len(images) - size + 1, size)]
         found = [of_batch(variables, batch) for batch in batches]
         return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
@@ -183,12 +198,32 @@ def _statistics_of(made: Programs, batch_size: int) -> Callable[[dict, jax.Array
 
 def statistics_note(settings: dict[str, Any]) -> str:
     """Says which BatchNorm statistics a slice used; "" for a network without."""
-    return "" if settings["model"] == "vgg_a" else f", BN statistics {settings['batch_norm']}"
+    has_statistics = create_model(settings["model"]).batch_norm
+    return f", BN statistics {settings['batch_norm']}" if has_statistics else ""
+
+
+def run_name(workdir: pathlib.Path) -> str:
+    """Returns the name of a run in the names of files: "vgg6_seed0"."""
+    return "_".join(workdir.resolve().parts[-2:])
+
+
+def title_of(found: dict[str, np.ndarray], workdir: pathlib.Path) -> str:
+    """Returns the title of a picture of what `slice_around` returned for a run."""
+    settings = json.loads(str(found["settings"]))
+    run = run_name(workdir)
+    center = tuple(n // 2 for n in found["loss"].shape)
+    title = (
+        f"Loss around {names.model_name(settings['model'])} ({run}, step {settings['step']}): "
+        f"{found['loss'][center]:.3f}\non {settings['images']:,} training images"
+        f"{statistics_note(settings)}"
+    )
+    mark = read_run(workdir).mark
+    return f"{title}\n{mark}" if mark else title
 
 
 def draw(found: dict[str, np.ndarray], path: pathlib.Path, title: str) -> list[pathlib.Path]:
     """Draws what `slice_around` returns, beside its file; returns the pictures' files."""
-    paths = [path.with_suffix(".png"), path.with_suffix(".pdf")]
+    paths = plots.png_and_pdf(path.parent, path.stem)
     settings = json.loads(str(found["settings"]))
     along = found["coordinates"]
     if settings["dimensions"] == 1:
@@ -222,6 +257,6 @@ def draw(found: dict[str, np.ndarray], path: pathlib.Path, title: str) -> list[p
         solid.plot_surface(x, y, np.log10(loss), cmap="viridis", rstride=1, cstride=1, lw=0)
         solid.set(xlabel="first direction", ylabel="second direction", zlabel="log₁₀ loss")
         solid.set(xticks=(-along[-1], 0, along[-1]), yticks=(-along[-1], 0, along[-1]))
-        figure.colorbar(filled, ax=flat, label="cross-entropy (nats)", ticks=levels[::3],
-                        format="%.3g")  # fmt: skip
+        scale = {"label": "cross-entropy (nats)", "ticks": levels[::3], "format": "%.3g"}
+        figure.colorbar(filled, ax=flat, **scale)
     return paths

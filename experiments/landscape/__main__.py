@@ -7,24 +7,19 @@
 (Santurkar et al. 2018, "How Does Batch Normalization Help Optimization?"): the range of the loss
 and of the gradient's change over a range of step sizes, and the largest ratio of the gradient's
 change to the distance. `slice` evaluates the loss around a run's checkpoint along random directions
-of filter-wise norms (Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets"). Both go on
+of filter-wise norms (Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets"). Both resume
 where they were stopped, and leave their numbers (JSON lines, NPZ) beside pictures (PNG, PDF).
 """
 
 import argparse
-import json
 import math
 import pathlib
 import sys
 
-from experiments import slices, smoothness
-from experiments.report_tables import ROWS
-from experiments.runs import mark, row_config
-from experiments.sweep import parse_rows, with_options
-from experiments.tables import MODEL_NAMES
-from jaxcifar import compilation, workdirs
-from jaxcifar.config import flatten
+from experiments.landscape import gradient, slices
+from experiments.runs.configs import parse_rows, row_config, with_options
 from jaxcifar.errors import UserError, exit_code
+from jaxcifar.kernels import compilation
 
 
 def _smoothness_command(arguments: argparse.Namespace, options: list[str]) -> None:
@@ -35,12 +30,12 @@ def _smoothness_command(arguments: argparse.Namespace, options: list[str]) -> No
             raise UserError(f"{name} is {value}; it must be positive, or 0 to choose.")
     configs = {row: with_options(row_config(row), options) for row in rows}
     folder = arguments.out / "smoothness"
+    how = {"steps": arguments.steps, "every": arguments.every, "step_sizes": sizes}
     for row, config in configs.items():
         config.seed = arguments.seed
         print(f"{row}: {config.model.name} at learning rate {config.optim.learning_rate:g}")
-        smoothness.smoothness(config, folder / f"{row}_seed{config.seed}", steps=arguments.steps,
-                   every=arguments.every, step_sizes=sizes)  # fmt: skip
-    print("\n".join(f"wrote {path}" for path in smoothness.draw(folder)))
+        gradient.smoothness(config, folder / f"{row}_seed{config.seed}", **how)
+    print("\n".join(f"wrote {path}" for path in gradient.draw(folder)))
 
 
 def _step_sizes(text: str) -> tuple[float, ...]:
@@ -55,34 +50,21 @@ def _step_sizes(text: str) -> tuple[float, ...]:
 
 def _slice_command(arguments: argparse.Namespace, options: list[str]) -> None:
     if options:
-        raise UserError(f"{options[0]!r} is no option of slice. --help lists them all.")
+        raise UserError(f"{options[0]!r} is not an option of slice. --help lists them all.")
     if arguments.points < 3 or arguments.points % 2 == 0:
-        raise UserError(f"--points is {arguments.points}; give an odd number from 3, so that the "
-                        "network itself is one of them.")  # fmt: skip
+        raise UserError(
+            f"--points is {arguments.points}; give an odd number from 3, so that the network "
+            "itself is one of them."
+        )
     if not 0 < arguments.extent < math.inf or arguments.images < 1:
         raise UserError("--extent and --images must be positive.")
-    workdir = arguments.run
-    saved = workdirs.saved_config(workdir)
-    name = "_".join(workdir.resolve().parts[-2:]) if saved else workdir.name
+    name = slices.run_name(arguments.run)
     stem = f"{name}_{arguments.dimensions}d_{arguments.batch_norm}"
     path = arguments.out / "slices" / f"{stem}.npz"
-    found = slices.slice_around(
-        workdir, path, dimensions=arguments.dimensions, points=arguments.points,
-        extent=arguments.extent, batch_norm=arguments.batch_norm, images=arguments.images,
-        seed=arguments.seed, checkpoint=arguments.checkpoint,
-    )  # fmt: skip
-    settings = json.loads(str(found["settings"]))
-    center = tuple([arguments.points // 2] * arguments.dimensions)
-    title = (
-        f"Loss around {MODEL_NAMES.get(settings['model'], settings['model'])} ({name}, step "
-        f"{settings['step']}): {found['loss'][center]:.3f}\non {settings['images']:,} training "
-        f"images{slices.statistics_note(settings)}"
-    )
-    parts = workdir.resolve().parts[-2:]
-    row = next((part for part in reversed(parts) if part in ROWS), None)
-    if saved and row and (note := mark(ROWS[row], flatten(saved))):
-        title += f"\n{note}"
-    paths = slices.draw(found, path, title)
+    settings = ("dimensions", "points", "extent", "batch_norm", "images", "seed", "checkpoint")
+    how = {setting: getattr(arguments, setting) for setting in settings}
+    found = slices.slice_around(arguments.run, path, **how)
+    paths = slices.draw(found, path, slices.title_of(found, arguments.run))
     print("\n".join(f"wrote {p}" for p in (path, *paths)))
 
 
@@ -99,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--rows", default="vgg2,vgg6", help="whose training to look at")
     command.add_argument("--steps", type=int, default=0, help="training steps (0: the row's)")
     command.add_argument("--every", type=int, default=0, help="steps between (0: 50 measurements)")
-    command.add_argument("--step-sizes", default=",".join(map(str, smoothness.STEP_SIZES)))
+    command.add_argument("--step-sizes", default=",".join(map(str, gradient.STEP_SIZES)))
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/landscape"))
     command = commands.add_parser("slice", help="around a trained network")

@@ -1,0 +1,265 @@
+"""The loss along the gradient of each step's batch, while a network trains.
+
+Santurkar et al. 2018, "How Does Batch Normalization Help Optimization?", figure 4: the range of the
+loss and of the gradient's change over a range of step sizes, and the largest ratio of the
+gradient's change to the distance. `experiments.landscape` is the command.
+"""
+
+import json
+import math
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments.landscape.directions import distance, moved
+from experiments.runs import marks, names
+from experiments.runs.configs import row_config
+from experiments.runs.read import read_json, read_records
+from experiments.runs.rows import ROWS
+from jaxcifar import programs, train
+from jaxcifar.config import Config, complete, differences, flatten
+from jaxcifar.errors import Interrupted, UserError
+from jaxcifar.hooks import Hook, Run
+from jaxcifar.kernels import compilation
+from jaxcifar.run import plots
+from jaxcifar.run.log import replace, write_json
+from jaxcifar.run.machine import environment
+from jaxcifar.run.progress import duration
+from jaxcifar.task import check_config
+
+# Step sizes of plain gradient descent: half to four times 0.1, the range of Santurkar et al.
+STEP_SIZES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
+
+
+class AlongGradient(Hook):
+    """Looks along the gradient of each `every`th step's batch, and keeps what it found.
+
+    In training mode, as the step sees it: the same images, draws and batch statistics.
+
+    Args:
+      folder: of the run; gets measurements.jsonl.
+      steps: of the run that are looked at; then it stops.
+      every: steps between measurements.
+      step_sizes: η, of params − η · gradient.
+
+    Attributes:
+      found: the measurements: {"step", "loss", "gradient_norm", "losses", "gradient_changes"}, the
+        last two a value for each step size: the loss there, and ‖gradient there − gradient here‖.
+    """
+
+    def __init__(
+        self, folder: pathlib.Path, *, steps: int, every: int, step_sizes: Sequence[float]
+    ):
+        self._path = folder / "measurements.jsonl"
+        self._steps, self._every, self._sizes = steps, every, step_sizes
+        self._last = (steps - 1) // every * every
+        self._began, self._first = time.monotonic(), 0
+        self._gradient: Any = None
+        self.found = read_records(self._path)
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is a measurement of each step that is to be looked at."""
+        return len(self.found) == self._last // self._every + 1
+
+    def start(self, run: Run) -> None:
+        """Drops what was measured after the checkpoint that the run resumes from."""
+        self.found = [record for record in self.found if record["step"] < run.step]
+        replace(self._path, "".join(json.dumps(record) + "\n" for record in self.found))
+        self._began, self._first = time.monotonic(), run.step
+        loss = programs.loss(run.task)
+
+        def loss_of_batch(params, state, images, labels, order):
+            batch = programs.batch(run.task, state.step, images, labels, order)
+            return loss(params, state, *batch)
+
+        gradient = jax.value_and_grad(loss_of_batch, has_aux=True)
+        self._gradient = compilation.jit(gradient, platform=run.task.platform)
+
+    def before_step(self, run: Run) -> None:
+        """Measures, where it is time to."""
+        if run.step % self._every == 0 and run.step <= self._last:
+            self._measure(run)
+        if run.step >= self._last:
+            run.stop.request("because all is measured")
+
+    def _measure(self, run: Run) -> None:
+        record = self._look(run)
+        if not math.isfinite(record["loss"]):
+            raise UserError(
+                f"The loss of step {run.step + 1} is not finite in {run.workdir}. A smaller "
+                "--config.optim.learning_rate may help, in another --out."
+            )
+        with self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        self.found.append(record)
+        each = (time.monotonic() - self._began) / max(run.step - self._first, 1)
+        left = (
+            f", {duration(each * (self._last - run.step))} left" if run.step > self._first else ""
+        )
+        beta = effective_smoothness(record, self._sizes)
+        text = f"step {run.step}/{self._steps}  loss {record['loss']:.4f}  β {beta:.3g}"
+        print(f"{text}{left}", flush=True)
+
+    def _look(self, run: Run) -> dict[str, Any]:
+        rest = run.state, run.images, run.labels, run.order
+        (here, _), gradient = self._gradient(run.state.params, *rest)
+        found: list[tuple[jax.Array, jax.Array]] = []
+        for size in self._sizes:
+            (there, _), other = self._gradient(moved(run.state.params, gradient, -size), *rest)
+            found.append((there, distance(other, gradient)))
+        numbers = jax.device_get((here, distance(gradient), found))
+        return {
+            "step": run.step,
+            "loss": float(numbers[0]),
+            "gradient_norm": float(numbers[1]),
+            "losses": [float(loss) for loss, _ in numbers[2]],
+            "gradient_changes": [float(change) for _, change in numbers[2]],
+        }
+
+
+def effective_smoothness(record: dict[str, Any], step_sizes: Sequence[float]) -> float:
+    """Returns the largest ratio of the gradient's change to the distance moved: "effective β"."""
+    if record["gradient_norm"] == 0:
+        return 0.0
+    distances = [size * record["gradient_norm"] for size in step_sizes]
+    return max(c / d for c, d in zip(record["gradient_changes"], distances, strict=True))
+
+
+def smoothness(
+    config: Config,
+    folder: pathlib.Path,
+    *,
+    steps: int,
+    every: int,
+    step_sizes: Sequence[float],
+    mesh: Mesh | None = None,
+) -> list[dict[str, Any]]:
+    """Trains by `config` and measures at each `every`th step.
+
+    Args:
+      config: of the run; its own learning rate trains, `step_sizes` only look.
+      folder: of the run; gets settings.json and measurements.jsonl too. An interrupted call
+        resumes.
+      steps: training steps; 0 is all that the config says.
+      every: steps between measurements; 0 is a fiftieth of `steps`.
+      step_sizes: see `AlongGradient`.
+      mesh: of the devices; None is all.
+
+    Returns:
+      The measurements.
+
+    Raises:
+      UserError: the folder holds measurements with other settings, or the config cannot be used.
+      Interrupted: a signal came; everything so far is saved.
+    """
+    check_config(config)
+    images = train.load_splits(config).train
+    steps = steps or config.train.epochs * (len(images) // config.train.batch_size)
+    every = every or max(1, steps // 50)
+    settings = {"steps": steps, "every": every, "step_sizes": list(step_sizes)}
+    path = folder / "settings.json"
+    if path.exists():
+        check_settings(path, config, settings, images.provenance)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_settings(path, config, settings, images.provenance)
+    hook = AlongGradient(folder, **settings)
+    if not hook.complete:
+        config = config.copy_and_resolve_references()
+        config.train.steps_per_call = 1  # so that each step can be looked at
+        try:
+            train.train_and_evaluate(config, folder, hooks=[hook], mesh=mesh)
+        except Interrupted:
+            if not hook.complete:
+                raise
+    return hook.found
+
+
+def write_settings(
+    path: pathlib.Path, config: Config, settings: dict[str, Any], provenance: dict[str, Any]
+) -> None:
+    """Writes what is measured."""
+    content = {"config": config.to_dict(), "settings": settings, "data": provenance}
+    write_json(path, content | {"environment": environment({})})
+
+
+def check_settings(
+    path: pathlib.Path, config: Config, settings: dict[str, Any], provenance: dict[str, Any]
+) -> None:
+    """Checks that what is to be measured is what was measured there before.
+
+    Raises:
+      UserError: it is not.
+    """
+    saved = read_json(path)
+    changed = differences(complete(saved["config"]), config.to_dict())
+    now = settings | {"images": provenance["sha256"]}
+    then = saved["settings"] | {"images": saved["data"]["sha256"]}
+    changed += [f"{k}: {then.get(k)} -> {v}" for k, v in now.items() if then.get(k) != v]
+    if changed:
+        listed = "\n  ".join(changed)
+        raise UserError(
+            f"{path.parent} contains measurements with other settings (there -> here):\n  {listed}"
+            "\nUse the same values to resume them, or another --out."
+        )
+
+
+def draw(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Draws the measurements below `folder`, all in one picture; returns its files."""
+    paths = plots.png_and_pdf(folder, "smoothness")
+    shown = []
+    for path in sorted(folder.glob("*/settings.json")):
+        settings, found = read_json(path), read_records(path.parent / "measurements.jsonl")
+        if found:
+            label = names.model_name(settings["config"]["model"]["name"])
+            shown.append((f"{label}, {path.parent.name.replace('_', ', ')}", settings, found))
+    if not shown:
+        raise UserError(f"{folder} contains no measurements.")
+    notes = sorted({note_of(path) for path in folder.glob("*/settings.json")} - {""})
+    sizes = shown[0][1]["settings"]["step_sizes"]
+    title = f"Along the gradient, step sizes {sizes[0]:g} to {sizes[-1]:g}"
+    title += "".join(f"\n{note}" for note in notes)
+    with plots.drawing(*paths, size=(12, 4), title=title) as figure:
+        panels = figure.subplots(1, 3)
+        for i, (label, settings, found) in enumerate(shown):
+            sizes = settings["settings"]["step_sizes"]
+            steps = [record["step"] for record in found]
+            rate = settings["config"]["optim"]["learning_rate"]
+            text, style = f"{label} (trained at {rate:g})", plots.LINES[(2, 1, 3, 0)[i % 4]]
+            band = {"color": style["color"], "hatch": "//" if i % 2 == 0 else ""}
+            for axes, quantity in ((panels[0], "losses"), (panels[1], "gradient_changes")):
+                values = np.array([record[quantity] for record in found])
+                plots.gap(axes, steps, values.T, label=text, **band)
+            beta = [effective_smoothness(record, sizes) for record in found]
+            panels[2].plot(steps, beta, label=text, **style)
+        panels[0].set_title("loss: lowest to highest")
+        panels[1].set_title("gradient: how far it moves")
+        panels[2].set_title("effective β-smoothness")
+        panels[0].set_ylabel("cross-entropy of the batch (nats)")
+        panels[1].set_ylabel("‖∇ there − ∇ here‖ (nats / unit weight)")
+        panels[2].set_ylabel("largest ‖∇ there − ∇ here‖ / distance")
+        for axes in panels:
+            axes.set(xlabel="training step", yscale="log")
+            plots.grid(axes)
+            axes.legend(fontsize=8)
+    return paths
+
+
+def note_of(path: pathlib.Path) -> str:
+    """Says what sets measurements apart from their row's full training, by their settings.json."""
+    content, name = read_json(path), path.parent.name.rsplit("_seed", 1)[0]
+    config, settings = flatten(complete(content["config"])), content["settings"]
+    parts = [marks.mark(flatten(row_config(name)), config)] if name in ROWS else []
+    steps = config["train.epochs"] * (content["data"]["images"] // config["train.batch_size"])
+    if settings["steps"] < steps:
+        parts.append(f"SHORTENED: {settings['steps']:,} of {steps:,} steps")
+    done = len(read_records(path.parent / "measurements.jsonl"))
+    if done < -(-settings["steps"] // settings["every"]):
+        parts.append(f"UNFINISHED: {done} measurements")
+    return "; ".join(filter(None, parts))

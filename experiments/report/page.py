@@ -1,0 +1,285 @@
+"""Builds one page of everything in a results folder: tables, claims, figures, landscapes.
+
+It is one file, with its pictures inside, that needs no network. It shows what is there, and says
+what is missing and which command makes it. The pictures are made before, by the commands `figures`
+and `landscape`.
+"""
+
+import base64
+import html
+import json
+import pathlib
+import re
+import shlex
+import time
+from typing import Any
+
+import numpy as np
+
+from experiments.landscape.gradient import effective_smoothness, note_of
+from experiments.landscape.slices import statistics_note
+from experiments.report import claims, figures, tables
+from experiments.runs.provenance import commands, provenance
+from experiments.runs.read import Sweep, read_json, read_records, sweeps
+from experiments.runs.rows import ROWS
+from experiments.runs.table import Table
+from jaxcifar.errors import UserError
+from jaxcifar.run.machine import git_commit
+
+CAPTIONS = {
+    "fig2": "The original's Fig. 2: first-layer kernels, and the feature maps of one test image.",
+    "fig3": "The original's Fig. 3: VGG-A without batch normalization.",
+    "fig4": "The original's Fig. 4: VGG-A with batch normalization.",
+    "fig5": "The original's Fig. 5: the training loss at four learning rates; the band is the gap "
+    "between the best and the worst.",
+    "history_row9": "The original's Fig. 1: DenseNet-201 with GELU and strong augmentation.",
+    "accuracy": "Validation error against parameters and against training time.",
+    "confusion": "Which classes are taken for which.",
+    "classes": "The accuracy of each class.",
+    "mistakes": "The most confident mistakes.",
+    "augment": "What each augmentation does.",
+}
+
+STYLE = pathlib.Path(__file__).with_name("style.css")
+
+
+# --- pieces -----------------------------------------------------------------------------------
+
+
+def text(words: str) -> str:
+    """Escapes words, and sets `code` of theirs as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(words))
+
+
+def table(grid: Table) -> str:
+    """Returns an HTML table that scrolls sideways where the window is narrow."""
+    head = "".join(f"<th scope=col>{text(cell)}</th>" for cell in grid.header)
+    body = "".join(f"<tr>{''.join(map(_cell, line))}</tr>" for line in grid.lines)
+    return (
+        f"<div class=scroll tabindex=0><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(words: str) -> str:
+    kind = words.split()[0] if words else ""
+    if kind not in ("supported", "contradicted"):
+        kind = "wrap" if len(words) > 40 else ""
+    return f'<td class="{kind}">{text(words)}</td>' if kind else f"<td>{text(words)}</td>"
+
+
+def picture(path: pathlib.Path, caption: str) -> str:
+    """Returns a figure with the picture inside."""
+    content = base64.b64encode(path.read_bytes()).decode()
+    return (
+        f'<figure><img alt="{html.escape(caption, quote=True)}" '
+        f'src="data:image/png;base64,{content}"><figcaption>{text(caption)}</figcaption></figure>'
+    )
+
+
+def _missing(lines: list[str]) -> str:
+    items = "".join(f"<li>{text(line)}</li>" for line in lines)
+    return f"<p>Missing here:</p><ul>{items}</ul>" if lines else ""
+
+
+# --- sections ---------------------------------------------------------------------------------
+
+
+def sweep_section(name: str, sweep: Sweep) -> str:
+    """Returns the section of one sweep."""
+    parts = [f"<h2 id={_anchor(name)}>Runs in {html.escape(name)}</h2>"]
+    for note in sweep.notes:
+        parts.append(f"<p class=warn>† {text(note)}. Not comparable with the original’s.</p>")
+    missing = []
+    for run in sweep.runs:
+        if run.result is None:
+            (command,) = commands(Sweep(sweep.folder, (run,)))
+            missing.append(
+                f"{run.name}, seed {run.seed}: unfinished, epoch {run.progress}. Start the sweep "
+                f"again: `{command}`"
+            )
+    if sweep.finished.runs:
+        for grid in tables.tables(sweep):
+            parts += [f"<h3>{text(grid.title)}</h3>", table(grid)]
+        parts.append(
+            "<p class=soft>Mean ± standard deviation over seeds where there are several; 95% "
+            "intervals of the mean by Student’s t; differences of accuracies in points.</p>"
+        )
+        parts.append(_claims(sweep))
+        shown, absent = _figures(sweep)
+        parts += [f"<h3>Figures</h3><div class=pictures>{shown}</div>" if shown else ""]
+        missing += absent
+    parts.append(_missing(missing))
+    facts = "".join(f"<li>{text(line)}</li>" for line in provenance(sweep.runs))
+    again = html.escape("\n".join(commands(sweep)))
+    parts.append(f"<h3>Where these numbers come from</h3><ul>{facts}</ul><pre>{again}</pre>")
+    return "\n".join(parts)
+
+
+def _claims(sweep: Sweep) -> str:
+    everything = claims.judge(sweep)
+    records = [record for record in everything if record["verdict"] != "no runs"]
+    if not records:
+        return ""
+    parts = ["<h3>The original report’s conclusions, tested</h3>"]
+    parts.append(
+        "<p class=soft>Supported or contradicted: the whole 95% interval over seeds lies on that "
+        "side. Undecided: it does not, or there is one seed and so no interval.</p>"
+    )
+    parts += [f"<h4>{text(grid.title)}</h4>{table(grid)}" for grid in claims.tables(records)]
+    tested = {record["claim"] for record in records}
+    untested = dict.fromkeys(r["claim"] for r in everything if r["claim"] not in tested)
+    parts.append(_missing([f"Runs to test: {claim}" for claim in untested]))
+    return "\n".join(parts)
+
+
+def _figures(sweep: Sweep) -> tuple[str, list[str]]:
+    there = {path.stem: path for path in sorted((sweep.folder / "figures").glob("*.png"))}
+    order = [*CAPTIONS, *(stem for stem in there if stem not in CAPTIONS)]
+    shown = []
+    for stem in order:
+        if stem in there:
+            name = stem.removeprefix("history_")
+            title = f"Training history of {name}." if name in sweep.names else stem
+            shown.append(picture(there[stem], CAPTIONS.get(stem, title)))
+    absent = [
+        f"{CAPTIONS.get(name, name)} `{_command('report figures', sweep.folder, f'--only={name}')}`"
+        for name in figures.FIGURES
+        if name not in there and name != "history"
+    ]
+    return "\n".join(shown), absent
+
+
+def landscape_section(folder: pathlib.Path) -> str:
+    """Returns the section of all landscapes below `folder`; "" where there are none."""
+    parts = []
+    for path in sorted(folder.rglob("smoothness/smoothness.png")):
+        parts += ["<h3>Along the gradient, while training</h3>"]
+        caption = (
+            "After Santurkar et al. 2018: along the gradient of each step's batch, the range of "
+            "the loss, the range of the gradient's change, and its largest ratio to the distance."
+        )
+        parts.append(picture(path, caption))
+        every = sorted(path.parent.glob("*/settings.json"))
+        lines = [line for p in every if (line := _smoothness_line(p))]
+        header = ["Run", "Measurements", "Median loss range", "Median gradient change"]
+        header += ["Median effective β", "Largest", "Images", "Commit", "Machine", "Note"]
+        parts.append(table(Table("Along the gradient", header, lines)))
+    slices = sorted(folder.rglob("slices/*.npz"))
+    slices = [path for path in slices if path.with_suffix(".png").exists()]
+    if slices:
+        shown = []
+        for path in slices:
+            with np.load(path) as content:
+                settings = json.loads(str(content["settings"]))
+                environment = json.loads(str(content["environment"]))
+            caption = (
+                f"After Li et al. 2018: {path.stem}. Checkpoint {settings['checkpoint']} at step "
+                f"{settings['step']}, {settings['images']:,} training images"
+                f"{statistics_note(settings)}, directions of seed {settings['seed']}. "
+                f"{_images(settings)}; commit {environment['commit']}, "
+                f"{environment['devices']} × {environment['device']}."
+            )
+            shown.append(picture(path.with_suffix(".png"), caption))
+        parts.append("<h3>Around trained networks</h3>")
+        parts.append(f"<div class=pictures>{''.join(shown)}</div>")
+    return "<h2 id=landscape>Loss landscapes</h2>" + "\n".join(parts) if parts else ""
+
+
+def _smoothness_line(path: pathlib.Path) -> list[str] | None:
+    content = read_json(path)
+    found = read_records(path.parent / "measurements.jsonl")
+    sizes = content["settings"]["step_sizes"]
+    if not found:
+        return None  # it was stopped before the first
+    betas = [effective_smoothness(record, sizes) for record in found]
+    environment = content["environment"]
+    ranges = [max(r["losses"]) - min(r["losses"]) for r in found]
+    changes = [max(r["gradient_changes"]) for r in found]
+    return [
+        path.parent.name,
+        f"{len(found)}, every {content['settings']['every']} steps",
+        *(f"{np.median(values):.3g}" for values in (ranges, changes, betas)),
+        f"{max(betas):.3g}",
+        _images(content["data"]),
+        str(environment["commit"])[:12],
+        f"{environment['devices']} × {environment['device']}",
+        note_of(path),
+    ]
+
+
+def _images(facts: dict[str, Any]) -> str:
+    official = "" if facts["official"] is not False else ", NOT verified as the official files"
+    return f"sha256 {facts['sha256'][:12]}…{official}"
+
+
+def _anchor(name: str) -> str:
+    return "sweep-" + re.sub(r"\W+", "-", name)
+
+
+def _name(sweep: Sweep, folder: pathlib.Path) -> str:
+    if sweep.folder != folder and sweep.folder.is_relative_to(folder):
+        return sweep.folder.relative_to(folder).as_posix()
+    return sweep.folder.resolve().name
+
+
+def _command(module: str, *arguments: object) -> str:
+    return f"python -m experiments.{module} {shlex.join(map(str, arguments))}"
+
+
+# --- the page ---------------------------------------------------------------------------------
+
+
+def page(folder: pathlib.Path) -> str:
+    """Returns the whole page of a results folder.
+
+    Raises:
+      UserError: there is nothing, or runs cannot be read.
+    """
+    landscapes = landscape_section(folder) if folder.is_dir() else ""
+    problems: list[str] = []
+    try:
+        found = sweeps(folder, problems)
+    except UserError:
+        if not landscapes:
+            raise
+        found = []
+    if not found and not landscapes:
+        raise UserError("\n".join(problems))
+    named = [(_name(sweep, folder), sweep) for sweep in found]
+    links = [(_anchor(name), name) for name, _ in named]
+    links += [("landscape", "Loss landscapes")] if landscapes else []
+    items = "".join(f"<li><a href=#{anchor}>{html.escape(name)}</a></li>" for anchor, name in links)
+    done = [run for sweep in found for run in sweep.finished.runs]
+    rows = {run.name for run in done if run.row}
+    others = sum(run.row is None for run in done)
+    parts = [
+        "<h1>The original report, run again in JAX</h1>",
+        f"<p>{len(done) - others} finished runs of {len(rows)} of the original report’s "
+        f"{len(ROWS)} rows{f', and {others} of other configs' if others else ''}, read from "
+        f"<code>{html.escape(str(folder))}</code> on {time.strftime('%Y-%m-%d')} by jaxcifar at "
+        f"commit <code>{git_commit()}</code>.</p>",
+        f"<nav><ul>{items}</ul></nav>",
+    ]
+    if any(run.shortened for sweep in found for run in sweep.runs):
+        parts.append(
+            "<p class=warn>Some of these runs were SHORTENED and are marked so: their numbers do "
+            "not compare with the original’s.</p>"
+        )
+    if absent := [row for row in ROWS if row not in rows]:
+        command = _command("sweep", f"--rows={','.join(absent)}", f"--out={folder / 'more'}")
+        parts.append(_missing([f"Rows without a finished run: {', '.join(absent)}. `{command}`"]))
+    if not landscapes:
+        command = _command("landscape", "smoothness", f"--out={folder / 'landscape'}")
+        parts.append(_missing([f"Loss landscapes. `{command}`"]))
+    if problems:
+        parts.append("<p>Not read:</p>" + "".join(f"<pre>{html.escape(p)}</pre>" for p in problems))
+    parts += [sweep_section(name, sweep) for name, sweep in named]
+    parts.append(landscapes)
+    body = "\n".join(parts)
+    return (
+        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        "<title>The original report, run again in JAX</title>"
+        f"<style>\n{STYLE.read_text()}</style></head><body>\n{body}\n</body></html>\n"
+    )

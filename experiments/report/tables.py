@@ -1,0 +1,295 @@
+"""Compares runs with Tables 3 and 4 of the original report, as Markdown, CSV and LaTeX."""
+
+import csv
+import io
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from experiments.runs import names
+from experiments.runs.provenance import commands, provenance
+from experiments.runs.read import Run, Sweep, finished_sweeps
+from experiments.runs.rows import TABLE_3, TABLE_4
+from experiments.runs.stats import Estimate, estimate
+from experiments.runs.table import Table
+from jaxcifar.run.progress import duration
+
+NONE = "–"  # in a cell that does not apply
+
+
+class Metric(NamedTuple):
+    """A column of the original report's tables."""
+
+    name: str  # in metrics.jsonl and `Row`
+    title: str
+    percent: bool
+
+
+METRICS = (
+    Metric("train_loss", "Train. loss", False),
+    Metric("val_loss", "Val. loss", False),
+    Metric("train_accuracy", "Train. acc.", True),
+    Metric("val_accuracy", "Val. acc.", True),
+)
+SETTINGS = (
+    *("Model", "Size", "Activation", "Dropout", "Regularization"),
+    *("Optimizer", "LR", "Batch", "Epochs", "Augment"),
+)
+
+
+# --- cells ------------------------------------------------------------------------------------
+
+
+def settings(config: dict[str, Any], size: str) -> list[str]:
+    """Returns the cells of `SETTINGS`, of a flat config."""
+    penalties = {"L1": config["optim.l1"], "L2": config["optim.l2"]}
+    parts = [f"{name}, {names.power_of_ten(value)}" for name, value in penalties.items() if value]
+    return [
+        names.model_name(config["model.name"]),
+        size,
+        names.activation_name(config["model.activation"]),
+        f"{config['model.dropout_rate']:g}",
+        "; ".join(parts) or "None",
+        names.optimizer_name(config["optim.name"]),
+        names.power_of_ten(config["optim.learning_rate"]),
+        str(config["train.batch_size"]),
+        str(config["train.epochs"]),
+        config["data.augment"],
+    ]
+
+
+def _number(run: Run) -> str:
+    return run.label + ("†" if run.mark else "")  # † leads to the note
+
+
+def _model(run: Run) -> str:
+    return names.model_name(run.config["model.name"])
+
+
+def ours(runs: Sequence[Run], metric: Metric, which: str = "best") -> Estimate:
+    """Returns a metric over seeds, at each run's best or last epoch."""
+    records = [run.best if which == "best" else run.records[-1] for run in runs]
+    return estimate([record[metric.name] for record in records])
+
+
+def original(run: Run, metric: Metric) -> float | None:
+    """Returns what the original report printed; None for a config that it does not have."""
+    return getattr(run.row, metric.name) if run.row else None
+
+
+def tested(runs: Sequence[Run], name: str) -> list[float]:
+    """Returns "loss" or "accuracy" on the test set of the runs that used it once."""
+    return [run.result["test"][name] for run in runs if run.result and "test" in run.result]
+
+
+def show(value: Estimate, metric: Metric) -> str:
+    """Returns "93.35%", or "93.35% ± 0.12" with the standard deviation over seeds."""
+    scale, digits, sign = (100, 2, "%") if metric.percent else (1, 4, "")
+    text = f"{scale * value.mean:.{digits}f}{sign}"
+    return text if math.isnan(value.std) else f"{text} ± {scale * value.std:.{digits}f}"
+
+
+def _show_interval(value: Estimate, metric: Metric) -> str:
+    if math.isnan(value.half):
+        return NONE
+    scale, digits = (100, 2) if metric.percent else (1, 4)
+    low, high = scale * (value.mean - value.half), scale * (value.mean + value.half)
+    return f"{low:.{digits}f} … {high:.{digits}f}"
+
+
+def _show_original(value: float | None, metric: Metric) -> str:
+    if value is None:
+        return NONE
+    return f"{100 * value:.2f}%" if metric.percent else f"{value:.4f}"
+
+
+def _show_difference(mean: float, value: float | None, metric: Metric) -> str:
+    if value is None:
+        return NONE
+    return f"{100 * (mean - value):+.2f}" if metric.percent else f"{mean - value:+.4f}"
+
+
+# --- the tables: of sweeps without unfinished runs ----------------------------------------------
+
+
+def results_table(sweep: Sweep) -> Table:
+    """The original report's own columns, with our results at the best epoch."""
+    lines = []
+    for name in sweep.names:
+        runs = sweep.of(name)
+        run = runs[0]
+        cells = settings(run.config, f"{run.result['parameters'] / 1e6:.2f}M")  # type: ignore[index]
+        lines.append([_number(run), *cells, *(show(ours(runs, m), m) for m in METRICS), run.mark])
+    header = ["#", *SETTINGS, *(metric.title for metric in METRICS), "Note"]
+    return Table("Results at the best epoch", header, lines)
+
+
+def comparison_table(sweep: Sweep) -> Table:
+    """Each metric at the best and the last epoch, beside the original's: a line for each."""
+    lines = []
+    for name in sweep.names:
+        runs = sweep.of(name)
+        compared = [(m.title, m, ours(runs, m), show(ours(runs, m, "last"), m)) for m in METRICS]
+        for kind, metric in (("loss", METRICS[1]), ("accuracy", METRICS[3])):
+            if values := tested(runs, kind):
+                compared.append((f"Test {kind}, once", metric, estimate(values), NONE))
+        for title, metric, best, last in compared:
+            printed = original(runs[0], metric)
+            first = [_number(runs[0]), _model(runs[0]), str(len(runs)), title]
+            shown = [show(best, metric), _show_interval(best, metric), last]
+            difference = _show_difference(best.mean, printed, metric)
+            lines.append([*first, *shown, _show_original(printed, metric), difference])
+    header = ["#", "Model", "Seeds", "Metric", "Best epoch", "95% interval", "Last epoch"]
+    return Table("Beside the original report", [*header, "Original", "Difference"], lines)
+
+
+def cost_table(sweep: Sweep) -> Table:
+    """What the runs took."""
+    lines = []
+    for name in sweep.names:
+        runs = sweep.of(name)
+        run, results = runs[0], [run.result for run in runs if run.result]
+        train_seconds = estimate([result["train_seconds"] for result in results]).mean
+        rate = estimate([r["images_per_second"] for run in runs for r in run.records]).mean
+        memory = max(result["peak_memory_bytes"] for result in results)
+        cells = [
+            _number(run),
+            _model(run),
+            f"{results[0]['parameters']:,}",
+            run.row.size if run.row else NONE,
+            duration(train_seconds),
+            duration(max(result["compile_seconds"] for result in results)),
+            f"{rate:,.0f}",
+            f"{memory / 2**30:.1f} GiB",
+            run.mark,
+        ]
+        lines.append(cells)
+    header = ["#", "Model", "Parameters", "Original", "Training", "Compiling", "Images/s", "Memory"]
+    return Table("What it took", [*header, "Note"], lines)
+
+
+def tables(sweep: Sweep) -> list[Table]:
+    """Returns the tables of a sweep; only names with a finished run have a line."""
+    done = sweep.finished
+    found = []
+    for title, part in (
+        ("Table 3", done.only([row.name for row in TABLE_3])),
+        ("Table 4", done.only([row.name for row in TABLE_4])),
+        ("Other configs", done.others),
+    ):
+        if part.runs:
+            for grid in (results_table(part), comparison_table(part), cost_table(part)):
+                found.append(grid._replace(title=f"{title}: {grid.title.lower()}"))
+    return found
+
+
+# --- formats ----------------------------------------------------------------------------------
+
+
+def markdown(sweep: Sweep) -> str:
+    """Returns the whole page of a sweep: tables, commands, provenance."""
+    parts = ["# Results beside the original report's\n"]
+    if any(run.shortened for run in sweep.runs):
+        parts.append(
+            "**Runs marked SHORTENED are: their numbers do not compare with those of full runs.**\n"
+        )
+    parts += [f"## {table.title}\n\n{table.markdown()}\n" for table in tables(sweep)]
+    parts.append(
+        "Mean ± standard deviation over seeds where there are several; the 95% interval is of the "
+        "mean, by Student's t. Differences of accuracies are in percentage points.\n"
+    )
+    parts += [f"† {note}\n" for note in sweep.notes]
+    if unfinished := [run for run in sweep.runs if run.result is None]:
+        parts.append("## Not finished\n")
+        parts += [f"- {run.name}, seed {run.seed}: epoch {run.progress}" for run in unfinished]
+        parts.append("")
+    facts = [f"- {line}" for line in provenance(sweep.runs)]
+    parts += ["## Where the numbers come from\n", *facts]
+    parts += ["", "```", *commands(sweep), "```", ""]
+    return "\n".join(parts)
+
+
+def comma_separated(sweep: Sweep) -> str:
+    """Returns one line per row or config: raw numbers, shares of 1 for accuracies.
+
+    What does not apply is empty.
+    """
+    columns = ["row", *(name.lower() for name in SETTINGS), "seeds", "parameters"]
+    for metric in METRICS:
+        columns += [f"{metric.name}_{what}" for what in ("best", "std", "interval_half", "last")]
+        columns += [f"{metric.name}_original", f"{metric.name}_difference"]
+    columns += ["test_loss", "test_accuracy"]  # of the holdout protocol, at the best epoch
+    columns += ["train_seconds", "data_official", "shortened", "note"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for name in sweep.finished.names:
+        runs = sweep.finished.of(name)
+        run, results = runs[0], [run.result for run in runs if run.result]
+        cells: list[Any] = [name, *settings(run.config, run.row.size if run.row else "")]
+        cells += [len(runs), results[0]["parameters"]]
+        for metric in METRICS:
+            best, printed = ours(runs, metric), original(run, metric)
+            values = (best.mean, best.std, best.half, ours(runs, metric, "last").mean)
+            cells += ["" if math.isnan(v) else f"{v:.6g}" for v in values]
+            compared = () if printed is None else (printed, best.mean - printed)
+            cells += [f"{v:.6g}" for v in compared] or ["", ""]
+        for kind in ("loss", "accuracy"):
+            test = tested(runs, kind)
+            cells.append(f"{estimate(test).mean:.6g}" if test else "")
+        seconds = [result["train_seconds"] for result in results]
+        official = all(data["official"] for run in runs for data in run.data.values())
+        cells += [f"{estimate(seconds).mean:.1f}", official, "; ".join(run.shortened), run.mark]
+        writer.writerow(cells)
+    return text.getvalue()
+
+
+def latex(sweep: Sweep) -> str:
+    """Returns a `table` environment for each table (needs the packages booktabs and graphicx)."""
+    parts = [f"% {line}" for line in provenance(sweep.runs)]
+    for table in tables(sweep):
+        lines = [" & ".join(map(_escape, line)) + r" \\" for line in table.lines]
+        parts += [
+            r"\begin{table}",
+            r"  \centering",
+            rf"  \caption{{{_escape(table.title)}}}",
+            r"  \resizebox{\textwidth}{!}{%",
+            rf"  \begin{{tabular}}{{{'l' * len(table.header)}}}",
+            r"    \toprule",
+            "    " + " & ".join(map(_escape, table.header)) + r" \\",
+            r"    \midrule",
+            *(f"    {line}" for line in lines),
+            r"    \bottomrule",
+            r"  \end{tabular}}",
+            *(rf"  \par\footnotesize $^\dagger$ {_escape(note)}" for note in sweep.notes),
+            r"\end{table}",
+            "",
+        ]
+    return "\n".join(parts)
+
+
+def _escape(text: str) -> str:
+    for character in "&%#_":
+        text = text.replace(character, "\\" + character)
+    replacements = {"±": r"$\pm$", "…": r"\dots{}", "†": r"$^\dagger$", "–": "--", "->": r"$\to$"}
+    for character, command in replacements.items():
+        text = text.replace(character, command)
+    return text
+
+
+FORMATS: dict[str, Callable[[Sweep], str]] = {
+    "table.md": markdown,
+    "table.csv": comma_separated,
+    "table.tex": latex,
+}
+
+
+def write(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Writes the tables of each sweep below `folder`; returns the files."""
+    texts = {}
+    for sweep in finished_sweeps(folder):
+        texts |= {sweep.folder / name: form(sweep) for name, form in FORMATS.items()}
+    for path, text in texts.items():
+        path.write_text(text)
+    return list(texts)

@@ -1,0 +1,1 @@
+"""Reading the runs of a sweep: configs, results, statistics, and the original report's numbers."""

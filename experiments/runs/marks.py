@@ -1,0 +1,61 @@
+"""How a run's config differs from the one it started from.
+
+Both are flat ({"model.name": …}). The seed never counts, nor do the fields that change only how a
+run is carried out.
+"""
+
+from typing import Any
+
+from jaxcifar.config import changed_fields
+
+TRAIN_IMAGES = {"cifar10": 50_000, "cifar100": 50_000}
+
+
+def differing(original: dict[str, Any], config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns {field: (original value, value)} for each field that differs, except the seed."""
+    return {f: pair for f, pair in changed_fields(original, config).items() if f != "seed"}
+
+
+def shortened(original: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """Returns how a run is less than its original: ["3 of 50 epochs", …]; [] for a full one."""
+    short = []
+    if config["train.epochs"] < original["train.epochs"]:
+        short.append(f"{config['train.epochs']} of {original['train.epochs']} epochs")
+    images, limit = config["train.limit_train_images"], original["train.limit_train_images"]
+    whole = limit or TRAIN_IMAGES.get(original["data.name"])
+    if whole is None and images:
+        short.append(f"{images:,} images")
+    elif whole is not None and 0 < images < whole:
+        short.append(f"{images:,} of {whole:,} images")
+    return short
+
+
+def changed(original: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """Returns how else a run differs from its original: ["model.name vgg_a -> resnet18", …]."""
+    shorter = {"train.limit_train_images"}
+    if config["train.epochs"] < original["train.epochs"]:
+        shorter.add("train.epochs")
+    return [
+        f"{field} {before} -> {after}"
+        for field, (before, after) in differing(original, config).items()
+        if field not in shorter
+    ]
+
+
+def mark(original: dict[str, Any], config: dict[str, Any]) -> str:
+    """Says how a run differs from its original; "" for a full run of it."""
+    parts = []
+    if short := shortened(original, config):
+        parts.append(f"SHORTENED: {', '.join(short)}")
+    if other := changed(original, config):
+        parts.append(f"changed: {', '.join(other)}")
+    return "; ".join(parts)
+
+
+def options(original: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """Returns the options that make such a run of its original: ["--config.…=…", …]."""
+    found = []
+    for field, (_, value) in differing(original, config).items():
+        value = tuple(value) if isinstance(value, list) else value  # as it came back from JSON
+        found.append(f"--config.{field}={value}")
+    return found

@@ -1,0 +1,38 @@
+"""How settings are written in tables and figures.
+
+A name without an entry here is shown as it is in the config.
+"""
+
+MODELS = {
+    "resnet18": "ResNet-18",
+    "resnet34": "ResNet-34",
+    "resnet50": "ResNet-50",
+    "resnet101": "ResNet-101",
+    "resnet152": "ResNet-152",
+    "densenet121": "DenseNet-121",
+    "densenet169": "DenseNet-169",
+    "densenet201": "DenseNet-201",
+    "densenet264": "DenseNet-264",
+    "vgg_a": "VGG-A",
+    "vgg_a_bn": "VGG-A(BN)",
+}
+ACTIVATIONS = {"relu": "ReLU", "gelu": "GELU", "silu": "SiLU", "leaky_relu": "LeakyReLU"}
+OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
+
+
+def model_name(name: str) -> str:
+    return MODELS.get(name, name)
+
+
+def activation_name(name: str) -> str:
+    return ACTIVATIONS.get(name, name)
+
+
+def optimizer_name(name: str) -> str:
+    return OPTIMIZERS.get(name, name)
+
+
+def power_of_ten(value: float) -> str:
+    """Returns 1e-3, as the original report writes it, or 1.25e-3."""
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"

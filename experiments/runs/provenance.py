@@ -1,0 +1,57 @@
+"""Where the numbers of runs come from, and the commands that make them again."""
+
+import shlex
+from collections.abc import Sequence
+
+from experiments.runs.read import Run, Sweep
+
+
+def provenance(runs: Sequence[Run]) -> list[str]:
+    """Says where the numbers of runs come from: each fact once."""
+    facts: dict[str, set[str]] = {}
+    for run in runs:
+        env = run.environment
+        for part, data in run.data.items():
+            official = {True: "official files", False: "NOT verified as the official files"}
+            kind = official.get(data["official"], "embedded")
+            facts.setdefault(f"{part} images", set()).add(
+                f"{data['name']}, {data['images']:,}, {kind}, sha256 {data['sha256'][:12]}…"
+            )
+        facts.setdefault("protocol", set()).add(
+            "best epoch chosen on the test set, as in the original report"
+            if run.config["data.protocol"] == "test"
+            else "best epoch chosen on a tenth of the training set"
+        )
+        facts.setdefault("machine", set()).add(
+            f"{env['devices']} × {env['device']}, {env['cpus']} CPU cores, {env['dtype']}"
+        )
+        names = ("jaxcifar", "jax", "flax", "optax", "numpy", "python")
+        facts.setdefault("versions", set()).add(", ".join(f"{n} {env[n]}" for n in names))
+        facts.setdefault("commit", set()).add(str(env["commit"]))
+        facts.setdefault("started", set()).add(env["started"][:10])
+    return [f"{name}: {' | '.join(sorted(values))}" for name, values in facts.items()]
+
+
+def commands(sweep: Sweep) -> list[str]:
+    """Returns the commands that make these runs, or resume them."""
+    alike: dict[tuple, list[Run]] = {}
+    found = []
+    for name in sweep.names:
+        runs = sweep.of(name)
+        run = runs[0]
+        if run.swept:
+            seeds = ",".join(str(run.seed) for run in runs)
+            key = seeds, run.folder.parent.parent, tuple(run.options)
+            alike.setdefault(key, []).append(run)
+            continue
+        seed = [f"--config.seed={run.seed}"] if run.seed else []
+        given = [f"--config={run.file}", f"--workdir={run.folder}", *run.options, *seed]
+        found.append(shlex.join(["python", "-m", "jaxcifar.main", *given]))
+    for (seeds, out, options), runs in alike.items():
+        rows = ",".join(run.name for run in runs if run.row)
+        files = ",".join(run.file for run in runs if not run.row)
+        given = [f"--rows={rows}"] if rows else []
+        given += [f"--configs={files}"] if files else []
+        given += [f"--seeds={seeds}", f"--out={out}", *options]
+        found.append(shlex.join(["python", "-m", "experiments.sweep", *given]))
+    return found

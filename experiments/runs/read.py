@@ -1,0 +1,372 @@
+"""Reads the runs of sweeps: what they were, how they went, and how they were shortened.
+
+A sweep's folder holds NAME/seedN/ for each run, as `experiments.sweep` leaves it; a folder NAME/
+that `jaxcifar.main` trained in is read as well. NAME is a row of the original report, or a config
+of your own. Everything that is made of runs starts here.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.runs import configs, marks
+from experiments.runs.rows import ROWS, Row
+from experiments.runs.stats import smoothed
+from jaxcifar.config import changed_fields, complete, flatten
+from jaxcifar.errors import UserError
+from jaxcifar.run import log
+
+# Beside the seedN/ folders of a config file's runs: where the file was, and what was in it before
+# options changed it.
+ORIGIN = "origin.json"
+
+
+class Run(NamedTuple):
+    """One run as read from its folder."""
+
+    name: str  # of the row, or of the config file without .py
+    folder: pathlib.Path
+    config: dict[str, Any]  # flat: {"model.name": …}
+    data: dict[str, Any]  # provenance of "train" and "validation" images
+    environment: dict[str, Any]
+    records: list[dict[str, Any]]  # of metrics.jsonl, one per epoch
+    result: dict[str, Any] | None  # None while the run is unfinished
+    original: dict[str, Any] | None  # the flat config that options changed; None where unknown
+    file: str  # the config file
+
+    @property
+    def row(self) -> Row | None:
+        """The row of the original report; None for another config."""
+        return ROWS.get(self.name)
+
+    @property
+    def label(self) -> str:
+        """The row's number in its table, or the config's name."""
+        return self.row.number if self.row else self.name
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def swept(self) -> bool:
+        """Whether the folder is of a sweep, rather than of `jaxcifar.main`."""
+        return bool(_SEED.fullmatch(self.folder.name))
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The record of the epoch of highest validation accuracy."""
+        return log.best_record(self.records)
+
+    @property
+    def progress(self) -> str:
+        """The epochs done, of all: "3 of 50"."""
+        return f"{len(self.records)} of {self.config['train.epochs']}"
+
+    @property
+    def shortened(self) -> list[str]:
+        """How the run is less than its original: ["3 of 50 epochs", …]; [] for a full one."""
+        return marks.shortened(self.original, self.config) if self.original else []
+
+    @property
+    def mark(self) -> str:
+        """How the run differs from its original; "" for a full run of it."""
+        return marks.mark(self.original, self.config) if self.original else ""
+
+    @property
+    def options(self) -> list[str]:
+        """The options that make such a run of its original, except the seed: ["--config.…=…"]."""
+        return marks.options(self.original, self.config) if self.original else []
+
+    def steps(self, name: str = "ce") -> np.ndarray:
+        """Returns a metric of each training step, [steps]: "loss", "ce" or "accuracy"."""
+        epochs = read_records(self.folder / "steps.jsonl")
+        return np.concatenate([epoch[name] for epoch in epochs]) if epochs else np.zeros(0)
+
+
+_SEED = re.compile(r"seed\d+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """The runs of one folder: the rows in the original report's order, then others by name."""
+
+    folder: pathlib.Path
+    runs: tuple[Run, ...]  # those of one name together, by seed
+
+    @property
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(run.name for run in self.runs))
+
+    def of(self, name: str) -> list[Run]:
+        """Returns the runs of a row or config, by seed; [] where there are none."""
+        return [run for run in self.runs if run.name == name]
+
+    def only(self, names: Sequence[str]) -> "Sweep":
+        """Returns the sweep without the runs of other names."""
+        return Sweep(self.folder, tuple(run for run in self.runs if run.name in names))
+
+    @property
+    def finished(self) -> "Sweep":
+        """The sweep without its unfinished runs."""
+        return Sweep(self.folder, tuple(run for run in self.runs if run.result is not None))
+
+    @property
+    def rows(self) -> "Sweep":
+        """The sweep without the runs of configs that the original report does not have."""
+        return self.only(list(ROWS))
+
+    @property
+    def others(self) -> "Sweep":
+        """The sweep without the runs of the original report's rows."""
+        return self.only([name for name in self.names if name not in ROWS])
+
+    def mark(self, name: str) -> str:
+        """Says how the runs of a name differ from their original; "" where they do not."""
+        return self.of(name)[0].mark
+
+    @property
+    def notes(self) -> list[str]:
+        """Says what each name marked † is: "vgg1, vgg2: SHORTENED: …"."""
+        by_mark: dict[str, list[str]] = {}
+        for name in self.names:
+            if mark := self.mark(name):
+                by_mark.setdefault(mark, []).append(name)
+        return [f"{', '.join(names)}: {mark}" for mark, names in by_mark.items()]
+
+    def loss_curves(self, names: Sequence[str], seed: int, window: int) -> np.ndarray | None:
+        """Returns the smoothed training loss by step of one seed's runs, [len(names), steps].
+
+        The loss is the cross-entropy in nats. None where a run of the seed is missing or
+        unfinished, or has fewer steps than `window` or no steps.jsonl.
+        """
+        done = {run.name: run for run in self.finished.runs if run.seed == seed}
+        if not set(names) <= set(done):
+            return None
+        losses = [done[name].steps("ce") for name in names]
+        if len({len(loss) for loss in losses}) != 1 or len(losses[0]) < window:
+            return None
+        return np.stack([smoothed(loss, window) for loss in losses])
+
+
+# --- sweeps -----------------------------------------------------------------------------------
+
+
+def sweeps(folder: str | pathlib.Path, problems: list[str] | None = None) -> list[Sweep]:
+    """Reads all runs under `folder`.
+
+    Runs of measurements (with a settings.json beside or above their config.json) are left out.
+
+    Args:
+      folder: of a sweep, or above several.
+      problems: a list that takes what cannot be read, if the rest should be read anyway.
+
+    Raises:
+      UserError: there are no runs, or one cannot be read, was written by another version, or
+        differs from the others of its name by more than the seed.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}. Make one with python -m experiments.sweep.")
+    found: dict[pathlib.Path, list[Run]] = {}
+    for path in sorted(folder.rglob("config.json")):
+        if _is_of_a_measurement(path.parent, folder):
+            continue
+        try:
+            found.setdefault(_places(path.parent)[1], []).append(read_run(path.parent))
+        except UserError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+    if not found and not problems:
+        raise UserError(
+            f"{folder} contains no runs (no config.json below it). Make some with "
+            f"python -m experiments.sweep --rows=… --out={folder}."
+        )
+    return [_sweep(place, runs, problems) for place, runs in found.items() if runs]
+
+
+def finished_sweeps(folder: pathlib.Path) -> list[Sweep]:
+    """Reads the sweeps below `folder` that have a finished run; prints which have none.
+
+    Raises:
+      UserError: none has, or runs cannot be read.
+    """
+    found, waiting = [], []
+    for sweep in sweeps(folder):
+        if sweep.finished.runs:
+            found.append(sweep)
+            continue
+        states = ", ".join(
+            f"{run.name} seed {run.seed}: {run.progress} epochs" for run in sweep.runs
+        )
+        waiting.append(f"No run in {sweep.folder} is finished ({states}). Start the sweep again.")
+    if not found:
+        raise UserError("\n".join(waiting))
+    print("".join(f"{line}\n" for line in waiting), end="")
+    return found
+
+
+def _is_of_a_measurement(run: pathlib.Path, top: pathlib.Path) -> bool:
+    above = [run, *run.parents]
+    return any((path / "settings.json").exists() for path in above[: above.index(top) + 1])
+
+
+def _sweep(folder: pathlib.Path, runs: list[Run], problems: list[str] | None) -> Sweep:
+    by_name: dict[str, list[Run]] = {name: [] for name in ROWS}
+    for run in sorted(runs, key=lambda run: (run.name, run.seed)):
+        by_name.setdefault(run.name, []).append(run)
+    kept: list[Run] = []
+    for alike in by_name.values():
+        try:
+            for run in alike[1:]:
+                _check_alike(alike[0], run)
+        except UserError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+            alike = alike[:1]
+        kept += alike
+    return Sweep(folder, tuple(kept))
+
+
+def _check_alike(one: Run, other: Run) -> None:
+    differing = [
+        f"{field}: {a} and {b}"
+        for field, (a, b) in changed_fields(one.config, other.config).items()
+        if field != "seed"
+    ]
+    pixels = [{part: facts["sha256"] for part, facts in run.data.items()} for run in (one, other)]
+    if pixels[0] != pixels[1]:
+        differing.append("the images")
+    if one.environment["dtype"] != other.environment["dtype"]:
+        differing.append(f"dtype: {one.environment['dtype']} and {other.environment['dtype']}")
+    if one.seed == other.seed:
+        differing.append("nothing, not even the seed")
+    if differing:
+        raise UserError(
+            f"{one.folder} and {other.folder} are both runs of {one.name}, but differ in "
+            f"{'; '.join(differing)}. Move one of them to another folder."
+        )
+
+
+# --- one run ----------------------------------------------------------------------------------
+
+
+def read_run(folder: pathlib.Path) -> Run:
+    """Reads one run, finished or not.
+
+    Raises:
+      UserError: it cannot be read, or was written by another version.
+    """
+    path = folder / "config.json"
+    content = read_json(path)
+    try:
+        saved, data, environment = content["config"], content["data"], content["environment"]
+        config = flatten(complete(saved))
+    except UserError as error:
+        raise UserError(
+            f"{folder} was written by another version of jaxcifar (commit "
+            f"{environment.get('commit')}): {error} Read it with that version, or move it away."
+        ) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not the config of a run ({error!r}).") from error
+    records = read_records(folder / "metrics.jsonl")
+    result = read_json(folder / "result.json") if (folder / "result.json").exists() else None
+    _check_keys(path, environment, _ENVIRONMENT)
+    for facts in data.values():
+        _check_keys(path, facts, ("name", "images", "official", "sha256"))
+    for record in records:
+        _check_keys(folder / "metrics.jsonl", record, _RECORD)
+    if result is not None:
+        _check_keys(folder / "result.json", result, _RESULT)
+    if result is not None and len(records) != config["train.epochs"]:
+        raise UserError(
+            f"{folder} is damaged: result.json says that it is finished, but metrics.jsonl has "
+            f"{len(records)} of {config['train.epochs']} epochs. Delete it and train again."
+        )
+    name = _places(folder)[0].name
+    original, file = _origin(name, folder)
+    return Run(name, folder, config, data, environment, records, result, original, file)
+
+
+def _places(run: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Returns the folder NAME/ of a run, and that of its sweep."""
+    named = run.parent if _SEED.fullmatch(run.name) else run
+    named = named if named.name else named.resolve()  # "." has no name
+    return named, named.parent
+
+
+def _origin(name: str, folder: pathlib.Path) -> tuple[dict[str, Any] | None, str]:
+    """Returns the flat config that a run's options changed, None where unknown, and its file."""
+    path = _places(folder)[0] / ORIGIN
+    if name not in ROWS and path.exists():
+        content = read_json(path)
+        try:
+            return flatten(complete(content["config"])), content["file"]
+        except (UserError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} cannot be used ({error}). Start the sweep again.") from error
+    if (configs.FOLDER / f"{name}.py").exists():
+        return _config_here(name), f"configs/{name}.py"
+    return None, f"{name}.py"
+
+
+@functools.cache
+def _config_here(name: str) -> dict[str, Any]:
+    return flatten(configs.row_config(name))
+
+
+def write_origin(source: configs.Source, folder: pathlib.Path) -> None:
+    """Writes into the folder NAME/ of a config file's runs what makes them readable later."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log.write_json(folder / ORIGIN, {"file": source.file, "config": source.config.to_dict()})
+
+
+_ENVIRONMENT = (
+    *("jaxcifar", "jax", "flax", "optax", "numpy", "python", "commit"),
+    *("device", "devices", "cpus", "dtype", "started"),
+)
+_RECORD = (
+    *("epoch", "step", "train_loss", "train_ce", "train_accuracy", "val_loss", "val_accuracy"),
+    "images_per_second",
+)
+_RESULT = ("parameters", "train_seconds", "compile_seconds", "peak_memory_bytes")
+
+
+def _check_keys(path: pathlib.Path, content: Any, keys: Sequence[str]) -> None:
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise UserError(
+            f"{path} is of another version of jaxcifar, or damaged: {', '.join(missing)} missing. "
+            "Read it with that version, or move it away."
+        )
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}).") from error
+
+
+def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads metrics.jsonl, or another file of JSON lines.
+
+    Raises:
+      UserError: a line of it cannot be read.
+    """
+    try:
+        return log.read_lines(path)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}).") from error

@@ -1,0 +1,130 @@
+"""The original report's conclusions: that each verdict follows from the runs."""
+
+import json
+import math
+import shutil
+
+import pytest
+
+from experiments.report import claims
+from experiments.report.__main__ import main
+from experiments.runs import stats
+from jaxcifar.errors import UserError
+from tests.conftest import write_fake_runs
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+def verdicts(folder):
+    records = json.loads((folder / "claims.json").read_text())
+    return {record["comparison"].split(" (")[0]: record for record in records}
+
+
+def test_claims_of_the_reports_own_numbers(tmp_path):
+    write_fake_runs(tmp_path)
+    main(["claims", str(tmp_path)])
+    found = verdicts(tmp_path)
+    deeper = found["ResNet-50 − ResNet-18, ReLU, validation accuracy"]
+    assert deeper["effect"] == pytest.approx(deeper["original"]) == pytest.approx(0.0048)
+    assert deeper["verdict"] == "supported"
+    # With GELU the original's deeper network is the worse one: 92.76% against 93.35%.
+    assert found["ResNet-50 − ResNet-18, GELU, validation accuracy"]["verdict"] == "contradicted"
+    assert found["strong − weak, training loss"]["verdict"] == "supported"
+    over_fitting = found["strong − weak, over-fitting"]
+    assert over_fitting["effect"] == pytest.approx((0.9750 - 0.9499) - (0.9982 - 0.9425))
+    assert over_fitting["verdict"] == "supported"
+    regularized = found["the worse of L1 and L2 − none, validation accuracy"]
+    assert regularized["effect"] == pytest.approx(0.9105 - 0.9499)
+    assert regularized["verdict"] == "supported"
+    assert found["ResNet-18, GELU − ReLU, validation accuracy"]["verdict"] == "supported"
+    name = "with − without BN, gap of the validation accuracy between the best and the worst "
+    gap = found[name + "learning rate"]
+    assert gap["effect"] == pytest.approx((0.8865 - 0.8623) - (0.8716 - 0.7702))
+    loss_gap = next(r for name, r in found.items() if "gap of the training loss" in name)
+    # The fake steps have the rows' training losses throughout, and seed thousandths more.
+    assert loss_gap["effect"] == pytest.approx(1.001 * ((0.2759 - 0.1038) - (0.6817 - 0.1168)))
+    assert loss_gap["verdict"] == "supported"
+
+
+def test_claims_turn_with_the_data(tmp_path):
+    write_fake_runs(tmp_path, {"row8": {"val_accuracy": -0.02}, "row7": {"val_accuracy": 0.005}})
+    main(["claims", str(tmp_path)])
+    found = verdicts(tmp_path)
+    assert found["strong − weak, validation accuracy"]["verdict"] == "contradicted"
+    assert found["DenseNet-264 − 201, validation accuracy"]["verdict"] == "undecided"
+
+
+def test_one_seed_decides_nothing(tmp_path, capsys):
+    write_fake_runs(tmp_path, seeds=1)
+    main(["claims", str(tmp_path)])
+    assert {record["verdict"] for record in verdicts(tmp_path).values()} == {"undecided"}
+    assert "on the original's side, one seed" in capsys.readouterr().out
+
+
+def test_rows_of_different_lengths_are_not_judged(tmp_path):
+    write_fake_runs(tmp_path, rows=["row8"], epochs=200)
+    write_fake_runs(tmp_path, rows=["row6"], epochs=3)
+    main(["claims", str(tmp_path)])
+    found = verdicts(tmp_path)["strong − weak, validation accuracy"]
+    assert found["verdict"] == "undecided"
+    assert found["notes"] == {"row6": "SHORTENED: 3 of 200 epochs"}
+    page = (tmp_path / "claims.md").read_text()
+    assert "but trained for different lengths) †" in page
+    assert "**† row6: SHORTENED: 3 of 200 epochs**" in page
+
+
+def test_runs_without_a_common_seed_or_without_steps(tmp_path):
+    write_fake_runs(tmp_path, rows=[f"vgg{i}" for i in range(1, 9)], seeds=2)
+    for i in range(1, 9):
+        shutil.rmtree(tmp_path / f"vgg{i}" / f"seed{i % 2}")
+    main(["claims", str(tmp_path)])
+    assert "NaN" not in (tmp_path / "claims.json").read_text()
+    assert main(["figures", str(tmp_path), "--only=fig5"]) == 1
+    write_fake_runs(tmp_path / "more", rows=[f"vgg{i}" for i in range(1, 9)], seeds=1)
+    (tmp_path / "more" / "vgg3" / "seed0" / "steps.jsonl").unlink()
+    assert main(["figures", str(tmp_path / "more"), "--only=fig5"]) == 1
+    (tmp_path / "more" / "vgg3" / "seed0" / "steps.jsonl").write_text("{oops\n")
+    with pytest.raises(UserError, match=r"steps\.jsonl is damaged"):
+        main(["figures", str(tmp_path / "more"), "--only=fig5"])
+
+
+def test_size_of_a_change_against_another():
+    values = {"a": [0.93, 0.94, 0.95], "b": [0.90, 0.91, 0.89], "base": [0.92, 0.921, 0.922]}
+    found = claims._larger(lambda row, _: values[row], "a", "b", "base")
+    # |0.94 − 0.921| − |0.90 − 0.921|: the base counts twice, negatively.
+    assert found.mean == pytest.approx(0.019 - 0.021)
+    error = math.sqrt(0.01**2 / 3 + 0.01**2 / 3 + 4 * 0.001**2 / 3)
+    assert found.error == pytest.approx(error)
+
+
+def test_claims_without_their_runs(copied):
+    main(["claims", str(copied)])
+    assert {record["verdict"] for record in verdicts(copied).values()} == {"no runs"}
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "expected", "bound", "word"),
+    [
+        (0.5, 0.4, "above", 0.0, "supported"), (0.5, 0.6, "above", 0.0, "undecided"),
+        (-0.5, 0.4, "above", 0.0, "contradicted"), (-0.5, 0.4, "below", 0.0, "supported"),
+        (0.1, 0.3, "within", 0.5, "supported"), (0.1, 0.5, "within", 0.5, "undecided"),
+        (0.9, 0.3, "within", 0.5, "contradicted"), (0.5, math.nan, "above", 0.0, "undecided"),
+        (0.5, 0.0, "above", 0.0, "undecided"), (0.5, 0.4, "not", 0.0, "supported"),
+        (-0.5, 0.6, "not", 0.0, "undecided"),
+        (-0.4, 0.05, "above", -0.5, "supported"),
+    ],
+)  # fmt: skip
+def test_verdicts(mean, half, expected, bound, word):
+    assert claims.verdict(stats.Estimate(mean, 0.0, half, 3), expected, bound) == word
+
+
+def test_other_configs_are_ignored(tmp_path, capsys):
+    write_fake_runs(tmp_path / "a")
+    main(["claims", str(tmp_path / "a")])
+    alone = (tmp_path / "a" / "claims.md").read_text()
+    write_fake_runs(tmp_path / "a", rows=["wide"])
+    write_fake_runs(tmp_path / "b", rows=["wide"])
+    assert main(["claims", str(tmp_path)]) == 0
+    assert (tmp_path / "a" / "claims.md").read_text() == alone
+    assert not (tmp_path / "b" / "claims.md").exists()
+    assert f"{tmp_path / 'b'} has no run of the original report's rows" in capsys.readouterr().out

@@ -1,0 +1,162 @@
+"""Figures: that what they show is what was computed."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from PIL import Image
+
+from experiments.report import figures, network
+from experiments.report.__main__ import main
+from experiments.runs import names
+from jaxcifar import augment, data, metrics, plots, train
+from jaxcifar.errors import UserError
+from tests.conftest import write_fake_runs
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+def test_all_figures_are_drawn(copied_vgg):
+    assert main(["figures", str(copied_vgg)]) == 0
+    folder = copied_vgg / "figures"
+    names = {*figures.FIGURES, *(f"history_vgg{i}" for i in range(1, 9))} - {"history"}
+    assert {path.stem for path in folder.iterdir()} == names
+    for name in names:
+        with Image.open(folder / f"{name}.png") as picture:
+            pixels = np.asarray(picture.convert("L"))
+            assert np.mean(pixels[pixels.shape[0] // 4 :] < 250) > 0.01  # ink below the title
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_figure_5_fills_from_the_best_to_the_worst_rate(copied_vgg, monkeypatch):
+    drawn = {}
+    real = Axes.fill_between
+
+    def fill(self, x, low, high, **style):
+        drawn.setdefault(style["label"], (x, low, high))
+        return real(self, x, low, high, **style)
+
+    monkeypatch.setattr(Axes, "fill_between", fill)
+    main(["figures", str(copied_vgg), "--only=fig5"])
+    for label, rows in (("without BN", range(1, 5)), ("with BN", range(5, 9))):
+        curves = []
+        for i in rows:
+            lines = metrics.read_lines(copied_vgg / f"vgg{i}" / "seed0" / "steps.jsonl")
+            curves.append([value for line in lines for value in line["ce"]])
+        steps, low, high = drawn[label]  # six steps: a window of one
+        np.testing.assert_array_equal(steps, np.arange(1, 7))
+        np.testing.assert_allclose(low, np.min(curves, axis=0))
+        np.testing.assert_allclose(high, np.max(curves, axis=0))
+
+
+def test_figure_2_without_a_checkpoint(copied_vgg, capsys):
+    for path in copied_vgg.rglob("checkpoints"):
+        shutil.rmtree(path)
+    assert main(["figures", str(copied_vgg), "--only=fig2,fig3"]) == 1
+    assert "no fig2: no finished run" in capsys.readouterr().out
+    assert (copied_vgg / "figures" / "fig3.png").exists()
+    assert not (copied_vgg / "figures" / "fig2.png").exists()
+
+
+def test_figures_without_the_images(copied_vgg, monkeypatch, capsys):
+    def missing(*_, **__):
+        raise UserError("CIFAR-10 was not found")
+
+    monkeypatch.setattr(data, "load", missing)
+    assert main(["figures", str(copied_vgg), "--only=augment,fig2,fig3"]) == 1
+    printed = capsys.readouterr().out
+    assert "no augment: CIFAR-10 was not found" in printed
+    assert "no fig2: CIFAR-10 was not found" in printed
+    assert (copied_vgg / "figures" / "fig3.png").exists()
+
+
+def test_the_image_of_figure_2(copied_vgg, capsys):
+    run = f"--run={copied_vgg / 'vgg2' / 'seed0'}"
+    assert main(["figures", str(copied_vgg), "--only=fig2", run, "--image=7"]) == 0
+    assert main(["figures", str(copied_vgg), "--only=fig2", run, "--image=256"]) == 1
+    assert "the test images are 0 to 255" in capsys.readouterr().out
+
+
+def test_a_run_that_is_not_there(copied_vgg):
+    with pytest.raises(UserError, match="is not a run below"):
+        main(["figures", str(copied_vgg), "--run=elsewhere"])
+    with pytest.raises(UserError, match="'fig6'"):
+        main(["figures", str(copied_vgg), "--only=fig6"])
+
+
+def test_figure_2_shows_what_the_first_layer_makes(swept_vgg, tmp_path, monkeypatch):
+    run = swept_vgg / "vgg6" / "seed0"
+    shown = []
+    monkeypatch.setattr(network, "_mosaic", lambda x: shown.append(x) or x[0])
+    network.fig2(run, [tmp_path / "fig2.png"], "", image=3)
+    config, _, variables = train.load_variables(run)
+    test = data.load("synthetic", "test")
+    x = augment.normalize(jnp.asarray(test.images[3:4]), test.mean, test.std)
+    params, statistics = variables["params"], variables["batch_stats"]["bn1"]
+    y = jax.lax.conv_general_dilated(
+        x, params["conv1"]["kernel"], (1, 1), [(1, 1)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    ) + params["conv1"]["bias"]  # fmt: skip
+    z = (y - statistics["mean"]) / jnp.sqrt(statistics["var"] + 1e-5)
+    z = z * params["bn1"]["scale"] + params["bn1"]["bias"]
+
+    def scaled(maps):
+        maps = np.moveaxis(np.asarray(maps[0]), -1, 0)
+        low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
+        return (maps - low) / np.maximum(high - low, 1e-12)
+
+    assert len(shown) == 5  # kernels in colour and averaged, and three stages
+    np.testing.assert_allclose(
+        shown[1], np.moveaxis(np.asarray(params["conv1"]["kernel"]).mean(2), -1, 0), rtol=1e-6
+    )
+    for found, expected in zip(shown[2:], (y, z, jnp.maximum(z, 0)), strict=True):
+        np.testing.assert_allclose(found, scaled(expected), atol=2e-3)
+    assert config.model.name == "vgg_a_bn"
+
+
+def test_predictions_and_confusion(swept_vgg):
+    run = swept_vgg / "vgg6" / "seed0"
+    test, found = network.predictions(run)
+    accuracy = train.evaluate_workdir(run)["accuracy"]
+    assert np.mean(found.argmax(1) == test.labels) == pytest.approx(accuracy)
+    np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
+    counts = network.confusion_matrix(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), 3)
+    np.testing.assert_array_equal(counts, [[1, 1, 0], [0, 1, 0], [1, 0, 0]])
+
+
+# --- models and configs that the original report does not have ---------------------------------
+
+
+def test_any_number_of_models_has_its_own_marker(tmp_path):
+    models = [*names.MODELS, "wideresnet28_10", "mixer", "vit"]
+    for i, model in enumerate(models):
+        write_fake_runs(tmp_path, rows=[f"mine{i}"], seeds=1, model__name=model)
+    assert main(["figures", str(tmp_path), "--only=accuracy"]) == 0
+    styles = figures.model_styles(models)
+    assert len(set(styles.values())) == len(models) > len(figures.MARKERS)
+    assert figures.model_styles(["vgg_a"])["vgg_a"] == styles["vgg_a"]
+
+
+def test_figures_name_the_model_that_ran(tmp_path, monkeypatch):
+    write_fake_runs(tmp_path, rows=["vgg2", "wide"], epochs=50, model__name="resnet50")
+    titles, labels = [], []
+    plot_history, plot = plots.plot_history, Axes.plot
+
+    def history(records, title, *paths):
+        titles.append(title)
+        plot_history(records, title, *paths)
+
+    def labelled(self, *points, **style):
+        labels.append(style.get("label"))
+        return plot(self, *points, **style)
+
+    monkeypatch.setattr(plots, "plot_history", history)
+    monkeypatch.setattr(Axes, "plot", labelled)
+    assert main(["figures", str(tmp_path), "--only=history,accuracy"]) == 0
+    assert titles[0].startswith("ResNet-50 (VGG row 2)")
+    assert titles[1].startswith("ResNet-50 (config wide)")
+    assert "ResNet-50" in labels
+    assert "VGG-A" not in labels

@@ -1,0 +1,153 @@
+"""The loss along the gradient: that it is what training saw, and resumes where it was stopped."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.landscape import gradient
+from experiments.landscape.__main__ import main
+from experiments.runs import configs, read
+from jaxcifar import data, losses, metrics, sharding
+from jaxcifar.errors import UserError, exit_code
+from jaxcifar.programs import Programs, create_model, hyperparams_of, static_part
+from tests.conftest import OPTIONS, on_one_device
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+def smooth(out, *more, rows="vgg6"):
+    arguments = ["smoothness", f"--rows={rows}", f"--out={out}", "--every=2", *OPTIONS, *more]
+    return exit_code(lambda: main(arguments))
+
+
+def measurements(out, row="vgg6"):
+    return metrics.read_lines(out / "smoothness" / f"{row}_seed0" / "measurements.jsonl")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    out = tmp_path_factory.mktemp("landscape")
+    with on_one_device():
+        assert smooth(out, rows="vgg2,vgg6") == 0
+    return out
+
+
+def test_measured_losses_are_those_that_training_saw(measured, swept_vgg):
+    for row in ("vgg2", "vgg6"):
+        found = measurements(measured, row)
+        assert [record["step"] for record in found] == [0, 2, 4]
+        seen = read.sweeps(swept_vgg)[0].of(row)[0].steps("ce")
+        np.testing.assert_allclose([r["loss"] for r in found], seen[[0, 2, 4]], rtol=2e-5)
+    assert (measured / "smoothness" / "smoothness.png").exists()
+
+
+def test_measurement_by_hand(measured):
+    """The first measurement of VGG-A, by plain JAX on the same images."""
+    config = configs.row_config("vgg2")
+    config.model.width, config.data.name = 0.05, "synthetic"
+    config.train.update(batch_size=32, limit_train_images=100)
+    images = data.load("synthetic", "train")
+    mesh = sharding.make_mesh()
+    made = Programs(static_part(config), 100, (images.mean, images.std), mesh)
+    state = made.init(np.uint32(0), sharding.replicate(hyperparams_of(config), mesh))
+    rows = np.asarray(made.order(state.key, np.int32(1)))[0]
+    key = jax.random.split(jax.random.fold_in(state.key, 0))[0]
+    inputs = made.prepare(key, images.images[rows])
+
+    def loss(params):
+        logits = create_model(config).apply({"params": params}, inputs, train=True)
+        return losses.cross_entropy(logits, images.labels[rows]).mean()
+
+    here = jax.jit(jax.grad(loss))(state.params)
+
+    def flat(tree):
+        return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+    record = measurements(measured, "vgg2")[0]
+    norm = np.linalg.norm(flat(here))
+    assert record["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+    betas = []
+    for i, size in enumerate(gradient.STEP_SIZES):
+        there = jax.tree.map(lambda p, g, size=size: p - size * g, state.params, here)
+        assert record["losses"][i] == pytest.approx(float(jax.jit(loss)(there)), rel=1e-4)
+        change = np.linalg.norm(flat(jax.jit(jax.grad(loss))(there)) - flat(here))
+        assert record["gradient_changes"][i] == pytest.approx(change, rel=2e-2)
+        betas.append(change / (size * norm))
+    beta = gradient.effective_smoothness(record, gradient.STEP_SIZES)
+    assert beta == pytest.approx(max(betas), rel=2e-2)
+
+
+def test_stopped_measurements_go_on(measured, tmp_path, monkeypatch, capsys):
+    real = gradient.Probe.__call__
+
+    def stop_at_the_first(self, state, *batch, **more):
+        if int(state.step) == 0:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, state, *batch, **more)
+
+    monkeypatch.setattr(gradient.Probe, "__call__", stop_at_the_first)
+    assert smooth(tmp_path) == 128 + signal.SIGTERM
+    assert "saved at step 1" in capsys.readouterr().err
+    path = tmp_path / "smoothness" / "vgg6_seed0" / "measurements.jsonl"
+    with path.open("a") as file:  # as of a kill after a measurement that no checkpoint followed
+        file.write(json.dumps(measurements(measured)[1] | {"loss": 9.0}) + "\n")
+    monkeypatch.setattr(gradient.Probe, "__call__", real)
+    assert smooth(tmp_path) == 0
+    assert measurements(tmp_path) == measurements(measured)
+    calls = []
+    monkeypatch.setattr(gradient.Probe, "__call__", lambda *a, **k: calls.append(1))
+    assert smooth(tmp_path) == 0
+    assert not calls  # all is there
+
+
+def test_other_settings_are_refused(measured, capsys):
+    assert smooth(measured, "--step-sizes=0.1,0.2") == 2
+    assert "step_sizes: [0.05" in capsys.readouterr().err
+    assert smooth(measured, "--config.optim.learning_rate=0.1") == 2
+    assert "optim.learning_rate: 0.001 -> 0.1" in capsys.readouterr().err
+
+
+def test_fewer_steps_than_the_row_are_marked(tmp_path, measured):
+    assert smooth(tmp_path, "--steps=2") == 0
+    (folder,) = (tmp_path / "smoothness").glob("*_seed0")
+    note = gradient.note_of(folder / "settings.json")
+    assert "SHORTENED: 2 of 6 steps" in note
+    assert "SHORTENED: 2 of 50 epochs" in note
+    note = gradient.note_of(measured / "smoothness" / "vgg6_seed0" / "settings.json")
+    assert "steps" not in note
+    (folder / "measurements.jsonl").unlink()  # killed before the first one
+    with pytest.raises(UserError, match="contains no measurements"):
+        gradient.draw(tmp_path / "smoothness")
+
+
+@pytest.mark.parametrize("option", ["--step-sizes=", "--step-sizes=0", "--every=-1", "--rows=x"])
+def test_impossible_measurements(tmp_path, option, capsys):
+    assert exit_code(lambda: main(["smoothness", f"--out={tmp_path}", option])) == 2
+    assert option.split("=")[0] in capsys.readouterr().err
+
+
+def test_checking_settings_writes_nothing(tmp_path):
+    config, facts = configs.row_config("vgg2"), {"sha256": "0123", "images": 100}
+    path, settings = tmp_path / "settings.json", {"steps": 3, "every": 1, "step_sizes": [0.1]}
+    with pytest.raises(UserError, match="cannot be read"):
+        gradient.check_settings(path, config, settings, facts)
+    assert not path.exists()
+    gradient.write_settings(path, config, settings, facts)
+    written = path.read_bytes()
+    gradient.check_settings(path, config, settings, facts)
+    with pytest.raises(UserError, match="steps: 3 -> 4"):
+        gradient.check_settings(path, config, settings | {"steps": 4}, facts)
+    assert path.read_bytes() == written
+
+
+def test_measurements_from_before_a_field_are_resumed(tmp_path):
+    config, facts = configs.row_config("vgg2"), {"sha256": "0123", "images": 100}
+    path, settings = tmp_path / "settings.json", {"steps": 3, "every": 1, "step_sizes": [0.1]}
+    gradient.write_settings(path, config, settings, facts)
+    content = json.loads(path.read_text())
+    del content["config"]["optim"]["momentum"]
+    path.write_text(json.dumps(content))
+    gradient.check_settings(path, config, settings, facts)

@@ -1,0 +1,109 @@
+"""Imports go one way: through the rooms of experiments/, and down the floors of jaxcifar/."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# What each room of experiments/ may import from the others.
+EXPERIMENTS = {
+    "cost": set(),
+    "torch_models": set(),
+    "runs": set(),
+    "sweep": {"cost", "runs"},
+    "benchmark": {"cost", "runs", "torch_models"},
+    "landscape": {"runs"},
+    "report": {"runs", "landscape"},
+}
+
+
+def modules(package):
+    for path in sorted((ROOT / package).rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        yield name, path
+
+
+MODULES = {name: path for package in ("jaxcifar", "experiments") for name, path in modules(package)}
+
+
+def imported(name):
+    """Returns the modules of the repository that a module imports, inside functions too."""
+    path = MODULES[name]
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1])
+            base = ".".join(filter(None, [base, node.module])) if node.level else node.module
+            inside = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else base for name in inside}
+    ours = ("jaxcifar", "experiments", "configs", "tests")
+    return {name for name in found if name.split(".")[0] in ours} - {name}
+
+
+def room(name):
+    """Returns "runs" for experiments.runs.read, "data" for jaxcifar.data.digits."""
+    return name.split(".")[1] if "." in name else ""
+
+
+def test_experiments_go_from_runs_to_landscape_to_report():
+    for name in MODULES:
+        if not name.startswith("experiments.") or not room(name):
+            continue
+        assert room(name) in EXPERIMENTS, f"give {name} a place in {__name__}"
+        for other in imported(name):
+            assert not other.startswith(("tests", "configs")), f"{name} imports {other}"
+            if other.startswith("experiments.") and room(other) != room(name):
+                assert room(other) in EXPERIMENTS[room(name)], f"{name} imports {other}"
+
+
+def test_the_package_needs_nothing_around_it():
+    for name in MODULES:
+        if name.startswith("jaxcifar"):
+            around = [n for n in imported(name) if not n.startswith("jaxcifar")]
+            assert not around, f"{name} imports {around}"
+
+
+def test_the_rooms_of_the_package_import_in_one_direction():
+    """No circle between rooms: each can be given a floor above all that it imports."""
+    rooms = {room(name) for name in MODULES if name.startswith("jaxcifar")} - {""}
+    below = {
+        one: {
+            room(other)
+            for name in MODULES
+            if name.startswith("jaxcifar.") and room(name) == one
+            for other in imported(name)
+            if room(other) and room(other) != one
+        }
+        for one in rooms
+    }
+    floors = {}
+    while len(floors) < len(rooms):
+        ready = [one for one in rooms - floors.keys() if below[one] <= floors.keys()]
+        assert ready, f"a circle among {sorted(rooms - floors.keys())}"
+        for one in ready:
+            floors[one] = 1 + max((floors[other] for other in below[one]), default=0)
+    # The way through a run, from what knows nothing to what knows everything.
+    for lower, higher in (
+        ("errors", "config"),
+        ("data", "programs"),
+        ("augment", "programs"),
+        ("models", "programs"),
+        ("losses", "step"),
+        ("optim", "programs"),
+        ("state", "step"),
+        ("step", "programs"),
+        ("programs", "train"),
+        ("train", "main"),
+    ):
+        assert floors[lower] < floors[higher], f"{higher} must be above {lower}"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_every_imported_module_is_there(name):
+    for other in imported(name):
+        assert other in MODULES, f"{name} imports {other}"

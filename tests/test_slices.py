@@ -1,0 +1,111 @@
+"""The loss around a trained network, computed by hand at some points."""
+
+import json
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.landscape import slices
+from experiments.landscape.__main__ import main
+from jaxcifar import augment, data, losses, train
+from jaxcifar.errors import exit_code
+from jaxcifar.models.layers import BatchNorm
+from jaxcifar.programs import Programs, create_model
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+def cut(run, out, *more):
+    arguments = ["slice", str(run), f"--out={out}", "--points=3", "--images=100", *more]
+    return exit_code(lambda: main(arguments))
+
+
+def load(path):
+    with np.load(path) as content:
+        return dict(content)
+
+
+def test_directions_have_the_norms_of_their_filters():
+    params = {"conv": {"kernel": jax.random.normal(jax.random.key(1), (3, 3, 2, 5)),
+                       "bias": jnp.ones(5)}, "fc": {"kernel": jnp.ones((4, 3))}}  # fmt: skip
+    direction = slices.filter_normalized_direction(jax.random.key(0), params)
+    for layer in ("conv", "fc"):
+        for filters in range(params[layer]["kernel"].shape[-1]):
+            one, other = (np.asarray(t[layer]["kernel"])[..., filters] for t in (params, direction))
+            assert np.linalg.norm(one) == pytest.approx(np.linalg.norm(other), rel=1e-5)
+    assert not np.any(direction["conv"]["bias"])
+    assert np.abs(np.asarray(direction["fc"]["kernel"]) - 1).max() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["kept", "recomputed"])
+def test_slice_by_hand(swept_vgg, tmp_path, kind):
+    run = swept_vgg / "vgg6" / "seed0"
+    assert cut(run, tmp_path, f"--batch-norm={kind}", "--extent=0.5") == 0
+    found = load(tmp_path / "slices" / f"vgg6_seed0_2d_{kind}.npz")
+    np.testing.assert_allclose(found["coordinates"], [-0.5, 0, 0.5])
+    assert found["loss"].shape == (3, 3)
+    config, _, variables = train.load_variables(run)
+    subset = data.load("synthetic", "train").take(slice(100), "100")
+    x = augment.normalize(jnp.asarray(subset.images), subset.mean, subset.std)
+    model = create_model(config)
+    one, two = (
+        slices.filter_normalized_direction(key, variables["params"])
+        for key in jax.random.split(jax.random.key(0), 2)
+    )
+    for i, j in ((1, 1), (2, 0)):
+        a, b = found["coordinates"][[i, j]]
+        moved = (one, a), (two, b)
+        params = variables["params"]
+        for direction, by in moved:
+            params = jax.tree.map(lambda p, d, by=by: p + by * d, params, direction)
+        statistics = variables["batch_stats"]
+        if kind == "recomputed":  # batches of 64; the last 36 images are left out
+            zeros = jax.tree.map(jnp.zeros_like, statistics)
+            _, updated = model.apply({"params": params, "batch_stats": zeros}, x[:64], train=True,
+                                     mutable=["batch_stats"])  # fmt: skip
+            statistics = jax.tree.map(lambda s: 10 * s, updated["batch_stats"])
+        logits = model.apply({"params": params, "batch_stats": statistics}, x, train=False)
+        expected = float(losses.cross_entropy(logits, subset.labels).mean())
+        assert found["loss"][i, j] == pytest.approx(expected, rel=1e-4)
+    assert (tmp_path / "slices" / f"vgg6_seed0_2d_{kind}.png").exists()
+    assert BatchNorm.momentum == 0.9  # the factor of ten above
+
+
+def test_stopped_slice_goes_on(swept_vgg, tmp_path, monkeypatch):
+    run = swept_vgg / "vgg2" / "seed0"
+    assert cut(run, tmp_path / "whole", "--dimensions=1") == 0
+    real, calls = Programs.evaluate, []
+
+    def counted(self, *arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Programs, "evaluate", counted)
+    assert cut(run, tmp_path / "stopped", "--dimensions=1") == 128 + signal.SIGTERM
+    assert cut(run, tmp_path / "stopped", "--dimensions=1") == 0
+    assert len(calls) == 3  # each point once
+    name = "slices/vgg2_seed0_1d_kept.npz"
+    whole, stopped = load(tmp_path / "whole" / name), load(tmp_path / "stopped" / name)
+    np.testing.assert_array_equal(whole["loss"], stopped["loss"])
+    assert json.loads(str(whole["settings"]))["step"] in (3, 6)
+
+
+def test_slices_refuse(swept_vgg, tmp_path, capsys):
+    run = swept_vgg / "vgg2" / "seed0"
+    for arguments, message in (
+        (("--points=4",), "odd"),
+        (("--extent=0",), "positive"),
+        (("--images=5000",), "there are 1,024"),
+    ):
+        assert cut(run, tmp_path, *arguments) == 2
+        assert message in capsys.readouterr().err
+    assert cut(tmp_path / "nothing", tmp_path) == 2
+    assert "holds no run" in capsys.readouterr().err
+    assert cut(run, tmp_path, "--dimensions=1") == 0
+    assert cut(run, tmp_path, "--dimensions=1", "--extent=2") == 2
+    assert "other settings" in capsys.readouterr().err

@@ -1,0 +1,249 @@
+"""Sweeps: which runs they start, resume and skip, and what they refuse."""
+
+import shlex
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from experiments import cost, sweep
+from experiments.runs import configs, read
+from experiments.runs.provenance import commands
+from experiments.sweep import main as sweep_main
+from jaxcifar import metrics, train
+from jaxcifar.errors import Interrupted, UserError, exit_code
+from tests.conftest import OPTIONS, start_sweep
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+def test_rows_and_seeds():
+    assert configs.parse_rows("1-3,vgg2") == ["row1", "row2", "row3", "vgg2"]
+    assert configs.parse_rows("vgg1-vgg8") == [f"vgg{i}" for i in range(1, 9)]
+    assert configs.parse_rows("vgg7-8,row9,9") == ["vgg7", "vgg8", "row9"]
+    assert sweep.parse_seeds("0-2,7,1") == [0, 1, 2, 7]
+
+
+@pytest.mark.parametrize("text", ["13", "vgg9", "3-1", "row1-vgg2", "", "1-2-3", "vg2"])
+def test_unknown_rows(text):
+    with pytest.raises(UserError, match="--rows"):
+        configs.parse_rows(text)
+
+
+@pytest.mark.parametrize("text", ["", "a", "2-1", "-1"])
+def test_impossible_seeds(text):
+    with pytest.raises(UserError, match="--seeds"):
+        sweep.parse_seeds(text)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--config.train.epochz=2", "epochs"),
+        ("--config.train.epochs=0", "at least 1"),
+        ("--config.seed=3", "--seeds"),
+        ("--epochs=3", "epochs"),
+        ("surplus", "not an option"),
+    ],
+)
+def test_bad_options_start_nothing(tmp_path, capsys, option, message):
+    code = exit_code(lambda: sweep.main(["--rows=vgg2", f"--out={tmp_path / 'out'}", option]))
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_does_nothing(tmp_path, capsys):
+    assert start_sweep(tmp_path / "out", "vgg2", "0", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert "vgg2" in printed
+    assert "1 new; roughly" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_leaves_its_runs_and_shares_compiled_steps(swept):
+    (found,) = read.sweeps(swept)
+    assert found.names == ["vgg2", "vgg6"]
+    for of_row in map(found.of, found.names):
+        assert [run.seed for run in of_row] == [0, 1]
+        assert all(len(run.records) == 2 for run in of_row)
+        compiled = [run.result["compile_seconds"] for run in of_row]
+        assert compiled[0] > 0
+        assert compiled[1] == 0
+    one, other = found.of("vgg2")
+    assert one.records[-1]["train_loss"] != other.records[-1]["train_loss"]
+
+
+def test_done_runs_are_skipped_and_a_missing_one_is_made_again(copied, monkeypatch):
+    shutil.rmtree(copied / "vgg6" / "seed0")
+    trained = []
+    real = train.train_and_evaluate
+    monkeypatch.setattr(
+        train, "train_and_evaluate", lambda c, w: trained.append(w) or real(c, w, quiet=True)
+    )
+    before = (copied / "vgg2" / "seed0" / "metrics.jsonl").read_bytes()
+    assert start_sweep(copied) == 0
+    assert trained == [copied / "vgg6" / "seed0"]
+    assert (copied / "vgg2" / "seed0" / "metrics.jsonl").read_bytes() == before
+
+
+def test_stopped_in_the_middle_and_started_again_is_the_same_sweep(swept, tmp_path, monkeypatch):
+    out = tmp_path / "table4"
+    finish, count = train._Run._finish_epoch, []
+
+    def stop_after_three_epochs(self, epoch):
+        count.append(epoch)
+        if len(count) == 3:
+            signal.raise_signal(signal.SIGINT)
+        finish(self, epoch)
+
+    monkeypatch.setattr(train._Run, "_finish_epoch", stop_after_three_epochs)
+    assert start_sweep(out) == 128 + signal.SIGINT
+    jobs = sweep.plan(configs.named("vgg2,vgg6", None), [0, 1], out, OPTIONS)
+    assert [job.state for job in jobs] == ["done", "to resume", "new", "new"]
+    assert start_sweep(out) == 0
+    for row in ("vgg2", "vgg6"):
+        for seed in ("seed0", "seed1"):
+            ours, other = (
+                metrics.read_lines(folder / row / seed / "metrics.jsonl") for folder in (out, swept)
+            )
+            for one, two in zip(ours, other, strict=True):
+                for name in ("train_loss", "val_loss", "val_accuracy"):
+                    assert one[name] == two[name]
+
+
+def test_a_failing_row_costs_only_itself(tmp_path, monkeypatch, capsys):
+    real = train.train_and_evaluate
+
+    def failing(config, workdir):
+        if config.model.name == "vgg_a":
+            raise RuntimeError("the machine broke")
+        return real(config, workdir, quiet=True)
+
+    monkeypatch.setattr(train, "train_and_evaluate", failing)
+    assert start_sweep(tmp_path / "out", "vgg2,vgg6", "0") == 1
+    assert (tmp_path / "out" / "vgg6" / "seed0" / "result.json").exists()
+    error = capsys.readouterr().err
+    assert "failed: vgg2, seed 0" in error
+    assert "the machine broke" in error
+
+
+def test_a_workdir_of_another_config_is_refused_before_any_work(copied, monkeypatch, capsys):
+    monkeypatch.setattr(train, "train_and_evaluate", lambda *_: pytest.fail("it started"))
+    assert start_sweep(copied, "vgg1,vgg2", "0", "--config.train.epochs=3") == 2
+    assert "train.epochs: 2 -> 3" in capsys.readouterr().err
+
+
+def test_time_left_is_work_by_measured_speed(copied):
+    (copied / "vgg6" / "seed1" / "result.json").unlink()
+    lines = (copied / "vgg6" / "seed1" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copied / "vgg6" / "seed1" / "metrics.jsonl").write_text(lines[0])
+    jobs = sweep.plan(configs.named("vgg2,vgg6", None), [0, 1], copied, OPTIONS)
+    each = cost.forward_multiply_adds("vgg_a_bn", 0.05)
+    assert sweep.work_left(jobs[3]) == (3 * 100 + 256) * each  # one epoch of two
+    speeds = [3 * r["images_per_second"] * each for job in jobs for r in job.records]
+    assert sweep.multiply_adds_per_second(jobs) == pytest.approx(np.median(speeds))
+
+
+def test_interrupted_is_no_failure(tmp_path, monkeypatch):
+    def stopped(*_):
+        raise Interrupted(signal.SIGTERM, "Stopped")
+
+    monkeypatch.setattr(train, "train_and_evaluate", stopped)
+    assert start_sweep(tmp_path / "out", "vgg2", "0") == 128 + signal.SIGTERM
+
+
+# --- config files -----------------------------------------------------------------------------
+
+CONFIG = """
+from jaxcifar.config import base_config
+
+def get_config():
+    config = base_config()
+    config.model.name = "vgg_a"
+    config.train.epochs = 3
+    return config
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    folder = tmp_path / "my configs"
+    folder.mkdir()
+    for name in ("wide", "deep"):
+        (folder / f"{name}.py").write_text(CONFIG)
+    return folder
+
+
+def start_files(out, files, *more, rows=None):
+    return start_sweep(out, rows, "0", f"--configs={files}", *more)
+
+
+def test_config_files_beside_rows(mine, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert start_files(out, f"{mine}/*.py", rows="vgg2") == 0
+    (sweep,) = read.sweeps(out)
+    assert sweep.names == ["vgg2", "deep", "wide"]
+    (run,) = sweep.of("wide")
+    assert run.config["model.name"] == "vgg_a"
+    assert run.shortened[0] == "2 of 3 epochs"
+    command = next(line for line in commands(sweep) if "--configs" in line)
+    # The command that is shown finds the runs done.
+    capsys.readouterr()
+    assert exit_code(lambda: sweep_main([*shlex.split(command)[3:], "--dry-run"])) == 0
+    assert ": 3 done; nothing left" in capsys.readouterr().out
+    assert start_files(out, f"{mine}/wide.py", "--dry-run") == 0
+    assert "1 done" in capsys.readouterr().out
+
+
+def test_config_files_are_named_once(mine):
+    files = configs.parse_files(f"{mine}/wide.py, {mine}/*.py,configs/row9.py")
+    assert files == [f"{mine}/wide.py", f"{mine}/deep.py", "configs/row9.py"]
+    (source,) = configs.named(None, "configs/row9.py")
+    assert (source.name, source.config.train.epochs) == ("row9", 200)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def get_config(:", "SyntaxError"),
+        ("import nothing_of_this_name", "No module named 'nothing_of_this_name'"),
+        ("raise RuntimeError('out of order')", "RuntimeError: out of order"),
+        ("def get_config():\n    return 1 / 0", "ZeroDivisionError"),
+        ("def get_config():\n    raise SystemExit('away')", "away"),
+        ("config = 3", "no function get_config"),
+        ("def get_config():\n    pass", "returns None"),
+        ("def get_config():\n    return {}", "returns a dict"),
+        (CONFIG.replace("train.epochs = 3", "model.dropout_rate = 2.0"), "at most 0.99"),
+        (CONFIG.replace("model.name", "model.nam"), "nam"),
+        ("from ml_collections import ConfigDict as get_config", "is missing"),
+    ],
+)
+def test_config_files_that_cannot_be_used_start_nothing(mine, tmp_path, capsys, content, message):
+    (mine / "bad.py").write_text(content)
+    assert start_files(tmp_path / "out", f"{mine}/*.py") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert f"{mine}/bad.py" in error
+    assert error.count("jaxcifar:") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_config_files_that_cannot_be_told_apart_start_nothing(mine, tmp_path, capsys):
+    out, other = tmp_path / "out", tmp_path / "other"
+    other.mkdir()
+    for name in ("wide", "vgg2"):
+        (other / f"{name}.py").write_text(CONFIG)
+    for files, rows, message in (
+        (f"{mine}/*.py,{other}/wide.py", None, "share the run folder wide"),
+        (f"{other}/*.py", "vgg2", "share the run folder vgg2"),
+        (f"{mine}/none*.py", None, "matches no file"),
+        (f"{mine}/none.py", "vgg2", "matches no file"),
+        ("", None, "give config files"),
+    ):
+        assert start_files(out, files, rows=rows) == 2
+        assert message in capsys.readouterr().err
+    assert start_sweep(out, None) == 2
+    assert "--rows=1-12, --configs=" in capsys.readouterr().err
+    assert not out.exists()

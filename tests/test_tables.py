@@ -1,0 +1,178 @@
+"""The tables: that they show what the runs computed, beside what the original report printed."""
+
+import csv
+import io
+import json
+import math
+import pathlib
+
+import pytest
+
+from experiments.report import claims, tables
+from experiments.report.__main__ import main
+from experiments.runs import read
+from experiments.runs.rows import ROWS
+from jaxcifar import metrics
+from tests.conftest import write_fake_runs
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+def test_table_numbers_are_those_of_metrics_jsonl(copied):
+    main(["tables", str(copied)])
+    lines = csv.DictReader(io.StringIO((copied / "table.csv").read_text()))
+    for line in lines:
+        best, last = [], []
+        for path in sorted((copied / line["row"]).glob("seed*/metrics.jsonl")):
+            records = [json.loads(text) for text in path.read_text().splitlines()]
+            best.append(max(records, key=lambda record: record["val_accuracy"]))
+            last.append(records[-1])
+        assert len(best) == int(line["seeds"]) == 2
+        for metric in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
+            mean = sum(record[metric] for record in best) / 2
+            std = abs(best[0][metric] - best[1][metric]) / math.sqrt(2)
+            printed = getattr(ROWS[line["row"]], metric)
+            for column, value in (
+                ("best", mean),
+                ("std", std),
+                ("interval_half", 12.7062 * std / math.sqrt(2)),
+                ("last", sum(record[metric] for record in last) / 2),
+                ("original", printed),
+                ("difference", mean - printed),
+            ):
+                assert float(line[f"{metric}_{column}"]) == pytest.approx(value, rel=1e-4, abs=1e-9)
+
+
+def test_shortened_runs_are_marked_in_every_format(copied, tmp_path):
+    main(["tables", str(copied)])
+    marked = "2 of 50 epochs, 100 of 50,000 images"
+    page = (copied / "table.md").read_text()
+    assert "**Runs marked SHORTENED" in page
+    lines = [line for line in page.splitlines() if line.startswith("| 2")]
+    assert len(lines) == 6  # results, comparison of four metrics, cost
+    assert all(line.startswith("| 2† |") for line in lines)
+    assert f"† vgg2, vgg6: SHORTENED: {marked}; changed: " in page
+    assert "data.name cifar10 -> synthetic" in page
+    line = next(csv.DictReader(io.StringIO((copied / "table.csv").read_text())))
+    assert line["shortened"] == marked.replace(", 100", "; 100")
+    assert "SHORTENED" in (copied / "table.tex").read_text()
+    assert "% commit" in (copied / "table.tex").read_text()
+    full = write_fake_runs(tmp_path / "full", rows=["row5"], epochs=50)
+    main(["tables", str(full)])
+    for name in tables.FORMATS:
+        assert "†" not in (full / name).read_text()
+        assert "SHORTENED" not in (full / name).read_text()
+
+
+def test_unfinished_runs_are_named_and_not_counted(copied):
+    (copied / "vgg2" / "seed1" / "result.json").unlink()
+    main(["tables", str(copied)])
+    page = (copied / "table.md").read_text()
+    assert "- vgg2, seed 1: epoch 2 of 2" in page
+    lines = list(csv.DictReader(io.StringIO((copied / "table.csv").read_text())))
+    assert [line["seeds"] for line in lines] == ["1", "2"]
+    assert lines[0]["val_accuracy_std"] == ""
+
+
+def test_markdown_shows_mean_deviation_interval_original_and_difference(tmp_path):
+    write_fake_runs(tmp_path, rows=["row1"], epochs=50)
+    main(["tables", str(tmp_path)])
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    # Seeds 92.54, 92.64, 92.74: deviation 0.10, half interval 4.3027 × 0.1 / √3 = 0.25.
+    shown = "92.64% ± 0.10 | 92.39 … 92.89 | 92.44% ± 0.10 | 92.64% | +0.00"
+    assert f"| 1 | ResNet-18 | 3 | Val. acc. | {shown} |" in lines
+    # 0.3709 at the best epoch, 0.3689 after the last.
+    shown = "0.3709 ± 0.0010 | 0.3684 … 0.3734 | 0.3689 ± 0.0010 | 0.3709 | +0.0000"
+    assert f"| 1 | ResNet-18 | 3 | Val. loss | {shown} |" in lines
+
+
+def test_holdout_runs_are_compared_by_their_test_accuracy_too(tmp_path):
+    write_fake_runs(tmp_path, rows=["row1"], epochs=50, data__protocol="holdout")
+    for seed in range(3):
+        path = tmp_path / "row1" / f"seed{seed}" / "result.json"
+        test = {"test": {"loss": 0.5, "accuracy": 0.90 + 0.01 * seed, "images": 10_000}}
+        metrics.write_json(path, json.loads(path.read_text()) | test)
+    main(["tables", str(tmp_path)])
+    page = (tmp_path / "table.md").read_text()
+    assert "Test accuracy, once | 91.00% ± 1.00 | 88.52 … 93.48 | – | 92.64% | -1.64 |" in page
+    assert "changed: data.protocol test -> holdout" in page
+    line = next(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
+    assert float(line["test_accuracy"]) == pytest.approx(0.91)
+
+
+def test_settings_are_those_of_the_run(tmp_path):
+    optim = {"optim__learning_rate": 1.25e-3, "optim__l1": 1e-4, "optim__l2": 3e-5}
+    write_fake_runs(tmp_path, rows=["vgg2"], epochs=50, model__name="resnet18", **optim)
+    main(["tables", str(tmp_path)])
+    page = (tmp_path / "table.md").read_text()
+    assert "| ResNet-18 | 1.00M | ReLU | 0 | L1, 1e-4; L2, 3e-5 | Adam | 1.25e-3 | 256 |" in page
+
+
+def test_several_sweeps_and_one_that_is_not_finished(tmp_path, capsys):
+    write_fake_runs(tmp_path / "a", rows=["row1"], epochs=50)
+    write_fake_runs(tmp_path / "b", rows=["row1"], epochs=50, seeds=1)
+    (tmp_path / "b" / "row1" / "seed0" / "result.json").unlink()
+    main(["tables", str(tmp_path)])
+    assert "No run in " + str(tmp_path / "b") in capsys.readouterr().out
+    assert (tmp_path / "a" / "table.md").exists()
+    assert not (tmp_path / "b" / "table.md").exists()
+
+
+def test_latex_is_balanced_and_escaped(copied):
+    main(["tables", str(copied)])
+    text = (copied / "table.tex").read_text()
+    assert text.count(r"\begin{") == text.count(r"\end{")
+    text = "\n".join(line for line in text.splitlines() if not line.startswith("% "))
+    assert "_" not in text.replace(r"\_", "")
+    assert "%" not in text.replace(r"\%", "").replace("{%\n", "")
+    header = next(line for line in text.splitlines() if "Train. loss" in line)
+    body = next(line for line in text.splitlines() if "VGG-A" in line and "&" in line)
+    assert header.count("&") == body.count("&")
+
+
+def test_the_tables_of_the_kept_results_are_those_of_their_runs(monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
+    found = read.sweeps("experiments/results")
+    assert len(found) == 1
+    for sweep in found:
+        folder = sweep.folder
+        assert tables.markdown(sweep) == (folder / "table.md").read_text()
+        assert tables.comma_separated(sweep) == (folder / "table.csv").read_text()
+        assert claims.markdown(claims.judge(sweep), sweep) == (folder / "claims.md").read_text()
+        assert all(run.shortened for run in sweep.runs)
+
+
+# --- what the original report does not have ---------------------------------------------------
+
+
+def test_every_table_names_the_model_that_ran(tmp_path):
+    write_fake_runs(tmp_path, rows=["vgg2"], epochs=50, model__name="resnet18")
+    (sweep,) = read.sweeps(tmp_path)
+    for grid in tables.tables(sweep):
+        models = {line[grid.header.index("Model")] for line in grid.lines}
+        assert models == {"ResNet-18"}, grid.title
+
+
+def test_new_models_optimizers_and_activations_show_their_own_names(tmp_path):
+    fields = {"model__name": "wideresnet28_10", "optim__name": "lion", "model__activation": "tanh"}
+    write_fake_runs(tmp_path, rows=["row1"], epochs=50, **fields)
+    assert main(["tables", str(tmp_path)]) == 0
+    page = (tmp_path / "table.md").read_text()
+    assert "| wideresnet28_10 | 1.00M | tanh | 0.2 | None | lion |" in page
+
+
+def test_other_configs_are_shown_without_original_numbers(tmp_path):
+    write_fake_runs(tmp_path, rows=["row1", "wide"], epochs=50)
+    assert main(["tables", str(tmp_path)]) == 0
+    page = (tmp_path / "table.md").read_text()
+    assert "## Other configs: results at the best epoch" in page
+    shown = "92.64% ± 0.10 | 92.39 … 92.89 | 92.44% ± 0.10"
+    assert f"| wide | ResNet-18 | 3 | Val. acc. | {shown} | – | – |" in page
+    assert "| wide | ResNet-18 | 1,000,000 | – | 1m40s |" in page
+    one, other = csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text()))
+    assert other["row"] == "wide"
+    assert other["val_accuracy_best"] == one["val_accuracy_best"]
+    empty = {name for name, value in other.items() if not value} - {n for n in one if not one[n]}
+    both = ("original", "difference")
+    assert empty == {"size", *(f"{m.name}_{what}" for m in tables.METRICS for what in both)}
+    assert "wide" in (tmp_path / "table.tex").read_text()
