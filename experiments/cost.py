@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxcifar.models import create_model
 from jaxcifar.models.layers import Conv, Linear
+from jaxcifar.state import abstract_variables
 
 
 @functools.lru_cache
@@ -29,7 +30,7 @@ def forward_multiply_adds(model: str, width: float = 1.0) -> int:
 
     module = create_model(model, width=width)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    forward = functools.partial(module.apply, train=False)
     with nn.intercept_methods(count):
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        jax.eval_shape(functools.partial(module.init, train=False), key, images)
+        jax.eval_shape(forward, abstract_variables(module), images)
     return total

@@ -12,8 +12,9 @@ from PIL import Image
 from experiments.report import figures, network
 from experiments.report.__main__ import main
 from experiments.runs import names
-from jaxcifar import augment, data, metrics, plots, train
+from jaxcifar import augment, data, restore
 from jaxcifar.errors import UserError
+from jaxcifar.run import log, plots
 from tests.conftest import write_fake_runs
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -44,7 +45,7 @@ def test_figure_5_fills_from_the_best_to_the_worst_rate(copied_vgg, monkeypatch)
     for label, rows in (("without BN", range(1, 5)), ("with BN", range(5, 9))):
         curves = []
         for i in rows:
-            lines = metrics.read_lines(copied_vgg / f"vgg{i}" / "seed0" / "steps.jsonl")
+            lines = log.read_lines(copied_vgg / f"vgg{i}" / "seed0" / "steps.jsonl")
             curves.append([value for line in lines for value in line["ce"]])
         steps, low, high = drawn[label]  # six steps: a window of one
         np.testing.assert_array_equal(steps, np.arange(1, 7))
@@ -92,7 +93,7 @@ def test_figure_2_shows_what_the_first_layer_makes(swept_vgg, tmp_path, monkeypa
     shown = []
     monkeypatch.setattr(network, "_mosaic", lambda x: shown.append(x) or x[0])
     network.fig2(run, [tmp_path / "fig2.png"], "", image=3)
-    config, _, variables = train.load_variables(run)
+    config, _, variables = restore.load_variables(run)
     test = data.load("synthetic", "test")
     x = augment.normalize(jnp.asarray(test.images[3:4]), test.mean, test.std)
     params, statistics = variables["params"], variables["batch_stats"]["bn1"]
@@ -120,7 +121,7 @@ def test_figure_2_shows_what_the_first_layer_makes(swept_vgg, tmp_path, monkeypa
 def test_predictions_and_confusion(swept_vgg):
     run = swept_vgg / "vgg6" / "seed0"
     test, found = network.predictions(run)
-    accuracy = train.evaluate_workdir(run)["accuracy"]
+    accuracy = restore.evaluate_workdir(run)["accuracy"]
     assert np.mean(found.argmax(1) == test.labels) == pytest.approx(accuracy)
     np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
     counts = network.confusion_matrix(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), 3)

@@ -4,15 +4,17 @@ import json
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.landscape import gradient
 from experiments.landscape.__main__ import main
 from experiments.runs import configs, read
-from jaxcifar import data, losses, metrics, sharding
+from jaxcifar import data, losses, programs, sharding, task, train
 from jaxcifar.errors import UserError, exit_code
-from jaxcifar.programs import Programs, create_model, hyperparams_of, static_part
+from jaxcifar.hooks import Hook
+from jaxcifar.run import log
 from tests.conftest import OPTIONS, on_one_device
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -24,7 +26,7 @@ def smooth(out, *more, rows="vgg6"):
 
 
 def measurements(out, row="vgg6"):
-    return metrics.read_lines(out / "smoothness" / f"{row}_seed0" / "measurements.jsonl")
+    return log.read_lines(out / "smoothness" / f"{row}_seed0" / "measurements.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +51,17 @@ def test_measurement_by_hand(measured):
     config = configs.row_config("vgg2")
     config.model.width, config.data.name = 0.05, "synthetic"
     config.train.update(batch_size=32, limit_train_images=100)
-    images = data.load("synthetic", "train")
+    images = data.load("synthetic", "train").take(slice(100), "100")
     mesh = sharding.make_mesh()
-    made = Programs(static_part(config), 100, (images.mean, images.std), mesh)
-    state = made.init(np.uint32(0), sharding.replicate(hyperparams_of(config), mesh))
-    rows = np.asarray(made.order(state.key, np.int32(1)))[0]
+    made = task.build(config, images, mesh)
+    state = programs.init(made)(np.uint32(0), sharding.replicate(task.hyperparams(config), mesh))
+    rows = np.asarray(programs.order(made)(state.key, np.int32(1)))[0]
     key = jax.random.split(jax.random.fold_in(state.key, 0))[0]
-    inputs = made.prepare(key, images.images[rows])
+    inputs, labels = made.prepare(key, jnp.asarray(images.images[rows]), images.labels[rows])
 
     def loss(params):
-        logits = create_model(config).apply({"params": params}, inputs, train=True)
-        return losses.cross_entropy(logits, images.labels[rows]).mean()
+        logits = made.model.apply({"params": params}, inputs, train=True)
+        return losses.cross_entropy(logits, labels).mean()
 
     here = jax.jit(jax.grad(loss))(state.params)
 
@@ -81,26 +83,27 @@ def test_measurement_by_hand(measured):
 
 
 def test_stopped_measurements_go_on(measured, tmp_path, monkeypatch, capsys):
-    real = gradient.Probe.__call__
+    real = train.train_and_evaluate
 
-    def stop_at_the_first(self, state, *batch, **more):
-        if int(state.step) == 0:
-            signal.raise_signal(signal.SIGTERM)
-        return real(self, state, *batch, **more)
+    class StopAfterTheFirst(Hook):
+        def before_step(self, run):
+            if run.step == 1:
+                signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(gradient.Probe, "__call__", stop_at_the_first)
+    def stopped(config, workdir, *, hooks, mesh):
+        return real(config, workdir, hooks=[*hooks, StopAfterTheFirst()], mesh=mesh)
+
+    monkeypatch.setattr(train, "train_and_evaluate", stopped)
     assert smooth(tmp_path) == 128 + signal.SIGTERM
     assert "saved at step 1" in capsys.readouterr().err
     path = tmp_path / "smoothness" / "vgg6_seed0" / "measurements.jsonl"
     with path.open("a") as file:  # as of a kill after a measurement that no checkpoint followed
         file.write(json.dumps(measurements(measured)[1] | {"loss": 9.0}) + "\n")
-    monkeypatch.setattr(gradient.Probe, "__call__", real)
+    monkeypatch.setattr(train, "train_and_evaluate", real)
     assert smooth(tmp_path) == 0
     assert measurements(tmp_path) == measurements(measured)
-    calls = []
-    monkeypatch.setattr(gradient.Probe, "__call__", lambda *a, **k: calls.append(1))
-    assert smooth(tmp_path) == 0
-    assert not calls  # all is there
+    monkeypatch.setattr(train, "train_and_evaluate", lambda *_, **__: pytest.fail("it started"))
+    assert smooth(tmp_path) == 0  # all is there
 
 
 def test_other_settings_are_refused(measured, capsys):

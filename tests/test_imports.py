@@ -13,6 +13,7 @@ EXPERIMENTS = {
     "torch_models": set(),
     "runs": set(),
     "sweep": {"cost", "runs"},
+    "torture": set(),
     "benchmark": {"cost", "runs", "torch_models"},
     "landscape": {"runs"},
     "report": {"runs", "landscape"},

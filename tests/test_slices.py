@@ -10,10 +10,10 @@ import pytest
 
 from experiments.landscape import slices
 from experiments.landscape.__main__ import main
-from jaxcifar import augment, data, losses, train
+from jaxcifar import augment, data, losses, programs, restore
 from jaxcifar.errors import exit_code
+from jaxcifar.models import create_model
 from jaxcifar.models.layers import BatchNorm
-from jaxcifar.programs import Programs, create_model
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -47,10 +47,10 @@ def test_slice_by_hand(swept_vgg, tmp_path, kind):
     found = load(tmp_path / "slices" / f"vgg6_seed0_2d_{kind}.npz")
     np.testing.assert_allclose(found["coordinates"], [-0.5, 0, 0.5])
     assert found["loss"].shape == (3, 3)
-    config, _, variables = train.load_variables(run)
+    _, _, variables = restore.load_variables(run)
     subset = data.load("synthetic", "train").take(slice(100), "100")
     x = augment.normalize(jnp.asarray(subset.images), subset.mean, subset.std)
-    model = create_model(config)
+    model = create_model("vgg_a_bn", width=0.05)
     one, two = (
         slices.filter_normalized_direction(key, variables["params"])
         for key in jax.random.split(jax.random.key(0), 2)
@@ -64,8 +64,8 @@ def test_slice_by_hand(swept_vgg, tmp_path, kind):
         statistics = variables["batch_stats"]
         if kind == "recomputed":  # batches of 64; the last 36 images are left out
             zeros = jax.tree.map(jnp.zeros_like, statistics)
-            _, updated = model.apply({"params": params, "batch_stats": zeros}, x[:64], train=True,
-                                     mutable=["batch_stats"])  # fmt: skip
+            there = {"params": params, "batch_stats": zeros}
+            _, updated = model.apply(there, x[:64], train=True, mutable=["batch_stats"])
             statistics = jax.tree.map(lambda s: 10 * s, updated["batch_stats"])
         logits = model.apply({"params": params, "batch_stats": statistics}, x, train=False)
         expected = float(losses.cross_entropy(logits, subset.labels).mean())
@@ -77,15 +77,15 @@ def test_slice_by_hand(swept_vgg, tmp_path, kind):
 def test_stopped_slice_goes_on(swept_vgg, tmp_path, monkeypatch):
     run = swept_vgg / "vgg2" / "seed0"
     assert cut(run, tmp_path / "whole", "--dimensions=1") == 0
-    real, calls = Programs.evaluate, []
+    real, calls = programs.evaluate, []
 
-    def counted(self, *arguments):
+    def counted(*arguments):
         calls.append(1)
         if len(calls) == 2:
             signal.raise_signal(signal.SIGTERM)
-        return real(self, *arguments)
+        return real(*arguments)
 
-    monkeypatch.setattr(Programs, "evaluate", counted)
+    monkeypatch.setattr(programs, "evaluate", counted)
     assert cut(run, tmp_path / "stopped", "--dimensions=1") == 128 + signal.SIGTERM
     assert cut(run, tmp_path / "stopped", "--dimensions=1") == 0
     assert len(calls) == 3  # each point once
@@ -105,7 +105,7 @@ def test_slices_refuse(swept_vgg, tmp_path, capsys):
         assert cut(run, tmp_path, *arguments) == 2
         assert message in capsys.readouterr().err
     assert cut(tmp_path / "nothing", tmp_path) == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert "contains no run" in capsys.readouterr().err
     assert cut(run, tmp_path, "--dimensions=1") == 0
     assert cut(run, tmp_path, "--dimensions=1", "--extent=2") == 2
     assert "other settings" in capsys.readouterr().err

@@ -11,8 +11,10 @@ from experiments import cost, sweep
 from experiments.runs import configs, read
 from experiments.runs.provenance import commands
 from experiments.sweep import main as sweep_main
-from jaxcifar import metrics, train
+from jaxcifar import train
 from jaxcifar.errors import Interrupted, UserError, exit_code
+from jaxcifar.hooks import Hook
+from jaxcifar.run import log
 from tests.conftest import OPTIONS, start_sweep
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -90,23 +92,26 @@ def test_done_runs_are_skipped_and_a_missing_one_is_made_again(copied, monkeypat
 
 def test_stopped_in_the_middle_and_started_again_is_the_same_sweep(swept, tmp_path, monkeypatch):
     out = tmp_path / "table4"
-    finish, count = train._Run._finish_epoch, []
+    real, count = train.train_and_evaluate, []
 
-    def stop_after_three_epochs(self, epoch):
-        count.append(epoch)
-        if len(count) == 3:
-            signal.raise_signal(signal.SIGINT)
-        finish(self, epoch)
+    class StopAfterThreeEpochs(Hook):
+        def after_epoch(self, run, record):
+            count.append(record["epoch"])
+            if len(count) == 3:
+                signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(train._Run, "_finish_epoch", stop_after_three_epochs)
+    monkeypatch.setattr(
+        train, "train_and_evaluate", lambda c, w: real(c, w, hooks=[StopAfterThreeEpochs()])
+    )
     assert start_sweep(out) == 128 + signal.SIGINT
+    monkeypatch.setattr(train, "train_and_evaluate", real)
     jobs = sweep.plan(configs.named("vgg2,vgg6", None), [0, 1], out, OPTIONS)
     assert [job.state for job in jobs] == ["done", "to resume", "new", "new"]
     assert start_sweep(out) == 0
     for row in ("vgg2", "vgg6"):
         for seed in ("seed0", "seed1"):
             ours, other = (
-                metrics.read_lines(folder / row / seed / "metrics.jsonl") for folder in (out, swept)
+                log.read_lines(folder / row / seed / "metrics.jsonl") for folder in (out, swept)
             )
             for one, two in zip(ours, other, strict=True):
                 for name in ("train_loss", "val_loss", "val_accuracy"):

@@ -12,7 +12,7 @@ from experiments.report import claims, tables
 from experiments.report.__main__ import main
 from experiments.runs import read
 from experiments.runs.rows import ROWS
-from jaxcifar import metrics
+from jaxcifar.run import log
 from tests.conftest import write_fake_runs
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -91,7 +91,7 @@ def test_holdout_runs_are_compared_by_their_test_accuracy_too(tmp_path):
     for seed in range(3):
         path = tmp_path / "row1" / f"seed{seed}" / "result.json"
         test = {"test": {"loss": 0.5, "accuracy": 0.90 + 0.01 * seed, "images": 10_000}}
-        metrics.write_json(path, json.loads(path.read_text()) | test)
+        log.write_json(path, json.loads(path.read_text()) | test)
     main(["tables", str(tmp_path)])
     page = (tmp_path / "table.md").read_text()
     assert "Test accuracy, once | 91.00% ± 1.00 | 88.52 … 93.48 | – | 92.64% | -1.64 |" in page

@@ -39,7 +39,8 @@ def cosine_annealing(
     choose("per", per, ("epoch", "step"))
 
     def schedule(step: Any):
-        xp = np if isinstance(step, int | float | np.number) else jnp
+        xp: Any = np if isinstance(step, int | float | np.number) else jnp
+        step = xp.asarray(step)
         epoch = step // steps_per_epoch if per == "epoch" else step / steps_per_epoch
         # (1 + cos x)/2 as cos²(x/2): the sum cancels near the end, where float32 would lose it.
         fraction = xp.minimum(epoch / epochs, 1.0)
