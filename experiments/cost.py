@@ -30,7 +30,7 @@ def forward_multiply_adds(model: str, width: float = 1.0) -> int:
 
     module = create_model(model, width=width)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    forward = functools.partial(module.apply, train=False)
+    variables = abstract_variables(module)
     with nn.intercept_methods(count):
-        jax.eval_shape(forward, abstract_variables(module), images)
+        jax.eval_shape(functools.partial(module.apply, train=False), variables, images)
     return total
