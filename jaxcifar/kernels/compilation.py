@@ -38,13 +38,10 @@ def compiler_options(platform: str, *, fast_compile: bool = False) -> dict[str, 
 
 @functools.cache
 def _is_known(name: str, value: Any) -> bool:
-    probe = jax.jit(
-        jax.lax.optimization_barrier,
-        compiler_options={name: value},
-        device=jax.local_devices(backend="cpu")[0],
-    )
+    on_cpu = jax.device_put(0.0, jax.local_devices(backend="cpu")[0])
+    probe = jax.jit(jax.lax.optimization_barrier, compiler_options={name: value})
     try:
-        probe.lower(0.0).compile()
+        probe.lower(on_cpu).compile()
     except jax.errors.JaxRuntimeError:
         return False
     return True
