@@ -30,3 +30,27 @@ def cifar10_dir(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("cifar10")
     runpy.run_path(str(packed / "unpack.py"))["main"](str(folder))
     return str(folder)
+
+
+# --- runs of the core: see tests/tiny.py ------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """(workdir, result) of a run of `tiny()`, never interrupted; not to be changed."""
+    from tests import tiny
+
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    return workdir, tiny.run(tiny.tiny(), workdir)
+
+
+@pytest.fixture(scope="session")
+def stopped(tmp_path_factory):
+    """The workdir of a run of `tiny()`, stopped after 2 of its 6 steps; not to be changed."""
+    from jaxcifar.errors import Interrupted
+    from tests import tiny
+
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.raises(Interrupted):
+        tiny.run(tiny.tiny(), workdir, tiny.SignalAt(2))
+    return workdir
