@@ -103,14 +103,13 @@ def test_stopped_while_evaluating(finished, tmp_path):
     same_run(tmp_path, finished[0])
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(finished, tmp_path):
     """SIGKILL, when the first epoch is on disk: nothing is lost, nothing appears twice."""
     whole, _ = finished
     script = "import sys; from tests.tiny import Slow, run, tiny; run(tiny(), sys.argv[1], Slow())"
     root = os.path.dirname(os.path.dirname(__file__))
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], cwd=root
-    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=root)
     deadline = time.monotonic() + 120
     while not read_lines(tmp_path / "metrics.jsonl"):
         assert process.poll() is None, "the run ended by itself"
@@ -281,6 +280,7 @@ def test_several_steps_a_call_are_the_same_run(finished, tmp_path):
         np.testing.assert_allclose(one["loss"], other["loss"], rtol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augmentation", ["weak", "strong"])
 def test_one_and_eight_devices_give_the_same_losses(tmp_path, augmentation):
     losses = []
@@ -291,10 +291,11 @@ def test_one_and_eight_devices_give_the_same_losses(tmp_path, augmentation):
     np.testing.assert_allclose(losses[0]["loss"], losses[1]["loss"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_resumed_with_another_number_of_steps_a_call(tmp_path):
     """Stopped at step 2 of 3 by one step a call, gone on by three: eight devices, bfloat16."""
     before, after = Watch(), Watch()
-    config = tiny(model__dtype="bfloat16", data__augment="weak")
+    config = tiny(model__name="vgg_a", model__dtype="bfloat16")
     with pytest.raises(Interrupted):
         run(config, tmp_path, before, SignalAt(2), devices=8)
     config.train.steps_per_call = 3
@@ -306,6 +307,7 @@ def test_resumed_with_another_number_of_steps_a_call(tmp_path):
     assert restore.load_variables(tmp_path, "last")[1] == 6  # by the device's own count
 
 
+@pytest.mark.slow
 def test_bfloat16_trains(tmp_path):
     result = run(tiny(model__dtype="bfloat16", train__epochs=1), tmp_path)
     assert np.isfinite(result["last"]["train_loss"])

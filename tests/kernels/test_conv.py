@@ -14,10 +14,11 @@ from jaxcifar.kernels.conv import conv2d, plain_conv2d
 @pytest.mark.parametrize("channels", [(5, 6), (64, 72)])  # few, and enough for Winograd's
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)])
 def test_convolution_and_gradients_equal_xla(pixels, size, stride, channels, dtype, tolerance):
-    keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (9, pixels, pixels, channels[0])).astype(dtype)
-    kernel = jax.random.normal(keys[1], (size, size, *channels)).astype(dtype)
-    pad = (size - 1) // 2
+    rng = np.random.default_rng(0)
+    pad, length = (size - 1) // 2, -(-pixels // stride)
+    shapes = [(9, pixels, pixels, channels[0]), (size, size, *channels), (9, length, length)]
+    shapes[2] += channels[1:]
+    x, kernel, dy = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
 
     def exactly(x, kernel):
         return jax.lax.conv_general_dilated(
@@ -32,12 +33,17 @@ def test_convolution_and_gradients_equal_xla(pixels, size, stride, channels, dty
     def ours(x, kernel):
         return conv2d(x, kernel, stride, platform="cpu")
 
-    y, vjp = jax.vjp(ours, x, kernel)
-    dy = jax.random.normal(keys[2], y.shape).astype(dtype)
-    # The definition in float32, of the same rounded numbers.
-    exact = [array.astype(jnp.float32) for array in (x, kernel, dy)]
-    expected, expected_vjp = jax.vjp(exactly, *exact[:2])
-    for found, theirs in zip((y, *vjp(dy)), (expected, *expected_vjp(exact[2])), strict=True):
+    @jax.jit
+    def both(*arguments):
+        results = []
+        # The definition in float32, of the same rounded numbers.
+        exact = [array.astype(jnp.float32) for array in arguments]
+        for function, (x, kernel, dy) in ((ours, arguments), (exactly, exact)):
+            y, vjp = jax.vjp(function, x, kernel)
+            results.append((y, *vjp(dy)))
+        return results
+
+    for found, theirs in zip(*both(x, kernel, dy), strict=True):
         assert found.dtype == dtype
         found = np.asarray(found, np.float32)
         np.testing.assert_allclose(found, theirs, atol=tolerance * np.abs(theirs).max())
