@@ -154,7 +154,7 @@ def test_a_run_from_before_a_field_goes_on(tmp_path, stopped, finished, field):
 
 def test_a_checkpoint_from_before_the_learning_rate_was_logged(tmp_path, stopped, finished):
     folder = copy(stopped, tmp_path)
-    (progress,) = (folder / "checkpoints").glob("*/progress/*")
+    (progress,) = (folder / "checkpoints").glob("*/progress/metadata")
     content = json.loads(progress.read_text())
     del content["steps"]["learning_rate"]
     progress.write_text(json.dumps(content))
