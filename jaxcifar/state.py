@@ -70,5 +70,7 @@ def abstract_variables(model: nn.Module) -> dict:
     """Returns the shapes and dtypes of a model's {"params", "batch_stats"}."""
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    shapes = jax.eval_shape(functools.partial(model.init, train=False), key, images)
+    # Flax's own init: that of `jaxcifar.models` traces a network twice.
+    init = functools.partial(nn.Module.init, model, train=False)
+    shapes = jax.eval_shape(init, key, images)
     return {"params": {}, "batch_stats": {}} | shapes

@@ -6,11 +6,14 @@ import os
 import pathlib
 import shutil
 
-# Before JAX starts. Eight devices test what one cannot; most tests use the first.
+# Before JAX starts. Eight devices test what one cannot; most tests use the first. Programs that run
+# for milliseconds are compiled in a sixth of the time and less well: but for rounding they compute
+# the same, and test_main.py's commands are compiled as everyone's. $XLA_FLAGS can turn it back.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+    "--xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false"
+    " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+) + os.environ.get("XLA_FLAGS", "")
 
 import jax
 import numpy as np
@@ -157,3 +160,27 @@ def write_fake_runs(out, changes=None, seeds=3, rows=ROWS, epochs=2, **fields):
             result |= {"compile_seconds": 5.0, "peak_memory_bytes": 2**30}
             log.write_json(folder / "result.json", result)
     return out
+
+
+# --- runs of the core: see tests/tiny.py ------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """(workdir, result) of a run of `tiny()`, never interrupted; not to be changed."""
+    from tests import tiny
+
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    return workdir, tiny.run(tiny.tiny(), workdir)
+
+
+@pytest.fixture(scope="session")
+def stopped(tmp_path_factory):
+    """The workdir of a run of `tiny()`, stopped after 2 of its 6 steps; not to be changed."""
+    from jaxcifar.errors import Interrupted
+    from tests import tiny
+
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.raises(Interrupted):
+        tiny.run(tiny.tiny(), workdir, tiny.SignalAt(2))
+    return workdir

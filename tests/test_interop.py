@@ -5,12 +5,14 @@ import re
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxcifar import train
+from jaxcifar import restore
 from jaxcifar.config import base_config
 from jaxcifar.errors import UserError
 from jaxcifar.interop import torch as interop
 from jaxcifar.models import MODELS, create_model
+from jaxcifar.state import abstract_variables
 
 
 def random_variables(name, **options):
@@ -19,9 +21,9 @@ def random_variables(name, **options):
     generator = np.random.default_rng(0)
     flat = {
         path: generator.normal(size=leaf.shape).astype(np.float32)
-        for path, leaf in interop._shapes(module).items()
+        for path, leaf in flatten_dict(abstract_variables(module)).items()
     }
-    return {"params": {}, "batch_stats": {}} | interop.unflatten_dict(flat)
+    return {"params": {}, "batch_stats": {}} | unflatten_dict(flat)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -136,13 +138,13 @@ def weights(tmp_path):
     return path, variables
 
 
-def test_import_evaluate_export(weights, tmp_path, capsys, monkeypatch):
+def test_import_evaluate_export(weights, tmp_path, capsys):
     path, variables = weights
     workdir = tmp_path / "run"
     arguments = ["import", str(path), "--model=vgg_a_bn", "--activation=gelu"]
     assert interop.main([*arguments, f"--workdir={workdir}"]) == 0
     assert "--mode=eval" in capsys.readouterr().out
-    config, step, loaded = train.load_variables(workdir)
+    config, step, loaded = restore.load_variables(workdir)
     assert (config.model.name, config.model.activation, step) == ("vgg_a_bn", "gelu", 0)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded), variables)
     exported = tmp_path / "exported.npz"

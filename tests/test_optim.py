@@ -81,14 +81,16 @@ def is_kernel(path):
 @pytest.mark.parametrize("kernels", [False, True])
 def test_optimizer_by_the_formula(name, options, kernels):
     mask = optim.kernels_only if kernels else None
-    ours = run(optim.make_optimizer(name, 0.01, mask=mask, **options))
+    penalties = optim.regularizers(options.get("l1", 0.0), options.get("l2", 0.0), mask)
+    momentum = options.get("momentum", 0.0)
+    ours = run(optim.make_optimizer(name, 0.01, momentum=momentum, regularize=penalties))
     expected = by_hand(name, 0.01, **options, chosen=is_kernel if kernels else lambda path: True)
     for path, w in jax.tree_util.tree_flatten_with_path(ours)[0]:
         np.testing.assert_allclose(w, expected[path], rtol=2e-5, atol=1e-6)
 
 
 def test_coupled_l2_is_not_adamw():
-    coupled = run(optim.make_optimizer("adam", 0.01, l2=0.1))
+    coupled = run(optim.make_optimizer("adam", 0.01, regularize=optim.regularizers(0.0, 0.1)))
     decoupled = run(optax.adamw(0.01, weight_decay=0.2))
     assert np.abs(coupled["conv"]["kernel"] - decoupled["conv"]["kernel"]).max() > 1e-3
 
@@ -124,15 +126,54 @@ def test_gradient_of_the_penalty_is_what_the_transform_adds(tree, strength, bits
     leaves, structure = jax.tree.flatten(tree)
     some = jax.tree.unflatten(structure, [bool(bits >> i & 1) for i in range(len(leaves))])
     zeros = jax.tree.map(jnp.zeros_like, tree)
-    for transform, penalty in (
-        (optim.add_l1, optim.l1_penalty),
-        (optim.add_l2, optim.l2_penalty),
-    ):
+    for make in (optim.l1, optim.l2):
         for mask in (None, some, lambda params, some=some: some):
-            tx = transform(strength, mask)
+            penalty, tx = make(strength, mask)  # both halves from one constructor
             added, _ = tx.update(zeros, tx.init(tree), tree)
-            gradient = jax.grad(penalty)(tree, strength, mask)
+            gradient = jax.grad(penalty)(tree)
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), added, gradient)
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2"])
+def test_halves_of_a_regularizer_can_be_had_alone(kind):
+    penalty, tx = getattr(optim, kind)(0.3, optim.kernels_only)
+    alone = getattr(optim, f"{kind}_penalty")(PARAMS, 0.3, optim.kernels_only)
+    assert penalty(PARAMS) == alone
+    added = [
+        transform.update(gradients(0), transform.init(PARAMS), PARAMS)[0]
+        for transform in (tx, getattr(optim, f"add_{kind}")(0.3, optim.kernels_only))
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *added)
+
+
+def test_regularizers_are_l1_and_l2_with_a_mask():
+    first, second = optim.regularizers(0.1, 0.2, optim.kernels_only)
+    assert first.penalty(PARAMS) == pytest.approx(0.1 * 3.5)
+    assert second.penalty(PARAMS) == pytest.approx(0.2 * 5.25)
+    assert [optim.MASKS[name] for name in ("all", "kernels")] == [None, optim.kernels_only]
+    assert optim.kernels_only(PARAMS) == {
+        "conv": {"kernel": True},
+        "bn": {"scale": False, "bias": False},
+    }
+
+
+def test_strengths_and_rate_may_be_traced():
+    """Runs that differ in numbers share one compiled step."""
+
+    @jax.jit
+    def update(rate, l1, l2):
+        tx = optim.make_optimizer("sgd", rate, regularize=optim.regularizers(l1, l2))
+        return tx.update(gradients(0), tx.init(PARAMS), PARAMS)[0]
+
+    for rate, l1, l2 in ((0.1, 0.0, 0.0), (0.2, 0.3, 0.4)):
+        expected = jax.tree.map(
+            lambda g, w, r=rate, a=l1, b=l2: -r * (g + a * jnp.sign(w) + 2 * b * w),
+            gradients(0),
+            PARAMS,
+        )
+        found = update(rate, l1, l2)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+    assert update._cache_size() == 1
 
 
 def test_penalties_by_hand():

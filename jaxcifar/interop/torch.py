@@ -30,6 +30,7 @@ from jaxcifar.errors import UserError, exit_code
 from jaxcifar.models import ACTIVATIONS, MODELS, create_model
 from jaxcifar.models.densenet import DenseNet
 from jaxcifar.models.vgg import STAGES, VGG
+from jaxcifar.state import abstract_variables
 
 Path = tuple[str, ...]  # ("params", "layer1_0", "conv1", "kernel")
 
@@ -177,10 +178,7 @@ def _module(name: str | nn.Module, width: float, given: Mapping[str, np.ndarray]
 
 
 def _shapes(module: nn.Module) -> dict[Path, Any]:
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    init = lambda key, images: module.init(key, images, train=False)  # noqa: E731
-    return flatten_dict(jax.eval_shape(init, key, images))
+    return flatten_dict(abstract_variables(module))
 
 
 # --- values -----------------------------------------------------------------------------------

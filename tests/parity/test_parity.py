@@ -15,7 +15,7 @@ from jaxcifar.models.densenet import DenseNet
 from jaxcifar.models.resnet import BasicBlock, BottleneckBlock, ResNet
 from jaxcifar.models.vgg import VGG
 from jaxcifar.state import TrainState
-from jaxcifar.step import make_train_step
+from jaxcifar.step import make_loss, make_train_step
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
 
@@ -162,12 +162,15 @@ def train_ours(model, variables, optimizer):
     if optimizer == "adam_cosine":
         rate = optim.cosine_annealing(RATE, EPOCHS, STEPS_PER_EPOCH)
     options = OPTIMIZERS[optimizer]
-    tx = optim.make_optimizer(optimizer.partition("_")[0], rate, **options)
-    penalty = lambda params: (  # noqa: E731
-        optim.l1_penalty(params, options.get("l1", 0.0))
-        + optim.l2_penalty(params, options.get("l2", 0.0))
+    penalties = optim.regularizers(options.get("l1", 0.0), options.get("l2", 0.0))
+    tx = optim.make_optimizer(
+        optimizer.partition("_")[0],
+        rate,
+        momentum=options.get("momentum", 0.0),
+        regularize=penalties,
     )
-    step = jax.jit(make_train_step(model, tx, prepare=lambda key, x: x, penalty=penalty))
+    loss = make_loss(model, lambda key, images: images)
+    step = jax.jit(make_train_step(loss, tx, regularizers=penalties))
     state = TrainState(
         step=jnp.int32(0),
         params=variables["params"],

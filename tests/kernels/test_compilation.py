@@ -1,0 +1,74 @@
+"""The options of the compiler, and the cache of compiled programs."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxcifar import kernels
+from jaxcifar.kernels import compilation
+from tests.tiny import mesh
+
+
+def test_platform_is_that_of_the_mesh(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert kernels.platform_of(mesh(2)) == "cpu"
+
+
+def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
+    # A fresh copy of the module, in which nothing has been tried yet.
+    spec = importlib.util.spec_from_file_location("fresh", compilation.__file__)
+    fresh = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fresh)
+    real = jax.jit
+
+    def of_an_older_xla(function, *, compiler_options, **options):
+        if "xla_cpu_experimental_ynn_fusion_type" in compiler_options:
+            compiler_options = {"xla_cpu_no_such_option": "1"}
+        return real(function, compiler_options=compiler_options, **options)
+
+    monkeypatch.setattr(jax, "jit", of_an_older_xla)
+    assert "xla_cpu_experimental_ynn_fusion_type" not in fresh.compiler_options("cpu")
+    assert "xla_disable_hlo_passes" in fresh.compiler_options("cpu")
+    assert fresh.jit(lambda x: x + 1, platform="cpu")(1) == 2
+
+
+def test_options_are_for_cpus_alone():
+    known = compilation.compiler_options("cpu")
+    assert "xla_disable_hlo_passes" in known  # the barriers of the kernels need it
+    fast = compilation.compiler_options("cpu", fast_compile=True)
+    assert fast.items() > known.items()
+    for platform in ("gpu", "tpu"):
+        assert compilation.compiler_options(platform) == {}
+        assert compilation.compiler_options(platform, fast_compile=True) == {}
+
+
+@pytest.mark.parametrize("fast_compile", [False, True])
+def test_jit_keeps_the_barriers(fast_compile):
+    # Of a product and a sum that XLA would otherwise fuse.
+    function = lambda x: jax.lax.optimization_barrier(x * 2) + 1  # noqa: E731
+    jitted = compilation.jit(function, platform="cpu", fast_compile=fast_compile)
+    assert " opt-barrier(" in jitted.lower(jnp.ones(3)).compile().as_text()
+    assert " opt-barrier(" not in jax.jit(function).lower(jnp.ones(3)).compile().as_text()
+    assert jitted(jnp.ones(3)).tolist() == [3.0] * 3
+
+
+def test_the_cache_is_a_private_folder(tmp_path):
+    script = "import jax; from jaxcifar.kernels.compilation import use_cache; use_cache();"
+    script += "print(jax.config.jax_compilation_cache_dir)"
+    run = lambda home: subprocess.run(  # noqa: E731
+        [sys.executable, "-c", script],
+        env=os.environ | {"HOME": str(home)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    done = run(tmp_path)
+    folder = tmp_path / ".cache" / "jaxcifar" / "xla"
+    assert done.stdout.strip() == str(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    (tmp_path / "file").write_text("")
+    done = run(tmp_path / "file")
+    assert "compiling without a cache" in done.stderr
+    assert done.stdout.strip() == "None"

@@ -1,0 +1,86 @@
+"""Sums, moments and scaling equal their definitions, with the gradients written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcifar.kernels.norm import at_least_float32, channel_sum, moments, scale_and_shift
+
+PLATFORMS = ["cpu", "gpu"]
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("shape", [(5, 7, 6, 3), (4, 2), (1, 3, 3, 2)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_normalisation_and_its_gradients_equal_plain_autodiff(shape, dtype, platform):
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = (3 + jax.random.normal(keys[0], shape)).astype(dtype)
+    scale, bias = jax.random.normal(keys[1], (2, shape[-1]))
+    dy = jax.random.normal(keys[2], shape)
+    weights = jax.random.normal(keys[3], (2, shape[-1]))  # so that moments have gradients too
+
+    def plain(x, scale, bias):
+        x = x.astype(jnp.float32)
+        axes = tuple(range(x.ndim - 1))
+        mean, var = x.mean(axes), x.var(axes)
+        y = (x - mean) * (jax.lax.rsqrt(var + 1e-5) * scale) + bias
+        return (y * dy).sum() + (weights[0] * mean + weights[1] * var).sum()
+
+    def ours(x, scale, bias):
+        mean, var = moments(x, platform)
+        y = scale_and_shift(x, mean, jax.lax.rsqrt(var + 1e-5) * scale, bias, platform)
+        return (y * dy).sum() + (weights[0] * mean + weights[1] * var).sum()
+
+    expected = jax.value_and_grad(plain, argnums=(0, 1, 2))(x, scale, bias)
+    found = jax.value_and_grad(ours, argnums=(0, 1, 2))(x, scale, bias)
+    tolerance = 1e-5 if dtype == jnp.float32 else 1e-2
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        np.testing.assert_allclose(a, b, atol=tolerance * max(np.abs(b).max(), 1))
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_scale_and_shift_is_its_line_with_all_four_gradients(platform):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, dy = jax.random.normal(keys[0], (2, 6, 5, 5, 3))
+    arguments = (x, *jax.random.normal(keys[1], (3, 3)))
+    line = lambda x, mean, scale, bias: (x - mean) * scale + bias  # noqa: E731
+    expected, expected_vjp = jax.vjp(line, *arguments)
+    found, vjp = jax.vjp(lambda *a: scale_and_shift(*a, platform), *arguments)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    for a, b in zip(vjp(dy), expected_vjp(dy), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("shape", [(64, 32, 32, 4), (63, 5, 4), (2, 3)])
+def test_channel_sum_is_as_exact_as_float32_allows(shape, platform):
+    x = 3 + jax.random.normal(jax.random.key(0), shape)
+    exact = np.asarray(x, np.float64).sum(tuple(range(len(shape) - 1)))
+    np.testing.assert_allclose(channel_sum(x, platform), exact, rtol=2e-6)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_moments_are_mean_and_biased_variance(platform):
+    x = 3 + jax.random.normal(jax.random.key(0), (9, 4, 4, 5))
+    mean, var = moments(x, platform)
+    np.testing.assert_allclose(mean, x.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(var, x.var((0, 1, 2)), rtol=1e-5)
+    with jax.enable_x64(True):  # in float64 they stay float64
+        assert all(m.dtype == jnp.float64 for m in moments(jnp.ones((4, 2), jnp.float64), platform))
+
+
+def test_elsewhere_the_sum_is_the_definition():
+    x = jnp.ones((8, 4, 4, 3))
+    ours = jax.make_jaxpr(lambda x: channel_sum(x, "gpu"))(x)
+    assert str(ours) == str(jax.make_jaxpr(lambda x: x.sum((0, 1, 2)))(x))
+    assert "optimization_barrier" in str(jax.make_jaxpr(lambda x: channel_sum(x, "cpu"))(x))
+
+
+def test_at_least_float32():
+    for dtype, expected in ((jnp.bfloat16, jnp.float32), (jnp.float32, jnp.float32)):
+        assert at_least_float32(jnp.ones(2, dtype)).dtype == expected
+    with jax.enable_x64(True):
+        assert at_least_float32(jnp.ones(2, jnp.float64)).dtype == jnp.float64

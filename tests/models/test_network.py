@@ -1,0 +1,176 @@
+"""What all eleven networks have in common: sizes, shapes, dtypes, dropout, names."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcifar.errors import UserError
+from jaxcifar.models import MODELS, Network, can_remat, create_model
+from jaxcifar.models.layers import ACTIVATIONS
+from tests.models.shapes import IMAGES, KEY, shapes
+
+# The report's sizes to the unit, counted by hand from the architectures.
+PARAMETERS = {
+    "resnet18": 11_173_962,
+    "resnet34": 21_282_122,
+    "resnet50": 23_520_842,
+    "resnet101": 42_512_970,
+    "resnet152": 58_156_618,
+    "densenet121": 3_972_210,
+    "densenet169": 7_109_042,
+    "densenet201": 10_286_770,
+    "densenet264": 17_397_874,
+    "vgg_a": 9_750_922,
+    "vgg_a_bn": 9_756_426,
+}
+
+
+def test_models_are_the_eleven():
+    assert set(MODELS) == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_count(name):
+    params = shapes(create_model(name))["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121", "vgg_a", "vgg_a_bn"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_logits_and_state_are_float32(name, dtype):
+    model = create_model(name, num_classes=7, dtype=dtype, dropout_rate=0.1)
+    variables = shapes(model)
+
+    def train(variables, images, key):
+        return model.apply(
+            variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+        )
+
+    logits, updates = jax.eval_shape(train, variables, IMAGES, KEY)
+    assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, updates))} == {jnp.dtype("float32")}
+
+
+def test_bfloat16_computes_in_bfloat16():
+    # The widths of activations between layers decide speed and memory on an accelerator.
+    model = create_model("resnet18", dtype=jnp.bfloat16, width=0.25, platform="gpu")
+    apply = lambda v, x: model.apply(v, x, train=False)  # noqa: E731
+    jaxpr = jax.make_jaxpr(apply)(shapes(model), IMAGES)
+    convolutions = [eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "conv_general_dilated"]
+    assert len(convolutions) == 20
+    assert all(eqn.outvars[0].aval.dtype == jnp.bfloat16 for eqn in convolutions)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activation_reaches_the_model(activation):
+    model = create_model("vgg_a", activation=activation, width=0.05)
+    images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    variables = model.init(jax.random.key(1), images, train=False)
+    logits = model.apply(variables, images, train=False)
+    linear = nn.relu if activation != "relu" else nn.gelu  # any other function
+    other = create_model("vgg_a", activation="gelu" if linear is nn.gelu else "relu", width=0.05)
+    assert not np.allclose(logits, other.apply(variables, images, train=False), atol=1e-6)
+
+
+def test_evaluation_uses_and_keeps_running_statistics():
+    model = create_model("resnet18", width=0.1)
+    images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
+    variables = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(1))
+    apply = jax.jit(lambda v, x: model.apply(v, x, train=False, mutable=["batch_stats"]))
+    logits, after = apply(variables, images)
+    jax.tree.map(np.testing.assert_array_equal, after["batch_stats"], variables["batch_stats"])
+    # An image's logits do not depend on the others of its batch.
+    np.testing.assert_allclose(apply(variables, images[:2])[0], logits[:2], atol=1e-5)
+
+
+# --- dropout ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("resnet18", 1), ("densenet121", 58), ("vgg_a", 2)],
+)
+def test_dropout_where_the_report_has_it(name, layers):
+    # ResNet: one, before the FC layer; DenseNet: one in each of its 6 + 12 + 24 + 16 layers.
+    inputs = []
+
+    def record(next_fun, args, kwargs, context):
+        if isinstance(context.module, nn.Dropout):
+            inputs.append(args[0].shape)
+        return next_fun(*args, **kwargs)
+
+    model = create_model(name, dropout_rate=0.2)
+    variables = shapes(model)
+    with nn.intercept_methods(record):
+        jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, IMAGES)
+    assert len(inputs) == layers
+    if name == "resnet18":
+        assert inputs == [(2, 512)]
+    if name == "densenet121":
+        assert {shape[-1] for shape in inputs} == {24}
+
+
+def test_dropout_only_in_training():
+    model = create_model("vgg_a", dropout_rate=0.5, width=0.1)
+    images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    variables = model.init(jax.random.key(1), images, train=False)
+    one, two = (
+        model.apply(variables, images, train=True, rngs={"dropout": jax.random.key(i)})
+        for i in (0, 1)
+    )
+    assert not np.allclose(one, two)
+    same = [model.apply(variables, images, train=False) for _ in range(2)]
+    np.testing.assert_array_equal(*same)
+
+
+# --- the base ---------------------------------------------------------------------------------
+
+
+class Two(Network):
+    """A convolution and a BatchNorm, made by the base."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = self.conv()(int(8 * self.width), 3, 2, name="conv")(x)
+        return self.act(self.norm()(name="norm")(x, train=train)).mean((1, 2))
+
+
+def test_the_fields_of_a_network_reach_its_layers():
+    seen = []
+
+    def record(next_fun, args, kwargs, context):
+        seen.append(context.module)
+        return next_fun(*args, **kwargs)
+
+    model = Two(width=0.5, dtype=jnp.bfloat16, platform="tpu", unbiased_variance=False)
+    with nn.intercept_methods(record):
+        logits = jax.eval_shape(lambda k, x: model.init_with_output(k, x, train=False), KEY, IMAGES)
+    conv, norm = (next(m for m in seen if m.name == name) for name in ("conv", "norm"))
+    assert (conv.features, conv.stride, conv.dtype, conv.platform) == (4, 2, jnp.bfloat16, "tpu")
+    assert (norm.dtype, norm.platform, norm.unbiased_variance) == (jnp.bfloat16, "tpu", False)
+    assert logits[0].shape == (2, 4)
+
+
+def test_init_takes_a_key_or_keys_by_name():
+    model, images = Two(platform="cpu"), jnp.zeros((1, 8, 8, 3))
+    one = model.init(jax.random.key(1), images, train=False)
+    other = model.init({"params": jax.random.key(1)}, images, train=False)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert model.normal is jax.random.normal  # the model is as it was
+
+
+# --- misuse -----------------------------------------------------------------------------------
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(UserError, match="Did you mean 'resnet18'"):
+        create_model("resnet-18")
+    with pytest.raises(UserError, match="Did you mean 'gelu'"):
+        create_model("resnet18", activation="gelus")
+    with pytest.raises(UserError, match="at least"):
+        create_model("resnet18", width=0.01)
+    with pytest.raises(UserError, match=r"only these have it: densenet121, .*densenet264"):
+        create_model("resnet18", remat=True)
+    assert [name for name in MODELS if can_remat(name)] == [n for n in MODELS if "dense" in n]

@@ -1,0 +1,75 @@
+"""Checkpoints: the best and the last, and what cannot be restored."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcifar.errors import UserError
+from jaxcifar.models import create_model
+from jaxcifar.optim import make_optimizer
+from jaxcifar.run.checkpoint import Checkpointer, Saved
+from jaxcifar.state import create_state
+
+
+def small_state(width=0.05, optimizer="sgd"):
+    model = create_model("vgg_a", width=width)
+    return jax.jit(lambda: create_state(model, make_optimizer(optimizer, 0.1), 0))()
+
+
+def test_best_and_last_are_kept(tmp_path):
+    state = small_state()
+    checkpoints = Checkpointer(tmp_path / "c")
+    for step, accuracy in ((1, 0.3), (2, 0.5), (3, None), (4, 0.5), (5, 0.4), (6, None)):
+        checkpoints.save(step, state, {"at": step}, accuracy)
+    checkpoints.close()
+    reader = Checkpointer(tmp_path / "c", read_only=True)
+    best, last = reader.best(), reader.last()
+    assert best == Saved(2, evaluated=True)  # the first of equals
+    assert last == Saved(6, evaluated=False)
+    assert (best.number, last.number) == (5, 12)
+    assert [Saved.of(number) for number in (5, 12)] == [best, last]
+    assert reader.restore(state, best)[1] == {"at": 2}
+    assert {int(p.name) for p in (tmp_path / "c").iterdir() if p.name.isdigit()} == {5, 12}
+
+
+def test_a_reader_touches_nothing(tmp_path):
+    reader = Checkpointer(tmp_path / "c", read_only=True)
+    assert (reader.best(), reader.last()) == (None, None)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_step_before_and_after_its_evaluation(tmp_path):
+    state = small_state()
+    checkpoints = Checkpointer(tmp_path / "c")
+    checkpoints.save(0, state, {}, None)
+    checkpoints.wait()
+    assert checkpoints.best() == Saved(0, evaluated=False)  # imported weights
+    checkpoints.save(3, state, {}, None)
+    checkpoints.save(3, state, {}, None)  # it is there
+    checkpoints.wait()
+    assert checkpoints.last() == Saved(3, evaluated=False)
+    checkpoints.save(3, state, {}, 0.5)
+    checkpoints.wait()
+    assert checkpoints.last() == checkpoints.best() == Saved(3, evaluated=True)
+    checkpoints.close()
+
+
+def test_what_cannot_be_restored_is_named(tmp_path):
+    state = small_state()
+    checkpoints = Checkpointer(tmp_path / "c")
+    checkpoints.save(1, state, {}, None)
+    checkpoints.wait()
+    last = checkpoints.last()
+    assert last is not None
+    restored, _ = checkpoints.restore(state, last)
+    jax.tree.map(np.testing.assert_array_equal, restored.params, state.params)
+    assert (jax.random.key_data(restored.key) == jax.random.key_data(state.key)).all()
+    wide = small_state(width=0.1)
+    with pytest.raises(UserError, match=r"/2 belongs to a different model: params/conv1/bias has"):
+        checkpoints.restore(wide, last)
+    variables = {"params": wide.params, "batch_stats": {}}
+    with pytest.raises(UserError, match=r"params/conv1/bias has shape \(3,\) there, and \(6,\)"):
+        checkpoints.restore_variables(variables, last)
+    with pytest.raises(UserError, match=r"opt_state/.* there, .*in this config's model"):
+        checkpoints.restore(small_state(optimizer="adam"), last)
+    checkpoints.close()

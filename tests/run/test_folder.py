@@ -1,0 +1,114 @@
+"""The folder of a run: who holds it, and what it refuses."""
+
+import fcntl
+import json
+import shutil
+
+import pytest
+
+from jaxcifar.errors import UserError
+from jaxcifar.run.folder import Position, RunFolder, saved_config
+from tests.tiny import mesh, run, tiny
+
+FACTS = {"train": {"sha256": "a", "source": "here"}, "validation": {"sha256": "b", "source": "x"}}
+FLOAT32, BFLOAT16 = {"dtype": "float32"}, {"dtype": "bfloat16"}
+
+
+def opened(path, facts=FACTS, in_force=FLOAT32):
+    """Opens a folder as a run does, and lets go of it; returns its config.json."""
+    with RunFolder(path) as folder:
+        folder.open(tiny(), facts, in_force, mesh(1))
+    return json.loads((path / "config.json").read_text())
+
+
+def test_another_config_is_refused_by_its_differences(finished):
+    workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"train\.epochs: 2 -> 3") as error:
+        run(tiny(train__epochs=3), workdir)
+    assert "new --workdir" in str(error.value)
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_held_workdir_is_refused(tmp_path):
+    with (tmp_path / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="Another process"):
+            run(tiny(), tmp_path)
+    # Let go of, also by an error, it can be held.
+    with RunFolder(tmp_path), pytest.raises(UserError, match="Another process"):
+        RunFolder(tmp_path).__enter__()
+    with pytest.raises(KeyError), RunFolder(tmp_path):
+        raise KeyError
+    with RunFolder(tmp_path):
+        pass
+
+
+def test_a_run_of_another_device_is_not_gone_on_with_in_another_dtype(stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    content["environment"]["dtype"] = "bfloat16"  # as on a GPU
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"run in bfloat16, .*'auto', which is float32 on"):
+        run(tiny(), tmp_path)
+
+
+def test_imported_weights_are_recorded_as_of_where_they_are_trained(tmp_path):
+    opened(tmp_path, {}, FLOAT32)
+    content = opened(tmp_path, FACTS, BFLOAT16)
+    assert content["data"] == FACTS
+    assert content["environment"]["dtype"] == "bfloat16"
+    with pytest.raises(UserError, match="a run in bfloat16"):
+        opened(tmp_path, FACTS, FLOAT32)
+
+
+def test_each_start_is_recorded(tmp_path):
+    first = opened(tmp_path)
+    assert "resumed" not in first
+    third = opened(tmp_path) and opened(tmp_path)
+    assert third["environment"] == first["environment"]
+    assert [again["dtype"] for again in third["resumed"]] == ["float32"] * 2
+    assert {"jaxcifar", "jax", "device", "devices", "started"} <= third["resumed"][0].keys()
+
+
+def test_other_images_of_any_part_are_refused(tmp_path):
+    opened(tmp_path)
+    other = FACTS | {"validation": {"sha256": "c", "source": "there"}}
+    with pytest.raises(UserError, match=r"other validation images \(from x; .* from there\)"):
+        opened(tmp_path, other)
+    assert "resumed" not in json.loads((tmp_path / "config.json").read_text())
+
+
+def test_a_result_is_of_the_run_and_says_that_it_is_complete(tmp_path):
+    with RunFolder(tmp_path) as folder:
+        assert folder.result(tiny()) is None  # no run
+        folder.open(tiny(), FACTS, FLOAT32, mesh(1))
+        assert folder.result(tiny()) is None  # not complete
+        folder.finish({"best": 1})
+        assert folder.result(tiny(train__eval_batch_size=8)) == {"best": 1}
+        with pytest.raises(UserError, match="holds a run of another config"):
+            folder.result(tiny(seed=1))
+
+
+def test_a_damaged_config_is_named(tmp_path):
+    assert saved_config(tmp_path) is None
+    path = tmp_path / "config.json"
+    for text in ("", "{", "[]", '{"config": 3}', "{}"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"config\.json is damaged"):
+            saved_config(tmp_path)
+
+
+def test_a_saved_position_does_not_change_with_the_run(tmp_path, monkeypatch):
+    saved = []
+    position = Position(1, {"loss": [1.0]}, 2.0)
+    with RunFolder(tmp_path) as folder:
+        folder.open(tiny(), FACTS, FLOAT32, mesh(1))
+        monkeypatch.setattr(
+            type(folder.checkpoints), "save", lambda self, *arguments: saved.append(arguments)
+        )
+        folder.save(4, "state", position)
+    position.steps["loss"].append(2.0)
+    progress = {"epochs_done": 1, "steps": {"loss": [1.0]}, "seconds": 2.0}
+    assert saved == [(4, "state", progress, None)]

@@ -1,0 +1,61 @@
+"""What a run shows while it trains."""
+
+import pytest
+
+from jaxcifar.run import progress
+from jaxcifar.run.progress import Progress, duration
+
+RECORD = {
+    **{"epoch": 1, "step": 10, "train_loss": 2.5, "train_ce": 2.25, "train_accuracy": 0.25},
+    **{"val_loss": 2.125, "val_accuracy": 0.3, "images_per_second": 1234.5},
+}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (42.4, "42s"),
+        (59.6, "1m00s"),
+        (185, "3m05s"),
+        (7620, "2h07m"),
+        (90_000, "25h00m"),
+    ],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+def shown(monkeypatch, capsys, quiet=False):
+    """The lines of a run of 4 epochs of 10 steps of a second each, resumed after 5 steps."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Progress(4, 10, 0, quiet) as shows:
+        shows.say("hello [not markup]")
+        shows.started(5)
+        now[0] = 19.0
+        assert not shows.due()
+        now[0] = 20.0
+        assert shows.due()
+        shows.step(7, {"loss": [3.0, 2.0], "accuracy": [0.1, 0.2]}, 2.0, 32)
+        assert not shows.due()
+        now[0] = 25.0
+        shows.epoch(RECORD)
+        shows.epoch(RECORD | {"train_ce": 2.5})
+    return capsys.readouterr().out.splitlines()
+
+
+def test_lines_where_there_is_no_terminal(monkeypatch, capsys):
+    hello, step, epoch, plain = shown(monkeypatch, capsys)
+    assert hello == "hello [not markup]"
+    # 2 steps in 20 s, 33 to go.
+    assert step == ("epoch 1/4  step 7/10  loss 2.0000  accuracy 15.00%  32 images/s  5m30s left")
+    assert epoch == (
+        "epoch 1/4  train loss 2.5000 (cross-entropy 2.2500)  accuracy 25.00%  "
+        "val loss 2.1250  accuracy 30.00%  1,234 images/s  2m30s left"
+    )
+    assert "cross-entropy" not in plain  # without a penalty it is the loss
+
+
+def test_quiet_shows_nothing(monkeypatch, capsys):
+    assert shown(monkeypatch, capsys, quiet=True) == []

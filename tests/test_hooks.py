@@ -1,0 +1,118 @@
+"""Hooks: what they see and when, how they stop a run, and what becomes of one that fails."""
+
+import signal
+
+import numpy as np
+import pytest
+
+from jaxcifar.errors import Interrupted, UserError
+from jaxcifar.hooks import Hook
+from jaxcifar.run.checkpoint import Checkpointer, Saved
+from jaxcifar.run.log import read_lines
+from tests.tiny import Watch, run, tiny, without_times
+
+
+@pytest.mark.parametrize(("steps_per_call", "befores"), [(1, [0, 1, 2, 3, 4, 5]), (3, [0, 3])])
+def test_hooks_see_each_call_once_and_in_order(tmp_path, steps_per_call, befores):
+    one, other = Watch(), Watch()
+    run(tiny(train__steps_per_call=steps_per_call), tmp_path, one, other)
+    epochs = [
+        [
+            *(("before_step", step) for step in befores if end - 3 <= step < end),
+            ("before_evaluation", end),
+            ("after_epoch", end),
+        ]
+        for end in (3, 6)
+    ]
+    assert one.calls == [("start", 0), *epochs[0], *epochs[1], ("end", 6)]
+    assert other.calls == one.calls
+
+
+class Look(Hook):
+    """Checks that what a run shows is true where it shows it."""
+
+    def __init__(self, workdir):
+        self.workdir, self.orders = workdir, []
+
+    def start(self, run):
+        assert run.workdir == self.workdir
+        assert run.images.shape == (100, 32, 32, 3)
+        assert run.labels.shape == (100,)
+        assert run.task.model.width == run.config.model.width
+        assert run.hyperparams.learning_rate == np.float32(1e-3)
+
+    def before_step(self, run):
+        assert int(run.state.step) == run.step
+        if run.step % 3 == 0:
+            self.orders.append(np.asarray(run.order))
+
+    def after_epoch(self, run, record):
+        assert int(run.state.step) == run.step
+        assert read_lines(self.workdir / "metrics.jsonl")[-1] == record  # logged already
+
+    def end(self, run, result):
+        assert (self.workdir / "result.json").exists()
+
+
+def test_what_a_run_shows_is_true(tmp_path):
+    look = Look(tmp_path)
+    run(tiny(), tmp_path, look)
+    first, second = look.orders
+    assert first.shape == (3, 32)
+    assert not np.array_equal(first, second)
+
+
+class Ask(Hook):
+    """Asks for the end after the first epoch."""
+
+    def after_epoch(self, run, record):
+        run.stop.request("because it is enough")
+        run.stop.request("for another reason", signal.SIGTERM)  # the first is kept
+
+
+def test_a_hook_can_ask_for_the_end(finished, tmp_path):
+    with pytest.raises(Interrupted, match="Stopped because it is enough and saved at step 3") as e:
+        run(tiny(), tmp_path, Ask())
+    assert e.value.signum == 0
+    watch = Watch()
+    run(tiny(), tmp_path, watch)
+    assert watch.steps == [3, 4, 5]
+    ours, theirs = (read_lines(f / "metrics.jsonl") for f in (tmp_path, finished[0]))
+    assert without_times(ours) == without_times(theirs)
+
+
+class Raise(Hook):
+    """Raises where it is told to."""
+
+    def __init__(self, method, error):
+        self.error = error
+        setattr(self, method, self.fail)
+
+    def fail(self, *_):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("method", "step"),
+    [("start", 0), ("before_step", 0), ("before_evaluation", 3), ("after_epoch", 3), ("end", 6)],
+)
+def test_a_hook_that_fails_is_named(finished, tmp_path, method, step):
+    with pytest.raises(RuntimeError) as error:
+        run(tiny(), tmp_path, Raise(method, KeyError("lost")))
+    message = str(error.value)
+    assert f"hook Raise.{method} failed at step {step} (KeyError: 'lost')" in message
+    assert "the same command resumes it" in message
+    assert isinstance(error.value.__cause__, KeyError)
+    last = Checkpointer(tmp_path / "checkpoints", read_only=True).last()
+    assert last == {"after_epoch": Saved(3, True), "end": Saved(6, True)}.get(method)
+    # Nothing is held, and the run can be finished to the same numbers.
+    run(tiny(), tmp_path)
+    ours, theirs = (read_lines(f / "metrics.jsonl") for f in (tmp_path, finished[0]))
+    assert without_times(ours) == without_times(theirs)
+
+
+@pytest.mark.parametrize("error", [UserError("fix it"), Interrupted(2, "enough")])
+def test_messages_for_the_user_pass_through(tmp_path, error):
+    with pytest.raises(type(error)) as raised:
+        run(tiny(), tmp_path, Raise("start", error))
+    assert raised.value is error

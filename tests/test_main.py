@@ -1,0 +1,187 @@
+"""The command: what it refuses, and the life of a run from its start to its evaluation."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxcifar.main import summary
+from jaxcifar.run.log import read_lines
+from tests.tiny import tiny
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# --- refusals ---------------------------------------------------------------------------------
+
+REFUSALS = [
+    ((), "--config=configs/quickstart.py"),
+    (("--config=configs/row99.py",), "row99.py"),
+    (("--config=configs/row1.py", "--config.train.epoch=3"), "epochs"),
+    (("--config=configs/row1.py", "--config.model.name=resnet20"), "resnet50"),
+    (("--config=configs/row1.py", "--config.train.epochs=many"), "many"),
+    (("--config=configs/row1.py", "--confg.seed=1"), "confg"),
+    (("--config=configs/row1.py", "config.seed=1"), "'config.seed=1' is not a flag"),
+    (("--config=configs/row1.py", "--checkpoint=first"), "best"),
+    (("--mode=evaluate",), "train|eval"),
+    (("--mode=eval",), "--workdir"),
+    (("--mode=eval", "--workdir=nowhere"), "contains no run"),
+]
+
+# Imports once; each command line is then a process of its own.
+DRIVER = """
+import json, os, sys
+from jaxcifar import main
+for number, arguments in enumerate(json.load(sys.stdin)):
+    child = os.fork()
+    if not child:
+        for stream in (1, 2):
+            os.dup2(os.open(f"../{number}.{stream}", os.O_WRONLY | os.O_CREAT), stream)
+        sys.argv[1:] = arguments
+        sys.exit(main.run())
+    _, status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory):
+    """What each of REFUSALS did: (exit code, what it printed on stderr), and their folder."""
+    folder = tmp_path_factory.mktemp("refused") / "cwd"
+    folder.mkdir()
+    commands = [[a.replace("configs/", f"{ROOT}/configs/") for a in args] for args, _ in REFUSALS]
+    environment = one_device() | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", DRIVER],
+        input=json.dumps(commands),
+        **{"capture_output": True, "text": True, "cwd": folder, "env": environment},
+        check=True,
+    )
+    codes = [int(line) for line in done.stdout.split()]
+    errors = [(folder.parent / f"{i}.2").read_text() for i in range(len(codes))]
+    return list(zip(codes, errors, strict=True)), folder
+
+
+@pytest.mark.parametrize("number", range(len(REFUSALS)), ids=lambda i: " ".join(REFUSALS[i][0]))
+def test_command_refuses_in_one_message(refused, number):
+    done, folder = refused
+    code, error = done[number]
+    assert code == 2, error
+    assert REFUSALS[number][1] in error
+    assert "Traceback" not in error
+    assert not list(folder.iterdir())  # nothing was made
+
+
+# --- the summary ------------------------------------------------------------------------------
+
+RESULT = {
+    "best": {"epoch": 7, "val_accuracy": 0.9123, "val_loss": 0.31415},
+    "last": {"epoch": 9, "val_accuracy": 0.9, "val_loss": 0.4},
+    "train_seconds": 3725.0,
+    "compile_seconds": 31.4,
+    "peak_memory_bytes": 3 * 2**30,
+}
+
+
+def test_summary_of_a_run_validated_on_the_test_set():
+    assert summary(RESULT, tiny(), "runs/x").split("\n") == [
+        "best epoch 7: validation accuracy 91.23%, loss 0.3141",
+        "last epoch 9: validation accuracy 90.00%, loss 0.4000",
+        "(validated on the test set, as in the original report: it chose the best epoch too)",
+        "training 1h02m, compiling 31s, peak memory 3.0 GiB",
+        "everything is in runs/x: result.json, metrics.jsonl, history.png, …",
+    ]
+
+
+def test_summary_of_a_run_with_a_held_out_part():
+    result = RESULT | {"test": {"accuracy": 0.5, "loss": 1.25, "images": 10_000}}
+    lines = summary(result, tiny(data__protocol="holdout"), "runs/x").split("\n")
+    assert lines[2] == (
+        "test set, once, at the best epoch: accuracy 50.00%, loss 1.2500 (10,000 images)"
+    )
+    assert len(lines) == 5
+
+
+# --- a whole life -----------------------------------------------------------------------------
+
+
+def one_device():
+    """The environment of a command that starts fast."""
+    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Returns a function of arguments that starts the command in a folder of its own."""
+    config = tmp_path / "small.py"
+    config.write_text("from tests.tiny import tiny\n\n\ndef get_config():\n    return tiny()\n")
+    home = {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+
+    def start(*arguments):
+        return subprocess.Popen(
+            [sys.executable, "-m", "jaxcifar.main", *arguments],
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+            cwd=tmp_path,
+            env=one_device() | home,
+        )
+
+    return start
+
+
+def output(process, code=0):
+    """What a command printed, once it ended with `code`."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    return out if code == 0 else err
+
+
+@pytest.mark.slow
+def test_the_headline_command(command, tmp_path):
+    """Trains; again returns at once; evaluates; is stopped by SIGTERM and resumed."""
+    trained = output(command("--config=small.py"))
+    workdir = tmp_path / "runs" / "small"
+    result = json.loads((workdir / "result.json").read_text())
+    lines = trained.splitlines()
+    assert re.fullmatch(r"vgg_a_bn \([\d,]+ parameters\) on synthetic \(100 images\), .*", lines[0])
+    assert sum(line.startswith(("epoch 1/2  train", "epoch 2/2  train")) for line in lines) == 2
+    accuracy = f"{result['best']['val_accuracy']:.2%}"
+    assert f"best epoch {result['best']['epoch']}: validation accuracy {accuracy}" in trained
+    assert list((tmp_path / "home" / ".cache" / "jaxcifar" / "xla").iterdir())
+
+    written = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    again = output(command("--config=small.py", "--config.train.steps_per_call=3"))
+    assert again.splitlines() == lines[-5:]  # the summary alone
+    del written[workdir / ".lock"]
+    assert all(path.stat().st_mtime_ns == before for path, before in written.items())
+
+    evaluated = output(command("--mode=eval", "--workdir=runs/small", "--nocompilation_cache"))
+    step = result["best"]["step"]
+    assert evaluated.startswith(f"best checkpoint (step {step}): accuracy {accuracy}, loss ")
+    assert evaluated.endswith("(256 test images)\n")
+
+    longer = ("--config=small.py", "--config.train.epochs=10", "--workdir=longer")
+    process = command(*longer)
+    deadline = time.monotonic() + 240
+    while not read_lines(tmp_path / "longer" / "metrics.jsonl"):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    message = output(process, code=128 + signal.SIGTERM)
+    stopped = re.fullmatch(
+        r"jaxcifar: Stopped by SIGTERM and saved at step (\d+) in longer\. "
+        r"The same command resumes it\.\n",
+        message,
+    )
+    assert stopped, message
+    assert 3 <= int(stopped[1]) < 30
+    resumed = output(command(*longer))
+    assert re.search(rf"resumed after epoch \d+, step {stopped[1]}\n", resumed)
+    records = read_lines(tmp_path / "longer" / "metrics.jsonl")
+    assert [record["epoch"] for record in records] == list(range(1, 11))

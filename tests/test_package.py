@@ -1,0 +1,91 @@
+"""Imports of the package go one way, from what knows nothing to what knows everything."""
+
+import ast
+import pathlib
+
+import pytest
+
+import jaxcifar
+
+PACKAGE = pathlib.Path(jaxcifar.__file__).parent
+
+# Each may import those before it; a folder is one of them, and orders its own files.
+ORDER = (
+    "errors",
+    "config",
+    "losses",
+    "augment",
+    "data",
+    "sharding",
+    "kernels",
+    "models",
+    "optim",
+    "state",
+    "step",
+    "task",
+    "programs",
+    "run",
+    "hooks",
+    "restore",
+    "train",
+    "main",
+    "interop",
+)
+FILES = sorted(
+    path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__"
+)
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path):
+    """The modules and packages of jaxcifar that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports by a relative name"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {tuple(name.split(".")[1:]) for name in found if name.split(".")[0] == "jaxcifar"}
+
+
+def test_every_room_has_its_place():
+    assert {room(path) for path in FILES} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    here = ORDER.index(room(path))
+    for name in imported(path):
+        if name and name[0] in ORDER and name[0] != room(path):
+            assert ORDER.index(name[0]) < here, f"{path.name} imports {'.'.join(name)}"
+
+
+def test_kernels_know_no_model_and_no_experiment():
+    for path in FILES:
+        others = {name[0] for name in imported(path) if name}
+        if room(path) == "kernels":
+            assert others <= {"kernels"}
+        if room(path) in ("augment", "losses", "config"):
+            assert others <= {"errors"}
+        text = path.read_text()
+        assert "import experiments" not in text
+        assert "from experiments" not in text
+
+
+def test_nobody_uses_what_is_private_elsewhere():
+    """No module of the package reaches for a leading underscore of another."""
+    for path in FILES:
+        tree, modules = ast.parse(path.read_text()), set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxcifar"):
+                private = [a.name for a in node.names if a.name.startswith("_")]
+                assert not [name for name in private if not name.endswith("__")], path
+                modules |= {a.asname or a.name for a in node.names}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                private = node.attr.startswith("_") and not node.attr.endswith("__")
+                assert not (private and node.value.id in modules), f"{path}: {node.attr}"

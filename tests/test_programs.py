@@ -1,0 +1,270 @@
+"""The compiled programs: what they compute, what they share, and what XLA was given."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcifar import data, models, optim, programs, restore, sharding, task
+from jaxcifar.kernels import compilation
+from jaxcifar.models.densenet import DenseNet
+from jaxcifar.models.resnet import BasicBlock, ResNet
+from jaxcifar.models.vgg import VGG
+from jaxcifar.run.log import read_lines
+from jaxcifar.step import make_loss, make_train_step
+from tests.tiny import first_images, mesh, run, tiny, tiny_task
+
+# --- init -------------------------------------------------------------------------------------
+
+
+def initial(made, seed=0, **fields):
+    numbers = sharding.replicate(task.hyperparams(tiny(**fields)), made.mesh)
+    return programs.init(made)(sharding.replicate(np.uint32(seed), made.mesh), numbers)
+
+
+@pytest.mark.parametrize("name", ["vgg_a_bn", "resnet18"])
+def test_a_run_starts_from_what_the_models_init_gives(name):
+    """To the bit where it is compiled as for a run; else but for the last one."""
+    made = tiny_task(model__name=name)
+    state = initial(made, seed=3)
+    key, run_key = jax.random.split(jax.random.key(3))
+    init = lambda key: made.model.init(key, jnp.zeros((1, 32, 32, 3)), train=False)  # noqa: E731
+    variables = compilation.jit(init, platform="cpu", fast_compile=True)(key)
+    jax.tree.map(np.testing.assert_array_equal, state.params, variables["params"])
+    jax.tree.map(np.testing.assert_array_equal, state.batch_stats, variables["batch_stats"])
+    for variables in (init(key), jax.jit(init)(key)):
+        for leaf, drawn in zip(
+            jax.tree.leaves(state.params), jax.tree.leaves(variables["params"]), strict=True
+        ):
+            np.testing.assert_allclose(leaf, drawn, atol=3e-7 * np.abs(drawn).max())
+    assert (jax.random.key_data(state.key) == jax.random.key_data(run_key)).all()
+    assert state.step == 0
+    eight = initial(dataclasses.replace(made, mesh=mesh(8)), seed=3)
+    jax.tree.map(np.testing.assert_array_equal, state.params, eight.params)
+    other = initial(made, seed=4)
+    assert not np.array_equal(state.params["conv1"]["kernel"], other.params["conv1"]["kernel"])
+
+
+def test_abstract_state_is_that_of_a_state():
+    made = tiny_task(8)
+    state, abstract = initial(made), programs.abstract_state(made)
+    assert jax.tree.structure(state) == jax.tree.structure(abstract)
+    for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
+        assert (leaf.shape, leaf.dtype) == (expected.shape, expected.dtype)
+        assert leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)
+
+
+# --- order and batch --------------------------------------------------------------------------
+
+
+def test_order_is_a_fresh_permutation_of_seed_and_epoch():
+    order = programs.order(tiny_task(train__batch_size=25))
+    one, two = (np.asarray(order(jax.random.key(0), np.int32(epoch))) for epoch in (1, 2))
+    assert one.shape == (4, 25)
+    assert sorted(one.ravel()) == sorted(two.ravel()) == list(range(100))
+    assert not np.array_equal(one, two)
+    np.testing.assert_array_equal(one, order(jax.random.key(0), np.int32(1)))
+    assert not np.array_equal(one, order(jax.random.key(1), np.int32(1)))
+
+
+def test_batch_is_the_rows_of_a_step():
+    made = tiny_task(8)
+    images, labels = sharding.replicate((np.arange(100), -np.arange(100)), made.mesh)
+    order = sharding.replicate(np.random.default_rng(0).permutation(96).reshape(3, 32), made.mesh)
+    batch = jax.jit(lambda step: programs.batch(made, step, images, labels, order))
+    for step in (0, 2, 4):  # 4 is the second step of the second epoch
+        found_images, found_labels = batch(jnp.int32(step))
+        np.testing.assert_array_equal(found_images, order[step % 3])
+        np.testing.assert_array_equal(found_labels, -order[step % 3])
+    assert found_images.sharding.is_equivalent_to(sharding.batch_sharding(made.mesh), 1)
+
+
+# --- evaluate ---------------------------------------------------------------------------------
+
+
+def test_evaluation_counts_every_image_once(finished):
+    workdir, _ = finished
+    config, _, variables = restore.load_variables(workdir, mesh=mesh(1))
+    test = data.load("synthetic", "test")
+    images = (test.images / 255 - np.array(test.mean)) / np.array(test.std)
+    model = models.create_model("vgg_a_bn", width=0.05)
+    logits = np.asarray(model.apply(variables, images.astype(np.float32), train=False))
+    inference = task.build_inference(config, test, mesh(1))
+    arrays = sharding.replicate((test.images, test.labels), mesh(1))
+    found = programs.evaluate(inference, variables, *arrays)  # 96 + 96 + 64
+    assert found["images"] == 256
+    assert found["accuracy"] == (logits.argmax(-1) == test.labels).mean()
+    asked = []
+    stop = lambda: asked.append(1) or len(asked) == 2  # noqa: E731
+    assert programs.evaluate(inference, variables, *arrays, stop=stop) is None
+    assert len(asked) == 2  # after each batch
+
+
+# --- train ------------------------------------------------------------------------------------
+
+
+class Compilations:
+    """Counts what XLA compiles."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, event, seconds, **_):
+        self.count += event == "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def compilations():
+    counter = Compilations()
+    jax.monitoring.register_event_duration_secs_listener(counter)
+    yield counter
+    jax.monitoring.unregister_event_duration_listener(counter)
+
+
+def test_a_sweep_over_numbers_compiles_one_step(tmp_path, compilations):
+    """Runs that differ in learning rate, L1, L2, epochs and seed share every program."""
+    run(tiny(train__epochs=1), tmp_path / "first")
+    misses = [cached.cache_info().misses for cached in CACHED]
+    before = compilations.count
+    sweep = [
+        {"optim__learning_rate": 3e-3, "optim__l1": 1e-4, "train__epochs": 3, "seed": 5},
+        {"optim__learning_rate": 1e-2},
+        {"optim__l1": 1e-5},
+        {"optim__l2": 1e-5},
+        {"seed": 1},
+    ]
+    for i, fields in enumerate(sweep):
+        result = run(tiny(**{"train__epochs": 1} | fields), tmp_path / str(i))
+        assert result["compile_seconds"] == 0
+        if i == 0:
+            assert result["last"]["learning_rate"] == pytest.approx(3e-3 * 0.25)
+    assert [cached.cache_info().misses for cached in CACHED] == misses
+    assert compilations.count == before
+    run(tiny(train__epochs=1, optim__schedule="constant"), tmp_path / "other")
+    assert programs.train.cache_info().misses == misses[0] + 1  # so that the above can fail
+    assert compilations.count > before
+
+
+CACHED = (programs.train, programs.init, programs.order, programs.evaluate_batch)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"optim__l1": 1e-2, "optim__l2": 2e-2},
+        {
+            **{"optim__name": "sgd", "optim__momentum": 0.9, "optim__learning_rate": 0.1},
+            **{"optim__l2": 0.05, "optim__penalize": "kernels"},
+        },
+    ],
+)
+def test_a_run_is_the_optimizer_of_its_config(tmp_path, fields):
+    """Its losses are those of `make_train_step` with the numbers written in."""
+    config = tiny(**fields, train__epochs=1, data__augment="none")
+    run(config, tmp_path)
+    (found,) = read_lines(tmp_path / "steps.jsonl")
+
+    options = config.optim
+    mask = optim.kernels_only if options.penalize == "kernels" else None
+    penalties = optim.regularizers(options.l1, options.l2, mask)
+    tx = optim.make_optimizer(
+        options.name, options.learning_rate, momentum=options.momentum, regularize=penalties
+    )
+    model = models.create_model("vgg_a_bn", width=0.05, dropout_rate=0.2)
+    prepare = lambda _, images: (images / 255.0 - 0.5) / 0.25  # noqa: E731
+    step = jax.jit(make_train_step(make_loss(model, prepare), tx, regularizers=penalties))
+    made = tiny_task(**fields, data__augment="none")
+    state = initial(made, config.seed, **fields)
+    train_set = first_images(100)
+    for i, rows in enumerate(np.asarray(programs.order(made)(state.key, np.int32(1)))):
+        images, labels = jnp.asarray(train_set.images[rows]), jnp.asarray(train_set.labels[rows])
+        state, expected = step(state, images, labels)
+        for name in ("loss", "ce", "accuracy"):
+            assert found[name][i] == pytest.approx(float(expected[name]), rel=1e-4), (name, i)
+    assert found["loss"][0] > found["ce"][0]
+
+
+# --- lowered for machines that are not there --------------------------------------------------
+
+# Small ones of each family, with as many convolutions: what a DenseNet-121 is made of, but once.
+NETWORKS = {
+    "resnet": (ResNet, {"stage_sizes": (1, 1, 1, 1), "block": BasicBlock}, 12),
+    "densenet": (DenseNet, {"block_sizes": (1, 1, 1, 1)}, 12),
+    "vgg": (VGG, {}, 8),
+}
+
+
+def lowered(network, platform, lowering):
+    """StableHLO of a call of several steps."""
+    steps = 1 if platform == "cpu" else 2
+    made = tiny_task(
+        platform=platform, data__augment="strong", train__limit_train_images=64,
+        train__steps_per_call=steps, optim__l1=1e-4,
+    )  # fmt: skip
+    family, options, _ = NETWORKS[network]
+    model = made.model
+    model = family(
+        width=1.0, dropout_rate=0.2, dtype=model.dtype, platform=model.platform, **options
+    )
+    made = dataclasses.replace(made, model=model)
+    traced = programs.training(made, steps).trace(*programs.training_arguments(made))
+    return traced.lower(lowering_platforms=(lowering,)).as_text()
+
+
+@pytest.mark.parametrize(("platform", "lowering"), [("gpu", "cuda"), ("tpu", "tpu")])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_step_for_an_accelerator_is_plain(network, platform, lowering):
+    text = lowered(network, platform, lowering)
+    assert "optimization_barrier" not in text  # nothing of what CPUs need
+    for word in ("infeed", "outfeed", "callback", "stablehlo.send", "stablehlo.recv"):
+        assert word not in text  # nothing goes to the host
+    assert "custom_call" not in text
+    # One loop, of the steps: not one for each image, or each random number.
+    assert text.count("stablehlo.while") == 1
+    # Each once forward, once for the kernel's gradient, and all but the first for the input's.
+    convolutions = re.findall(r"stablehlo\.convolution.*-> tensor<[\dx]*x(\w+)>", text)
+    assert convolutions == ["bf16"] * (3 * NETWORKS[network][2] - 1)
+    # The classifier's products, and that of the matrices that rotate and shift: 4 or, with VGG's
+    # three linear layers, 10. No convolution became a product, or 36 of them.
+    assert text.count("stablehlo.dot_general") == (10 if network == "vgg" else 4)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_step_for_a_cpu_has_what_cpus_need(network):
+    """So that the test above can fail."""
+    text = lowered(network, "cpu", "cpu")
+    assert "optimization_barrier" in text
+    assert "bf16" not in text
+    assert text.count("stablehlo.convolution") < 3 * NETWORKS[network][2] - 1
+    assert text.count("stablehlo.dot_general") > 10
+    assert re.search(r"tensor<36x\d+x\d+xf32>", text) or network == "densenet"  # Winograd's
+
+
+# --- compiled for this machine ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "convolutions"), [("resnet18", 14), ("vgg_a_bn", 5)])
+def test_the_step_has_the_convolutions_it_needs_and_no_more(name, convolutions):
+    # 3×3 ones of images of at least 3×3 pixels and few channels: each once forward, once for the
+    # kernel's gradient, and all but the first once for the input's. The others are products.
+    made = tiny_task(
+        model__name=name, model__width=0.125, data__augment="none", train__batch_size=8
+    )
+    text = programs.train(made, 1).as_text()
+    assert text.count(" convolution(") == 3 * convolutions - 1
+    assert "ynn" not in text  # the slow convolutions
+    assert " opt-barrier(" in text  # which keep layout copies from computing layers anew
+    for word in ("infeed", "outfeed", "callback", " send(", " recv("):
+        assert word not in text  # nothing goes to the host
+
+
+def test_constants_are_no_part_of_the_step():
+    """The images are arguments: a step compiles as fast for 50,000 as for 64."""
+    small, large = (
+        programs.training(made, 1).lower(*programs.training_arguments(made)).as_text()
+        for made in (dataclasses.replace(tiny_task(), n_train=n) for n in (64, 50_000))
+    )
+    assert abs(len(small) - len(large)) < 1000

@@ -1,0 +1,176 @@
+"""What is done with checkpoints; and that a saved run outlives the code that wrote it."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcifar import data, restore
+from jaxcifar.config import base_config, flatten
+from jaxcifar.errors import UserError
+from jaxcifar.interop import torch as interop
+from jaxcifar.run.folder import saved_config
+from jaxcifar.run.log import read_lines
+from tests.tiny import mesh, run, state_of, tiny, without_times
+
+ONE = mesh(1)
+
+
+def copy(workdir, to, edit=lambda config: None):
+    """Copies a run; `edit` changes its saved config."""
+    shutil.copytree(workdir, to, dirs_exist_ok=True)
+    content = json.loads((to / "config.json").read_text())
+    edit(content["config"])
+    (to / "config.json").write_text(json.dumps(content))
+    return to
+
+
+def test_evaluation_of_the_workdir(finished):
+    workdir, result = finished
+    for which in ("best", "last"):
+        found = restore.evaluate_workdir(workdir, which, mesh=ONE)
+        assert found["images"] == 256
+        assert (found["checkpoint"], found["step"]) == (which, result[which]["step"])
+        assert found["accuracy"] == result[which]["val_accuracy"]
+        assert found["loss"] == pytest.approx(result[which]["val_loss"], rel=1e-6)
+        assert found["data"] == data.load("synthetic", "test").provenance
+    with pytest.raises(UserError, match="best, last"):
+        restore.evaluate_workdir(workdir, "first", mesh=ONE)
+
+
+def test_evaluation_by_a_config(finished):
+    workdir, result = finished
+    found = restore.evaluate_workdir(workdir, "last", tiny(train__eval_batch_size=64), mesh=mesh(8))
+    assert found["accuracy"] == result["last"]["val_accuracy"]
+    with pytest.raises(UserError, match=r"model\.width: 0\.05 -> 0\.1"):
+        restore.evaluate_workdir(workdir, "last", tiny(model__width=0.1), mesh=ONE)
+
+
+def test_evaluation_of_nothing(tmp_path, stopped):
+    with pytest.raises(UserError, match="contains no run"):
+        restore.evaluate_workdir(tmp_path, mesh=ONE)
+    with pytest.raises(UserError, match="contains no best checkpoint yet"):
+        restore.evaluate_workdir(stopped, "best", mesh=ONE)
+    assert restore.evaluate_workdir(stopped, "last", mesh=ONE)["step"] == 2
+
+
+def test_checkpoint_of_another_model_is_refused(finished, tmp_path):
+    folder = copy(finished[0], tmp_path, lambda config: config["model"].update(width=0.1))
+    message = r"different model.*has shape \(3,\) there.*\(6,\)"
+    with pytest.raises(UserError, match=message):
+        restore.evaluate_workdir(folder, mesh=ONE)
+
+
+def test_variables_are_restored_whatever_the_optimizer(finished, tmp_path):
+    """Of Adam's run, though its config says SGD: nothing but the variables is read."""
+    folder = copy(finished[0], tmp_path, lambda config: config["optim"].update(name="sgd"))
+    jax.tree.map(np.testing.assert_array_equal, state_of(folder), state_of(finished[0]))
+
+
+def test_a_damaged_checkpoint_is_named(finished, tmp_path):
+    folder = copy(finished[0], tmp_path)
+    for path in (folder / "checkpoints" / "13" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"checkpoints/13 cannot be read .*Delete its folder"):
+        restore.load_variables(folder, "last", mesh=ONE)
+
+
+def test_imported_weights_are_the_start(finished, tmp_path):
+    workdir, result = finished
+    config, _, variables = restore.load_variables(workdir, "last", mesh=ONE)
+    restore.start_from(config, tmp_path, jax.device_get(variables))
+    found = restore.evaluate_workdir(tmp_path, mesh=ONE)
+    assert (found["step"], found["accuracy"]) == (0, result["last"]["val_accuracy"])
+    with pytest.raises(UserError, match="holds a run already"):
+        restore.start_from(config, tmp_path, variables)
+    assert run(tiny(), tmp_path)["last"]["epoch"] == 2
+
+
+def test_weights_of_another_model_are_no_start(finished, tmp_path):
+    variables = state_of(finished[0])
+    with pytest.raises(UserError, match=r"not of vgg_a_bn with 10 classes and width 0\.1"):
+        restore.start_from(tiny(model__width=0.1), tmp_path, variables)
+    assert not list(tmp_path.iterdir())
+
+
+# --- a saved run outlives the code ------------------------------------------------------------
+
+
+def without(field):
+    """Deletes a field of a saved config, as if an older version had written it."""
+
+    def edit(config):
+        group, _, name = field.rpartition(".")
+        del (config[group] if group else config)[name]
+
+    return edit
+
+
+@pytest.mark.parametrize("field", flatten(base_config()))
+@pytest.mark.parametrize("kind", ["finished", "stopped"])
+def test_a_field_that_was_not_there_has_its_default(tmp_path, finished, stopped, field, kind):
+    workdir = {"finished": finished[0], "stopped": stopped}[kind]
+    content = json.loads((workdir / "config.json").read_text())
+    without(field)(content["config"])
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    expected = flatten(tiny()) | {field: flatten(base_config())[field]}
+    assert flatten(saved_config(tmp_path)) == expected
+
+
+def test_a_group_that_was_not_there_has_its_defaults(tmp_path, finished):
+    folder = copy(finished[0], tmp_path, lambda config: config.pop("augment"))
+    assert flatten(saved_config(folder)) == flatten(tiny())
+
+
+# One of each kind, of those that the run has at their defaults.
+SINCE = ["model.remat", "augment.hue", "optim.penalize", "data.protocol", "train.steps_per_call"]
+
+
+@pytest.mark.parametrize("field", SINCE)
+def test_a_run_from_before_a_field_is_complete(tmp_path, finished, field):
+    """It is not trained again, it is evaluated, and its weights are exported."""
+    folder = copy(finished[0], tmp_path / "run", without(field))
+    assert run(tiny(), folder) == finished[1]
+    found = restore.evaluate_workdir(folder, mesh=ONE)
+    assert found["accuracy"] == finished[1]["best"]["val_accuracy"]
+    weights = tmp_path / "weights.npz"
+    assert interop.main(["export", str(weights), f"--workdir={folder}", "--checkpoint=last"]) == 0
+    expected = interop.to_torch("vgg_a_bn", state_of(finished[0]))
+    found = np.load(weights)
+    assert all(np.array_equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("field", SINCE)
+def test_a_run_from_before_a_field_goes_on(tmp_path, stopped, finished, field):
+    folder = copy(stopped, tmp_path, without(field))
+    run(tiny(), folder)
+    for name in ("metrics.jsonl", "steps.jsonl"):
+        ours, theirs = (read_lines(f / name) for f in (folder, finished[0]))
+        assert without_times(ours) == without_times(theirs)
+
+
+def test_a_checkpoint_from_before_the_learning_rate_was_logged(tmp_path, stopped, finished):
+    folder = copy(stopped, tmp_path)
+    (progress,) = (folder / "checkpoints").glob("*/progress/metadata")
+    content = json.loads(progress.read_text())
+    del content["steps"]["learning_rate"]
+    progress.write_text(json.dumps(content))
+    run(tiny(), folder)
+    ours, theirs = (read_lines(f / "steps.jsonl") for f in (folder, finished[0]))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("kind", ["finished", "stopped"])
+def test_a_field_of_a_newer_version_is_refused_by_its_name(tmp_path, finished, stopped, kind):
+    workdir = {"finished": finished[0], "stopped": stopped}[kind]
+    folder = copy(workdir, tmp_path, lambda config: config["optim"].update(momentun=0.5))
+    for use in (
+        lambda: run(tiny(), folder),
+        lambda: restore.evaluate_workdir(folder, "last", mesh=ONE),
+        lambda: saved_config(folder),
+    ):
+        with pytest.raises(UserError, match=r"'optim\.momentun'.*Did you mean 'optim\.momentum'"):
+            use()

@@ -1,0 +1,33 @@
+"""Where arrays live."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcifar import sharding
+
+
+def test_a_mesh_is_of_all_devices():
+    mesh = sharding.make_mesh()
+    assert list(mesh.devices) == jax.devices()
+    assert mesh.size == 8
+    assert mesh.axis_names == (sharding.BATCH_AXIS,)
+
+
+def test_replicated_is_whole_and_a_batch_is_split():
+    mesh = sharding.make_mesh()
+    x = np.arange(32).reshape(16, 2)
+    whole = sharding.replicate({"x": x}, mesh)["x"]
+    assert [shard.data.shape for shard in whole.addressable_shards] == [(16, 2)] * 8
+    split = jax.device_put(x, sharding.batch_sharding(mesh))
+    assert [shard.data.shape for shard in split.addressable_shards] == [(2, 2)] * 8
+    np.testing.assert_array_equal(whole, split)
+
+
+def test_abstract_is_what_replicate_gives():
+    mesh = sharding.make_mesh()
+    tree = {"x": jnp.ones((3, 2), jnp.bfloat16), "key": jax.random.key(0)}
+    given, abstract = sharding.replicate(tree, mesh), sharding.abstract(tree, mesh)
+    for name, leaf in abstract.items():
+        assert (leaf.shape, leaf.dtype) == (given[name].shape, given[name].dtype)
+        assert leaf.sharding == given[name].sharding == sharding.replicated(mesh)

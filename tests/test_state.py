@@ -1,0 +1,37 @@
+"""The state of a run before its first step, and its shapes without computing it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcifar.models import create_model
+from jaxcifar.optim import make_optimizer
+from jaxcifar.state import abstract_variables, create_state
+
+
+def test_a_state_is_of_its_seed():
+    model, tx = create_model("vgg_a_bn", width=0.05), make_optimizer("adam", 1e-3)
+    create = jax.jit(lambda seed: create_state(model, tx, seed))
+    one, again, other = create(0), create(0), create(1)
+    jax.tree.map(np.testing.assert_array_equal, one.params, again.params)
+    assert (jax.random.key_data(one.key) == jax.random.key_data(again.key)).all()
+    assert not np.array_equal(one.params["fc1"]["kernel"], other.params["fc1"]["kernel"])
+    assert (jax.random.key_data(one.key) != jax.random.key_data(other.key)).any()
+    assert (one.step, one.step.dtype) == (0, jnp.int32)
+    assert one.variables == {"params": one.params, "batch_stats": one.batch_stats}
+    # The optimizer's moments are zeros of the parameters' shapes.
+    moments = [leaf for leaf in jax.tree.leaves(one.opt_state) if leaf.ndim]
+    assert len(moments) == 2 * len(jax.tree.leaves(one.params))
+    assert not any(leaf.any() for leaf in moments)
+
+
+@pytest.mark.parametrize("name", ["vgg_a", "vgg_a_bn"])
+def test_abstract_variables_are_those_of_the_model(name):
+    model = create_model(name, width=0.05)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    expected = {"params": {}, "batch_stats": {}} | jax.eval_shape(lambda: variables)
+    found = abstract_variables(model)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)),
+                 found, expected)  # fmt: skip

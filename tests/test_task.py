@@ -1,0 +1,267 @@
+"""What a config becomes: checks of it, and the task that its programs are compiled for."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcifar import augment, task
+from jaxcifar.config import base_config, flatten
+from jaxcifar.errors import UserError
+from tests.tiny import first_images, mesh, tiny, tiny_task
+
+# --- check_config -----------------------------------------------------------------------------
+
+
+def changed(**fields):
+    config = base_config()
+    for field, value in fields.items():
+        group, _, name = field.partition("__")
+        with config.unlocked(), config.ignore_type():
+            if name:
+                config[group][name] = value
+            else:
+                config[group] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model__nam": "resnet18"}, r"config\.model\.nam is not a field.*'model\.name'"),
+        ({"epochs": 3}, r"config\.epochs is not a field.*'train\.epochs'"),
+        ({"model__name": "resnet19"}, "Did you mean 'resnet18'"),
+        ({"model__activation": "gleu"}, "Did you mean 'gelu'"),
+        ({"model__dtype": "float16"}, "bfloat16"),
+        ({"model__remat": "yes"}, r"model\.remat.*'yes'.*auto, on, off"),
+        ({"model__remat": True}, "must be a string"),
+        ({"model__name": "vgg_a", "model__remat": "on"}, "only these have it: densenet121,"),
+        ({"data__name": "cifar"}, "Did you mean 'cifar10'"),
+        ({"data__augment": "storng"}, "Did you mean 'strong'"),
+        ({"data__protocol": "hold-out"}, "Did you mean 'holdout'"),
+        ({"optim__name": "adamw"}, "Did you mean 'adam'"),
+        ({"optim__schedule": "cosin"}, "Did you mean 'cosine'"),
+        ({"optim__penalize": "kernel"}, "Did you mean 'kernels'"),
+        ({"optim__l1": -1e-4}, r"optim\.l1 is -0\.0001; it must be at least 0\.0"),
+        ({"optim__l2": float("nan")}, r"optim\.l2 is nan"),
+        ({"optim__learning_rate": 0.0}, "above 0.0"),
+        ({"optim__learning_rate": float("inf")}, "learning_rate is inf"),
+        ({"optim__momentum": 0.9}, "only 'sgd' has a momentum"),
+        ({"train__epochs": 0}, r"train\.epochs is 0; it must be at least 1"),
+        ({"train__epochs": 2.5}, "whole number"),
+        ({"train__batch_size": 0}, "at least 1"),
+        ({"train__batch_size": 12}, "multiple of 8"),
+        ({"train__eval_batch_size": 12}, "multiple of 8"),
+        ({"train__checkpoint_minutes": 0.0}, "above 0.0"),
+        ({"model__dropout_rate": 1.0}, "at most 0.99"),
+        ({"augment__erasing_area": (0.5, 0.1)}, "first must not be larger"),
+        ({"augment__erasing_area": 0.5}, "two numbers"),
+        ({"seed": -1}, "at least 0"),
+    ],
+)
+def test_impossible_configs(fields, message):
+    with pytest.raises(UserError, match=message):
+        task.check_config(changed(**fields), mesh(8))
+
+
+@pytest.mark.parametrize("field", flatten(base_config()))
+def test_every_number_has_a_range_and_every_name_a_list(field):
+    default = flatten(base_config())[field]
+    group, _, name = field.rpartition(".")
+    impossible = {str: "no such name", int: -1, float: float("inf"), tuple: (0.5, float("nan"))}
+    config = base_config()
+    (config[group] if group else config)[name] = impossible[type(default)]
+    if field == "data.dir":  # any folder
+        task.check_config(config, mesh(8))
+        return
+    with pytest.raises(UserError, match=field.replace(".", r"\.")):
+        task.check_config(config, mesh(8))
+
+
+def test_the_defaults_are_possible():
+    task.check_config(base_config(), mesh(8))
+    task.check_config(base_config())
+
+
+def test_devices_that_cannot_train_may_evaluate():
+    config = tiny(train__batch_size=12)
+    task.check_config(config)  # nobody asked about devices
+    task.check_config(config, mesh(8), training=False)
+    with pytest.raises(UserError, match="batch_size is 12, which 8 devices"):
+        task.check_config(config, mesh(8))
+
+
+# --- build ------------------------------------------------------------------------------------
+
+
+def test_a_task_is_its_config_in_force():
+    made = tiny_task(model__activation="gelu", optim__name="sgd", optim__momentum=0.5)
+    assert (made.model.activation, made.model.width, made.model.dropout_rate) == ("gelu", 0.05, 0.2)
+    assert made.optimization == ("sgd", "cosine", "all", 0.5)
+    assert (made.n_train, made.steps_per_epoch) == (100, 3)
+    assert (made.batch_size, made.eval_batch_size) == (32, 96)
+    assert made.in_force == {"dtype": "float32", "steps_per_call": 1, "remat": False}
+    assert made.platform == made.model.platform == "cpu"
+    inference = made.inference
+    assert (inference.model, inference.batch_size) == (made.model, 96)
+    assert (inference.mean, inference.std) == ((0.5,) * 3, (0.25,) * 3)
+
+
+def test_equal_configs_make_equal_tasks():
+    one = tiny_task()
+    numbers = {"optim__learning_rate": 0.1, "optim__l1": 0.1, "optim__l2": 0.1}
+    assert tiny_task(seed=5, train__epochs=9, **numbers) == one
+    assert hash(tiny_task(seed=5)) == hash(one)
+    others = [
+        {"model__activation": "gelu"},
+        {"model__dropout_rate": 0.1},
+        {"data__augment": "none"},
+        {"augment__padding": 3},
+        {"optim__name": "sgd"},
+        {"optim__penalize": "kernels"},
+        {"optim__schedule": "constant"},
+        {"train__batch_size": 16},
+        {"train__limit_train_images": 96},
+    ]
+    tasks = [one, *(tiny_task(**fields) for fields in others), tiny_task(8)]
+    assert len(set(tasks)) == len(others) + 2
+    # A strength that the augmentation does not use compiles nothing anew.
+    assert tiny_task(augment__hue=0.2) == one
+
+
+@pytest.mark.parametrize(
+    ("platform", "remat", "expected"),
+    [
+        ("cpu", "auto", True),
+        ("cpu", "off", False),
+        ("gpu", "auto", False),
+        ("gpu", "on", True),
+        ("tpu", "auto", False),
+    ],
+)
+def test_densenets_compute_again_on_cpus(platform, remat, expected):
+    config = tiny(model__name="densenet121", model__remat=remat)
+    assert task.create_model(config, 10, platform).remat is expected
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "steps"), [("cpu", "float32", 1), ("gpu", "bfloat16", 32)]
+)
+def test_a_task_is_built_for_its_platform(platform, dtype, steps):
+    built = tiny_task(platform=platform, train__limit_train_images=1024)
+    assert built.platform == built.model.platform == built.inference.platform == platform
+    assert built.in_force == {"dtype": dtype, "steps_per_call": steps, "remat": False}
+
+
+@pytest.mark.parametrize(("images", "steps"), [(5120, 40), (100, 3), (1632, 17), (3392, 2)])
+def test_steps_per_call_divide_the_epoch(images, steps):
+    """The most that is at most 50: of 160, 3, 51 and 106."""
+    made = task.build(tiny(), TooMany(images), mesh(1), platform="tpu")
+    assert made.steps_per_call == steps
+    with pytest.raises(UserError, match="one of 1, 3, or 0"):
+        tiny_task(train__steps_per_call=2)
+
+
+class TooMany:
+    """Stands in for an image set of a size."""
+
+    mean, std, class_names = (0.5,) * 3, (0.25,) * 3, tuple("0123456789")
+
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+
+# --- augmentation: from the config to the batch -----------------------------------------------
+
+QUIET = {
+    "padding": 0,
+    "brightness": 0.0,
+    "contrast": 0.0,
+    "saturation": 0.0,
+    "hue": 0.0,
+    "rotation": 0.0,
+    "translation": 0.0,
+    "erasing_probability": 0.0,
+}
+LOUD = {
+    "padding": (QUIET, 4),
+    "brightness": (QUIET, 0.5),
+    "contrast": (QUIET, 0.5),
+    "saturation": (QUIET, 0.5),
+    "hue": (QUIET, 0.3),
+    "rotation": (QUIET, 30.0),
+    "translation": (QUIET, 0.2),
+    "erasing_probability": (QUIET, 1.0),
+    # These two matter where something is erased.
+    "erasing_area": (QUIET | {"erasing_probability": 1.0}, (0.5, 0.6)),
+    "erasing_ratio": (QUIET | {"erasing_probability": 1.0}, (1.0, 1.0)),
+}
+
+
+def prepared(augmentation, **strengths):
+    """A batch as the model gets it, by a config with these strengths."""
+    fields = {f"augment__{name}": value for name, value in strengths.items()}
+    made = tiny_task(data__augment=augmentation, **fields)
+    images = jnp.asarray(first_images(32).images)
+    return np.asarray(made.prepare(jax.random.key(0), images)), made
+
+
+def test_every_strength_is_tested():
+    assert set(LOUD) == set(base_config().augment)
+
+
+@pytest.mark.parametrize("field", LOUD)
+def test_each_strength_reaches_its_transform(field):
+    others, strength = LOUD[field]
+    quiet, _ = prepared("strong", **others)
+    loud, made = prepared("strong", **others | {field: strength})
+    assert dict(made.strengths)[field] == strength
+    assert np.abs(loud - quiet).max() > 0.1
+    # Exactly the transform at these strengths.
+    config = base_config().augment.to_dict() | others | {field: strength}
+    images = jnp.asarray(first_images(32).images)
+    expected = augment.strong(jax.random.key(0), images, **config, erasing_fill=(127.5,) * 3)
+    np.testing.assert_allclose(loud, (expected / 255 - 0.5) / 0.25, atol=1e-4)
+
+
+def test_weak_uses_the_padding_alone():
+    images = first_images(32).images
+    quiet, made = prepared("weak", **QUIET)
+    assert made.strengths == (("padding", 0),)
+    for image, out in zip(images, quiet, strict=True):
+        plain = (image / 255 - 0.5) / 0.25
+        assert np.allclose(out, plain, atol=1e-5) or np.allclose(out, plain[:, ::-1], atol=1e-5)
+    padded, _ = prepared("weak", **QUIET | {"padding": 4})
+    assert np.abs(padded - quiet).max() > 0.1
+    for field in LOUD.keys() - {"padding"}:
+        assert prepared("weak", **QUIET | {field: LOUD[field][1]})[1] == made
+
+
+def test_none_changes_nothing():
+    result, made = prepared("none", **{field: value for field, (_, value) in LOUD.items()})
+    assert made.strengths == ()
+    np.testing.assert_allclose(result, (first_images(32).images / 255 - 0.5) / 0.25, atol=1e-5)
+
+
+def test_erased_pixels_are_0_after_preparing():
+    made = tiny_task(
+        data__augment="strong",
+        **{f"augment__{name}": value for name, value in QUIET.items()}
+        | {"augment__erasing_probability": 1.0},
+    )
+    # With the colours of CIFAR-10, where no channel's mean is another's.
+    mean, std = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.262)
+    made = dataclasses.replace(made, mean=mean, std=std)
+    white = jnp.full((32, 32, 32, 3), 255, jnp.uint8)
+    result = np.asarray(made.prepare(jax.random.key(0), white))
+    erased = (np.abs(result) < 1e-5).all(-1)
+    left = np.broadcast_to((1 - np.array(mean)) / np.array(std), result.shape)
+    np.testing.assert_allclose(result[~erased], left[~erased], rtol=1e-5)
+    shares = erased.mean((1, 2))
+    assert shares.min() > 0.01
+    assert shares.max() < 0.4
