@@ -1,7 +1,6 @@
 """The config: every row as the report has it, and configs that were saved."""
 
 import importlib.util
-import json
 import pathlib
 import re
 

@@ -216,4 +216,4 @@ def test_schedule_names():
     with pytest.raises(UserError, match="epoch, step"):
         optim.cosine_annealing(0.1, 4, 10, per="batch")
     with pytest.raises(UserError, match="Did you mean 'adam'"):
-        optim.make_optimizer("adamw", 0.1)
+        optim.make_optimizer("adamax", 0.1)

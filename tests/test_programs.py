@@ -174,7 +174,10 @@ def test_a_run_is_the_optimizer_of_its_config(tmp_path, fields):
         options.name, options.learning_rate, momentum=options.momentum, regularize=penalties
     )
     model = models.create_model("vgg_a_bn", width=0.05, dropout_rate=0.2)
-    prepare = lambda _, images: (images / 255.0 - 0.5) / 0.25  # noqa: E731
+
+    def prepare(_, images, labels):
+        return (images / 255.0 - 0.5) / 0.25, labels
+
     step = jax.jit(make_train_step(make_loss(model, prepare), tx, regularizers=penalties))
     made = tiny_task(**fields, data__augment="none")
     state = initial(made, config.seed, **fields)

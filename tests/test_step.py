@@ -27,13 +27,13 @@ class Small(nn.Module):
         return nn.Dense(10)(x)
 
 
-def noise(key, images):
-    return images + jax.random.normal(key, images.shape)
+def noise(key, images, labels):
+    return images + jax.random.normal(key, images.shape), labels
 
 
-def as_it_is(key, images):
+def as_it_is(key, images, labels):
     del key
-    return images
+    return images, labels
 
 
 def test_train_step_is_of_seed_and_step_alone():

@@ -41,14 +41,21 @@ def changed(**fields):
         ({"data__name": "cifar"}, "Did you mean 'cifar10'"),
         ({"data__augment": "storng"}, "Did you mean 'strong'"),
         ({"data__protocol": "hold-out"}, "Did you mean 'holdout'"),
-        ({"optim__name": "adamw"}, "Did you mean 'adam'"),
+        ({"optim__name": "adamax"}, "Did you mean 'adam'"),
         ({"optim__schedule": "cosin"}, "Did you mean 'cosine'"),
         ({"optim__penalize": "kernel"}, "Did you mean 'kernels'"),
         ({"optim__l1": -1e-4}, r"optim\.l1 is -0\.0001; it must be at least 0\.0"),
         ({"optim__l2": float("nan")}, r"optim\.l2 is nan"),
         ({"optim__learning_rate": 0.0}, "above 0.0"),
         ({"optim__learning_rate": float("inf")}, "learning_rate is inf"),
-        ({"optim__momentum": 0.9}, "only 'sgd' has a momentum"),
+        ({"optim__momentum": 0.9}, "momentum is 0.9, but optim.name is 'adam'; it is for 'sgd'"),
+        ({"optim__nesterov": True}, "nesterov is True, but .* it is for 'sgd'. Set it to False"),
+        ({"optim__weight_decay": 0.1}, "weight_decay is 0.1, .* it is for 'adamw'. Set it to 0.0"),
+        ({"optim__warmup_epochs": 50.0}, r"warmup_epochs is 50\.0, but the run has only 50 epochs"),
+        ({"optim__clip_norm": -1.0}, "at least 0.0"),
+        ({"train__label_smoothing": 1.5}, "at most 1.0"),
+        ({"train__ema_decay": 1.0}, "at most 0.999999"),
+        ({"augment__mixup": -0.2}, "at least 0.0"),
         ({"train__epochs": 0}, r"train\.epochs is 0; it must be at least 1"),
         ({"train__epochs": 2.5}, "whole number"),
         ({"train__batch_size": 0}, "at least 1"),
@@ -207,12 +214,14 @@ def prepared(augmentation, **strengths):
     """A batch as the model gets it, by a config with these strengths."""
     fields = {f"augment__{name}": value for name, value in strengths.items()}
     made = tiny_task(data__augment=augmentation, **fields)
-    images = jnp.asarray(first_images(32).images)
-    return np.asarray(made.prepare(jax.random.key(0), images)), made
+    images = first_images(32)
+    pixels, labels = jnp.asarray(images.images), jnp.asarray(images.labels)
+    return np.asarray(made.prepare(jax.random.key(0), pixels, labels)[0]), made
 
 
 def test_every_strength_is_tested():
-    assert set(LOUD) == set(base_config().augment)
+    mixing = {"mixup", "cutmix"}  # tests/test_augment_mixing.py
+    assert set(LOUD) == set(base_config().augment) - mixing
 
 
 @pytest.mark.parametrize("field", LOUD)
@@ -224,9 +233,12 @@ def test_each_strength_reaches_its_transform(field):
     assert np.abs(loud - quiet).max() > 0.1
     # Exactly the transform at these strengths.
     config = base_config().augment.to_dict() | others | {field: strength}
+    del config["mixup"], config["cutmix"]
     images = jnp.asarray(first_images(32).images)
-    expected = augment.strong(jax.random.key(0), images, **config, erasing_fill=(127.5,) * 3)
-    np.testing.assert_allclose(loud, (expected / 255 - 0.5) / 0.25, atol=1e-4)
+    expected = augment.strong(
+        jax.random.key(0), images, **config, normalize=lambda x: (x / 255 - 0.5) / 0.25
+    )
+    np.testing.assert_allclose(loud, expected, atol=1e-4)
 
 
 def test_weak_uses_the_padding_alone():
@@ -258,7 +270,7 @@ def test_erased_pixels_are_0_after_preparing():
     mean, std = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.262)
     made = dataclasses.replace(made, mean=mean, std=std)
     white = jnp.full((32, 32, 32, 3), 255, jnp.uint8)
-    result = np.asarray(made.prepare(jax.random.key(0), white))
+    result = np.asarray(made.prepare(jax.random.key(0), white, jnp.zeros(32, jnp.int32))[0])
     erased = (np.abs(result) < 1e-5).all(-1)
     left = np.broadcast_to((1 - np.array(mean)) / np.array(std), result.shape)
     np.testing.assert_allclose(result[~erased], left[~erased], rtol=1e-5)

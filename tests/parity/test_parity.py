@@ -169,7 +169,7 @@ def train_ours(model, variables, optimizer):
         momentum=options.get("momentum", 0.0),
         regularize=penalties,
     )
-    loss = make_loss(model, lambda key, images: images)
+    loss = make_loss(model, lambda key, images, labels: (images, labels))
     step = jax.jit(make_train_step(loss, tx, regularizers=penalties))
     state = TrainState(
         step=jnp.int32(0),
