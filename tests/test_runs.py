@@ -220,3 +220,18 @@ def test_smoothing_is_a_moving_mean():
     values = np.random.default_rng(0).normal(size=30)
     expected = np.convolve(values, np.ones(7) / 7, mode="valid")
     np.testing.assert_allclose(stats.smoothed(values, 7), expected)
+
+
+@pytest.mark.parametrize("field", flatten(base_config()))
+def test_a_run_from_before_a_field_is_read(tmp_path, field):
+    out = write_fake_runs(tmp_path / "out", rows=["vgg2"], seeds=1)
+    path = out / "vgg2" / "seed0" / "config.json"
+    content = json.loads(path.read_text())
+    group, _, name = field.rpartition(".")
+    del (content["config"][group] if group else content["config"])[name]
+    path.write_text(json.dumps(content))
+    if field == "train.epochs":  # which no version was without: the run is not of two epochs then
+        (path.parent / "result.json").unlink()
+    (run,) = read.sweeps(out)[0].runs
+    assert run.config[field] == flatten(base_config())[field]
+    assert run.config.keys() == flatten(base_config()).keys()

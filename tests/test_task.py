@@ -77,9 +77,16 @@ def test_impossible_configs(fields, message):
 def test_every_number_has_a_range_and_every_name_a_list(field):
     default = flatten(base_config())[field]
     group, _, name = field.rpartition(".")
-    impossible = {str: "no such name", int: -1, float: float("inf"), tuple: (0.5, float("nan"))}
+    impossible = {
+        str: "no such name",
+        bool: "yes",
+        int: -1,
+        float: float("inf"),
+        tuple: (0.5, float("nan")),
+    }
     config = base_config()
-    (config[group] if group else config)[name] = impossible[type(default)]
+    with config.ignore_type():
+        (config[group] if group else config)[name] = impossible[type(default)]
     if field == "data.dir":  # any folder
         task.check_config(config, mesh(8))
         return
