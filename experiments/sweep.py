@@ -24,12 +24,13 @@ import jax
 import jax.numpy as jnp
 
 from experiments.cost import forward_multiply_adds
-from experiments.runs.configs import Source, named, with_options
+from experiments.runs.configs import Source, named
 from experiments.runs.read import write_origin
 from jaxcifar import data, sharding, task, train
 from jaxcifar.config import Config
 from jaxcifar.errors import Interrupted, UserError, exit_code
 from jaxcifar.kernels import compilation
+from jaxcifar.options import with_options
 from jaxcifar.run.folder import check_same, saved_config
 from jaxcifar.run.log import read_lines
 from jaxcifar.run.progress import duration
@@ -92,6 +93,8 @@ def plan(
       UserError: a config or an option is impossible, a workdir contains a run of another config,
         or the data are not there.
     """
+    if any(option.startswith("--config.seed") for option in options):
+        raise UserError("--config.seed would be the same for all runs. Give --seeds instead.")
     jobs, mesh = [], sharding.make_mesh()
     for source in sources:
         config = with_options(source.config.copy_and_resolve_references(), options)

@@ -174,7 +174,7 @@ def complete(saved: dict[str, Any]) -> Config:
         if field not in known:
             raise UserError(
                 f"The saved config has the field {field!r}, which this version of jaxcifar does "
-                f"not know.{nearest(field, known)} Use the version that wrote it."
+                f"not know.{nearest_field(field)} Use the version that wrote it."
             )
         group, _, name = field.rpartition(".")
         place = config[group] if group else config
@@ -195,7 +195,7 @@ def validate(config: Config) -> None:
     expected, given = flatten(base_config()), flatten(config)
     for field in given:
         if field not in expected:
-            raise UserError(f"config.{field} is not a field.{nearest(field, expected)}")
+            raise UserError(f"config.{field} is not a field.{nearest_field(field)}")
     for field, default in expected.items():
         if field not in given:
             raise UserError(f"config.{field} is missing. Start from jaxcifar.config.base_config().")
@@ -230,3 +230,33 @@ def _check_range(field: str, value: float) -> None:
     if not math.isfinite(value) or not low <= value <= high or (excluded and value == low):
         least = f"above {low}" if excluded else f"at least {low}"
         raise UserError(f"config.{field} is {value}; it must be {least} and at most {high}.")
+
+
+# What other programs call these fields.
+_ALIASES = {
+    "lr": "optim.learning_rate",
+    "wd": "optim.weight_decay",
+    "bs": "train.batch_size",
+    "arch": "model.name",
+    "model": "model.name",
+    "optimizer": "optim.name",
+    "optim": "optim.name",
+    "dataset": "data.name",
+    "data": "data.name",
+    "data_dir": "data.dir",
+    "dropout": "model.dropout_rate",
+    "scheduler": "optim.schedule",
+}
+
+
+def meant_by(field: str) -> str | None:
+    """Returns the field that a name without its group, or of another program, stands for."""
+    last = field.rpartition(".")[2]
+    alike = [name for name in flatten(base_config()) if name.rpartition(".")[2] == last]
+    return _ALIASES.get(last) or (alike[0] if len(alike) == 1 else None)
+
+
+def nearest_field(field: str) -> str:
+    """Returns ' Did you mean …?' for the field that `field` comes closest to, else ''."""
+    meant = meant_by(field)
+    return f" Did you mean {meant!r}?" if meant else nearest(field, flatten(base_config()))

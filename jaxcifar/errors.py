@@ -90,6 +90,9 @@ def exit_code(command: Callable[[], int | None]) -> int:
     `Interrupted`, whose message is printed to stderr.
     """
     logging.set_verbosity(logging.ERROR)  # Orbax logs every save
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where a notebook or a test took its place
+            stream.reconfigure(errors="replace")  # pyright: ignore # an ASCII terminal shows "?"
     try:
         return command() or 0
     except (UserError, Interrupted) as error:

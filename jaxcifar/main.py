@@ -1,7 +1,7 @@
 """Trains or evaluates by a config file.
 
 python -m jaxcifar.main --config=configs/row9.py [--config.train.epochs=3 …]
-python -m jaxcifar.main --mode=eval --workdir=runs/row9 [--checkpoint=last]
+python -m jaxcifar.main --mode=eval --workdir=runs/row9 [--checkpoint=last --config.data.dir=…]
 """
 
 import os
@@ -13,10 +13,11 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxcifar import restore, train
+from jaxcifar import options, restore, train
 from jaxcifar.config import Config
 from jaxcifar.errors import UserError, exit_code, reason
 from jaxcifar.kernels import compilation
+from jaxcifar.run.folder import saved_config
 from jaxcifar.run.progress import duration
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -30,14 +31,22 @@ _CACHE = flags.DEFINE_bool(
 )
 
 
-def main(_: Sequence[str]) -> None:
+def main(changed: Sequence[str]) -> None:
+    """Trains or evaluates.
+
+    Args:
+      changed: the program's name, then options for the config of the run in --workdir.
+    """
     logging.set_verbosity(logging.ERROR)  # Orbax logs every save
     if _CACHE.value:
         compilation.use_cache()
-    workdir, config = _WORKDIR.value, _CONFIG.value
+    config = _CONFIG.value
     if _MODE.value == "eval":
-        if not workdir:
+        if not _WORKDIR.value:
             raise UserError("--mode=eval needs the folder of a run: --workdir=runs/NAME.")
+        workdir = options.user_path(_WORKDIR.value)
+        if changed[1:] and (saved := saved_config(workdir)):
+            config = options.with_options(saved, changed[1:])
         found = restore.evaluate_workdir(workdir, _CHECKPOINT.value, config)
         print(
             f"{found['checkpoint']} checkpoint (step {found['step']}): accuracy "
@@ -47,7 +56,7 @@ def main(_: Sequence[str]) -> None:
     if config is None:
         raise UserError("Name a config file, such as --config=configs/quickstart.py.")
     file: Any = flags.FLAGS["config"]
-    workdir = workdir or f"runs/{pathlib.Path(file.config_filename).stem}"
+    workdir = options.user_path(_WORKDIR.value or f"runs/{pathlib.Path(file.config_filename).stem}")
     result = train.train_and_evaluate(config, workdir)
     print(summary(result, config, workdir))
 
@@ -90,15 +99,28 @@ def run() -> int:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """Returns the program's name, and the options for a run's own config (of an evaluation)."""
+    program, *arguments = argv
+    files = [argument for argument in arguments if argument.startswith("--config=")]
+    of_run: list[str] = []
+    for argument in files:
+        file = options.user_path(argument.removeprefix("--config="))
+        options.load(file)  # it says what is wrong with the file
+        arguments[arguments.index(argument)] = f"--config={file}"
+    if not files and "--mode=eval" in arguments:
+        of_run = [argument for argument in arguments if argument.startswith("--config.")]
+        arguments = [argument for argument in arguments if argument not in of_run]
     try:
-        rest = flags.FLAGS(list(argv))
+        rest = flags.FLAGS([program, *arguments])
         if _CONFIG.value is not None:
             _CONFIG.value.keys()  # a config file that failed to load says so when first used
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"A flag or the config cannot be used: {reason(error)}") from error
+        raise UserError(
+            f"A flag or the config cannot be used: {reason(error)}{options.hint(arguments)}"
+        ) from error
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag. Flags are --NAME=VALUE; see --help.")
-    return rest
+    return [program, *of_run]
 
 
 if __name__ == "__main__":

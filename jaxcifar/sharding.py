@@ -5,18 +5,35 @@ that one device and many give the same numbers but for rounding; no code elsewhe
 there are.
 """
 
+import os
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxcifar.errors import UserError
+
 BATCH_AXIS = "batch"
 
 
 def make_mesh() -> Mesh:
-    """Returns a mesh of one axis over all devices of all processes."""
-    return Mesh(np.asarray(jax.devices()), (BATCH_AXIS,))
+    """Returns a mesh of one axis over all devices of all processes.
+
+    Raises:
+      UserError: JAX has no device.
+    """
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        platforms = os.environ.get("JAX_PLATFORMS")
+        setting = f"JAX_PLATFORMS is {platforms!r}, and " if platforms else ""
+        raise UserError(
+            f"{setting}JAX cannot use a device ({str(error) or type(error).__name__}). Unset "
+            "JAX_PLATFORMS to use what is there, or install jaxcifar for the accelerator "
+            "('.[cuda12]', '.[cuda13]', '.[tpu]')."
+        ) from error
+    return Mesh(np.asarray(devices), (BATCH_AXIS,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(jaxcifar.__file__).parent
 ORDER = (
     "errors",
     "config",
+    "options",
     "losses",
     "augment",
     "data",

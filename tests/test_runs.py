@@ -15,6 +15,7 @@ from experiments.runs.provenance import commands
 from experiments.runs.rows import TABLE_3, TABLE_4
 from jaxcifar.config import base_config, flatten
 from jaxcifar.errors import UserError
+from jaxcifar.options import with_options
 from tests.conftest import write_fake_runs
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -180,7 +181,7 @@ def test_commands_make_the_same_runs_again(tmp_path):
     option = "--config.augment.erasing_area=(0.02, 0.4)"
     assert found[2][3:5] == ["--configs=mine/deep.py,mine/wide.py", shared[0]]
     assert set(found[2][5:]) == {shared[1], epochs, option}
-    config = configs.with_options(configs.row_config("row1"), [option])
+    config = with_options(configs.row_config("row1"), [option])
     assert config.augment.erasing_area == (0.02, 0.4)
 
 

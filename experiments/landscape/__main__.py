@@ -17,9 +17,10 @@ import pathlib
 import sys
 
 from experiments.landscape import gradient, slices
-from experiments.runs.configs import parse_rows, row_config, with_options
+from experiments.runs.configs import parse_rows, row_config
 from jaxcifar.errors import UserError, exit_code
 from jaxcifar.kernels import compilation
+from jaxcifar.options import user_path, with_options
 
 
 def _smoothness_command(arguments: argparse.Namespace, options: list[str]) -> None:
@@ -83,10 +84,10 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--every", type=int, default=0, help="steps between (0: 50 measurements)")
     command.add_argument("--step-sizes", default=",".join(map(str, gradient.STEP_SIZES)))
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/landscape"))
+    command.add_argument("--out", type=user_path, default=pathlib.Path("results/landscape"))
     command = commands.add_parser("slice", help="around a trained network")
     command.set_defaults(run_command=_slice_command)
-    command.add_argument("run", type=pathlib.Path, help="the run's folder")
+    command.add_argument("run", type=user_path, help="the run's folder")
     command.add_argument("--dimensions", type=int, default=2, choices=(1, 2))
     command.add_argument("--points", type=int, default=21, help="along each direction, odd")
     command.add_argument("--extent", type=float, default=1.0, help="in units of filter norms")
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--images", type=int, default=1024, help="of the training set")
     command.add_argument("--checkpoint", default="best", choices=("best", "last"))
     command.add_argument("--seed", type=int, default=0, help="of the directions")
-    command.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/landscape"))
+    command.add_argument("--out", type=user_path, default=pathlib.Path("results/landscape"))
     arguments, options = parser.parse_known_args(argv)
     compilation.use_cache()
     arguments.run_command(arguments, options)

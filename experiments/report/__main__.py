@@ -12,7 +12,6 @@ everywhere. The page shows the pictures that `figures` and `experiments.landscap
 """
 
 import argparse
-import pathlib
 import sys
 from types import ModuleType
 
@@ -20,6 +19,7 @@ from experiments.report import claims, figures, page, tables
 from experiments.runs.read import finished_sweeps
 from jaxcifar.errors import UserError, choose, exit_code
 from jaxcifar.kernels import compilation
+from jaxcifar.options import user_path
 from jaxcifar.run.log import replace, write_json
 
 
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.set_defaults(run_command=COMMANDS[name])
-        command.add_argument("folder", type=pathlib.Path, help="a sweep's, or above several")
+        command.add_argument("folder", type=user_path, help="a sweep's, or above several")
         return command
 
     add("tables", tables)
@@ -110,10 +110,10 @@ def main(argv: list[str] | None = None) -> int:
     drawing = add("figures", figures)
     every = ", ".join(figures.FIGURES)
     drawing.add_argument("--only", default=",".join(figures.FIGURES), help=f"of {every}")
-    drawing.add_argument("--run", type=pathlib.Path, help="whose network to draw")
+    drawing.add_argument("--run", type=user_path, help="whose network to draw")
     drawing.add_argument("--image", type=int, default=0, help="the test image of fig2 (default 0)")
     building = add("page", page)
-    building.add_argument("--out", type=pathlib.Path, help="the file (default FOLDER/report.html)")
+    building.add_argument("--out", type=user_path, help="the file (default FOLDER/report.html)")
     arguments = parser.parse_args(argv)
     return arguments.run_command(arguments)
 

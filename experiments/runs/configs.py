@@ -1,17 +1,13 @@
-"""Which configs a command names: rows of the original report, config files, and options."""
+"""Which configs a command names: rows of the original report, and config files."""
 
 import glob
-import importlib.machinery
-import importlib.util
 import pathlib
 from typing import NamedTuple
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
-
 from experiments.runs.rows import ROWS
-from jaxcifar.config import Config, validate
-from jaxcifar.errors import UserError, choose, reason
+from jaxcifar.config import Config
+from jaxcifar.errors import UserError, choose
+from jaxcifar.options import load
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -27,43 +23,6 @@ class Source(NamedTuple):
 def row_config(name: str) -> Config:
     """Returns the config of a row of the original report, such as "row9" or "vgg2"."""
     return load(FOLDER / f"{name}.py")
-
-
-def load(path: str | pathlib.Path) -> Config:
-    """Returns what get_config() of a config file returns.
-
-    Raises:
-      UserError: the file cannot be loaded, or returns no config, or an impossible one.
-    """
-    name = pathlib.Path(path).stem
-    loader = importlib.machinery.SourceFileLoader(f"config_file_{name}", str(path))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec
-    module = importlib.util.module_from_spec(spec)
-    try:
-        loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
-        config = get_config() if callable(get_config) else None
-    except (Exception, SystemExit) as error:  # whatever the file's own code raises
-        raise UserError(
-            f"The config file {path} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
-    if not callable(get_config):
-        raise UserError(f"The config file {path} has no function get_config().")
-    if not isinstance(config, ConfigDict):
-        raise UserError(
-            f"get_config() of {path} returns {_described(config)}, not a config. Start from "
-            "jaxcifar.config.base_config(), and return it."
-        )
-    try:
-        validate(config)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    return config
-
-
-def _described(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def parse_rows(text: str) -> list[str]:
@@ -130,22 +89,3 @@ def named(rows: str | None, files: str | None) -> list[Source]:
             )
     sources = [Source(name, row_config(name)) for name in row_names]
     return sources + [Source(pathlib.Path(path).stem, load(path), path) for path in paths]
-
-
-def with_options(config: Config, options: list[str]) -> Config:
-    """Returns `config` changed by options such as "--config.train.epochs=3".
-
-    Raises:
-      UserError: an option is unknown, has a value of another type, or sets the seed.
-    """
-    values, argv = flags.FlagValues(), ["sweep", *options]
-    try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-        rest = values(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"An option cannot be used: {reason(error)}") from error
-    if len(rest) > 1:
-        raise UserError(f"{rest[1]!r} is not an option. --help lists them all.")
-    if "seed" in values["config"].override_values:  # pyright: ignore
-        raise UserError("--config.seed would be the same for all runs. Give --seeds instead.")
-    return values.config

@@ -150,7 +150,13 @@ CIFAR100 = Spec(
 
 def default_dir() -> pathlib.Path:
     """Returns `$JAXCIFAR_DATA`, else ~/.cache/jaxcifar/data."""
-    return pathlib.Path(os.environ.get("JAXCIFAR_DATA") or "~/.cache/jaxcifar/data").expanduser()
+    folder = pathlib.Path(os.environ.get("JAXCIFAR_DATA") or "~/.cache/jaxcifar/data")
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{folder}: {error} Set HOME, or name the folder: --config.data.dir=FOLDER."
+        ) from error
 
 
 def load(spec: Spec, split: str, data_dir: str = "") -> Dataset:

@@ -30,6 +30,7 @@ from jaxcifar.errors import UserError, exit_code
 from jaxcifar.models import ACTIVATIONS, MODELS, create_model
 from jaxcifar.models.densenet import DenseNet
 from jaxcifar.models.vgg import STAGES, VGG
+from jaxcifar.options import user_path
 from jaxcifar.state import abstract_variables
 
 Path = tuple[str, ...]  # ("params", "layer1_0", "conv1", "kernel")
@@ -265,14 +266,14 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("import", help="make a run of PyTorch weights")
     command.set_defaults(run=_import)
-    command.add_argument("file", type=pathlib.Path, help="a .pt, .pth or .npz state_dict")
+    command.add_argument("file", type=user_path, help="a .pt, .pth or .npz state_dict")
     command.add_argument("--model", required=True, choices=MODELS)
     command.add_argument("--activation", default="relu", choices=ACTIVATIONS)
-    command.add_argument("--workdir", required=True, type=pathlib.Path)
+    command.add_argument("--workdir", required=True, type=user_path)
     command = commands.add_parser("export", help="write a run's weights for PyTorch")
     command.set_defaults(run=_export)
-    command.add_argument("file", type=pathlib.Path, help="a .pt, .pth or .npz file to write")
-    command.add_argument("--workdir", required=True, type=pathlib.Path)
+    command.add_argument("file", type=user_path, help="a .pt, .pth or .npz file to write")
+    command.add_argument("--workdir", required=True, type=user_path)
     command.add_argument("--checkpoint", default="best", choices=("best", "last"))
     arguments = parser.parse_args(argv)
     return exit_code(lambda: print(arguments.run(arguments)))

@@ -67,11 +67,13 @@ def jit(
 
 
 def use_cache() -> None:
-    """Lets JAX keep compiled programs in a private folder of the user's."""
-    folder = pathlib.Path("~/.cache/jaxcifar/xla").expanduser()
+    """Lets JAX keep compiled programs, in `$JAX_COMPILATION_CACHE_DIR` or in a folder of ours."""
+    if jax.config.jax_compilation_cache_dir:
+        return
     try:
+        folder = pathlib.Path("~/.cache/jaxcifar/xla").expanduser()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
         print(f"jaxcifar: compiling without a cache: {error}", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))

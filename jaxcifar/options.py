@@ -1,0 +1,93 @@
+"""What a command line names: paths, config files, and the fields that options change."""
+
+import importlib.machinery
+import importlib.util
+import pathlib
+from collections.abc import Iterable, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from jaxcifar.config import Config, base_config, flatten, meant_by, validate
+from jaxcifar.errors import UserError, reason
+
+
+def user_path(text: str) -> pathlib.Path:
+    """Returns the path that a user wrote; "~" is the home folder, which no shell expands after "=".
+
+    Raises:
+      UserError: there is no home folder.
+    """
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text!r}: {error} Set HOME, or write the whole path.") from error
+
+
+def load(path: str | pathlib.Path) -> Config:
+    """Returns what get_config() of a config file returns.
+
+    Raises:
+      UserError: the file cannot be loaded, or returns no config, or an impossible one.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no config file {path}.")
+    if path.suffix == ".json":
+        raise UserError(
+            f"{path} is not a config file, which is Python. To resume a run, give the config file "
+            "that it began with, and its folder as --workdir."
+        )
+    loader = importlib.machinery.SourceFileLoader(f"config_file_{path.stem}", str(path))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec
+    module = importlib.util.module_from_spec(spec)
+    try:
+        loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        config = get_config() if callable(get_config) else None
+    except (Exception, SystemExit) as error:  # whatever the file's own code raises
+        raise UserError(
+            f"The config file {path} cannot be loaded: {type(error).__name__}: {reason(error)}"
+        ) from error
+    if not callable(get_config):
+        raise UserError(f"The config file {path} has no function get_config().")
+    if not isinstance(config, ConfigDict):
+        kind = "None" if config is None else f"a {type(config).__name__}"
+        raise UserError(
+            f"get_config() of {path} returns {kind}, not a config. Start from "
+            "jaxcifar.config.base_config(), and return it."
+        )
+    try:
+        validate(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return config
+
+
+def with_options(config: Config, options: Sequence[str]) -> Config:
+    """Returns `config` changed by options such as "--config.train.epochs=3".
+
+    Raises:
+      UserError: an option is unknown, or has a value of another type.
+    """
+    values, argv = flags.FlagValues(), ["", *options]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        rest = values(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"An option cannot be used: {reason(error)}{hint(options)}") from error
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is not an option. --help lists them all.")
+    return values.config
+
+
+def hint(arguments: Iterable[str]) -> str:
+    """Returns which fields of a config are meant by command-line flags that do not exist."""
+    known, hints = flatten(base_config()), []
+    for argument in arguments:
+        name, equals, value = argument.lstrip("-").partition("=")
+        field = name.removeprefix("config.")
+        if argument.startswith("-") and field not in known and (meant := meant_by(field)):
+            hints.append(f" Did you mean --config.{meant}{equals}{value}?")
+    return "".join(hints)

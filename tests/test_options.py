@@ -1,0 +1,81 @@
+"""Config files and options that cannot be used: one message each, with the way out."""
+
+import pathlib
+
+import pytest
+
+from jaxcifar import options
+from jaxcifar.config import base_config
+from jaxcifar.errors import UserError
+
+GOOD = "from jaxcifar.config import base_config\n\n\ndef get_config():\n    return base_config()\n"
+CHANGED = GOOD.replace("return base_config()", "config = base_config()\n    {}\n    return config")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:\n", "SyntaxError"),
+        ("import no_such_module\n", "No module named 'no_such_module'"),
+        ("1 / 0\n", "ZeroDivisionError"),
+        ("raise SystemExit(3)\n", "SystemExit"),
+        ("x = 1\n", r"no function get_config\(\)"),
+        (GOOD.replace("get_config()", "get_config(size)"), "missing 1 required"),
+        (GOOD.replace("return base_config()", "pass"), "returns None, not a config"),
+        (GOOD.replace("return base_config()", "return {}"), "returns a dict, not a config"),
+        (CHANGED.format("config.optim.lr = 0.1"), "learning_rate"),
+        (CHANGED.format("config.train.epoch = 3"), "epochs"),
+        (CHANGED.format("config.model = 'resnet50'"), "model"),
+        (CHANGED.format("config.train.epochs = '3'"), "epochs"),
+        (CHANGED.format("config.train.epochs = 0"), "train.epochs is 0; it must be at least 1"),
+    ],
+)
+def test_config_files_that_cannot_be_used(tmp_path, text, message):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        options.load(file)
+    assert str(file) in str(error.value)
+    assert "Traceback" not in str(error.value)
+
+
+def test_what_is_no_config_file(tmp_path):
+    with pytest.raises(UserError, match="There is no config file"):
+        options.load(tmp_path / "none.py")
+    file = tmp_path / "config.json"
+    file.write_text("{}")
+    with pytest.raises(UserError, match="To resume a run, give the config file"):
+        options.load(file)
+    (tmp_path / "good.py").write_text(GOOD)
+    assert options.load(tmp_path / "good.py").to_dict() == base_config().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--config.train.epoch=3"], "epochs"),
+        (["--config.optim.lr=0.1"], r"Did you mean --config\.optim\.learning_rate=0\.1\?"),
+        (["--config.train.epochs=many"], "many"),
+        (["--config.model=resnet50"], r"Did you mean --config\.model\.name=resnet50\?"),
+        (["--lr=0.1"], r"Did you mean --config\.optim\.learning_rate=0\.1\?"),
+        (["--epochs=3"], r"Did you mean --config\.train\.epochs=3\?"),
+        (["surplus"], "'surplus' is not an option"),
+    ],
+)
+def test_options_that_cannot_be_used(given, message):
+    with pytest.raises(UserError, match=message):
+        options.with_options(base_config(), given)
+
+
+def test_options_change_a_config():
+    config = options.with_options(
+        base_config(), ["--config.train.epochs=3", "--config.augment.erasing_area=(0.1, 0.2)"]
+    )
+    assert config.train.epochs == 3
+    assert tuple(config.augment.erasing_area) == (0.1, 0.2)
+
+
+def test_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert options.user_path("~/runs/x") == tmp_path / "runs" / "x"
+    assert options.user_path("runs/~x") == pathlib.Path("runs/~x")
