@@ -68,7 +68,7 @@ def jit(
 
 def use_cache() -> None:
     """Lets JAX keep compiled programs, in `$JAX_COMPILATION_CACHE_DIR` or in a folder of ours."""
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.jax_compilation_cache_dir:  # pyright: ignore
         return
     try:
         folder = pathlib.Path("~/.cache/jaxcifar/xla").expanduser()
