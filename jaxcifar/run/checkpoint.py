@@ -242,9 +242,12 @@ class Checkpointer:
         """
         document = self._document(saved)
         with self._reading(saved) as path:
-            _check_shapes(path, document, _metadata(path), _parts(like))
+            metadata = _metadata(path)
+            _check_shapes(path, document, metadata, _parts(like))
+            # A field that is None there and here may be of a later version.
+            wanted = {name: tree for name, tree in _parts(like).items() if name in metadata}
             with ocp.StandardCheckpointer() as reader:
-                state = reader.restore(path / "state", like)
+                state = like.replace(**reader.restore(path / "state", wanted))
             _check_digests(path, document, _parts(state))
         if int(state.step) != saved.step:
             raise Damaged(f"The checkpoint {path} is damaged: its state is of step {state.step}.")

@@ -55,12 +55,17 @@ def shapes_digest(tree: Any) -> str:
 
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Returns {path: shape} of a pytree of arrays, under the names that Orbax stores them by."""
+    """Returns {path: shape} of a pytree of arrays, see `leaves`."""
+    return {path: tuple(leaf.shape) for path, leaf in leaves(tree).items()}
+
+
+def leaves(tree: Any) -> dict[str, Any]:
+    """Returns {path: array} of a pytree, under the names that Orbax stores them by."""
     found = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         # Orbax stores dataclass fields and tuple places as dict keys.
         names = [getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path]
-        found["/".join(map(str, names))] = tuple(leaf.shape)
+        found["/".join(map(str, names))] = leaf
     return found
 
 

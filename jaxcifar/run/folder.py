@@ -204,6 +204,10 @@ class RunFolder:
 
         found = self.checkpoints.restore_newest(like, check)
         if found is None:
+            if (self.path / "metrics.jsonl").is_file() and (
+                self.path / "metrics.jsonl"
+            ).stat().st_size:
+                note(f"there is no checkpoint in {self.path}: the run begins again")
             return None
         state, progress, damaged = found
         self._history = progress.get("history")
@@ -362,9 +366,10 @@ def read_about(workdir: pathlib.Path) -> dict[str, Any] | None:
     path = workdir / "config.json"
     try:
         about = json.loads(path.read_text())
-        complete(about["config"])  # it has a config
-        about["environment"]["dtype"], about["data"].keys()
-        return about
+        complete(about["config"])
+        if isinstance(about["environment"]["dtype"], str) and isinstance(about["data"], dict):
+            return about
+        wrong = "is damaged"
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except FileNotFoundError:

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto import event_pb2
 
 from jaxcifar.errors import UserError, note
+
+_proto: Any = event_pb2  # its classes are made at import: no type checker sees them
 
 Record = dict[str, Any]
 Steps = dict[str, list[float]]  # the metrics of an epoch's steps
@@ -190,14 +192,14 @@ class _Events:
         self._writer = EventsWriter(str(folder / "events"), self._SUFFIX)
         (self.path,) = (p for p in folder.glob(f"events.*{self._SUFFIX}") if p.is_file())
         # Whatever earlier versions wrote there is out of date.
-        start = SessionLog(status=SessionLog.START)
-        self._writer.write_event(Event(wall_time=time.time(), step=1, session_log=start))
+        start = _proto.SessionLog(status=_proto.SessionLog.START)
+        self._writer.write_event(_proto.Event(wall_time=time.time(), step=1, session_log=start))
 
     def write(self, record: Record) -> None:
         for name, value in record.items():
             if name not in ("epoch", "step"):
                 scalar = summary.scalar(name.replace("_", "/", 1), value)
-                event = Event(wall_time=time.time(), step=record["epoch"], summary=scalar)
+                event = _proto.Event(wall_time=time.time(), step=record["epoch"], summary=scalar)
                 self._writer.write_event(event)
         self._writer.flush()
 

@@ -25,6 +25,7 @@ def environment(in_force: dict[str, Any], mesh: Mesh | None = None) -> dict[str,
       mesh: the devices in use; None is all.
     """
     mesh = mesh or sharding.make_mesh()
+    settings: Any = jax.config  # whose fields a type checker cannot know
     return {
         "jaxcifar": jaxcifar.__version__,  # installed or not
         **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
@@ -34,9 +35,9 @@ def environment(in_force: dict[str, Any], mesh: Mesh | None = None) -> dict[str,
         "devices": mesh.size,
         "processes": jax.process_count(),
         "cpus": _cores(),
-        "x64": bool(jax.config.jax_enable_x64),
-        "prng": [jax.config.jax_default_prng_impl, bool(jax.config.jax_threefry_partitionable)],
-        "matmul_precision": jax.config.jax_default_matmul_precision or "default",
+        "x64": bool(settings.jax_enable_x64),
+        "prng": [settings.jax_default_prng_impl, bool(settings.jax_threefry_partitionable)],
+        "matmul_precision": settings.jax_default_matmul_precision or "default",
         **in_force,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
