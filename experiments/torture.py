@@ -8,11 +8,15 @@ python -m experiments.torture --out=/tmp/torture --kills=20 --signals=2 --flips=
             flipped, deleted, and replaced by a folder
   flips     single bits, anywhere in the checkpoints
 
+--cost instead measures what the digest of a checkpoint costs: one of a ResNet-18's state beside one
+training step, in turns.
+
 Each run is resumed by the same call, and each damaged one evaluated before. It must end with the
 numbers of the undisturbed run, to the bit, or be refused with one message. (Where the best
 checkpoint is older than the newest two and is lost, there is none before it to go on from: then
-all numbers must be the same, and its loss be said.) Anything else is a failure. What was done is kept in OUT/cases.jsonl: the same command goes on where it was stopped.
-The exit code is 1 where anything failed.
+all numbers must be the same, and its loss be said.) Anything else is a failure. What was done is
+kept in OUT/cases.jsonl: the same command goes on where it was stopped. The exit code is 1 where
+anything failed.
 """
 
 import argparse
@@ -36,11 +40,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcifar import restore, train
+from jaxcifar import data, programs, restore, sharding, train
 from jaxcifar.config import Config, base_config
 from jaxcifar.errors import Interrupted, UserError, exit_code
 from jaxcifar.hooks import Hook, Run
+from jaxcifar.run.digest import digests
 from jaxcifar.run.log import append, read_lines
+from jaxcifar.task import build, hyperparams
 
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 _SAME, _LOST, _REFUSED, _FAILED = "same numbers", "same, best lost", "refused", "FAILED"
@@ -136,7 +142,7 @@ class Torture:
         """The folder of an undisturbed run, "finished" or "stopped" after ten of twelve steps."""
         return self.out / "runs" / f"{protocol}-{end}"
 
-    @functools.cache  # noqa: B019: there is one of these objects
+    @functools.cache  # noqa: B019 (there is one object)
     def evaluated(self, protocol: str, end: str, which: str) -> tuple | str:
         """What an undisturbed run evaluates to."""
         return _evaluated(self.sample(protocol, end), which)
@@ -299,6 +305,31 @@ def _wait(
     time.sleep(random.uniform(0, 8 if anywhen else 5))
 
 
+def cost() -> str:
+    """Returns what a digest and a training step of a ResNet-18 take, the median of five each."""
+    config, mesh = base_config(), sharding.make_mesh()
+    images = data.load("synthetic", "train", size=512)
+    task = build(config, images, mesh)
+    numbers = sharding.replicate(hyperparams(config), mesh)
+    arrays = sharding.replicate((images.images, images.labels), mesh)
+    state = programs.init(task)(sharding.replicate(np.uint32(0), mesh), numbers)
+    order = programs.order(task)(state.key, sharding.replicate(np.int32(1), mesh))
+    step, times = programs.train(task, 1), []
+    for _ in range(6):
+        began = time.perf_counter()
+        state, metrics = step(state, numbers, *arrays, order)
+        jax.block_until_ready((state, metrics))
+        middle = time.perf_counter()
+        digests({"params": state.params, "opt_state": state.opt_state, "stats": state.batch_stats})
+        times.append((middle - began, time.perf_counter() - middle))
+    one_step, digest = np.median(times[1:], axis=0)  # the first compiles
+    share = digest / (390 * one_step)
+    return (
+        f"digest {1000 * digest:.0f} ms, step of {task.batch_size} images {1000 * one_step:.0f} ms: "
+        f"{share:.3%} of an epoch of 390 steps"
+    )
+
+
 def table(cases: list[dict[str, Any]]) -> str:
     """Returns the table at the end: how many cases of each kind ended how."""
     counts: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
@@ -320,6 +351,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--flips", type=int, default=0, help="single bits of checkpoints")
     parser.add_argument("--damage", choices=("none", "all"), default="none", help="of each file")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cost", action="store_true", help="measure the digest instead")
     parser.add_argument("--train", choices=("test", "holdout"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     # All runs, in whichever process, share what is compiled.
@@ -330,6 +362,9 @@ def main(argv: list[str] | None = None) -> int:
         run = lambda: train.train_and_evaluate(config, arguments.out, hooks=hooks)  # noqa: E731
         return exit_code(lambda: None if run() else 1)
     jax.config.update("jax_compilation_cache_dir", str(arguments.out / "xla"))
+    if arguments.cost:
+        print(cost())
+        return 0
     torture = Torture(arguments.out, arguments.seed)
     kills = number = 0
     while kills < arguments.kills:

@@ -16,6 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxcifar import programs, sharding, train
 from jaxcifar.config import complete
@@ -29,7 +30,7 @@ from jaxcifar.task import Task, build, check_config, hyperparams
 
 
 def replay(
-    workdir: str | pathlib.Path, *, say: Callable[[str], None] = print, max_steps: int | None = None
+    workdir: str | pathlib.Path, *, mesh: Mesh | None = None, say: Callable[[str], None] = print
 ) -> int | None:
     """Trains from the last checkpoint to the first step with a number that is not finite.
 
@@ -39,8 +40,8 @@ def replay(
 
     Args:
       workdir: of a run.
+      mesh: of the devices; None is all.
       say: gets each line.
-      max_steps: to compute; None is to the end of the run.
 
     Returns:
       The number of the step, counted from 1; None where all are finite.
@@ -48,7 +49,7 @@ def replay(
     Raises:
       UserError: no run there, other images, or a checkpoint that cannot be read.
     """
-    workdir, mesh = pathlib.Path(workdir), sharding.make_mesh()
+    workdir, mesh = pathlib.Path(workdir), mesh or sharding.make_mesh()
     about = read_about(workdir)
     if about is None:
         raise UserError(f"{workdir} contains no run (no config.json). Train first.")
@@ -67,7 +68,6 @@ def replay(
     first = int(state.step)
     say(f"{workdir}: from the checkpoint of step {first}" if last else f"{workdir}: from step 0")
     end = config.train.epochs * task.steps_per_epoch
-    end = end if max_steps is None else min(end, first + max_steps)
     step_of = programs.train(task, 1)
     for step in range(first, end):
         epoch, place = divmod(step, task.steps_per_epoch)
