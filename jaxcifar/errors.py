@@ -24,6 +24,23 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+def of_file(error: OSError) -> UserError:
+    """Returns the error of a file or folder as one that the user can fix: its path and reason."""
+    where = f"{error.filename}: " if error.filename else ""
+    return UserError(f"{where}{error.strerror or error}.")
+
+
+def in_short(error: Exception) -> str:
+    """Returns the first line of an error, as far as a message has room for it."""
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0].partition(' See full')[0][:200]}".removesuffix(": ")
+
+
+def note(text: str) -> None:
+    """Tells the user, in a line of stderr, what was found wrong and mended."""
+    print(f"jaxcifar: {text}", file=sys.stderr, flush=True)
+
+
 class Stop:
     """A wish that the work ends at the next place where it can be saved; true once there is one.
 
@@ -86,8 +103,8 @@ def reason(error: Exception) -> str:
 def exit_code(command: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit code.
 
-    That is what it returns (None: 0), or 2 after a `UserError`, or 128 + the signal's number after
-    `Interrupted`, whose message is printed to stderr.
+    That is what it returns (None: 0), or 2 after a `UserError` or an `OSError`, or 128 + the
+    signal's number after `Interrupted`. The message is printed to stderr.
     """
     logging.set_verbosity(logging.ERROR)  # Orbax logs every save
     for stream in (sys.stdout, sys.stderr):
@@ -98,6 +115,9 @@ def exit_code(command: Callable[[], int | None]) -> int:
     except (UserError, Interrupted) as error:
         print(f"jaxcifar: {error}", file=sys.stderr)
         return 128 + error.signum if isinstance(error, Interrupted) else 2
+    except OSError as error:  # a full disk, no permission, a folder where a file is expected
+        print(f"jaxcifar: {of_file(error)}", file=sys.stderr)
+        return 2
 
 
 def nearest(value: str, allowed: Iterable[str]) -> str:

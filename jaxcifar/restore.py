@@ -9,10 +9,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxcifar import data, kernels, models, programs, sharding
-from jaxcifar.config import Config
-from jaxcifar.errors import UserError, choose
-from jaxcifar.run.checkpoint import Checkpointer
-from jaxcifar.run.folder import Position, RunFolder, check_same, saved_config
+from jaxcifar.config import Config, complete, differences
+from jaxcifar.errors import UserError, choose, note
+from jaxcifar.run.checkpoint import Checkpointer, Damaged
+from jaxcifar.run.folder import (
+    Position,
+    RunFolder,
+    check_finished,
+    check_images,
+    check_same,
+    read_about,
+    saved_config,
+)
 from jaxcifar.state import TrainState, abstract_variables
 from jaxcifar.task import (
     build_inference,
@@ -36,24 +44,58 @@ def load_variables(
       mesh: of the devices that get the variables; None is all.
 
     Raises:
-      UserError: no run or no such checkpoint there.
+      UserError: no run or no such checkpoint there, or it is damaged; no other is taken for it.
     """
+    about, step, variables = _load(pathlib.Path(workdir), which, mesh)
+    return complete(about["config"]), step, variables
+
+
+def _load(
+    workdir: pathlib.Path, which: str, mesh: Mesh | None
+) -> tuple[dict[str, Any], int, dict[str, Any]]:
+    """Returns (the content of config.json, the step, the variables) of a checkpoint."""
     choose("checkpoint", which, WHICH)
-    workdir = pathlib.Path(workdir)
-    config = saved_config(workdir)
-    if config is None:
-        raise UserError(f"{workdir} contains no run (no config.json). Train first.")
-    check_config(config)
     mesh = sharding.make_mesh() if mesh is None else mesh
+    about = read_about(workdir)
+    if about is None:
+        raise UserError(f"{workdir} contains no run (no config.json). Train first.")
     checkpoints = Checkpointer(workdir / "checkpoints", read_only=True)
-    saved = checkpoints.best() if which == "best" else checkpoints.last()
-    if saved is None:
-        raise UserError(
-            f"{workdir} contains no {which} checkpoint yet. Train it for an epoch first."
+    tried = saved = None
+    while True:
+        try:
+            saved = checkpoints.best() if which == "best" else checkpoints.last()
+            if saved is None:
+                raise UserError(
+                    f"{workdir} contains no {which} checkpoint yet. Train it for an epoch first."
+                )
+            check_finished(workdir, which, saved)
+            about = _of_checkpoint(about, checkpoints.progress(saved), workdir)
+            config = complete(about["config"])
+            check_config(config)
+            variables = checkpoints.restore_variables(_abstract_variables(config, mesh), saved)
+            return about, saved.step, variables
+        except Damaged as error:
+            if saved == tried or saved in checkpoints.all():
+                other = "last" if which == "best" else "best"
+                raise UserError(
+                    f"{error} --checkpoint={other} may be whole; the command that trained the run "
+                    "goes on from the newest that is."
+                ) from error
+            tried = saved  # a run that goes on may have replaced it by another
+
+
+def _of_checkpoint(
+    about: dict[str, Any], progress: dict[str, Any], workdir: pathlib.Path
+) -> dict[str, Any]:
+    """What a checkpoint says that its run is, where it says so; else config.json."""
+    there = progress.get("about", about)
+    if changed := differences(there["config"], about["config"]):
+        note(
+            f"{workdir / 'config.json'} is not that of the checkpoint, which is used: "
+            f"{', '.join(changed)}"
         )
-    variables = checkpoints.restore_variables(_abstract_variables(config, mesh), saved)
-    checkpoints.close()
-    return config, saved.step, variables
+        return there
+    return about
 
 
 def evaluate_workdir(
@@ -75,14 +117,18 @@ def evaluate_workdir(
       {"checkpoint", "step", "loss", "accuracy", "images", "data"}.
 
     Raises:
-      UserError: no run or no checkpoint there, or one of another config.
+      UserError: no run or no checkpoint there, a damaged one, one of another config, or the test
+        images are not those that the run began with.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
-    run_config, step, variables = load_variables(workdir, which, mesh=mesh)
+    about, step, variables = _load(pathlib.Path(workdir), which, mesh)
+    run_config = complete(about["config"])
     config = run_config if config is None else config
     check_config(config, mesh, training=False)
     check_same(run_config, config, pathlib.Path(workdir))
     test = data.load(config.data.name, "test", data_dir=config.data.dir)
+    part = "test" if config.data.protocol == "holdout" else "validation"
+    check_images(about["data"], {part: test.provenance}, pathlib.Path(workdir))
     return {
         "checkpoint": which,
         "step": step,

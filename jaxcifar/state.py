@@ -66,8 +66,9 @@ def create_state(
     return state.replace(ema=jax.tree.map(jnp.copy, state.variables)) if keep_ema else state
 
 
+@functools.lru_cache(4)  # to trace a network takes a second
 def abstract_variables(model: nn.Module) -> dict:
-    """Returns the shapes and dtypes of a model's {"params", "batch_stats"}."""
+    """Returns the shapes and dtypes of a model's {"params", "batch_stats"}; not to be changed."""
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     # Flax's own init: that of `jaxcifar.models` traces a network twice.

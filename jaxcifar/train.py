@@ -19,10 +19,10 @@ from jaxcifar import data, programs, sharding
 from jaxcifar.config import Config
 from jaxcifar.errors import Interrupted, UserError, interruptible
 from jaxcifar.hooks import Hook, Hooks, Run
+from jaxcifar.run.checkpoint import Damaged, NotFinite, Saved
 from jaxcifar.run.folder import Position, RunFolder
 from jaxcifar.run.log import best_record, score
 from jaxcifar.run.machine import peak_memory
-from jaxcifar.run.plots import plot_history
 from jaxcifar.run.progress import Progress
 from jaxcifar.state import TrainState
 from jaxcifar.task import Task, build, check_config, hyperparams
@@ -50,8 +50,13 @@ def train_and_evaluate(
     Returns:
       The content of result.json.
 
+    A damaged checkpoint is set aside and the run goes on from the one before it; other files of
+    the workdir that were damaged or lost are made again from the checkpoint. Each is said in a
+    line of stderr.
+
     Raises:
-      UserError: the config, the data or the workdir cannot be used, or the loss is not finite.
+      UserError: the config, the data or the workdir cannot be used, the disk is full, no
+        checkpoint is whole, or the loss is not finite.
       Interrupted: a signal or a hook asked for the end; everything so far is saved.
       RuntimeError: a hook failed.
     """
@@ -66,7 +71,7 @@ def train_and_evaluate(
         images, labels = _on_devices(splits.train, mesh)
         validation = _on_devices(splits.validation, mesh)
         folder.open(config, splits.provenance, task.in_force, mesh)
-        state, position = folder.restore(programs.abstract_state(task)) or (
+        state, position = folder.restore(programs.abstract_state(task), task.steps_per_epoch) or (
             programs.init(task)(sharding.replicate(np.uint32(config.seed), mesh), numbers),
             Position(),
         )
@@ -79,8 +84,9 @@ def train_and_evaluate(
         called, compiled, epochs = Hooks(hooks), _Compiled(task), config.train.epochs
         with Progress(epochs, task.steps_per_epoch, position.epochs_done, quiet) as progress:
             _announce(run, splits, position, progress)
-            compiled.train(task.steps_per_call)
-            compiled.evaluate(len(splits.validation))
+            if position.epochs_done < epochs:
+                compiled.train(task.steps_per_call)
+                compiled.evaluate(len(splits.validation))
             progress.say(f"compiled in {compiled.seconds:.1f}s")
             progress.started(step)
             called.call("start", run)
@@ -98,7 +104,7 @@ def train_and_evaluate(
                 records.append(record)
                 folder.log(record, position.steps)
                 position = Position(epochs_done=epoch)
-                folder.save(run.step, run.state, position, score(record))
+                _save(run, position, folder, score(record))
                 progress.epoch(record)
                 called.call("after_epoch", run, record)
         result = _result(run, splits, records, compiled.seconds, folder)
@@ -141,7 +147,7 @@ def _train_epoch(
         if time.monotonic() - folder.saved_at > 60 * run.config.train.checkpoint_minutes:
             metrics.fetch()
             _check_finite(run, position, folder)
-            folder.save(run.step, run.state, position)
+            _save(run, position, folder)
     metrics.fetch()
     _check_finite(run, position, folder)
 
@@ -286,9 +292,19 @@ def _record(epoch: int, run: Run, position: Position, scores: dict[str, float]) 
 # --- how a run ends ---------------------------------------------------------------------------
 
 
+def _save(
+    run: Run, position: Position, folder: RunFolder, val_accuracy: float | None = None
+) -> None:
+    try:
+        folder.save(run.step, run.state, position, val_accuracy)
+    except NotFinite as error:
+        what = f"A parameter after step {run.step}"
+        raise _diverged(what, run.step, run, folder) from error
+
+
 def _stopped(run: Run, position: Position, folder: RunFolder) -> Interrupted:
     """Saves the run; returns what to raise."""
-    folder.save(run.step, run.state, position)
+    _save(run, position, folder)
     folder.checkpoints.wait()
     return Interrupted(
         run.stop.signum,
@@ -305,17 +321,23 @@ def _check_finite(run: Run, position: Position, folder: RunFolder) -> None:
 
 
 def _diverged(what: str, step: int, run: Run, folder: RunFolder) -> UserError:
+    """Returns what to raise: it names all that is needed to look at the step, counted from 1."""
     folder.checkpoints.wait()
-    last = folder.checkpoints.last()
+    last, steps_per_epoch = folder.checkpoints.last(), run.task.steps_per_epoch
     kept = (
         f"The last good checkpoint is of step {last.step}, in {run.workdir / 'checkpoints'}."
         if last
         else "There is no checkpoint from before it."
     )
+    optimization, numbers = run.task.optimization, hyperparams(run.config)
+    rate = float(optimization.make_schedule(numbers, steps_per_epoch)(step - 1))
+    rows = np.asarray(run.order)[(step - 1) % steps_per_epoch]
     return UserError(
-        f"{what} is not finite (epoch {(step - 1) // run.task.steps_per_epoch + 1}). {kept} A "
+        f"{what} is not finite (epoch {(step - 1) // steps_per_epoch + 1}). {kept} "
+        f"To look at it: python -m jaxcifar.replay {run.workdir}. A "
         f"smaller optim.learning_rate than {run.config.optim.learning_rate:g} may help, in another "
-        "workdir."
+        f"workdir.\n  learning rate of the step: {rate:.6g}\n"
+        f"  rows of its batch: {', '.join(map(str, rows))}"
     )
 
 
@@ -337,17 +359,35 @@ def _result(
         "train_seconds": sum(record["seconds"] for record in records),
         "peak_memory_bytes": peak_memory(),
     }
+    best = _best(result["best"], folder)
     if splits.test is not None:
-        best = folder.checkpoints.best()
-        assert best is not None
-        state, _ = folder.checkpoints.restore(programs.abstract_state(run.task), best)
+        state = _restored(best, result["best"], run, folder)
         test = _on_devices(splits.test, run.task.mesh)
         result["test"] = programs.evaluate(run.task.inference, state.averaged, *test)
-        result["data"] = splits.provenance | {"test": splits.test.provenance}
-    title = f"{run.config.model.name} on {splits.train.provenance['name']}, seed {run.config.seed}"
-    plot_history(records, title, run.workdir / "history.png")
-    folder.finish(result)
-    return result
+    return folder.finish(result)
+
+
+def _best(record: dict[str, Any], folder: RunFolder) -> Saved:
+    """The best checkpoint, which must be of the epoch of the best record."""
+    best = folder.checkpoints.best()
+    if best is None or best.step != record["step"]:
+        raise UserError(
+            f"{folder.path} is damaged: the best epoch is {record['epoch']} (step "
+            f"{record['step']}), but the best checkpoint is of step {best.step if best else 'none'}"
+            ". Bring back what was there, or train again in another workdir."
+        )
+    return best
+
+
+def _restored(best: Saved, record: dict[str, Any], run: Run, folder: RunFolder) -> TrainState:
+    try:
+        return folder.checkpoints.restore(programs.abstract_state(run.task), best)[0]
+    except Damaged as error:
+        raise UserError(
+            f"The checkpoint of the best epoch, {record['epoch']}, is lost, and with it the "
+            f"accuracy on the test set: {error} Bring it back from a copy, or train again in "
+            "another workdir."
+        ) from error
 
 
 def _parameter_count(state: TrainState) -> int:

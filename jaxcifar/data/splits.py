@@ -17,8 +17,9 @@ class Splits(NamedTuple):
 
     @property
     def provenance(self) -> dict[str, dict]:
-        """Where the images of training and validation come from."""
-        return {"train": self.train.provenance, "validation": self.validation.provenance}
+        """Where the images come from, by part."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: images.provenance for name, images in parts.items() if images is not None}
 
 
 def split(train: Dataset, test: Dataset, *, protocol: str = "test", limit: int = 0) -> Splits:

@@ -71,7 +71,8 @@ def from_torch(
       {"params": …, "batch_stats": …} of float32 arrays.
 
     Raises:
-      UserError: entries are missing, unknown, twice there or of another shape; all are listed.
+      UserError: entries are missing, unknown, twice there, of another shape or not finite; all are
+        listed.
     """
     given: dict[str, list[tuple[str, np.ndarray]]] = {}
     for key, value in state_dict.items():
@@ -89,6 +90,8 @@ def from_torch(
             problems.append(f"{' and '.join(key for key, _ in entries)} are the same entry")
         else:
             key, value = entries[0]
+            if not np.isfinite(value).all():
+                problems.append(f"{key} has values that are not finite")
             value = _transposed(value, to_torch=False)
             if value.shape == leaf.shape:
                 flat[path] = jnp.asarray(value, jnp.float32)
@@ -207,7 +210,8 @@ def _read(path: pathlib.Path) -> Mapping[str, Any]:
     torch = None if path.suffix == ".npz" else _import_torch(path)
     try:
         if torch is None:
-            return dict(np.load(path))
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # NumPy, pickle and PyTorch raise almost anything on a bad file
         raise UserError(f"{path} cannot be read: {error}") from error

@@ -1,19 +1,42 @@
-"""Saving and restoring a run with Orbax: the last checkpoint and the best one.
+"""Saving and restoring a run with Orbax: the best checkpoint and the two newest.
 
-Nothing else in the package knows Orbax, whose interface changes often.
+A checkpoint is a folder named by a number (see `Saved`) that appears whole or not at all:
+
+  state/     the arrays of a `TrainState`, as Orbax stores them
+  progress/  one JSON file: {"progress", "val_accuracy", "best", "digests", "sha256"}
+
+"digests" recognises the state's arrays and "sha256" all else in the file; both are compared when
+the checkpoint is read. Nothing else in the package knows Orbax, whose interface changes often.
 """
 
 import contextlib
+import dataclasses
+import json
+import os
 import pathlib
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, in_short, note, of_file
+from jaxcifar.run.digest import Digest, digests, sha256, shapes, shapes_digest
+from jaxcifar.run.log import sync
 from jaxcifar.state import TrainState
+
+_KEPT = 2  # of the newest, beside the best
+_TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written
+_DELETED = ".deleted"  # ends the name of one that is being deleted
+
+
+class Damaged(UserError):
+    """A checkpoint cannot be read, or is not what was saved."""
+
+
+class NotFinite(UserError):
+    """A state was not saved, because a variable in it is not a number or infinite."""
 
 
 class Saved(NamedTuple):
@@ -36,18 +59,13 @@ class Saved(NamedTuple):
         return cls(number // 2, number % 2 == 1)
 
 
-class _BestAndLast(checkpoint_managers.PreservationPolicy):
-    """Keeps the newest checkpoint, and of those with a metric the best (the first of equals)."""
+class _Document(NamedTuple):
+    """The JSON file of a checkpoint; `digests` is None where an earlier version wrote it."""
 
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        best = _best([(c.step, c.metrics) for c in checkpoints])
-        last = max(c.step for c in checkpoints)
-        return [c.step in (best, last) for c in checkpoints]
-
-
-def _best(checkpoints: Sequence[tuple[int, dict | None]]) -> int | None:
-    scored = [(metrics["val_accuracy"], -number) for number, metrics in checkpoints if metrics]
-    return -max(scored)[1] if scored else None
+    progress: dict[str, Any]
+    val_accuracy: float | None
+    best: tuple[int, float] | None  # number and accuracy, as far as this checkpoint
+    digests: dict[str, Digest] | None
 
 
 class Checkpointer:
@@ -62,57 +80,156 @@ class Checkpointer:
     """
 
     def __init__(self, directory: pathlib.Path, *, read_only: bool = False):
-        self._manager = ocp.CheckpointManager(
-            directory.absolute(),
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "progress": ocp.JsonCheckpointHandler(),
-            },
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=_BestAndLast(),
-                # Without it Orbax does not write the metrics to disk, and a resumed run would
-                # not know its best.
-                best_fn=lambda metrics: metrics["val_accuracy"],
-                cleanup_tmp_directories=not read_only,
-                create=not read_only,
-                read_only=read_only,
-            ),
-        )
+        self.directory = directory.absolute()
+        self._writer: ocp.AsyncCheckpointer | None = None
+        self._writing: Saved | None = None
+        if not read_only:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for path in self.directory.iterdir():
+                if _TEMPORARY in path.name or path.name.endswith(_DELETED):
+                    shutil.rmtree(path)
+
+    # --- which there are ----------------------------------------------------------------------
+
+    def all(self) -> list[Saved]:
+        """The checkpoints, from the oldest to the newest."""
+        try:
+            names = os.listdir(self.directory)
+        except FileNotFoundError:
+            return []
+        return [Saved.of(number) for number in sorted(map(int, filter(_is_number, names)))]
+
+    def last(self) -> Saved | None:
+        """The newest checkpoint; None where there is none."""
+        there = self.all()
+        return there[-1] if there else None
+
+    def best(self) -> Saved | None:
+        """The checkpoint of highest validation accuracy, the first of equals.
+
+        It may be lost or damaged, which `restore` says. None before the first epoch's end, but
+        where there is a checkpoint of step 0 (of imported weights), that one.
+
+        Raises:
+          Damaged: the newest evaluated checkpoint, which knows, cannot be read.
+        """
+        if best := self._newest_best():
+            return Saved.of(best[0])
+        return Saved(0, False) if Saved(0, False) in self.all() else None
+
+    def progress(self, saved: Saved) -> dict[str, Any]:
+        """Returns the progress of a checkpoint without its state.
+
+        Raises:
+          Damaged: it cannot be read.
+        """
+        return self._document(saved).progress
+
+    # --- saving -------------------------------------------------------------------------------
 
     def save(
         self, step: int, state: TrainState, progress: dict, val_accuracy: float | None
     ) -> None:
-        """Saves the state after `step` steps; with a `val_accuracy` it may become the best."""
-        number = Saved(step, val_accuracy is not None).number
-        if number == self._manager.latest_step():
-            return
-        self._manager.save(
-            number,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                progress=ocp.args.JsonSave(progress),
-            ),
-            metrics=None if val_accuracy is None else {"val_accuracy": val_accuracy},
-        )
+        """Saves the state after `step` steps; with a `val_accuracy` it may become the best.
 
-    def last(self) -> Saved | None:
-        """The newest checkpoint; None where there is none."""
-        number = self._manager.latest_step()
-        return None if number is None else Saved.of(number)
-
-    def best(self) -> Saved | None:
-        """The checkpoint of highest validation accuracy.
-
-        None before the first epoch's end, but where there is a checkpoint of step 0 (of imported
-        weights), that one.
+        Raises:
+          NotFinite: a variable of the state is not finite; nothing is saved.
+          UserError: this checkpoint, or the one before it, cannot be written.
         """
-        numbers = self._manager.all_steps()
-        best = _best([(number, self._manager.metrics(number)) for number in numbers])
-        best = 0 if best is None and 0 in numbers else best
-        return None if best is None else Saved.of(best)
+        saved = Saved(step, val_accuracy is not None)
+        if saved in (self._writing, self.last()):
+            return
+        self.wait()
+        found, finite = digests(_parts(state))
+        if not finite:
+            raise NotFinite(f"The parameters after step {step} are not finite.")
+        content = {
+            "progress": progress,
+            "val_accuracy": val_accuracy,
+            "best": self._best_with(saved, val_accuracy),
+            "digests": found,
+        }
+        content["sha256"] = sha256(content)
+        with self._saving(saved) as path:
+            if self._writer is None:
+                self._writer = ocp.AsyncCheckpointer(_handler("progress"))
+            self._writing = saved
+            self._writer.save(
+                path,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(content)
+                ),
+            )
+
+    def wait(self) -> None:
+        """Returns when everything is written, and on the disk.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        if self._writing is None or self._writer is None:
+            return
+        saved, self._writing = self._writing, None
+        with self._saving(saved) as path:
+            self._writer.wait_until_finished()
+            for folder, _, names in os.walk(path):
+                for name in (*names, "."):
+                    sync(pathlib.Path(folder, name))
+            sync(self.directory)
+            self._delete_old()
+
+    def close(self) -> None:
+        """Waits, then lets go of the directory."""
+        try:
+            self.wait()
+        finally:
+            if self._writer is not None:
+                writer, self._writer = self._writer, None
+                with contextlib.suppress(Exception):  # wait() has said it
+                    writer.close()
+
+    def _best_with(self, saved: Saved, val_accuracy: float | None) -> tuple[int, float] | None:
+        best = self._newest_best()
+        if val_accuracy is not None and (best is None or val_accuracy > best[1]):
+            return saved.number, val_accuracy
+        return best
+
+    def _newest_best(self) -> tuple[int, float] | None:
+        """The number and accuracy of the best, as the newest checkpoints know it."""
+        for saved in reversed(self.all()):
+            try:
+                best = self._document(saved).best
+            except Damaged:
+                if saved.evaluated:  # it may be the best itself
+                    raise
+                continue
+            if best is not None:
+                return best
+        return None
+
+    @contextlib.contextmanager
+    def _saving(self, saved: Saved) -> Iterator[pathlib.Path]:
+        path = self._path(saved)
+        try:
+            yield path
+        except Exception as error:  # Orbax lets through what its storage layers raise
+            self._writing = None
+            raise UserError(
+                f"The checkpoint {path} cannot be written: {in_short(error)}. Those before it are "
+                "as they were; the same command resumes the run from there."
+            ) from error
+
+    def _delete_old(self) -> None:
+        there, best = self.all(), self.best()
+        for saved in there[:-_KEPT]:
+            if saved != best:
+                path = self._path(saved)
+                shutil.rmtree(path.rename(path.with_name(path.name + _DELETED)))
+
+    # --- restoring ----------------------------------------------------------------------------
 
     def restore(self, like: TrainState, saved: Saved) -> tuple[TrainState, dict]:
-        """Returns (state, progress) of a checkpoint.
+        """Returns (state, progress) of a checkpoint, as they were saved.
 
         Args:
           like: a state of the same structure, of arrays or of `jax.ShapeDtypeStruct`s with
@@ -120,18 +237,72 @@ class Checkpointer:
           saved: one that `last` or `best` returned.
 
         Raises:
-          UserError: the checkpoint belongs to a different model or optimizer, or cannot be read.
+          UserError: the checkpoint belongs to a different model or optimizer.
+          Damaged: it cannot be read, or is not what was saved.
         """
-        with self._reading(saved):
-            _check_structure(self._metadata(saved), like)
-            restored = self._manager.restore(
-                saved.number,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(like),
-                    progress=ocp.args.JsonRestore(),
-                ),
+        document = self._document(saved)
+        with self._reading(saved) as path:
+            metadata = _metadata(path)
+            _check_shapes(path, document, metadata, _parts(like))
+            # A field that is None there and here may be of a later version.
+            wanted = {name: tree for name, tree in _parts(like).items() if name in metadata}
+            with ocp.StandardCheckpointer() as reader:
+                state = like.replace(**reader.restore(path / "state", wanted))
+            _check_digests(path, document, _parts(state))
+        if int(state.step) != saved.step:
+            raise Damaged(f"The checkpoint {path} is damaged: its state is of step {state.step}.")
+        return state, document.progress
+
+    def restore_newest(
+        self, like: TrainState, check: Callable[[Saved, dict], None]
+    ) -> tuple[TrainState, dict, int] | None:
+        """Returns (state, progress, damaged) of the newest checkpoint that is whole.
+
+        The `damaged` checkpoints after it are set aside: their folders are renamed.
+
+        Args:
+          like: see `restore`.
+          check: of a checkpoint and its progress; raises what this function raises, or `Damaged`
+            where they contradict each other.
+
+        Returns:
+          None where there is no checkpoint.
+
+        Raises:
+          UserError: one belongs to a different model or optimizer, or none is whole; they are
+            left as they are.
+        """
+        damaged: list[tuple[Saved, Damaged]] = []
+        for saved in reversed(self.all()):
+            try:
+                check(saved, self.progress(saved))
+                state, progress = self.restore(like, saved)
+            except Damaged as error:
+                damaged.append((saved, error))
+                continue
+            for other, error in damaged:
+                self.set_aside(other, error)
+            return state, progress, len(damaged)
+        if damaged:
+            raise UserError(
+                "\n  ".join(
+                    [
+                        f"No checkpoint in {self.directory} is whole; nothing was changed there. "
+                        "Bring one back from a copy, or start in a new workdir.",
+                        *(str(error) for _, error in damaged),
+                    ]
+                )
             )
-        return restored["state"], restored["progress"]
+        return None
+
+    def set_aside(self, saved: Saved, why: Exception) -> None:
+        """Renames the folder of a damaged checkpoint, and says so."""
+        path, n = self._path(saved), 1
+        while (aside := path.with_name(f"damaged-{path.name}-{n}")).exists():
+            n += 1
+        path.rename(aside)
+        sync(self.directory)
+        note(f"{why} It was set aside as {aside.name}.")
 
     def restore_variables(self, like: dict[str, Any], saved: Saved) -> dict[str, Any]:
         """Returns the variables of a checkpoint, averaged where it keeps an average.
@@ -143,69 +314,123 @@ class Checkpointer:
           saved: one that `last` or `best` returned.
 
         Raises:
-          UserError: the checkpoint belongs to a different model, or cannot be read.
+          UserError: the checkpoint belongs to a different model.
+          Damaged: it cannot be read, or is not what was saved.
         """
+        document = self._document(saved)
         with self._reading(saved) as path:
-            metadata = self._metadata(saved)
-            if averaged := metadata.get("ema"):
-                _check_structure(averaged, like)
+            metadata = _metadata(path)
+            if "ema" in document.digests if document.digests else metadata.get("ema"):
                 like = {"ema": like}
-            else:
-                _check_structure({name: metadata[name] for name in like}, like)
+            _check_shapes(path, document, metadata, like)
             arguments = ocp.args.PyTreeRestore(
                 item=like,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(like),
                 partial_restore=True,
             )
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-                restored = checkpointer.restore(path / "state", args=arguments)
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                restored = reader.restore(path / "state", args=arguments)
+            _check_digests(path, document, restored)
         return restored.get("ema", restored)
 
-    def _metadata(self, saved: Saved) -> Any:
-        items: Any = self._manager.metadata(saved.number).item_metadata
-        return items["state"]
+    def _path(self, saved: Saved) -> pathlib.Path:
+        return self.directory / str(saved.number)
+
+    def _document(self, saved: Saved) -> _Document:
+        with self._reading(saved) as path:
+            content = json.loads((path / "progress" / "metadata").read_text())
+            if "sha256" not in content:
+                return _of_earlier_version(path, content)
+            expected = content.pop("sha256")
+            if sha256(content) != expected:
+                raise ValueError("its progress is not what was saved")
+            content["digests"] = {k: Digest(*v) for k, v in content["digests"].items()}
+            best = content["best"]
+            return _Document(**content | {"best": best and (best[0], best[1])})
 
     @contextlib.contextmanager
     def _reading(self, saved: Saved) -> Iterator[pathlib.Path]:
         """Yields the folder of a checkpoint; says what is wrong where it cannot be read."""
-        path = pathlib.Path(self._manager.directory) / str(saved.number)
+        path = self._path(saved)
         try:
             yield path
-        except UserError as error:
-            raise UserError(
-                f"The checkpoint {path} belongs to a different model: {error}"
-            ) from error
+        except UserError:
+            raise
+        except PermissionError as error:  # it may be whole
+            raise of_file(error) from error
         except Exception as error:  # Orbax lets through what its storage layers raise
-            raise UserError(
-                f"The checkpoint {path} cannot be read ({type(error).__name__}: {error}). "
-                "Delete its folder to resume from an older one, or start in a new workdir."
+            gone = "" if path.exists() else "it is not there, "
+            raise Damaged(
+                f"The checkpoint {path} cannot be read ({gone}{in_short(error)})."
             ) from error
 
-    def wait(self) -> None:
-        """Returns when everything is written."""
-        self._manager.wait_until_finished()
 
-    def close(self) -> None:
-        """Waits, then lets go of the directory."""
-        self._manager.close()
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit() and str(int(name)) == name
 
 
-def _check_structure(saved: Any, like: Any) -> None:
-    saved_shapes, like_shapes = _shapes(saved), _shapes(like)
-    for path in sorted(saved_shapes.keys() | like_shapes.keys()):
-        if saved_shapes.get(path) != like_shapes.get(path):
-            raise UserError(
-                f"{path} has shape {saved_shapes.get(path, 'none (it is absent)')} there, "
-                f"and {like_shapes.get(path, 'none (it is absent)')} in this config's model."
+def _of_earlier_version(path: pathlib.Path, progress: dict[str, Any]) -> _Document:
+    """What versions before 0.2 wrote: "progress" alone, and the accuracy in another file."""
+    scores = {}
+    for other in path.parent.iterdir():
+        if _is_number(other.name) and int(other.name) <= int(path.name) and int(other.name) % 2:
+            metrics = json.loads((other / "metrics" / "metrics").read_text())
+            scores[int(other.name)] = float(metrics["val_accuracy"])
+    best = max(scores, key=lambda number: (scores[number], -number), default=None)
+    return _Document(
+        progress, scores.get(int(path.name)), best and (best, scores[best]), digests=None
+    )
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+
+
+def _handler(*json_items: str) -> ocp.CompositeCheckpointHandler:
+    """Of a folder with the item "state" and others."""
+    others = {item: ocp.JsonCheckpointHandler() for item in json_items}
+    return ocp.CompositeCheckpointHandler(state=ocp.StandardCheckpointHandler(), **others)
+
+
+def _metadata(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the names and shapes of a checkpoint's arrays, by part."""
+    others = [item.name for item in path.iterdir() if item.is_dir() and item.name != "state"]
+    with ocp.Checkpointer(_handler(*others)) as reader:
+        return dict(reader.metadata(path).item_metadata["state"])
+
+
+def _check_shapes(
+    path: pathlib.Path, document: _Document, metadata: dict[str, Any], like: dict[str, Any]
+) -> None:
+    known, alike = document.digests, True
+    if known is not None:
+        wanted = {name: shapes_digest(tree) for name, tree in like.items() if jax.tree.leaves(tree)}
+        names = wanted if "step" not in like else known
+        alike = wanted == {name: known[name].shapes for name in names if name in known}
+    saved_shapes = _shapes({name: metadata.get(name) for name in like})
+    like_shapes = _shapes(like)
+    for name in sorted(saved_shapes.keys() | like_shapes.keys()):
+        if saved_shapes.get(name) != like_shapes.get(name):
+            message = (
+                f"{name} has shape {saved_shapes.get(name, 'none (it is absent)')} there, "
+                f"and {like_shapes.get(name, 'none (it is absent)')} in this config's model."
             )
+            if known is not None and alike:
+                raise Damaged(f"The checkpoint {path} is damaged: {message}")
+            raise UserError(f"The checkpoint {path} belongs to a different model: {message}")
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """Returns {path: shape} but of the key, whose stored form differs."""
-    shapes = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        # Orbax stores dataclass fields and tuple places as dict keys.
-        names = [getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path]
-        shapes["/".join(map(str, names))] = tuple(leaf.shape)
-    shapes.pop("key", None)
-    return shapes
+    return {name: shape for name, shape in shapes(tree).items() if name != "key"}
+
+
+def _check_digests(path: pathlib.Path, document: _Document, parts: dict[str, Any]) -> None:
+    if document.digests is None:
+        note(f"The checkpoint {path} is of an earlier version of jaxcifar: not verified.")
+        return
+    found, _ = digests(parts)
+    if changed := [name for name in found if found[name].bits != document.digests[name].bits]:
+        raise Damaged(
+            f"The checkpoint {path} is damaged: not as saved are its {' and '.join(changed)}."
+        )

@@ -2,9 +2,12 @@
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
+import os
 import pathlib
+import re
 import time
 from typing import Any
 
@@ -12,10 +15,12 @@ import jax
 from jax.sharding import Mesh
 
 from jaxcifar.config import Config, complete, differences
-from jaxcifar.errors import UserError
-from jaxcifar.run.checkpoint import Checkpointer
-from jaxcifar.run.log import Record, RunLog, write_json
-from jaxcifar.run.machine import environment
+from jaxcifar.errors import UserError, in_short, note, of_file
+from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
+from jaxcifar.run.digest import sha256
+from jaxcifar.run.log import Record, RunLog, best_record, file_digest, read_lines, write_json
+from jaxcifar.run.machine import check_environment, environment
+from jaxcifar.run.plots import plot_history
 from jaxcifar.state import TrainState
 
 
@@ -37,7 +42,10 @@ class Position:
 class RunFolder:
     """The folder of one run, held by this process from `with` to its end.
 
-    Holds config.json, checkpoints/, metrics.jsonl, steps.jsonl, tensorboard/, result.json.
+    Holds config.json, checkpoints/, metrics.jsonl, steps.jsonl, tensorboard/, result.json. All but
+    the checkpoints can be made again from the newest of them.
+
+    An `OSError` inside `with`, such as of a full disk, becomes a `UserError` that names the path.
 
     Args:
       path: made where it does not exist.
@@ -47,9 +55,14 @@ class RunFolder:
     """
 
     def __init__(self, path: pathlib.Path):
+        if re.match(r"[a-z0-9]+:/", str(path)):
+            raise UserError(f"The workdir {path} is an address. Give a folder on this machine.")
         self.path = path
         self.saved_at = time.monotonic()  # the last checkpoint, or the start
         self._closing = contextlib.ExitStack()
+        self._about: dict[str, Any] | None = None  # the content of config.json
+        self._history: list[dict[str, Any]] | None = []  # the finished epochs of the checkpoint
+        self._damaged = 0  # checkpoints set aside so far
         self._checkpoints: Checkpointer | None = None
         self._log: RunLog | None = None
 
@@ -59,21 +72,70 @@ class RunFolder:
             self._closing = stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._closing.close()
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        try:
+            self._closing.close()
+        except (UserError, OSError) as late:
+            if error is None:
+                raise of_file(late) if isinstance(late, OSError) else late from late
+        if isinstance(error, OSError):
+            raise of_file(error) from error
 
     def result(self, config: Config) -> dict[str, Any] | None:
         """Returns the content of result.json where the run is of `config` and complete.
 
+        It is not believed where it is damaged, or not of the logs and checkpoints that are there.
+
         Raises:
           UserError: the folder holds a run of another config.
         """
-        saved = saved_config(self.path)
-        if saved is None:
+        self._about = self._about or read_about(self.path)
+        if self._about is None:
             return None
-        check_same(saved, config, self.path)
+        check_same(complete(self._about["config"]), config, self.path)
         path = self.path / "result.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            result = json.loads(path.read_text())
+            wrong = self._contradiction(result)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            wrong = in_short(error)
+        if wrong is None:
+            return self._mended(result)
+        if Checkpointer(self.path / "checkpoints", read_only=True).last() is None:
+            raise UserError(
+                f"{path} cannot be believed ({wrong}), and there is no checkpoint to make it again "
+                "from. Bring back what was there, or start in a new workdir."
+            )
+        note(f"{path} cannot be believed ({wrong}); it is made again from the last checkpoint.")
+        return None
+
+    def _mended(self, result: dict[str, Any]) -> dict[str, Any]:
+        """A result after its picture and TensorBoard file were made again, where they changed."""
+        files = result.get("files", {})
+        changed = [name for name in files if file_digest(self.path / name) != files[name]]
+        if not changed:
+            return result
+        note(f"made again in {self.path}: {', '.join(changed)}")
+        self.start_log(result["last"]["epoch"], from_checkpoint=False)
+        return self.finish(result)
+
+    def _contradiction(self, result: dict[str, Any]) -> str | None:
+        """What is wrong with a result, in a few words; None where nothing is."""
+        if "sha256" in result and result["sha256"] != _digest_of(result):
+            return "not as it was written"
+        for name in _LOGS:
+            if "files" in result and file_digest(self.path / name) != result["files"].get(name):
+                return f"{name} is another"
+        if "files" not in result:  # of an earlier version
+            records = read_lines(self.path / "metrics.jsonl")
+            if (result["best"], result["last"]) != (best_record(records), records[-1]):
+                return "metrics.jsonl has other numbers"
+        last = Checkpointer(self.path / "checkpoints", read_only=True).last()
+        if last is not None and "last" in result and last.step != result["last"]["step"]:
+            return "the last checkpoint is of another step"
+        return None
 
     def open(
         self, config: Config, provenance: dict[str, dict], in_force: dict[str, Any], mesh: Mesh
@@ -87,15 +149,20 @@ class RunFolder:
           mesh: the devices in use.
 
         Raises:
-          UserError: the run began with other images, or in another dtype.
+          UserError: the run began with other images, in another dtype, or with other settings of
+            JAX that it depends on.
         """
-        path, now = self.path / "config.json", environment(in_force, mesh)
+        now = environment(in_force, mesh)
         content = {"config": config.to_dict(), "data": provenance, "environment": now}
+        before = self._about or read_about(self.path)
         # Imported weights have no images until they are trained.
-        if path.exists() and (before := json.loads(path.read_text())).get("data"):
+        if before is not None and before.get("data"):
             _check_alike(before, config, provenance, in_force["dtype"], self.path)
-            content = before | {"resumed": [*before.get("resumed", []), now]}
-        write_json(path, content)
+            starts = before.get("resumed", [])
+            check_environment(starts[-1] if starts else before["environment"], now, self.path)
+            content = before | {"resumed": [*starts, now]}
+        self._about = content
+        write_json(self.path / "config.json", content)
         self._checkpoints = Checkpointer(self.path / "checkpoints")
         self._closing.callback(self._checkpoints.close)
 
@@ -105,27 +172,92 @@ class RunFolder:
         assert self._checkpoints is not None, "open() comes first"
         return self._checkpoints
 
-    def restore(self, like: TrainState) -> tuple[TrainState, Position] | None:
-        """Returns the state and position of the last checkpoint; None where there is none."""
-        last = self.checkpoints.last()
-        if last is None:
-            return None
-        state, progress = self.checkpoints.restore(like, last)
-        return state, Position(**progress)
+    def restore(self, like: TrainState, steps_per_epoch: int) -> tuple[TrainState, Position] | None:
+        """Returns the state and position of the newest checkpoint that is whole.
 
-    def start_log(self, epochs_done: int) -> list[Record]:
-        """Opens the logs behind the epochs done; returns the records of those."""
-        self._log = RunLog(self.path, epochs_done)
+        Those after it are set aside, as is the best one where it is damaged.
+
+        Args:
+          like: see `jaxcifar.run.checkpoint.Checkpointer.restore`.
+          steps_per_epoch: of the run.
+
+        Returns:
+          None where there is no checkpoint.
+
+        Raises:
+          UserError: one is of another config or model, or none is whole.
+        """
+
+        assert self._about is not None, "open() comes first"
+        config = complete(self._about["config"])
+
+        def check(saved: Saved, progress: dict[str, Any]) -> None:
+            if "about" in progress:
+                check_same(complete(progress["about"]["config"]), config, self.path)
+            position = _position(progress)
+            step = position.epochs_done * steps_per_epoch + len(position.steps.get("loss", ()))
+            if step != saved.step:
+                raise Damaged(
+                    f"The checkpoint {self.checkpoints.directory / str(saved.number)} is damaged: "
+                    f"it is of step {saved.step}, its progress of step {step}."
+                )
+
+        found = self.checkpoints.restore_newest(like, check)
+        if found is None:
+            if (self.path / "metrics.jsonl").is_file() and (
+                self.path / "metrics.jsonl"
+            ).stat().st_size:
+                note(f"there is no checkpoint in {self.path}: the run begins again")
+            return None
+        state, progress, damaged = found
+        self._history = progress.get("history")
+        self._damaged = progress.get("damaged", 0) + damaged
+        self._check_best(like)
+        return state, _position(progress)
+
+    def _check_best(self, like: TrainState) -> None:
+        best = self.checkpoints.best()
+        if best is None or best == self.checkpoints.last():
+            return
+        try:
+            self.checkpoints.restore(like, best)
+        except Damaged as error:
+            if best in self.checkpoints.all():
+                self._damaged += 1
+                self.checkpoints.set_aside(best, error)
+            note(
+                f"The best checkpoint so far, of step {best.step}, is lost; the run goes on from "
+                "its last."
+            )
+
+    def start_log(self, epochs_done: int, *, from_checkpoint: bool = True) -> list[Record]:
+        """Opens the logs behind the epochs done; returns the records of those.
+
+        Where it can be, what they hold of those epochs is what the checkpoint knows.
+
+        Raises:
+          UserError: they lack an epoch that the checkpoint, of an earlier version, cannot restore.
+        """
+        self._log = RunLog(self.path, epochs_done, self._history if from_checkpoint else None)
         self._closing.callback(self._log.close)
         return self._log.records
 
     def save(
         self, step: int, state: TrainState, position: Position, val_accuracy: float | None = None
     ) -> None:
-        """Saves a checkpoint after `step` steps; with a `val_accuracy` it may become the best."""
+        """Saves a checkpoint after `step` steps; with a `val_accuracy` it may become the best.
+
+        Raises:
+          NotFinite: the state is not; nothing is saved.
+          UserError: it cannot be written, or the folder is no more this run's.
+        """
         # Copied: Orbax writes in the background, while the lists grow.
         steps = {name: list(values) for name, values in position.steps.items()}
-        progress = dataclasses.asdict(dataclasses.replace(position, steps=steps))
+        progress = dataclasses.asdict(dataclasses.replace(position, steps=steps)) | {
+            "about": self._about,
+            "history": list(self._log.history) if self._log else [],
+            "damaged": self._damaged,
+        }
         self.checkpoints.save(step, state, progress, val_accuracy)
         self.saved_at = time.monotonic()
 
@@ -134,27 +266,62 @@ class RunFolder:
         assert self._log is not None, "start_log() comes first"
         self._log.write(record, steps)
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Writes result.json, which says that the run is complete."""
-        write_json(self.path / "result.json", result)
+    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Draws history.png and writes result.json, which says that the run is complete.
+
+        Returns:
+          Its content: `result`, how many checkpoints were damaged, and by what the other files and
+          result.json itself are recognised.
+        """
+        files = list(_LOGS)
+        if self._log is not None and self._about is not None:
+            config, images = self._about["config"], self._about["data"]["train"]["name"]
+            title = f"{config['model']['name']} on {images}, seed {config['seed']}"
+            plot_history(self._log.records, title, self.path / "history.png")
+            files += ["history.png", str(self._log.events.relative_to(self.path))]
+        content = {"damaged_checkpoints": self._damaged} | result
+        content["files"] = {name: file_digest(self.path / name) for name in files}
+        content["sha256"] = _digest_of(content)
+        write_json(self.path / "result.json", content)
+        return content
+
+
+_LOGS = ("metrics.jsonl", "steps.jsonl")
+
+
+def _digest_of(result: dict[str, Any]) -> str:
+    return sha256({name: value for name, value in result.items() if name != "sha256"})
+
+
+def _position(progress: dict[str, Any]) -> Position:
+    return Position(progress["epochs_done"], progress["steps"], progress["seconds"])
 
 
 @contextlib.contextmanager
 def _lock(workdir: pathlib.Path):
-    """Makes `workdir` and holds it, so that no two runs write there at once."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"The workdir {workdir} cannot be written: {error}.") from error
-    with file:
+    """Makes `workdir` and holds it, so that no two runs write there at once.
+
+    Held are the file .lock and the folder itself, which keeps others out when the file is deleted;
+    but network file systems lock files only.
+    """
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            workdir.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((workdir / ".lock").open("w"))
+            folder = os.open(workdir, os.O_RDONLY)
+            stack.callback(os.close, folder)
         except OSError as error:
-            raise UserError(
-                f"Another process is training in {workdir}. Wait for it, or choose another "
-                "--workdir."
-            ) from error
+            raise UserError(f"The workdir {workdir} cannot be written: {error}.") from error
+        for held in (file, folder):
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if held is folder and error.errno != errno.EWOULDBLOCK:
+                    continue
+                raise UserError(
+                    f"Another process is training in {workdir}. Wait for it, or choose another "
+                    "--workdir."
+                ) from error
         yield
 
 
@@ -162,18 +329,67 @@ def saved_config(workdir: pathlib.Path) -> Config | None:
     """Returns the config of the run in `workdir`, complete; None where there is no run.
 
     Raises:
-      UserError: config.json is damaged, or has a field that is unknown today.
+      UserError: see `read_about`.
+    """
+    about = read_about(workdir)
+    return None if about is None else complete(about["config"])
+
+
+def check_finished(workdir: pathlib.Path, which: str, saved: Saved) -> None:
+    """Checks that the "best" or "last" checkpoint of a finished run is the one that it ended with.
+
+    Raises:
+      UserError: it is not; result.json names another step.
+    """
+    try:
+        step = json.loads((workdir / "result.json").read_text())[which]["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # it trains, or the training command will say what is wrong
+    if step != saved.step:
+        raise UserError(
+            f"The {which} checkpoint in {workdir} is of step {saved.step}, but its result.json "
+            f"says {step}: a checkpoint was lost, or result.json is damaged. The command that "
+            "trained it mends what can be mended."
+        )
+
+
+def read_about(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the content of config.json, or what the newest checkpoint knows of it.
+
+    Returns:
+      None where there is no run.
+
+    Raises:
+      UserError: config.json is damaged or missing, and no checkpoint can replace it; or it has a
+        field that is unknown today.
     """
     path = workdir / "config.json"
-    if not path.exists():
-        return None
     try:
-        saved = json.loads(path.read_text())["config"]
-        return complete(saved)
+        about = json.loads(path.read_text())
+        complete(about["config"])
+        if isinstance(about["environment"]["dtype"], str) and isinstance(about["data"], dict):
+            return about
+        wrong = "is damaged"
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    except FileNotFoundError:
+        wrong = "is missing"
+    except PermissionError as error:
+        raise of_file(error) from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}). Choose another --workdir.") from error
+        wrong = f"is damaged ({in_short(error)})"
+    checkpoints = Checkpointer(workdir / "checkpoints", read_only=True)
+    for saved in reversed(checkpoints.all()):
+        with contextlib.suppress(Damaged):
+            if about := checkpoints.progress(saved).get("about"):
+                note(f"{path} {wrong}; what the checkpoint of step {saved.step} knows is used.")
+                return about
+    if wrong == "is missing" and checkpoints.last() is None:
+        return None
+    raise UserError(
+        f"{path} {wrong}, and no checkpoint there knows its content. Bring it back from a copy, or "
+        "choose another --workdir."
+    )
 
 
 def check_same(saved: Config, config: Config, workdir: pathlib.Path) -> None:
@@ -200,10 +416,22 @@ def _check_alike(
             f"which is {dtype} on this {jax.default_backend()}. Resume it on a device like the one "
             "it began on, or choose another --workdir."
         )
-    saved = content["data"]
+    check_images(content["data"], provenance, workdir)
+
+
+def check_images(
+    saved: dict[str, dict], provenance: dict[str, dict], workdir: pathlib.Path
+) -> None:
+    """Compares the images of a run by part, each as `jaxcifar.data.Dataset.provenance`.
+
+    Raises:
+      UserError: those of a part are not the `saved` ones. Parts that only one side has are not
+        compared.
+    """
     for part, facts in provenance.items():
         if part in saved and saved[part]["sha256"] != facts["sha256"]:
             raise UserError(
                 f"{workdir} holds a run on other {part} images (from {saved[part]['source']}; "
-                f"these are from {facts['source']}). Choose another --workdir."
+                f"these are from {facts['source']}): their SHA-256 differs. Bring those back, or "
+                "choose another --workdir."
             )

@@ -1,14 +1,26 @@
 """What a run writes while it trains, and the readers of it."""
 
+import base64
+import contextlib
+import hashlib
 import json
 import os
 import pathlib
+import time
 from collections.abc import Iterable
 from typing import Any
 
-from tensorboardX import SummaryWriter
+import numpy as np
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+
+from jaxcifar.errors import UserError, note
+
+_proto: Any = event_pb2  # its classes are made at import: no type checker sees them
 
 Record = dict[str, Any]
+Steps = dict[str, list[float]]  # the metrics of an epoch's steps
 
 # --- files ------------------------------------------------------------------------------------
 
@@ -19,7 +31,11 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 
 
 def read_lines(path: pathlib.Path) -> list[Record]:
-    """Reads a file of JSON lines; [] where there is none. A half-written last line is left out."""
+    """Reads a file of JSON lines; [] where there is none. A half-written last line is left out.
+
+    Raises:
+      ValueError: a line is damaged.
+    """
     if not path.exists():
         return []
     lines = path.read_text().split("\n")
@@ -27,10 +43,41 @@ def read_lines(path: pathlib.Path) -> list[Record]:
 
 
 def replace(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a reader, or a kill, never meets half of it."""
+    """Writes a file so that a reader, a kill or a power cut never meets half of it."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
+    sync(path.parent)
+
+
+def append(path: pathlib.Path, line: str) -> None:
+    """Appends a line to a file, and returns when it is on the disk."""
+    with path.open("a") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(path: pathlib.Path) -> None:
+    """Returns when a file, or the names in a folder, are on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def file_digest(path: pathlib.Path) -> str | None:
+    """Returns the SHA-256 of a file; None where there is none that can be read."""
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return None
+
+
+# --- the logs of a run ------------------------------------------------------------------------
 
 
 class RunLog:
@@ -38,35 +85,125 @@ class RunLog:
 
     metrics.jsonl has the means of each epoch; steps.jsonl the metrics of each of its steps, as
     lists. What an interrupted run logged after the checkpoint it resumes from is dropped here, and
-    logged again as those epochs are trained again: no epoch appears twice.
+    logged again as those epochs are trained again: no epoch appears twice, and none is missing.
+
+    Args:
+      workdir: of the run.
+      epochs_done: as far as the checkpoint.
+      saved: the `history` of the checkpoint, from which damaged files are made again; None where
+        an earlier version wrote it, without.
+
+    Attributes:
+      records: of the epochs so far.
+      events: the TensorBoard file.
+      history: the same and the metrics of the epochs' steps, JSON-ready: what checkpoints keep.
+
+    Raises:
+      UserError: without `saved`, an epoch is missing from a file, or damaged.
     """
 
-    def __init__(self, workdir: pathlib.Path, epochs_done: int):
+    def __init__(
+        self, workdir: pathlib.Path, epochs_done: int, saved: list[dict[str, Any]] | None = None
+    ):
         self._metrics, self._steps = workdir / "metrics.jsonl", workdir / "steps.jsonl"
-        self.records = self._keep(self._metrics, epochs_done)
-        self._keep(self._steps, epochs_done)
-        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=epochs_done + 1)
+        if saved is None:
+            metrics, steps = (_read(path, epochs_done) for path in (self._metrics, self._steps))
+            saved = [_pack(record, line) for record, line in zip(metrics, steps, strict=True)]
+        self.history = list(saved)
+        self.records: list[Record] = [epoch["record"] for epoch in saved]
+        for path, lines in (
+            (self._metrics, map(json.dumps, self.records)),
+            (self._steps, map(_steps_line, saved)),
+        ):
+            _start(path, "".join(line + "\n" for line in lines))
+        self._events = _Events(workdir / "tensorboard")
+        self.events = self._events.path
+        for record in self.records:
+            self._events.write(record)
 
-    @staticmethod
-    def _keep(path: pathlib.Path, epochs_done: int) -> list[Record]:
-        kept = [record for record in read_lines(path) if record["epoch"] <= epochs_done]
-        replace(path, "".join(json.dumps(record) + "\n" for record in kept))
-        return kept
-
-    def write(self, record: Record, steps: dict[str, list[float]]) -> None:
+    def write(self, record: Record, steps: Steps) -> None:
         """Appends one epoch: its record, and the metrics of its steps."""
-        rounded = {name: [float(f"{v:.6g}") for v in values] for name, values in steps.items()}
-        steps_line = {"epoch": record["epoch"], **rounded}
-        for path, line in ((self._steps, steps_line), (self._metrics, record)):
-            with path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-        for name, value in record.items():
-            if name not in ("epoch", "step"):
-                self._writer.add_scalar(name.replace("_", "/", 1), value, record["epoch"])
-        self._writer.flush()
+        epoch = _pack(record, steps)
+        append(self._steps, _steps_line(epoch))
+        append(self._metrics, json.dumps(record))
+        self.records.append(record)
+        self.history.append(epoch)
+        self._events.write(record)
 
     def close(self) -> None:
         """Closes the TensorBoard file."""
+        self._events.close()
+
+
+def _pack(record: Record, steps: Steps) -> dict[str, Any]:
+    packed = {
+        name: base64.b64encode(np.asarray(values, "<f4").tobytes()).decode()
+        for name, values in steps.items()
+        if name != "epoch"
+    }
+    return {"record": record, "steps": packed}
+
+
+def _steps_line(epoch: dict[str, Any]) -> str:
+    line: dict[str, Any] = {"epoch": epoch["record"]["epoch"]}
+    for name, packed in epoch["steps"].items():
+        values = np.frombuffer(base64.b64decode(packed), "<f4").tolist()
+        line[name] = [float(f"{value:.6g}") for value in values]
+    return json.dumps(line)
+
+
+def _read(path: pathlib.Path, epochs: int) -> list[Record]:
+    """The lines of epochs 1 … `epochs` of a file."""
+    try:
+        lines = read_lines(path)[:epochs] if epochs else []
+        complete = [line["epoch"] for line in lines] == list(range(1, epochs + 1))
+    except (ValueError, KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise UserError(
+            f"{path} is damaged: it must hold epochs 1 to {epochs}, and the checkpoint is of an "
+            "earlier version, which cannot bring them back. Start in a new workdir."
+        )
+    return lines
+
+
+def _start(path: pathlib.Path, text: str) -> None:
+    """Makes `text` all that a file holds; says so where that was not its beginning."""
+    try:
+        before = path.read_text() if path.exists() else ""
+    except ValueError:
+        before = "damaged"
+    if text and not before.startswith(text):
+        note(f"{path} was damaged, and was made again from the checkpoint.")
+    if before != text or not path.exists():
+        replace(path, text)
+
+
+class _Events:
+    """A TensorBoard file of all epochs. It is written at once, by no other thread."""
+
+    _SUFFIX = ".jaxcifar"
+
+    def __init__(self, folder: pathlib.Path):
+        folder.mkdir(exist_ok=True)
+        for path in folder.glob(f"events.out.tfevents.*{self._SUFFIX}"):
+            if path.is_file():
+                path.unlink()  # of an earlier start: all that it held is written again
+        self._writer = EventsWriter(str(folder / "events"), self._SUFFIX)
+        (self.path,) = (p for p in folder.glob(f"events.*{self._SUFFIX}") if p.is_file())
+        # Whatever earlier versions wrote there is out of date.
+        start = _proto.SessionLog(status=_proto.SessionLog.START)
+        self._writer.write_event(_proto.Event(wall_time=time.time(), step=1, session_log=start))
+
+    def write(self, record: Record) -> None:
+        for name, value in record.items():
+            if name not in ("epoch", "step"):
+                scalar = summary.scalar(name.replace("_", "/", 1), value)
+                event = _proto.Event(wall_time=time.time(), step=record["epoch"], summary=scalar)
+                self._writer.write_event(event)
+        self._writer.flush()
+
+    def close(self) -> None:
         self._writer.close()
 
 

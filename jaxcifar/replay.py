@@ -1,0 +1,176 @@
+"""Computes the steps after a run's last checkpoint again, to see where a number stops being finite.
+
+python -m jaxcifar.replay WORKDIR
+
+The run is only read. Every step follows from the checkpoint and its own number, so the step at
+which a run diverged is the same here; on as many devices of the same kind, to the bit.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxcifar import programs, sharding, train
+from jaxcifar.config import complete
+from jaxcifar.errors import UserError, exit_code
+from jaxcifar.kernels import compilation
+from jaxcifar.run.checkpoint import Checkpointer
+from jaxcifar.run.digest import leaves
+from jaxcifar.run.folder import check_images, read_about
+from jaxcifar.state import TrainState
+from jaxcifar.task import Task, build, check_config, hyperparams
+
+
+def replay(
+    workdir: str | pathlib.Path, *, mesh: Mesh | None = None, say: Callable[[str], None] = print
+) -> int | None:
+    """Trains from the last checkpoint to the first step with a number that is not finite.
+
+    Says, for that step, its batch and learning rate, and whether each of these is finite, in the
+    order in which they are computed: parameters, inputs, the output of each layer, the loss, the
+    gradient of each parameter.
+
+    Args:
+      workdir: of a run.
+      mesh: of the devices; None is all.
+      say: gets each line.
+
+    Returns:
+      The number of the step, counted from 1; None where all are finite.
+
+    Raises:
+      UserError: no run there, other images, or a checkpoint that cannot be read.
+    """
+    workdir, mesh = pathlib.Path(workdir), mesh or sharding.make_mesh()
+    about = read_about(workdir)
+    if about is None:
+        raise UserError(f"{workdir} contains no run (no config.json). Train first.")
+    config = complete(about["config"])
+    check_config(config, mesh)
+    splits = train.load_splits(config)
+    check_images(about["data"], splits.provenance, workdir)
+    task = build(config, splits.train, mesh)
+    numbers = sharding.replicate(hyperparams(config), mesh)
+    images, labels = sharding.replicate((splits.train.images, splits.train.labels), mesh)
+    checkpoints = Checkpointer(workdir / "checkpoints", read_only=True)
+    if last := checkpoints.last():
+        state, _ = checkpoints.restore(programs.abstract_state(task), last)
+    else:
+        state = programs.init(task)(sharding.replicate(np.uint32(config.seed), mesh), numbers)
+    first = int(state.step)
+    say(f"{workdir}: from the checkpoint of step {first}" if last else f"{workdir}: from step 0")
+    end = config.train.epochs * task.steps_per_epoch
+    step_of = programs.train(task, 1)
+    for step in range(first, end):
+        epoch, place = divmod(step, task.steps_per_epoch)
+        order = programs.order(task)(state.key, sharding.replicate(np.int32(epoch + 1), mesh))
+        before = jax.tree.map(jax.numpy.copy, state)  # the step uses `state` up
+        state, metrics = step_of(state, numbers, images, labels, order)
+        if np.isfinite(metrics["loss"]).all() and _all_finite(state.variables):
+            continue
+        rows = np.asarray(order)[place]
+        say(f"step {step + 1}, epoch {epoch + 1}: loss {float(metrics['loss'][0])}")
+        say(f"learning rate {float(metrics['learning_rate'][0]):.6g}")
+        say(f"rows of its batch: {', '.join(map(str, rows))}")
+        found = [*_sizes("before the step", before.variables), *_look(task, before, images, labels)]
+        for line in _report([*found, *_sizes("after the step", state.variables)]):
+            say(line)
+        return step + 1
+    say(f"steps {first + 1} to {end}: all numbers are finite")
+    return None
+
+
+_Size = tuple[str, float, int]  # name, largest absolute value, how many are not finite
+
+
+def _look(task: Task, state: TrainState, images: jax.Array, labels: jax.Array) -> list[_Size]:
+    """What the step after `state` computes, in that order."""
+    # Within a network that computes twice to save memory nothing can be looked at.
+    model = task.model.clone(remat=False) if getattr(task.model, "remat", False) else task.model
+    loss, names = programs.loss(dataclasses.replace(task, model=model)), []
+
+    def watched(params: Any, state: TrainState, batch: tuple[jax.Array, jax.Array]):
+        values = []
+
+        def note(name: str, value: Any) -> None:
+            for leaf in jax.tree.leaves(value):
+                if isinstance(leaf, jax.Array):
+                    names.append(name)
+                    values.append(_size(leaf))
+
+        def watch(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+            if context.method_name != "__call__":
+                return call(*args, **kwargs)
+            if not context.module.path:
+                note("images, augmented and normalised", args[0])
+            found = call(*args, **kwargs)
+            note(f"output of {'/'.join(context.module.path) or 'the network'}", found)
+            return found
+
+        names.clear()
+        with nn.intercept_methods(watch):
+            ce, _ = loss(params, state, *batch)
+        note("cross-entropy", ce)
+        return ce, values
+
+    def run(state: TrainState, images: jax.Array, labels: jax.Array, order: jax.Array):
+        batch = programs.batch(task, state.step, images, labels, order)
+        gradient, values = jax.grad(watched, has_aux=True)(state.params, state, batch)
+        return values, gradient
+
+    epoch = sharding.replicate(np.int32(int(state.step) // task.steps_per_epoch + 1), task.mesh)
+    order = programs.order(task)(state.key, epoch)
+    values, gradient = compilation.jit(run, platform=task.platform)(state, images, labels, order)
+    sizes = [(name, *map(float, value)) for name, value in zip(names, values, strict=True)]
+    return [(name, size, int(bad)) for name, size, bad in sizes] + _sizes("gradient", gradient)
+
+
+def _size(array: jax.Array) -> tuple[jax.Array, jax.Array]:
+    finite = jax.numpy.isfinite(array)
+    return jax.numpy.abs(array).max(where=finite, initial=0), (~finite).sum()
+
+
+def _sizes(what: str, tree: Any) -> list[_Size]:
+    found = []
+    for name, leaf in leaves(jax.device_get(tree)).items():
+        finite = np.isfinite(leaf)
+        size = float(np.abs(leaf).max(where=finite, initial=0))
+        found.append((f"{name} {what}", size, int((~finite).sum())))
+    return found
+
+
+def _all_finite(tree: Any) -> bool:
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(tree)))
+
+
+def _report(found: list[_Size]) -> list[str]:
+    """A line for each, with an arrow at the first that is not finite."""
+    lines, first = [], True
+    for name, size, bad in found:
+        mark, first = ("->", False) if bad and first else ("  ", first)
+        lines.append(f"{mark} {name}: at most {size:.4g}" + (f", {bad} not finite" if bad else ""))
+    return lines
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m jaxcifar.replay", description=__doc__)
+    parser.add_argument("workdir", type=pathlib.Path)
+    arguments = parser.parse_args(argv)
+
+    def command() -> None:
+        compilation.use_cache()
+        replay(arguments.workdir)
+
+    return exit_code(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""What a state is recognised by: sums of its bits that a single changed bit changes."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcifar.kernels import compilation
+
+# The parts whose numbers the network computes with: they must be finite.
+_VARIABLES = ("params", "batch_stats", "ema")
+
+
+class Digest(NamedTuple):
+    """Of one part of a state.
+
+    Attributes:
+      bits: of its arrays, 16 hex digits.
+      shapes: of the names and shapes of its arrays, 16 hex digits.
+    """
+
+    bits: str
+    shapes: str
+
+
+def digests(parts: Mapping[str, Any]) -> tuple[dict[str, Digest], bool]:
+    """Returns (the digest of each part, whether all variables are finite).
+
+    A word of 32 bits is mixed with its place in the part, by a function that maps no two words at
+    one place to the same number; a digest is the sum of those numbers, modulo 2³², for two such
+    functions. So a single changed word always changes it, and the order of the sum, the number of
+    devices and how the arrays lie on them never do.
+
+    Args:
+      parts: name -> pytree of arrays, such as {"params": …, "opt_state": …}. Those named "params",
+        "batch_stats" and "ema" must be float32, and finite.
+    """
+    parts = {name: tree for name, tree in parts.items() if jax.tree.leaves(tree)}
+    found = jax.device_get(_sums(parts))
+    digests = {
+        name: Digest(f"{first:08x}{second:08x}", shapes_digest(parts[name]))
+        for name, (first, second, _) in found.items()
+    }
+    return digests, all(bool(finite) for *_, finite in found.values())
+
+
+def shapes_digest(tree: Any) -> str:
+    """Returns 16 hex digits that follow from the names and shapes of a pytree's arrays."""
+    return sha256(shapes(tree))[:16]
+
+
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Returns {path: shape} of a pytree of arrays, see `leaves`."""
+    return {path: tuple(leaf.shape) for path, leaf in leaves(tree).items()}
+
+
+def leaves(tree: Any) -> dict[str, Any]:
+    """Returns {path: array} of a pytree, under the names that Orbax stores them by."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        # Orbax stores dataclass fields and tuple places as dict keys.
+        names = [getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path]
+        found["/".join(map(str, names))] = leaf
+    return found
+
+
+def sha256(content: Any) -> str:
+    """Returns the SHA-256 of a JSON-ready value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sums(parts: dict[str, Any]) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
+    (device, *_) = jax.tree.leaves(parts)[0].devices()
+    return _compiled(device.platform)(parts)
+
+
+@functools.cache
+def _compiled(platform: str) -> Callable:
+    return compilation.jit(
+        lambda parts: {name: _sum(name, tree) for name, tree in parts.items()}, platform=platform
+    )
+
+
+def _sum(name: str, tree: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    by_dtype: dict[str, list[jax.Array]] = {}
+    for leaf in jax.tree.leaves(tree):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        by_dtype.setdefault(leaf.dtype.name, []).append(leaf.reshape(-1))
+    sums, finite, before = np.zeros(2, np.uint32), jnp.bool_(True), 0
+    for _, leaves in sorted(by_dtype.items()):
+        # Joined as they are, which XLA copies fast; then there is one loop, however many leaves.
+        words = _words(jax.lax.optimization_barrier(jnp.concatenate(leaves)))
+        place = _mix(jax.lax.iota(jnp.uint32, words.size) + np.uint32(before))
+        sums += jnp.stack([_mix(words ^ place).sum(), _mix((words + place) ^ _SALT).sum()])
+        if name in _VARIABLES:
+            finite &= jnp.all(words & _INFINITY != _INFINITY)
+        before += words.size
+    return sums[0], sums[1], finite
+
+
+_SALT, _INFINITY = np.uint32(0x9E3779B9), np.uint32(0x7F800000)
+
+
+def _words(array: jax.Array) -> jax.Array:
+    """The bits of an array [N], as uint32."""
+    if array.dtype == bool:
+        return array.astype(jnp.uint32)
+    word = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
+    return jax.lax.bitcast_convert_type(array, word).reshape(-1).astype(jnp.uint32)
+
+
+def _mix(word: jax.Array) -> jax.Array:
+    """The last part of MurmurHash3: one to one on 32 bits."""
+    word = (word ^ (word >> 16)) * np.uint32(0x85EBCA6B)
+    word = (word ^ (word >> 13)) * np.uint32(0xC2B2AE35)
+    return word ^ (word >> 16)

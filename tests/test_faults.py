@@ -1,0 +1,181 @@
+"""What happens to a run from outside: full disks, locks, divergence, files of others."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcifar import replay, restore
+from jaxcifar.errors import UserError, exit_code
+from jaxcifar.hooks import Hook
+from jaxcifar.interop import torch as interop
+from jaxcifar.run.checkpoint import Checkpointer
+from jaxcifar.run.folder import RunFolder
+from tests.test_run_integrity import ONE, numbers, run, tiny
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+# --- the disk ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "bytes_of_a_file",
+    [
+        100,  # config.json
+        12_000,  # a checkpoint
+    ],
+)
+def test_a_full_disk_is_one_message_and_the_run_goes_on_afterwards(tmp_path, bytes_of_a_file):
+    """No file may grow beyond so many bytes."""
+    script = (
+        "import resource, sys\n"
+        "from tests.test_run_integrity import run, tiny\n"
+        "from jaxcifar.errors import exit_code\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_of_a_file}, resource.RLIM_INFINITY))\n"
+        "sys.exit(exit_code(lambda: run(tiny(train__epochs=1), sys.argv[1]) and 0))\n"
+    )
+    # No cache: an entry that cannot be written is a warning of JAX's own.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    found = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert found.returncode == 2, found.stderr
+    (line,) = [line for line in found.stderr.splitlines() if line.startswith("jaxcifar:")]
+    assert str(tmp_path) in line
+    assert "Traceback" not in found.stderr
+    assert not (tmp_path / "result.json").exists()
+    assert run(tiny(train__epochs=1), tmp_path)["last"]["epoch"] == 1
+
+
+def test_a_folder_where_a_file_belongs_is_one_message(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"metrics\.jsonl: Is a directory"):
+        run(tiny(), tmp_path)
+
+
+def test_checkpoints_that_are_a_file_are_one_message(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(UserError, match=r"checkpoints: (File exists|Not a directory)"):
+        run(tiny(), tmp_path)
+
+
+def test_an_oserror_of_a_command_is_one_message(tmp_path, capsys):
+    def command():
+        (tmp_path / "none" / "file").write_text("")
+
+    assert exit_code(command) == 2
+    assert (
+        capsys.readouterr().err == f"jaxcifar: {tmp_path}/none/file: No such file or directory.\n"
+    )
+
+
+def test_an_address_is_no_workdir():
+    with pytest.raises(UserError, match="gs:/bucket/run is an address"):
+        RunFolder(pathlib.Path("gs://bucket/run"))
+
+
+def test_a_deleted_lock_lets_no_other_in(tmp_path):
+    with RunFolder(tmp_path):
+        (tmp_path / ".lock").unlink()
+        with pytest.raises(UserError, match="Another process"), RunFolder(tmp_path):
+            pass
+    with RunFolder(tmp_path):
+        pass
+
+
+# --- divergence -------------------------------------------------------------------------------
+
+
+def diverging():
+    return tiny(
+        model__name="vgg_a",
+        optim__name="sgd",
+        optim__momentum=0.9,
+        optim__learning_rate=100.0,
+        optim__l2=100.0,
+    )
+
+
+def test_divergence_can_be_looked_at(tmp_path):
+    with pytest.raises(UserError, match="is not finite") as error:
+        run(diverging(), tmp_path)
+    message = str(error.value)
+    assert f"python -m jaxcifar.replay {tmp_path}" in message
+    assert "learning rate of the step: 100" in message
+    rows = message.rpartition("rows of its batch: ")[2]
+    assert len(set(map(int, rows.split(", ")))) == 32
+    # The last good checkpoint is good.
+    _, _, variables = restore.load_variables(tmp_path, "last", mesh=ONE)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(variables)))
+    lines = []
+    step = replay.replay(tmp_path, mesh=ONE, say=lines.append)
+    assert f"loss of step {step} " in message
+    assert f"rows of its batch: {rows}" in lines
+    (first,) = [line for line in lines if line.startswith("->")]
+    assert first.startswith("-> output of ")
+    before = lines[: lines.index(first)]
+    assert not any("not finite" in line for line in before)
+
+
+class Spoil(Hook):
+    """Makes a parameter infinite where one step is done: the loss of that step was finite."""
+
+    def before_step(self, run):
+        if run.step == 4:
+            params = jax.tree.map(lambda x: x.at[:1].set(np.inf), run.state.params)
+            run.state = run.state.replace(params=jax.device_put(params, run.state.step.sharding))
+            run.stop.request("on purpose")
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+    with pytest.raises(UserError, match="A parameter after step 4 is not finite") as error:
+        run(tiny(), tmp_path, Spoil())
+    last = Checkpointer(tmp_path / "checkpoints", read_only=True).last()
+    assert f"last good checkpoint is of step {last.step}" in str(error.value)
+    run(tiny(), tmp_path)
+    assert numbers(tmp_path)[0][-1]["epoch"] == 3
+
+
+def test_nothing_is_wrong_with_a_finite_run(tmp_path):
+    run(tiny(train__epochs=1), tmp_path)
+    lines = []
+    assert replay.replay(tmp_path, mesh=ONE, say=lines.append) is None
+    with pytest.raises(UserError, match="contains no run"):
+        replay.replay(tmp_path / "none", mesh=ONE)
+
+
+# --- files of others --------------------------------------------------------------------------
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    run(tiny(train__epochs=1), tmp_path)
+    config, _, variables = restore.load_variables(tmp_path, mesh=ONE)
+    weights = interop.to_torch(config.model.name, variables)
+    weights["features.0.weight"][0, 0, 0, 0] = np.nan
+    with pytest.raises(UserError, match=r"features\.0\.weight has values that are not finite"):
+        interop.from_torch(config.model.name, weights, width=config.model.width)
+
+
+class Payload:
+    def __reduce__(self):
+        return (os.mkdir, (str(Payload.made),))
+
+
+def test_an_archive_of_pickles_is_refused_and_not_run(tmp_path, capsys):
+    Payload.made = tmp_path / "made"
+    path = tmp_path / "weights.npz"
+    np.savez(path, allow_pickle=True, a=np.array([Payload()], dtype=object))
+    arguments = ["import", str(path), "--model=vgg_a", f"--workdir={tmp_path / 'run'}"]
+    assert interop.main(arguments) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert not Payload.made.exists()

@@ -1,0 +1,381 @@
+"""A run's folder after something in it was damaged, lost or exchanged."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcifar import restore, sharding, train
+from jaxcifar.config import base_config
+from jaxcifar.errors import Interrupted, UserError
+from jaxcifar.hooks import Hook
+from jaxcifar.run.checkpoint import Checkpointer, Saved
+from jaxcifar.run.digest import digests
+from jaxcifar.run.log import read_lines
+
+ONE = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), (sharding.BATCH_AXIS,))
+
+
+def tiny(**fields):
+    """A narrow VGG on 100 made-up images: three steps an epoch, each saved, and three epochs."""
+    config = base_config()
+    config.model.name, config.model.width = "vgg_a_bn", 0.05
+    config.data.name, config.optim.learning_rate = "synthetic", 0.01
+    config.train.batch_size, config.train.limit_train_images = 32, 100
+    config.train.epochs, config.train.eval_batch_size = 3, 64
+    config.train.checkpoint_minutes = 1e-9
+    for field, value in fields.items():
+        group, _, name = field.rpartition("__")
+        (config[group] if group else config)[name] = value
+    return config
+
+
+def run(config, workdir, *hooks):
+    return train.train_and_evaluate(config, workdir, hooks=hooks, mesh=ONE, quiet=True)
+
+
+class StopAt(Hook):
+    """Asks for the end where `step` steps are done."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def before_step(self, run):
+        if run.step == self.step:
+            run.stop.request("on purpose")
+
+
+def numbers(folder):
+    """What no two runs of a config may differ in."""
+    untimed = [
+        {k: v for k, v in record.items() if k not in ("seconds", "images_per_second")}
+        for record in read_lines(folder / "metrics.jsonl")
+    ]
+    variables = jax.device_get(restore.load_variables(folder, "last", mesh=ONE)[2])
+    bits = b"".join(leaf.tobytes() for leaf in jax.tree.leaves(variables))
+    result = json.loads((folder / "result.json").read_text())
+    steps = read_lines(folder / "steps.jsonl")
+    return untimed, steps, result["best"]["epoch"], result.get("test"), bits
+
+
+def state_files(folder, number):
+    found = (folder / "checkpoints" / str(number) / "state").rglob("*")
+    return [path for path in found if path.is_file()]
+
+
+def flip(path, place=0.5):
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+
+
+def flip_arrays(folder, number):
+    """Flips a bit where an array's data are."""
+    flip(max(state_files(folder, number), key=lambda path: path.stat().st_size))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    run(tiny(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(Interrupted):
+        run(tiny(), folder, StopAt(7))
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    """Stopped after step 7 of 9: its checkpoints are 12 or 13, the best of 7 and 13, and 14."""
+    shutil.copytree(stopped_once, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+# --- the digest -------------------------------------------------------------------------------
+
+
+def tree():
+    generator = np.random.default_rng(0)
+    return {
+        "params": {"b": generator.normal(size=(3, 5)), "a": generator.normal(size=7)},
+        "opt_state": (np.int32(3), generator.normal(size=(4, 4))),
+        "key": jax.random.key(1),
+    }
+
+
+def as_arrays(tree):
+    to_array = lambda x: x if isinstance(x, jax.Array) else jax.numpy.asarray(x, None)  # noqa: E731
+    return jax.tree.map(to_array, tree)
+
+
+def test_any_bit_changes_the_digest():
+    before, _ = digests(as_arrays(tree()))
+    for bit in range(32):
+        for place in ((0, 0), (2, 4)):
+            changed = as_arrays(tree())
+            array = np.asarray(changed["params"]["b"]).copy()
+            array.view(np.uint32)[place] ^= np.uint32(1 << bit)
+            changed["params"]["b"] = jax.numpy.asarray(array)
+            after, _ = digests(changed)
+            assert after["params"].bits != before["params"].bits
+            assert (after["opt_state"], after["key"]) == (before["opt_state"], before["key"])
+
+
+def test_the_digest_sees_what_is_exchanged():
+    before, _ = digests(as_arrays(tree()))
+    changed = tree()
+    changed["params"]["b"] = changed["params"]["b"][::-1]
+    assert digests(as_arrays(changed))[0]["params"] != before["params"]
+    # Two signs: they cancel in a plain sum.
+    changed = tree()
+    changed["params"]["b"][:2, 0] *= -1
+    assert digests(as_arrays(changed))[0]["params"] != before["params"]
+
+
+def test_the_digest_is_that_of_any_number_of_devices():
+    alone, _ = digests(as_arrays(tree()))
+    mesh = sharding.make_mesh()
+    assert mesh.size == 8
+    assert digests(sharding.replicate(as_arrays(tree()), mesh))[0] == alone
+    split = as_arrays({"params": {"a": np.arange(64.0)}})
+    there = jax.device_put(split, sharding.batch_sharding(mesh))
+    assert digests(there) == digests(split)
+
+
+def test_only_variables_must_be_finite():
+    for part, expected in (("params", False), ("ema", False), ("opt_state", True)):
+        for value in (np.nan, np.inf):
+            _, finite = digests({part: {"x": jax.numpy.array([1.0, value])}})
+            assert finite == expected
+    assert digests({"params": {"x": jax.numpy.array([1.0, 3e38])}})[1]
+
+
+# --- checkpoints ------------------------------------------------------------------------------
+
+
+def test_flipped_bits_are_noticed_and_the_checkpoint_before_is_taken(finished, stopped, capsys):
+    flip_arrays(stopped, 14)
+    result = run(tiny(), stopped)
+    assert numbers(stopped) == numbers(finished)
+    assert result["damaged_checkpoints"] == 1
+    assert (stopped / "checkpoints" / "damaged-14-1").is_dir()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "checkpoints/14" in line
+    assert "set aside as damaged-14-1" in line
+
+
+@pytest.mark.parametrize("name", ["progress/metadata", "state/_METADATA", "state/manifest.ocdbt"])
+@pytest.mark.parametrize("how", ["half", "empty", "delete", "folder"])
+def test_any_file_of_a_checkpoint(finished, stopped, name, how):
+    path = stopped / "checkpoints" / "14" / name
+    content = path.read_bytes()
+    path.unlink()
+    if how == "folder":
+        path.mkdir()
+    elif how != "delete":
+        path.write_bytes(content[: len(content) // 2] if how == "half" else b"")
+    run(tiny(), stopped)
+    assert numbers(stopped) == numbers(finished)
+
+
+def test_a_changed_score_or_position_is_noticed(finished, stopped):
+    path = stopped / "checkpoints" / "14" / "progress" / "metadata"
+    path.write_text(path.read_text().replace('"epochs_done": 2', '"epochs_done": 1'))
+    run(tiny(), stopped)
+    assert numbers(stopped) == numbers(finished)
+
+
+def test_no_whole_checkpoint_is_one_message_and_nothing_is_changed(stopped):
+    numbers = [path.name for path in (stopped / "checkpoints").iterdir()]
+    for number in numbers:
+        flip_arrays(stopped, number)
+    with pytest.raises(UserError, match=r"No checkpoint in .* is whole; nothing was changed"):
+        run(tiny(), stopped)
+    assert sorted(path.name for path in (stopped / "checkpoints").iterdir()) == sorted(numbers)
+
+
+def test_what_is_evaluated_is_never_another_checkpoint(copied):
+    best = Checkpointer(copied / "checkpoints", read_only=True).best()
+    flip_arrays(copied, best.number)
+    with pytest.raises(UserError, match=f"checkpoints/{best.number} is damaged: not as saved"):
+        restore.evaluate_workdir(copied, "best", mesh=ONE)
+    shutil.rmtree(copied / "checkpoints" / str(best.number))
+    with pytest.raises(UserError, match=r"it is not there|says"):
+        restore.evaluate_workdir(copied, "best", mesh=ONE)
+
+
+def test_a_lost_last_checkpoint_is_not_taken_for_the_one_before(finished, copied):
+    expected = numbers(finished)
+    shutil.rmtree(copied / "checkpoints" / "19")
+    with pytest.raises(UserError, match=r"result\.json says 9"):
+        restore.evaluate_workdir(copied, "last", mesh=ONE)
+    run(tiny(), copied)
+    assert numbers(copied) == expected
+
+
+def test_the_averages_are_verified_too(tmp_path):
+    config = tiny(train__ema_decay=0.5, train__epochs=1)
+    run(config, tmp_path)
+    path = tmp_path / "checkpoints" / "7" / "progress" / "metadata"
+    content = json.loads(path.read_text())
+    assert content["digests"].keys() >= {"params", "batch_stats", "opt_state", "ema", "step", "key"}
+    restore.load_variables(tmp_path, mesh=ONE)
+    flip_arrays(tmp_path, 7)
+    with pytest.raises(UserError, match=r"checkpoints/7"):
+        restore.load_variables(tmp_path, mesh=ONE)
+
+
+def test_the_best_and_the_two_newest_are_kept(finished):
+    checkpoints = Checkpointer(finished / "checkpoints", read_only=True)
+    best = max(
+        read_lines(finished / "metrics.jsonl"), key=lambda r: (r["val_accuracy"], -r["step"])
+    )
+    assert checkpoints.best() == Saved(best["step"], True)
+    assert checkpoints.all()[-2:] == [Saved(9, False), Saved(9, True)]
+    assert len(checkpoints.all()) == len({checkpoints.best(), *checkpoints.all()[-2:]})
+
+
+# --- the other files --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "steps.jsonl"])
+@pytest.mark.parametrize("how", ["half", "empty", "delete"])
+def test_files_are_made_again_from_the_checkpoint(finished, stopped, name, how, capsys):
+    path = stopped / name
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if how == "half" else b"")
+    if how == "delete":
+        path.unlink()
+    run(tiny(), stopped)
+    assert numbers(stopped) == numbers(finished)
+    assert name in capsys.readouterr().err
+
+
+def test_a_flipped_digit_of_a_log_is_mended(finished, stopped):
+    path = stopped / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"epoch": 1', '"epoch": 7'))
+    run(tiny(), stopped)
+    assert numbers(stopped) == numbers(finished)
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", '{"best": 1}', "[]", "3"])
+def test_a_damaged_result_is_not_believed(finished, copied, text):
+    (copied / "result.json").write_text(text)
+    run(tiny(), copied)
+    assert numbers(copied) == numbers(finished)
+
+
+def test_a_changed_result_is_not_believed(copied, finished):
+    path = copied / "result.json"
+    path.write_text(path.read_text().replace('"parameters": ', '"parameters": 1'))
+    assert (
+        run(tiny(), copied)["parameters"]
+        == json.loads((finished / "result.json").read_text())["parameters"]
+    )
+
+
+def test_a_changed_log_of_a_finished_run_is_mended(finished, copied):
+    (copied / "metrics.jsonl").write_text("")
+    run(tiny(), copied)
+    assert numbers(copied) == numbers(finished)
+
+
+def test_the_picture_and_tensorboard_are_made_again(copied):
+    (copied / "history.png").write_bytes(b"")
+    for path in (copied / "tensorboard").iterdir():
+        path.unlink()
+    run(tiny(), copied)
+    assert (copied / "history.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((copied / "tensorboard").iterdir())) == 1
+
+
+def test_tensorboard_holds_every_epoch_once(finished, stopped):
+    run(tiny(), stopped)
+    loader = pytest.importorskip("tensorboardX.proto.event_pb2")
+    for folder in (finished, stopped):
+        (path,) = (folder / "tensorboard").iterdir()
+        content, epochs = path.read_bytes(), []
+        while content:
+            size = int.from_bytes(content[:8], "little")
+            event = loader.Event.FromString(content[12 : 12 + size])
+            epochs += [event.step for v in event.summary.value if v.tag == "val/loss"]
+            content = content[16 + size :]
+        assert epochs == [1, 2, 3]
+
+
+# --- what belongs together --------------------------------------------------------------------
+
+
+def test_checkpoints_without_their_config_are_not_adopted_by_another(stopped):
+    (stopped / "config.json").unlink()
+    with pytest.raises(UserError, match=r"another config .*\n.*seed: 0 -> 1"):
+        run(tiny(seed=1), stopped)
+
+
+def test_checkpoints_of_another_run_are_refused(stopped, tmp_path):
+    with pytest.raises(Interrupted):
+        run(tiny(seed=1), tmp_path / "other", StopAt(7))
+    shutil.rmtree(stopped / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", stopped / "checkpoints")
+    with pytest.raises(UserError, match="another config"):
+        run(tiny(), stopped)
+
+
+def test_a_changed_config_is_not_evaluated_by(copied, capsys):
+    path = copied / "config.json"
+    expected = restore.evaluate_workdir(copied, mesh=ONE)
+    path.write_text(path.read_text().replace('"relu"', '"gelu"'))
+    assert restore.evaluate_workdir(copied, mesh=ONE) == expected
+    assert "model.activation: 'relu' -> 'gelu'" in capsys.readouterr().err
+
+
+def test_other_images_are_not_evaluated(copied):
+    for path in (copied / "config.json", *copied.glob("checkpoints/*/progress/metadata")):
+        content = json.loads(path.read_text())
+        if path.name == "config.json":
+            content["data"]["validation"]["sha256"] = "0" * 64
+            path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="other validation images"):
+        restore.evaluate_workdir(copied, mesh=ONE)
+
+
+def test_what_rounds_otherwise_is_said_and_what_is_random_otherwise_refused(stopped, capsys):
+    path = stopped / "config.json"
+    content = json.loads(path.read_text())
+    assert {"x64", "prng", "cpus", "jaxlib", "processes"} <= content["environment"].keys()
+    content["environment"]["cpus"] = 64
+    path.write_text(json.dumps(content))
+    with pytest.raises(Interrupted):
+        run(tiny(), stopped, StopAt(7))
+    assert "cpus 64 -> " in capsys.readouterr().err
+    content["environment"]["prng"] = ["rbg", True]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="random numbers"):
+        run(tiny(), stopped)
+
+
+def test_the_test_accuracy_is_never_of_another_epoch(tmp_path):
+    """Of a run whose best epoch is its first: the checkpoint of that is lost."""
+    config = tiny(data__protocol="holdout", optim__learning_rate=1e-7)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path, StopAt(8))
+    best = Checkpointer(tmp_path / "checkpoints", read_only=True).best()
+    if best.step == 6:
+        pytest.skip("the best is among the newest")
+    shutil.rmtree(tmp_path / "checkpoints" / str(best.number))
+    with pytest.raises(UserError, match="checkpoint of the best epoch, 1, is lost"):
+        run(config, tmp_path)
+    assert not (tmp_path / "result.json").exists()
