@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxcifar.config import Config, complete, differences
-from jaxcifar.errors import UserError
+from jaxcifar.errors import Busy, UserError
 from jaxcifar.run.checkpoint import Checkpointer
 from jaxcifar.run.log import Record, RunLog, write_json
 from jaxcifar.run.machine import environment
@@ -43,7 +43,8 @@ class RunFolder:
       path: made where it does not exist.
 
     Raises:
-      UserError: it cannot be written, or another process holds it.
+      Busy: another process holds it.
+      UserError: it cannot be written.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -151,7 +152,7 @@ def _lock(workdir: pathlib.Path):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(
+            raise Busy(
                 f"Another process is training in {workdir}. Wait for it, or choose another "
                 "--workdir."
             ) from error
