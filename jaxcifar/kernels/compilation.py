@@ -1,6 +1,7 @@
 """How XLA compiles: the options that make it fast on CPUs, and the cache of compiled programs."""
 
 import functools
+import os
 import pathlib
 import sys
 from collections.abc import Callable
@@ -67,8 +68,9 @@ def jit(
 
 
 def use_cache() -> None:
-    """Lets JAX keep compiled programs in a private folder of the user's."""
-    folder = pathlib.Path("~/.cache/jaxcifar/xla").expanduser()
+    """Lets JAX keep compiled programs: in JAX_COMPILATION_CACHE_DIR, or a folder of the user's."""
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    folder = pathlib.Path(given or "~/.cache/jaxcifar/xla").expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
