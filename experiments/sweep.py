@@ -239,15 +239,15 @@ def parse_shard(text: str) -> tuple[int, int]:
 def shards(jobs: list[Job], count: int) -> list[list[Job]]:
     """Splits the jobs into parts of about equal work, whatever of it is done already.
 
-    Runs that share compiled programs stay together, unless they are more than half a part's work.
-    The parts depend on the jobs alone, so that each of many machines finds the same.
+    Runs that share compiled programs stay together up to a quarter of a part. The parts depend on
+    the jobs alone, so that each of many machines finds the same.
     """
     pieces = [[_with_sizes(job) for job in group] for group in groups(jobs)]
     fair = sum(map(_work, pieces)) / count
     # The largest piece is halved while it is too large, or the pieces are too few.
     while divisible := [piece for piece in pieces if len(piece) > 1]:
         largest = max(divisible, key=_work)
-        if _work(largest) <= fair / 2 and len(pieces) >= count:
+        if _work(largest) <= fair / 4 and len(pieces) >= count:
             break
         at, half = pieces.index(largest), len(largest) // 2
         pieces[at : at + 1] = [largest[:half], largest[half:]]

@@ -104,7 +104,8 @@ def test_a_worker_has_its_cores_from_the_start(tmp_path):
 
 
 def test_a_signal_is_passed_on_once_and_nothing_is_started_again(tmp_path):
-    script = "trap 'echo got it; sleep 1; exit 143' TERM; echo ready; while :; do sleep 0.1; done"
+    loop = "for i in {1..30}; do sleep 0.1; done; exit 143"
+    script = f"trap 'echo got it' TERM; echo ready; {loop}"
 
     def end():
         while (
