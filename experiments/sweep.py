@@ -6,33 +6,47 @@
 
 Runs go to OUT/NAME/seedN, where NAME is the row, or the config file without .py. Finished ones are
 skipped, an unfinished one is resumed, and one that fails does not stop the others but is named at
-the end (exit code 1). Runs that differ only in numbers (seed, learning rate, L1, L2, epochs) share
-one compiled step. `--config.FIELD=VALUE` changes all of them.
+the end. One that another process trains is left to it, and looked at again: sweeps of one folder
+share its work. Runs that differ only in numbers (seed, learning rate, L1, L2, epochs) share one
+compiled step. `--config.FIELD=VALUE` changes all of them.
+
+    … --workers=auto                             a process for each GPU of this machine
+    … --slurm --tasks=12 --time=4:00:00 --sbatch="--gpus-per-node=1"       an array of Slurm jobs
+    … --shard=3/12                               the fourth of twelve parts, as such a job runs it
+    … --status                                   how far all is; starts nothing
+
+docs/cluster.md has more on these. Exit codes: 0 all is done; 1 some runs failed; 2 the command or
+a file must be changed; 75 SIGUSR1 came before a step was made (a job that needs more --time); 128
+plus a signal's number: stopped by it, all is saved, and the same command goes on.
 """
 
 import argparse
+import contextlib
 import functools
 import pathlib
 import re
 import shlex
+import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from experiments import slurm, workers
 from experiments.cost import forward_multiply_adds
+from experiments.runs import signs
 from experiments.runs.configs import Source, named
-from experiments.runs.read import write_origin
+from experiments.runs.read import read_json, read_records, write_origin, write_shared
 from jaxcifar import data, sharding, task, train
 from jaxcifar.config import Config
-from jaxcifar.errors import Interrupted, UserError, exit_code
+from jaxcifar.errors import Busy, Interrupted, UserError, exit_code, interruptible
 from jaxcifar.kernels import compilation
 from jaxcifar.options import with_options
 from jaxcifar.run.folder import check_same, saved_config
-from jaxcifar.run.log import read_lines
 from jaxcifar.run.progress import duration
 
 
@@ -50,16 +64,60 @@ class Job(NamedTuple):
     def name(self) -> str:
         return self.source.name
 
+    def __str__(self) -> str:
+        return f"{self.name}, seed {self.seed}"
+
     @property
     def state(self) -> str:
-        """ "done", "to resume" or "new"."""
+        """One of `STATES`."""
+        if self.damage:
+            return "damaged"
         if (self.workdir / "result.json").exists():
             return "done"
         return "to resume" if (self.workdir / "config.json").exists() else "new"
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        return read_lines(self.workdir / "metrics.jsonl")
+        """The lines of metrics.jsonl; [] where they are damaged."""
+        with contextlib.suppress(UserError):
+            return read_records(self.workdir / "metrics.jsonl")
+        return []
+
+    @property
+    def damage(self) -> str:
+        """Which file of the run cannot be read, and why; "" where all can."""
+        try:
+            for name in ("config.json", "result.json"):
+                if (self.workdir / name).exists():
+                    read_json(self.workdir / name)
+            read_records(self.workdir / "metrics.jsonl")
+        except UserError as error:
+            return f"{error} Delete {self.workdir}, and start again."
+        return ""
+
+    def describe(self, waiting: str = "", *, ages: bool = True) -> str:
+        """Returns the state in words, with who trains it or why it waits.
+
+        Args:
+          waiting: what it waits for in a queue; "" where it is in none.
+          ages: whether to say how long ago a run gave a sign of life.
+        """
+        state, sign = self.state, signs.running(self.workdir)
+        if state == "done":
+            return state
+        if sign and sign.alive:
+            job = f" (job {sign.job})" if sign.job else ""
+            age = f", last sign {duration(sign.age)} ago" if ages else ""
+            return f"running on {sign.host}{job}{age}"
+        if why := self.damage or signs.failure(self.workdir):
+            return f"failed: {why.splitlines()[0]}"
+        if waiting:
+            return f"waiting: {waiting}"
+        lost = f" ({sign.host} fell silent {duration(sign.age)} ago)" if sign and ages else ""
+        return state + lost
+
+
+STATES = ("done", "damaged", "to resume", "new")
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -79,7 +137,11 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def plan(
-    sources: list[Source], seeds: list[int], out: pathlib.Path, options: list[str]
+    sources: list[Source],
+    seeds: list[int],
+    out: pathlib.Path,
+    options: list[str],
+    shard: tuple[int, int] | None = None,
 ) -> list[Job]:
     """Returns the runs of a sweep, checked as far as can be before they start.
 
@@ -88,11 +150,25 @@ def plan(
       seeds: of each one's runs.
       out: the sweep's folder.
       options: "--config.FIELD=VALUE" for all runs.
+      shard: (i, N) for part i of N only, see `shards`.
 
     Raises:
       UserError: a config or an option is impossible, a workdir contains a run of another config,
-        or the data are not there.
+        the data are not there, or there are fewer runs than shards.
     """
+    jobs = checked(sources, seeds, out, options)
+    if shard:
+        _check_count(f"--shard is {shard[0]}/{shard[1]}", shard[1], jobs)
+        jobs = shards(jobs, shard[1])[shard[0]]
+    done = [job for job in jobs if job.state == "done"]
+    left = groups([job for job in jobs if job not in done])
+    return done + [_with_sizes(job) for group in left for job in group]
+
+
+def checked(
+    sources: list[Source], seeds: list[int], out: pathlib.Path, options: list[str]
+) -> list[Job]:
+    """Returns the runs of a sweep as `plan` does, but looks at no data: unsorted, without sizes."""
     if any(option.startswith("--config.seed") for option in options):
         raise UserError("--config.seed would be the same for all runs. Give --seeds instead.")
     jobs, mesh = [], sharding.make_mesh()
@@ -106,17 +182,27 @@ def plan(
                 task.check_config(config, mesh)
             except (UserError, KeyError, TypeError) as error:
                 raise UserError(f"{source.file or source.name}: {error}") from error
-            if saved := saved_config(job.workdir):
+            saved = None
+            with contextlib.suppress(UserError):  # damaged: that run fails, in its turn
+                saved = saved_config(job.workdir)
+            if saved:
                 check_same(saved, config, job.workdir)
             jobs.append(job)
-    # One after the other what shares compiled programs.
-    tasks = {
-        job.workdir: None if job.state == "done" else task.build(job.config, _images(job)[0], mesh)
-        for job in jobs
-    }
-    different = list(tasks.values())
-    jobs.sort(key=lambda job: different.index(tasks[job.workdir]))
-    return [_with_sizes(job) if job.state != "done" else job for job in jobs]
+    return jobs
+
+
+def groups(jobs: list[Job]) -> list[list[Job]]:
+    """Returns the jobs, those together that share compiled programs."""
+    mesh, found = sharding.make_mesh(), []
+    for job in jobs:
+        shared = task.build(job.config, _images(job)[0], mesh)
+        for other, group in found:
+            if other == shared:
+                group.append(job)
+                break
+        else:
+            found.append((shared, [job]))
+    return [group for _, group in found]
 
 
 def _images(job: Job) -> tuple[data.Dataset, data.Dataset]:
@@ -137,14 +223,92 @@ def _with_sizes(job: Job) -> Job:
     return job._replace(images=train_images, test_images=validation_images)
 
 
+# --- shards -----------------------------------------------------------------------------------
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Returns (i, N) of "i/N".
+
+    Raises:
+      UserError: it is not such a text, or i is not one of 0 … N − 1.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    shard = (int(match[1]), int(match[2])) if match else (0, 0)
+    if shard[0] >= shard[1]:
+        raise UserError(f"--shard is {text!r}; give i/N, with i from 0 to N − 1: 0/12 … 11/12.")
+    return shard
+
+
+def shards(jobs: list[Job], count: int) -> list[list[Job]]:
+    """Splits the jobs into parts of about equal work, whatever of it is done already.
+
+    Runs that share compiled programs stay together up to a quarter of a part. The parts depend on
+    the jobs alone, so that each of many machines finds the same.
+    """
+    pieces = [[_with_sizes(job) for job in group] for group in groups(jobs)]
+    fair = sum(map(_work, pieces)) / count
+    # The largest piece is halved while it is too large, or the pieces are too few.
+    while divisible := [piece for piece in pieces if len(piece) > 1]:
+        largest = max(divisible, key=_work)
+        if _work(largest) <= fair / 4 and len(pieces) >= count:
+            break
+        at, half = pieces.index(largest), len(largest) // 2
+        pieces[at : at + 1] = [largest[:half], largest[half:]]
+    parts: list[list[Job]] = [[] for _ in range(count)]
+    for piece in sorted(pieces, key=_work, reverse=True):
+        min(parts, key=_work).extend(piece)
+    return parts
+
+
+def _work(jobs: list[Job]) -> float:
+    return sum(job.config.train.epochs * _epoch_work(job) for job in jobs)
+
+
+def _check_count(what: str, count: int, jobs: list[Job]) -> None:
+    if count > len(jobs):
+        raise UserError(f"{what}, but there are only {len(jobs)} runs. Choose fewer parts.")
+
+
+def _agree_on_plan(arguments: argparse.Namespace, jobs_plan: dict[str, Any], keep: bool) -> None:
+    """Checks that the shards are those that others compute in this folder.
+
+    Args:
+      arguments: of the command.
+      jobs_plan: what the shards follow from.
+      keep: whether to write it down, where nobody has.
+
+    Raises:
+      UserError: OUT/sweep.json says otherwise.
+    """
+    path = arguments.out / "sweep.json"
+    if path.exists():
+        there = read_json(path)
+        if changed := [
+            f"{name}: {there.get(name)} -> {value}"
+            for name, value in jobs_plan.items()
+            if there.get(name) != value
+        ]:
+            raise UserError(
+                f"{path} is of another plan (there -> here):\n  " + "\n  ".join(changed) + "\n"
+                "Tasks of two plans would do the same work. Use the same values or another --out; "
+                f"or when none of those tasks is left, delete {path}."
+            )
+    elif keep:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_shared(path, jobs_plan)
+
+
 # --- estimates --------------------------------------------------------------------------------
 
 
 def work_left(job: Job) -> float:
     """Returns the multiply-adds that a run still takes, evaluation counted."""
+    return (job.config.train.epochs - len(job.records)) * _epoch_work(job)
+
+
+def _epoch_work(job: Job) -> float:
     # A training step is about three forward passes; an epoch ends with one over the test images.
-    passes = (job.config.train.epochs - len(job.records)) * (3 * job.images + job.test_images)
-    return passes * forward_multiply_adds(*_size(job))
+    return (3 * job.images + job.test_images) * forward_multiply_adds(*_size(job))
 
 
 def multiply_adds_per_second(jobs: list[Job]) -> float | None:
@@ -153,6 +317,7 @@ def multiply_adds_per_second(jobs: list[Job]) -> float | None:
         3 * record["images_per_second"] * forward_multiply_adds(*_size(job))
         for job in jobs
         for record in job.records
+        if "images_per_second" in record
     )
     return speeds[len(speeds) // 2] if speeds else None
 
@@ -176,59 +341,201 @@ def guessed_multiply_adds_per_second() -> float:
     return 0.5 * n**3 / min(seconds)
 
 
-def time_left(jobs: list[Job]) -> str:
-    """Says how long the jobs that are not done will take, by the speed of the epochs so far."""
-    work = sum(work_left(job) for job in jobs if job.state != "done")
+def time_left(jobs: list[Job], *, at_once: int = 1, guess: bool = True) -> str:
+    """Says how long the jobs that are not done will take, by the speed of the epochs so far.
+
+    Args:
+      jobs: of a sweep.
+      at_once: how many of them run at the same time.
+      guess: whether to measure this device, where no epoch is done.
+    """
+    left = [job for job in jobs if job.state != "done"]
+    work = sum(map(work_left, left)) / max(1, min(at_once, len(left)))
     if not work:
         return "nothing left"
     if speed := multiply_adds_per_second(jobs):
         return f"about {duration(work / speed)} left"
-    guess = duration(work / guessed_multiply_adds_per_second())
-    return f"roughly {guess} left (a guess from this device's matrix product, before any epoch)"
+    if not guess:
+        return "the time left is unknown before the first epoch"
+    guessed = duration(work / guessed_multiply_adds_per_second())
+    return f"roughly {guessed} left (a guess from this device's matrix product, before any epoch)"
+
+
+# --- training ---------------------------------------------------------------------------------
+
+Failed = list[tuple[Job, str]]
+_LOOK_AGAIN = 5.0  # seconds, at runs that another process trains
+
+
+def run(jobs: list[Job], began: float, sign: signs.Signs) -> Failed:
+    """Trains what is not done; returns what failed and why.
+
+    A run that another process trains is looked at again until it is done or free.
+
+    Args:
+      jobs: of the sweep.
+      began: seconds of the epoch; a run that failed since, here or elsewhere, is not tried again.
+      sign: gives signs of life.
+    """
+    failed: Failed = []
+    waiting = [(number, job) for number, job in enumerate(jobs, start=1) if job.state != "done"]
+    told = False
+    while waiting:
+        busy = []
+        for number, job in waiting:
+            if job.state == "done":  # by another process meanwhile
+                continue
+            try:
+                why = job.damage or signs.failure(job.workdir, began)
+                if not why:
+                    gone = [other for other, _ in failed]
+                    left = time_left([other for other in jobs if other not in gone])
+                    if not told:
+                        print(f"\n[{number}/{len(jobs)}] {job}: {job.state}; sweep: {left}")
+                    why = _train(job, sign)
+            except Busy:
+                busy.append((number, job))
+            else:
+                if why:
+                    failed.append((job, why))
+                    print(f"{job} failed: {why}", flush=True)
+                told = False
+        if busy and len(busy) == len(waiting):
+            if not told:
+                names = "; ".join(str(job) for _, job in busy)
+                print(f"Another process trains {names}: waiting for it.", flush=True)
+            told = True
+            _pause(_LOOK_AGAIN)
+        waiting = busy
+    return failed
+
+
+def _train(job: Job, sign: signs.Signs) -> str:
+    """Trains a run; returns why it failed, or ""."""
+    try:
+        if job.source.file:
+            write_origin(job.source, job.workdir.parent)
+        train.train_and_evaluate(job.config, job.workdir, hooks=[sign])
+        signs.succeeded(job.workdir)
+        return ""
+    except (Busy, Interrupted):
+        raise
+    except UserError as error:
+        why = str(error)
+    except Exception as error:  # one run that breaks must not stop the others
+        why = f"{type(error).__name__}: {error}"
+        traceback.print_exc()
+    finally:
+        sign.ended(job.workdir)
+    signs.fail(job.workdir, why)
+    return why
+
+
+def _pause(seconds: float) -> None:
+    with interruptible() as stop:
+        until = time.monotonic() + seconds
+        while not stop and time.monotonic() < until:
+            time.sleep(0.2)
+    if stop:
+        raise Interrupted(stop.signum, f"Stopped {stop.reason}, while another process trained.")
+
+
+def _share(jobs: list[Job], command: list[str], arguments: argparse.Namespace) -> Failed:
+    """Lets workers run the command; returns what failed and why."""
+    began, where = time.time(), workers.places(arguments.workers)
+    commands = [
+        [*command, f"--worker={index}/{len(where)}", f"--began={began!r}"]
+        for index in range(len(where))
+    ]
+
+    def table() -> str:
+        left = time_left(jobs, at_once=len(where), guess=False)
+        return f"{_table(jobs, ages=False)}\n{left}"
+
+    ended = workers.supervise(commands, where, arguments.out / "logs", table)
+    lost = f"its worker died, see {arguments.out / 'logs'}"
+    for worker in ended:
+        if worker.process.returncode == 2:
+            raise UserError(f"A worker could not start; the end of {worker.log}:\n{worker.said}")
+    return [
+        (job, job.damage or signs.failure(job.workdir, began) or lost)
+        for job in jobs
+        if job.state != "done"
+    ]
 
 
 # --- the command ------------------------------------------------------------------------------
 
 
-def run(jobs: list[Job]) -> list[tuple[Job, str]]:
-    """Trains what is not done; returns what failed and why."""
-    failed = []
-    for number, job in enumerate(jobs, start=1):
-        if job.state == "done":
-            continue
-        gone = [other for other, _ in failed]
-        left = time_left([other for other in jobs if other not in gone])
-        which = f"{job.name}, seed {job.seed}"
-        print(f"\n[{number}/{len(jobs)}] {which}: {job.state}; sweep: {left}", flush=True)
-        try:
-            if job.source.file:
-                write_origin(job.source, job.workdir.parent)
-            train.train_and_evaluate(job.config, job.workdir)
-        except Interrupted:
-            raise
-        except UserError as error:
-            failed.append((job, str(error)))
-        except Exception as error:  # one run that breaks must not stop the others
-            failed.append((job, f"{type(error).__name__}: {error}"))
-            traceback.print_exc()
-        if failed and failed[-1][0] is job:
-            print(f"{which} failed: {failed[-1][1]}", flush=True)
-    return failed
-
-
-def _table(jobs: list[Job]) -> str:
+def _table(
+    jobs: list[Job], waiting: dict[pathlib.Path, str] | None = None, *, ages: bool = True
+) -> str:
+    """The runs and how far they are; for the arguments see `Job.describe`."""
     wide = max(6, *(len(job.name) for job in jobs))
-    lines = [f"{'name':<{wide}} {'seed':>4}  {'model':<12} {'epochs':>9}  {'state':<10} folder"]
+    lines = [f"{'name':<{wide}} {'seed':>4}  {'model':<12} {'epochs':>9}  state"]
     for job in jobs:
         epochs = f"{len(job.records)}/{job.config.train.epochs}"
-        lines.append(
-            f"{job.name:<{wide}} {job.seed:>4}  {job.config.model.name:<12} {epochs:>9}  "
-            f"{job.state:<10} {job.workdir}"
-        )
+        state = job.describe((waiting or {}).get(job.workdir, ""), ages=ages)
+        model = job.config.model.name
+        lines.append(f"{job.name:<{wide}} {job.seed:>4}  {model:<12} {epochs:>9}  {state}")
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
+def _counts(jobs: list[Job], out: pathlib.Path) -> str:
+    states = [job.state for job in jobs]
+    counts = (f"{states.count(state)} {state}" for state in STATES if state in states)
+    return f"{len(jobs)} runs in {out}: {', '.join(counts)}"
+
+
+def _status(jobs: list[Job], arguments: argparse.Namespace) -> int:
+    """Prints how far the sweep is, from any machine; starts nothing."""
+    plan_file = arguments.out / "sweep.json"
+    tasks = read_json(plan_file)["tasks"] if plan_file.exists() else 0
+    queue, waiting = slurm.queue(arguments.out), {}
+    try:
+        jobs = [_with_sizes(job) for job in jobs]
+        if queue and 0 < tasks <= len(jobs):
+            for index, part in enumerate(shards(jobs, tasks)):
+                why = queue.get(index)
+                if why is not None:
+                    waiting |= {job.workdir: why or "its task runs" for job in part}
+        at_once = list(queue.values()).count("")
+        left = time_left(jobs, at_once=at_once, guess=False)
+    except UserError as error:
+        left = f"the time left is unknown ({error})"
+    print(f"{_counts(jobs, arguments.out)}; {left}")
+    print(_table(jobs, waiting))
+    return 0
+
+
+def _submit(
+    jobs: list[Job], command: list[str], arguments: argparse.Namespace, jobs_plan: dict[str, Any]
+) -> int:
+    """Submits the sweep to Slurm, or prints what it would submit."""
+    tasks = jobs_plan["tasks"]
+    if not arguments.time:
+        raise UserError(
+            "--slurm needs --time=…, the limit of each task; at it, a task goes on in a new one."
+        )
+    text = slurm.script(command, arguments.out, tasks, arguments.time, arguments.sbatch)
+    if arguments.print:
+        print(text, end="")
+        return 0
+    slurm.check_sbatch()
+    if all(job.state == "done" for job in jobs):
+        print(f"{_counts(jobs, arguments.out)}; nothing left")
+        return 0
+    _agree_on_plan(arguments, jobs_plan, keep=True)
+    job = slurm.submit(text, arguments.out)
+    print(
+        f"{_counts(jobs, arguments.out)}; submitted as job {job}, {tasks} tasks. Their output goes "
+        f"to {arguments.out / 'slurm'}; the same command with --status in the place of --slurm "
+        "and its options says how far they are."
+    )
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.sweep",
         description=__doc__,
@@ -240,29 +547,83 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0", help="0-2, or a list of such (default 0)")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="the sweep's folder")
     parser.add_argument("--dry-run", action="store_true", help="list the work, do nothing")
+    parser.add_argument("--workers", help="processes on this machine: a number, or auto")
+    parser.add_argument("--slurm", action="store_true", help="submit an array of Slurm jobs")
+    parser.add_argument("--tasks", type=int, help="its size (default: one for each run)")
+    parser.add_argument("--time", help="the limit of each of its tasks: 4:00:00")
+    parser.add_argument("--sbatch", default="", help='more for sbatch: "--gpus-per-node=1"')
+    parser.add_argument("--print", action="store_true", help="print its script, submit nothing")
+    parser.add_argument("--shard", help="i/N: one of N fixed parts of the sweep, from 0/N")
+    parser.add_argument("--status", action="store_true", help="how far it is; start nothing")
+    # What a worker is told: which of how many it is, and when the sweep began.
+    parser.add_argument("--worker", default="0/1", help=argparse.SUPPRESS)
+    parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
     arguments, options = parser.parse_known_args(argv)
+    given = [name for name in ("workers", "slurm", "shard", "status") if getattr(arguments, name)]
+    if len(given) > 1:
+        raise UserError(f"--{given[0]} and --{given[1]} exclude each other.")
+    for name in ("tasks", "time", "sbatch", "print"):
+        if getattr(arguments, name) and not arguments.slurm:
+            raise UserError(f"--{name} is for --slurm.")
+    return arguments, options
 
+
+def main(argv: list[str] | None = None) -> int:
+    arguments, options = _parse(argv)
     seeds = parse_seeds(arguments.seeds)
-    jobs = plan(named(arguments.rows, arguments.configs), seeds, arguments.out, options)
-    states = [job.state for job in jobs]
-    counts = ", ".join(
-        f"{states.count(s)} {s}" for s in ("done", "to resume", "new") if s in states
-    )
-    print(f"{len(jobs)} runs in {arguments.out}: {counts}; {time_left(jobs)}")
+    sources = named(arguments.rows, arguments.configs)
+    shard = parse_shard(arguments.shard) if arguments.shard is not None else None
+    command = [sys.executable, "-m", "experiments.sweep"]
+    for name in ("rows", "configs", "seeds", "out"):
+        if getattr(arguments, name) is not None:
+            command.append(f"--{name}={getattr(arguments, name)}")
+    command += options
+    if arguments.workers or arguments.slurm or arguments.status:
+        jax.config.update("jax_platforms", "cpu")  # the GPUs are for those that train
+
+    jobs_plan = {"names": [source.name for source in sources], "seeds": seeds, "options": options}
+    if arguments.slurm or arguments.status:
+        jobs = checked(sources, seeds, arguments.out, options)
+        if arguments.status:
+            return _status(jobs, arguments)
+        jobs_plan["tasks"] = len(jobs) if arguments.tasks is None else arguments.tasks
+        if jobs_plan["tasks"] < 1:
+            raise UserError(f"--tasks is {arguments.tasks}; give 1 or more.")
+        _check_count(f"--tasks is {arguments.tasks}", jobs_plan["tasks"], jobs)
+        return _submit(jobs, command, arguments, jobs_plan)
+
+    jobs = plan(sources, seeds, arguments.out, options, shard)
+    if shard:
+        _agree_on_plan(arguments, jobs_plan | {"tasks": shard[1]}, keep=not arguments.dry_run)
+    left = time_left(jobs, guess=not arguments.workers)
+    print(f"{_counts(jobs, arguments.out)}; {left}", flush=True)
     if arguments.dry_run:
         print(_table(jobs))
         return 0
-    compilation.use_cache()
-    began = time.monotonic()
-    failed = run(jobs)
+    started, sign = time.monotonic(), signs.Signs()
+    if arguments.workers:
+        failed = _share(jobs, command, arguments)
+    else:
+        compilation.use_cache()
+        index, count = parse_shard(arguments.worker)  # each begins elsewhere
+        first = index * len(jobs) // count
+        try:
+            failed = run(jobs[first:] + jobs[:first], arguments.began or time.time(), sign)
+        except Interrupted as error:
+            if error.signum == signal.SIGUSR1 and not sign.progressed:
+                print(
+                    f"jaxcifar: {error}\nNo step was made before. Give more time.", file=sys.stderr
+                )
+                return 75
+            raise
     folder = shlex.quote(str(arguments.out))
     print(
         f"\n{len(jobs) - len(failed)} of {len(jobs)} runs are in {arguments.out}, after "
-        f"{duration(time.monotonic() - began)}. Next: python -m experiments.report figures "
+        f"{duration(time.monotonic() - started)}. Next: python -m experiments.report figures "
         f"{folder}; python -m experiments.report {folder}"
     )
     for job, why in failed:
-        print(f"failed: {job.name}, seed {job.seed} ({job.workdir}): {why}", file=sys.stderr)
+        print(f"failed: {job} ({job.workdir}): {why}", file=sys.stderr)
     return 1 if failed else 0
 
 

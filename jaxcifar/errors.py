@@ -16,6 +16,10 @@ class UserError(ValueError):
     """
 
 
+class Busy(UserError):
+    """Another process works on it now; it may be free, or done, later."""
+
+
 class Interrupted(Exception):
     """The work was stopped by a signal and saved; the same command resumes it."""
 

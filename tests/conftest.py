@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 
 # Before JAX starts. Eight devices test what one cannot; most tests use the first. Programs that run
 # for milliseconds are compiled in a sixth of the time and less well: but for rounding they compute
@@ -79,6 +80,16 @@ def start_sweep(out, rows="vgg2,vgg6", seeds="0-1", *more):
     what = [f"--rows={rows}"] if rows else []
     arguments = [*what, f"--seeds={seeds}", f"--out={out}", *OPTIONS, *more]
     return exit_code(lambda: sweep.main(arguments))
+
+
+def sweep_command(out, *more):
+    """Returns the command of a sweep of runs shortened by `OPTIONS`, and its environment.
+
+    A process of its own has one device, unlike the tests' own. Rounding depends on such things.
+    """
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(_CACHE)}
+    environment.pop("XLA_FLAGS", None)
+    return [sys.executable, "-m", "experiments.sweep", f"--out={out}", *OPTIONS, *more], environment
 
 
 @pytest.fixture(scope="session")

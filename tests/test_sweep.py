@@ -72,7 +72,7 @@ def test_a_sweep_leaves_its_runs_and_shares_compiled_steps(swept):
         assert all(len(run.records) == 2 for run in of_row)
         compiled = [run.result["compile_seconds"] for run in of_row]
         assert compiled[0] > 0
-        assert compiled[1] == 0
+        assert compiled[1] < 0.05  # it is looked up
     one, other = found.of("vgg2")
     assert one.records[-1]["train_loss"] != other.records[-1]["train_loss"]
 
@@ -82,7 +82,7 @@ def test_done_runs_are_skipped_and_a_missing_one_is_made_again(copied, monkeypat
     trained = []
     real = train.train_and_evaluate
     monkeypatch.setattr(
-        train, "train_and_evaluate", lambda c, w: trained.append(w) or real(c, w, quiet=True)
+        train, "train_and_evaluate", lambda c, w, **_: trained.append(w) or real(c, w, quiet=True)
     )
     before = (copied / "vgg2" / "seed0" / "metrics.jsonl").read_bytes()
     assert start_sweep(copied) == 0
@@ -101,7 +101,7 @@ def test_stopped_in_the_middle_and_started_again_is_the_same_sweep(swept, tmp_pa
                 signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(
-        train, "train_and_evaluate", lambda c, w: real(c, w, hooks=[StopAfterThreeEpochs()])
+        train, "train_and_evaluate", lambda c, w, **_: real(c, w, hooks=[StopAfterThreeEpochs()])
     )
     assert start_sweep(out) == 128 + signal.SIGINT
     monkeypatch.setattr(train, "train_and_evaluate", real)
@@ -121,7 +121,7 @@ def test_stopped_in_the_middle_and_started_again_is_the_same_sweep(swept, tmp_pa
 def test_a_failing_row_costs_only_itself(tmp_path, monkeypatch, capsys):
     real = train.train_and_evaluate
 
-    def failing(config, workdir):
+    def failing(config, workdir, **_):
         if config.model.name == "vgg_a":
             raise RuntimeError("the machine broke")
         return real(config, workdir, quiet=True)
@@ -135,7 +135,7 @@ def test_a_failing_row_costs_only_itself(tmp_path, monkeypatch, capsys):
 
 
 def test_a_workdir_of_another_config_is_refused_before_any_work(copied, monkeypatch, capsys):
-    monkeypatch.setattr(train, "train_and_evaluate", lambda *_: pytest.fail("it started"))
+    monkeypatch.setattr(train, "train_and_evaluate", lambda *_, **__: pytest.fail("it started"))
     assert start_sweep(copied, "vgg1,vgg2", "0", "--config.train.epochs=3") == 2
     assert "train.epochs: 2 -> 3" in capsys.readouterr().err
 
@@ -152,7 +152,7 @@ def test_time_left_is_work_by_measured_speed(copied):
 
 
 def test_interrupted_is_no_failure(tmp_path, monkeypatch):
-    def stopped(*_):
+    def stopped(*_, **__):
         raise Interrupted(signal.SIGTERM, "Stopped")
 
     monkeypatch.setattr(train, "train_and_evaluate", stopped)

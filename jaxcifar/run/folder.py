@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxcifar.config import Config, complete, differences
-from jaxcifar.errors import UserError, in_short, note, of_file
+from jaxcifar.errors import Busy, UserError, in_short, note, of_file
 from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
 from jaxcifar.run.digest import sha256
 from jaxcifar.run.log import Record, RunLog, best_record, file_digest, read_lines, write_json
@@ -51,7 +51,8 @@ class RunFolder:
       path: made where it does not exist.
 
     Raises:
-      UserError: it cannot be written, or another process holds it.
+      Busy: another process holds it.
+      UserError: it cannot be written.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -318,7 +319,7 @@ def _lock(workdir: pathlib.Path):
             except OSError as error:
                 if held is folder and error.errno != errno.EWOULDBLOCK:
                     continue
-                raise UserError(
+                raise Busy(
                     f"Another process is training in {workdir}. Wait for it, or choose another "
                     "--workdir."
                 ) from error

@@ -1,0 +1,125 @@
+"""What a sweep leaves in a workdir beside the run itself: a sign of life, or why it failed.
+
+.running is there while the run trains, and is touched as it goes on; failed.json says why the last
+attempt failed, and is gone once the run is complete.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import time
+from typing import Any, NamedTuple
+
+from experiments.runs.read import write_shared
+from jaxcifar.hooks import Hook, Run
+
+_EVERY = 10.0  # seconds between two signs
+_SILENT = 600.0  # seconds after which a run no longer counts as running
+
+
+class Running(NamedTuple):
+    """A run's last sign of life."""
+
+    host: str
+    job: str  # of Slurm, "77_3"; "" elsewhere
+    age: float  # seconds
+    alive: bool  # it may well go on
+
+
+class Signs(Hook):
+    """Gives signs of life of the runs of a sweep, one run after the other.
+
+    Attributes:
+      progressed: whether any of them has made a step.
+    """
+
+    def __init__(self) -> None:
+        self.progressed = False
+        self._first, self._given = 0, 0.0
+
+    def start(self, run: Run) -> None:
+        self._first = run.step
+        write_shared(run.workdir / ".running", _who())
+        self._given = time.monotonic()
+
+    def before_step(self, run: Run) -> None:
+        self.progressed |= run.step > self._first
+        if time.monotonic() - self._given > _EVERY:
+            self._given = time.monotonic()
+            with contextlib.suppress(OSError):  # a full disk is for the run itself to report
+                (run.workdir / ".running").touch()
+
+    def before_evaluation(self, run: Run) -> None:
+        self.before_step(run)
+
+    def ended(self, workdir: pathlib.Path) -> None:
+        """Takes the sign away, where it is this process's."""
+        sign = _read(workdir / ".running")
+        if sign and (sign["host"], sign["pid"]) == (_who()["host"], _who()["pid"]):
+            (workdir / ".running").unlink(missing_ok=True)
+
+
+def running(workdir: pathlib.Path) -> Running | None:
+    """Returns a run's last sign of life; None where nothing trains there, or all ended well."""
+    path = workdir / ".running"
+    sign = _read(path)
+    if not sign:
+        return None
+    try:
+        age = max(0.0, time.time() - path.stat().st_mtime)
+    except FileNotFoundError:  # it ended meanwhile
+        return None
+    here = sign["host"] == socket.gethostname()
+    alive = age < _SILENT and not (here and _is_dead(sign["pid"]))
+    return Running(sign["host"], sign["job"], age, alive)
+
+
+def fail(workdir: pathlib.Path, message: str) -> None:
+    """Writes failed.json, where anything can be written."""
+    with contextlib.suppress(OSError):
+        write_shared(workdir / "failed.json", _who() | {"message": message})
+
+
+def failure(workdir: pathlib.Path, since: float = 0.0) -> str:
+    """Returns why a run failed after `since`, in seconds of the epoch; "" where it did not."""
+    path = workdir / "failed.json"
+    content = _read(path)
+    with contextlib.suppress(OSError):
+        if content and path.stat().st_mtime >= since:
+            return content["message"]
+    return ""
+
+
+def succeeded(workdir: pathlib.Path) -> None:
+    """Removes failed.json."""
+    (workdir / "failed.json").unlink(missing_ok=True)
+
+
+def _who() -> dict[str, Any]:
+    environ = os.environ
+    task = f"{environ.get('SLURM_ARRAY_JOB_ID')}_{environ.get('SLURM_ARRAY_TASK_ID')}"
+    job = task if "SLURM_ARRAY_JOB_ID" in environ else environ.get("SLURM_JOB_ID", "")
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "time": started}
+
+
+def _read(path: pathlib.Path) -> dict[str, Any] | None:
+    """The content of one of the files; None where there is none, or it cannot be used."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    names = {"host", "pid", "job"}
+    return content if isinstance(content, dict) and names <= content.keys() else None
+
+
+def _is_dead(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

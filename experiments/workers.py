@@ -1,0 +1,217 @@
+"""Several processes on one machine that share the work of one command: one for each GPU, or for
+each of disjoint sets of cores.
+"""
+
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import rich.console
+import rich.live
+import rich.text
+
+from jaxcifar.errors import Interrupted, UserError, interruptible
+
+_RESTARTS = 3  # of each worker
+_CORES = 4  # of each worker, where nothing says how many there shall be
+
+
+class Place(NamedTuple):
+    """Where a worker computes: on a GPU, or on some cores."""
+
+    gpu: str = ""
+    cores: frozenset[int] = frozenset()
+
+    def __str__(self) -> str:
+        return f"GPU {self.gpu}" if self.gpu else f"cores {','.join(map(str, sorted(self.cores)))}"
+
+
+def places(text: str) -> list[Place]:
+    """Returns a place for each of the workers that --workers asks for.
+
+    Args:
+      text: a number; or "auto": one for each GPU, or where there is none, for each four cores.
+
+    Raises:
+      UserError: it is neither, or more than there are GPUs or cores.
+    """
+    gpus, cores = _gpus(), _cores()
+    if text == "auto":
+        count = len(gpus) or max(1, len(cores) // _CORES)
+    elif text.isdecimal() and int(text) > 0:
+        count = int(text)
+    else:
+        raise UserError(f"--workers is {text!r}; give a number, or auto.")
+    units, what = (gpus, "GPUs") if gpus else (cores, "cores")
+    if count > len(units):
+        raise UserError(f"--workers is {count}, but this machine has {len(units)} {what} for them.")
+    if gpus:
+        return [Place(gpu=gpu) for gpu in gpus[:count]]
+    shares = [cores[i * len(cores) // count : (i + 1) * len(cores) // count] for i in range(count)]
+    return [Place(cores=frozenset(share)) for share in shares]
+
+
+def _gpus() -> list[str]:
+    """The GPUs that JAX would use, as CUDA_VISIBLE_DEVICES names them; asks no device."""
+    if "cpu" in os.environ.get("JAX_PLATFORMS", "").split(",")[:1]:
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in map(str.strip, visible.split(",")) if name and name != "-1"]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(index) for index in range(len(lines))]
+
+
+def _cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+class Worker:
+    """A process that is started again when it dies.
+
+    Args:
+      command: to run.
+      place: where.
+      log: the file that takes its output.
+    """
+
+    def __init__(self, command: Sequence[str], place: Place, log: pathlib.Path):
+        self.log, self.restarts = log, 0
+        self._command, self._place = command, place
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen:
+        environment = {"CUDA_VISIBLE_DEVICES": self._place.gpu} if self._place.gpu else {}
+        # In a session of its own: Ctrl-C in the terminal goes to the parent alone, which passes it
+        # on once.
+        with self.log.open("a") as log, _on(self._place.cores):
+            return subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=os.environ | environment | {"PYTHONUNBUFFERED": "1"},
+            )
+
+    @property
+    def said(self) -> str:
+        """The last lines of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
+
+    def revive(self) -> str:
+        """Starts the process again where it died; returns what to say about it."""
+        code = self.process.returncode  # as of the last poll
+        if code is None or 0 <= code < 3 or self.restarts == _RESTARTS:
+            return ""
+        self.restarts += 1
+        self.process = self._start()
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"The worker on {self._place} died ({how}); started again. Its log: {self.log}"
+
+
+@contextlib.contextmanager
+def _on(cores: frozenset[int]) -> Iterator[None]:
+    """Processes that start here get these cores only, from before their first instruction."""
+    if not cores or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)  # of this thread: the others keep theirs
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def supervise(
+    commands: Sequence[Sequence[str]],
+    where: Sequence[Place],
+    logs: pathlib.Path,
+    table: Callable[[], str],
+) -> list[Worker]:
+    """Runs a command at each place until all have ended; returns the workers.
+
+    Args:
+      commands: one for each place.
+      where: the places.
+      logs: the folder of their output, worker-i.log.
+      table: what to show: the whole of it in a terminal, the lines that changed elsewhere.
+
+    Raises:
+      Interrupted: a signal came; it was passed on, and all have ended.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    workers: list[Worker] = []
+    with interruptible() as stop, _Display(table) as display:
+        try:
+            for index, (command, place) in enumerate(zip(commands, where, strict=True)):
+                workers.append(Worker(command, place, logs / f"worker-{index}.log"))
+            passed_on = False
+            while True:
+                ended = [worker.process.poll() is not None for worker in workers]
+                said = [] if stop else list(filter(None, map(Worker.revive, workers)))
+                if all(ended) and not said:
+                    break
+                if stop and not passed_on:
+                    passed_on = True
+                    for worker in workers:
+                        worker.process.send_signal(stop.signum)
+                display.say(said)
+                display.update()
+                time.sleep(0.2)
+        finally:  # a second Ctrl-C, or an error here
+            for worker in workers:
+                worker.process.kill()
+                worker.process.wait()
+        display.update(now=True)
+    if stop and any(worker.process.returncode for worker in workers):
+        raise Interrupted(
+            stop.signum, f"All workers were stopped {stop.reason}. The same command goes on."
+        )
+    return workers
+
+
+class _Display:
+    """Shows a table: live in a terminal, elsewhere each line when it changes."""
+
+    _EVERY = 2.0  # seconds
+
+    def __init__(self, table: Callable[[], str]):
+        self._table, self._shown, self._lines = table, 0.0, [""]
+        self._console = rich.console.Console(highlight=False, soft_wrap=True)
+        self._live = rich.live.Live(console=self._console, auto_refresh=False)
+
+    def __enter__(self) -> "_Display":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def say(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self._console.print(line, markup=False)
+
+    def update(self, *, now: bool = False) -> None:
+        if not now and time.monotonic() - self._shown < self._EVERY:
+            return
+        self._shown, text = time.monotonic(), self._table()
+        if self._console.is_terminal:
+            self._live.update(rich.text.Text(text), refresh=True)
+            return
+        before, self._lines = self._lines, text.split("\n")
+        self.say([line for line in self._lines if line not in before])

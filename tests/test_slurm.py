@@ -1,0 +1,224 @@
+"""Sweeps on Slurm: the script (run by bash, Slurm's commands faked), shards, what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+
+from experiments import slurm, sweep
+from experiments.runs import configs
+from jaxcifar import train
+from jaxcifar.errors import Interrupted, UserError, exit_code
+from jaxcifar.run import log
+from tests.conftest import OPTIONS, start_sweep, sweep_command
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+FAKES = {
+    "sbatch": 'echo "77;here"',
+    "squeue": 'cat "$FAKES/queue"',
+    "scontrol": 'echo "$@" >> "$FAKES/calls"',
+    # Sends a signal to the task, once its run has some epochs.
+    "srun": """\
+while [[ $1 == --* ]]; do shift; done
+"$@" &
+if [ "$SIGNAL" ]; then
+    until [ "$(cat "$METRICS" 2> /dev/null | wc -l)" -ge "$EPOCHS" ]; do
+        kill -0 $! || break
+        sleep 0.02
+    done
+    kill -$SIGNAL $!
+fi
+wait $!""",
+}
+
+
+@pytest.fixture
+def fakes(tmp_path, monkeypatch):
+    """A folder with Slurm's commands, in front of all others."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in FAKES.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    (folder / "queue").touch()
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setenv("FAKES", str(folder))
+    return folder
+
+
+# --- the script -------------------------------------------------------------------------------
+
+
+def test_a_task_is_requeued_before_its_time_limit_and_its_run_is_the_serial_one(
+    fakes, tmp_path, monkeypatch, capsys
+):
+    what = ("vgg2", "0-1", "--config.train.epochs=9")
+    command, environment = sweep_command(tmp_path / "serial", "--rows=vgg2", "--seeds=1", what[2])
+    subprocess.run(command, env=environment, check=True)
+    out = tmp_path / "it's an array"
+    assert start_sweep(out, *what, "--slurm", "--tasks=2", "--time=1:00:00") == 0
+    metrics = out / "vgg2" / "seed1" / "metrics.jsonl"
+
+    def execute(signum="", epochs=0):
+        task = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "78"}
+        faked = {"SIGNAL": signum, "EPOCHS": str(epochs), "METRICS": str(metrics)}
+        script = ["bash", str(out / "slurm" / "sweep.sh")]
+        return subprocess.run(script, env=environment | task | faked, cwd=tmp_path).returncode
+
+    calls = fakes / "calls"
+    assert execute("TERM", 1) == 128 + signal.SIGTERM
+    assert not calls.exists()  # preemption or scancel: for Slurm to decide
+    assert execute("USR1", len(log.read_lines(metrics)) + 1) == 128 + signal.SIGUSR1
+    assert calls.read_text() == "requeue 77_1\n"
+    assert not (out / "vgg2" / "seed1" / "result.json").exists()
+
+    (fakes / "queue").write_text("77|0|PENDING|Resources\n77|1|PENDING|BeginTime\n5|1|RUNNING|\n")
+    capsys.readouterr()
+    assert start_sweep(out, *what, "--status") == 0
+    states = [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert states == ["waiting: Resources", "waiting: BeginTime"]
+
+    assert execute() == 0
+    assert calls.read_text() == "requeue 77_1\n"
+    assert not (out / "vgg2" / "seed0").exists()  # of the other task
+    ours = log.read_lines(metrics)
+    serial = log.read_lines(tmp_path / "serial" / "vgg2" / "seed1" / "metrics.jsonl")
+    for one, other in zip(ours, serial, strict=True):
+        for name in ("train_loss", "val_loss", "val_accuracy"):
+            assert one[name] == other[name]
+
+
+def test_no_requeue_without_progress(tmp_path, monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise Interrupted(signal.SIGUSR1, "Stopped")
+
+    monkeypatch.setattr(train, "train_and_evaluate", stopped)
+    assert start_sweep(tmp_path / "out", "vgg2", "0") == 75
+    assert "Give more time" in capsys.readouterr().err
+
+
+def test_the_script_is_shown_and_nothing_submitted(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    options = ("--slurm", "--time=1-12", "--sbatch=--gpus-per-node=1 -p gpu", "--print")
+    assert start_sweep(tmp_path / "out", "vgg2", "0-2", *options) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("#!/bin/bash\n#SBATCH")
+    for line in ("--array=0-2", "--time=1-12", "--signal=USR1@180", "--gpus-per-node=1 -p gpu"):
+        assert f"#SBATCH {line}\n" in text
+    assert '--shard="$SLURM_ARRAY_TASK_ID/3"' in text
+    assert not (tmp_path / "out").exists()
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90", 90), ("90:30", 90.5), ("1:30:00", 90), ("1-0", 1440), ("1-1:30", 1530)],
+)
+def test_times_as_slurm_writes_them(text, minutes):
+    assert slurm.minutes(text) == minutes
+
+
+def test_times_that_slurm_does_not_write():
+    for text in ("", "4h", "1:2:3:4", "-5", "infinite"):
+        with pytest.raises(UserError, match="--time"):
+            slurm.minutes(text)
+
+
+# --- shards -----------------------------------------------------------------------------------
+
+
+def keys(jobs):
+    return [(job.name, job.seed) for job in jobs]
+
+
+def test_shards_part_the_runs_whatever_is_done(tmp_path):
+    sources = configs.named("vgg2,vgg6,vgg7,row9", None)
+    jobs = sweep.checked(sources, [0, 1, 2], tmp_path, OPTIONS)
+    before = {count: sweep.shards(jobs, count) for count in range(1, len(jobs) + 1)}
+    for count, parts in before.items():
+        assert len(parts) == count
+        assert all(parts)
+        assert sorted(key for part in parts for key in keys(part)) == sorted(keys(jobs))
+    sharing = [{job.name for job in part} for part in before[2]]
+    assert sharing[0] & sharing[1] <= {"row9"}  # more than a quarter of a part
+    for job in jobs[::2]:
+        job.workdir.mkdir(parents=True)
+        for name in ("config.json", "result.json"):
+            content = {"config": job.config.to_dict()}
+            (job.workdir / name).write_text(json.dumps(content))
+    again = sweep.checked(sources, [0, 1, 2], tmp_path, OPTIONS)
+    for count, parts in before.items():
+        assert list(map(keys, sweep.shards(again, count))) == list(map(keys, parts))
+
+
+def test_shards_are_of_about_equal_work(tmp_path):
+    jobs = sweep.checked(configs.named("vgg1-8,9", None), [0, 1, 2], tmp_path, OPTIONS)
+    for count in (2, 3, 5):
+        works = [sweep._work(part) for part in sweep.shards(jobs, count)]
+        assert max(works) < 1.25 * sum(works) / count, count
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shard=2/2"], "from 0 to N − 1"),
+        (["--shard=0/0"], "from 0 to N − 1"),
+        (["--shard=1"], "give i/N"),
+        (["--shard="], "give i/N"),
+        (["--shard=-1/2"], "give i/N"),
+        (["--shard=0/3"], "only 2 runs"),
+        (["--shard=0/2", "--workers=2"], "exclude each other"),
+        (["--slurm", "--status"], "exclude each other"),
+        (["--tasks=2"], "is for --slurm"),
+        (["--slurm", "--time=1:00:00"], "no sbatch"),
+        (["--slurm"], "needs --time"),
+        (["--slurm", "--time=0:04:00"], "5 minutes or more"),
+        (["--slurm", "--time=1:00:00", "--tasks=3"], "only 2 runs"),
+        (["--slurm", "--time=1:00:00", "--tasks=0"], "1 or more"),
+    ],
+)
+def test_what_cannot_be_starts_nothing(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(train, "train_and_evaluate", lambda *_, **__: pytest.fail("it started"))
+    assert start_sweep(tmp_path / "out", "vgg2", "0-1", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_script_of_another_plan_is_refused(fakes, tmp_path, monkeypatch, capsys):
+    trained = []
+    monkeypatch.setattr(train, "train_and_evaluate", lambda _, w, **__: trained.append(w))
+    out, array = tmp_path / "out", ("--slurm", "--time=1:00:00", "--tasks=2")
+    assert start_sweep(out, "vgg2", "0-3", *array) == 0
+    for rows, seeds, option in (
+        ("vgg2", "0-3", "--shard=0/3"),
+        ("vgg2", "0-4", "--shard=0/2"),
+        ("vgg6", "0-3", "--shard=0/2"),
+    ):
+        capsys.readouterr()
+        assert start_sweep(out, rows, seeds, option) == 2
+        assert "another plan" in capsys.readouterr().err
+    assert start_sweep(out, "vgg2", "0-3", *array[:2]) == 2
+    assert not trained
+    assert start_sweep(out, "vgg2", "0-3", *array) == 0
+    assert start_sweep(out, "vgg2", "0-3", "--shard=1/2") == 0
+    assert len(trained) == 2
+    assert (out / "slurm" / "jobs").read_text() == "77\n77\n"
+
+
+def test_what_sbatch_says_is_passed_on(fakes, tmp_path, capsys):
+    (fakes / "sbatch").write_text("#!/bin/bash\necho 'no such partition' >&2\nexit 1\n")
+    code = exit_code(
+        lambda: sweep.main(
+            ["--rows=vgg2", f"--out={tmp_path / 'out'}", *OPTIONS, "--slurm", "--time=1:00:00"]
+        )
+    )
+    assert code == 2
+    assert "no such partition" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "slurm" / "jobs").exists()
