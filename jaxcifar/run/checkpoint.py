@@ -19,7 +19,6 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
@@ -377,13 +376,13 @@ def _silence() -> None:
     def of_storage(record: logging.LogRecord) -> bool:
         return "orbax" in record.pathname or "never retrieved" in record.getMessage()
 
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if str(error) != "Event loop is closed":  # of a callback that came too late
-            before(kind, error, trace)
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":  # a callback that came too late
+            before(unraisable)
 
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(lambda record: not of_storage(record))
-    before, sys.excepthook = sys.excepthook, hook
+    before, sys.unraisablehook = sys.unraisablehook, hook
 
 
 def _is_number(name: str) -> bool:
