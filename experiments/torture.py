@@ -325,9 +325,8 @@ def cost() -> str:
     one_step, digest = np.median(times[1:], axis=0)  # the first compiles
     share = digest / (390 * one_step)
     return (
-        f"digest {1000 * digest:.0f} ms, step of {task.batch_size} images {1000 * one_step:.0f} "
-        f"ms: "
-        f"{share:.3%} of an epoch of 390 steps"
+        f"digest {1000 * digest:.0f} ms, step of {task.batch_size} images "
+        f"{1000 * one_step:.0f} ms: {share:.3%} of an epoch of 390 steps"
     )
 
 

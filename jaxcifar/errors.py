@@ -28,10 +28,13 @@ class Interrupted(Exception):
         self.signum = signum
 
 
-def of_file(error: OSError) -> UserError:
-    """Returns the error of a file or folder as one that the user can fix: its path and reason."""
-    where = f"{error.filename}: " if error.filename else ""
-    return UserError(f"{where}{error.strerror or error}.")
+def of_file(error: OSError, path: object = "") -> UserError:
+    """Returns the error of a file or folder as one that the user can fix: its path and reason.
+
+    Where the error does not know the path, as that of a write does not, it is `path`.
+    """
+    where = error.filename or path
+    return UserError(f"{where}: {error.strerror or error}." if where else f"{error}.")
 
 
 def in_short(error: Exception) -> str:

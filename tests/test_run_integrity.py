@@ -72,8 +72,10 @@ def flip(path, place=0.5):
 
 
 def flip_arrays(folder, number):
-    """Flips a bit where an array's data are."""
-    flip(max(state_files(folder, number), key=lambda path: path.stat().st_size))
+    """Flips bits where the arrays' data are."""
+    for twentieth in range(1, 20):
+        path = max(state_files(folder, number), key=lambda path: path.stat().st_size)
+        flip(path, twentieth / 20)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +212,7 @@ def test_no_whole_checkpoint_is_one_message_and_nothing_is_changed(stopped):
 def test_what_is_evaluated_is_never_another_checkpoint(copied):
     best = Checkpointer(copied / "checkpoints", read_only=True).best()
     flip_arrays(copied, best.number)
-    with pytest.raises(UserError, match=f"checkpoints/{best.number} is damaged: not as saved"):
+    with pytest.raises(UserError, match=f"checkpoints/{best.number} (is damaged|cannot be)"):
         restore.evaluate_workdir(copied, "best", mesh=ONE)
     shutil.rmtree(copied / "checkpoints" / str(best.number))
     with pytest.raises(UserError, match=r"it is not there|says"):
@@ -219,7 +221,8 @@ def test_what_is_evaluated_is_never_another_checkpoint(copied):
 
 def test_a_lost_last_checkpoint_is_not_taken_for_the_one_before(finished, copied):
     expected = numbers(finished)
-    shutil.rmtree(copied / "checkpoints" / "19")
+    for number in ("18", "19"):  # before and after its evaluation
+        shutil.rmtree(copied / "checkpoints" / number)
     with pytest.raises(UserError, match=r"result\.json says 9"):
         restore.evaluate_workdir(copied, "last", mesh=ONE)
     run(tiny(), copied)

@@ -11,10 +11,13 @@ the checkpoint is read. Nothing else in the package knows Orbax, whose interface
 
 import contextlib
 import dataclasses
+import functools
 import json
+import logging
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -80,6 +83,7 @@ class Checkpointer:
     """
 
     def __init__(self, directory: pathlib.Path, *, read_only: bool = False):
+        _silence()
         self.directory = directory.absolute()
         self._writer: ocp.AsyncCheckpointer | None = None
         self._writing: Saved | None = None
@@ -363,6 +367,22 @@ class Checkpointer:
             raise Damaged(
                 f"The checkpoint {path} cannot be read ({gone}{in_short(error)})."
             ) from error
+
+
+@functools.cache
+def _silence() -> None:
+    """Keeps back the tracebacks that the threads of Orbax print of errors that are raised here."""
+
+    def of_storage(record: logging.LogRecord) -> bool:
+        return "orbax" in record.pathname or "never retrieved" in record.getMessage()
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":  # a callback that came too late
+            before(unraisable)
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(lambda record: not of_storage(record))
+    before, sys.unraisablehook = sys.unraisablehook, hook
 
 
 def _is_number(name: str) -> bool:

@@ -78,9 +78,9 @@ class RunFolder:
             self._closing.close()
         except (UserError, OSError) as late:
             if error is None:
-                raise of_file(late) if isinstance(late, OSError) else late from late
+                raise of_file(late, self.path) if isinstance(late, OSError) else late from late
         if isinstance(error, OSError):
-            raise of_file(error) from error
+            raise of_file(error, self.path) from error
 
     def result(self, config: Config) -> dict[str, Any] | None:
         """Returns the content of result.json where the run is of `config` and complete.
@@ -134,7 +134,7 @@ class RunFolder:
             if (result["best"], result["last"]) != (best_record(records), records[-1]):
                 return "metrics.jsonl has other numbers"
         last = Checkpointer(self.path / "checkpoints", read_only=True).last()
-        if last is not None and "last" in result and last.step != result["last"]["step"]:
+        if last and "last" in result and last != Saved(result["last"]["step"], evaluated=True):
             return "the last checkpoint is of another step"
         return None
 

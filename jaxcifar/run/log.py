@@ -45,20 +45,25 @@ def read_lines(path: pathlib.Path) -> list[Record]:
 def replace(path: pathlib.Path, text: str) -> None:
     """Writes a file so that a reader, a kill or a power cut never meets half of it."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    _write(temporary, "w", text)
     os.replace(temporary, path)
     sync(path.parent)
 
 
 def append(path: pathlib.Path, line: str) -> None:
     """Appends a line to a file, and returns when it is on the disk."""
-    with path.open("a") as file:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    _write(path, "a", line + "\n")
+
+
+def _write(path: pathlib.Path, mode: str, text: str) -> None:
+    try:
+        with path.open(mode) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not say where
+        raise
 
 
 def sync(path: pathlib.Path) -> None:
