@@ -63,8 +63,8 @@ def train_and_evaluate(
         splits = load_splits(config)
         task = build(config, splits.train, mesh)
         numbers = sharding.replicate(hyperparams(config), mesh)
-        images, labels = _on_devices(splits.train, mesh)
-        validation = _on_devices(splits.validation, mesh)
+        images, labels = programs.on_devices(splits.train, mesh)
+        validation = programs.on_devices(splits.validation, mesh)
         folder.open(config, splits.provenance, task.in_force, mesh)
         state, position = folder.restore(programs.abstract_state(task)) or (
             programs.init(task)(sharding.replicate(np.uint32(config.seed), mesh), numbers),
@@ -219,10 +219,6 @@ def load_splits(config: Config) -> data.Splits:
     )
 
 
-def _on_devices(images: data.Dataset, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
-    return sharding.replicate((images.images, images.labels), mesh)
-
-
 def _order(task: Task, state: TrainState, epoch: int) -> jax.Array:
     return programs.order(task)(state.key, sharding.replicate(np.int32(epoch), task.mesh))
 
@@ -341,7 +337,7 @@ def _result(
         best = folder.checkpoints.best()
         assert best is not None
         state, _ = folder.checkpoints.restore(programs.abstract_state(run.task), best)
-        test = _on_devices(splits.test, run.task.mesh)
+        test = programs.on_devices(splits.test, run.task.mesh)
         result["test"] = programs.evaluate(run.task.inference, state.averaged, *test)
         result["data"] = splits.provenance | {"test": splits.test.provenance}
     title = f"{run.config.model.name} on {splits.train.provenance['name']}, seed {run.config.seed}"
