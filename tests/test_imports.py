@@ -14,6 +14,7 @@ EXPERIMENTS = {
     "runs": set(),
     "sweep": {"cost", "runs"},
     "torture": set(),
+    "compile_for": {"cost", "runs"},
     "benchmark": {"cost", "runs", "torch_models"},
     "landscape": {"runs"},
     "report": {"runs", "landscape"},
