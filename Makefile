@@ -48,4 +48,4 @@ lint: .venv/installed-dev
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-tpu

@@ -64,7 +64,7 @@ def jax_timer(
     jax.block_until_ready(state.params)
     init_seconds = time.monotonic() - began
     order = programs.order(made)(state.key, sharding.replicate(np.int32(1), mesh))
-    rest = hyperparams, *sharding.replicate((images.images, images.labels), mesh), order
+    rest = hyperparams, *programs.on_devices(images, mesh), order
     began = time.monotonic()
     step: Any = programs.train(made, made.steps_per_call)
     compile_seconds = time.monotonic() - began

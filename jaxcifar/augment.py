@@ -23,14 +23,21 @@ def _unchanged(images: jax.Array) -> jax.Array:
     return images
 
 
-def none(key: jax.Array, images: jax.Array, *, normalize: Normalize = _unchanged) -> jax.Array:
+def none(
+    key: jax.Array, images: jax.Array, *, normalize: Normalize = _unchanged, platform: str = ""
+) -> jax.Array:
     """Only normalises; see `weak`."""
-    del key
+    del key, platform
     return normalize(images)
 
 
 def weak(
-    key: jax.Array, images: jax.Array, *, padding: int = 4, normalize: Normalize = _unchanged
+    key: jax.Array,
+    images: jax.Array,
+    *,
+    padding: int = 4,
+    normalize: Normalize = _unchanged,
+    platform: str = "",
 ) -> jax.Array:
     """Random crop, then random horizontal flip.
 
@@ -40,12 +47,14 @@ def weak(
       padding: zeros added on each side before the crop, in pixels.
       normalize: applied at the end, such as `normalize` with a mean and a deviation; nothing by
         default.
+      platform: that the program is built for; see `crop`.
 
     Returns:
       [N, H, W, C] of the same dtype, or what `normalize` returns.
     """
     crop_key, flip_key = jax.random.split(key)
-    return normalize(random_flip(flip_key, random_crop(crop_key, images, padding=padding)))
+    images = random_crop(crop_key, images, padding=padding, platform=platform)
+    return normalize(random_flip(flip_key, images))
 
 
 def strong(
@@ -63,6 +72,7 @@ def strong(
     erasing_area: Sequence[float] = (0.02, 0.33),
     erasing_ratio: Sequence[float] = (0.3, 3.3),
     normalize: Normalize = _unchanged,
+    platform: str = "",
 ) -> jax.Array:
     """`weak`, then color jitter, random rotation, random affine and random erasing to 0.
 
@@ -75,12 +85,13 @@ def strong(
       padding … erasing_ratio: the strengths; see the transforms.
       normalize: applied before the erasing, as where torchvision's RandomErasing follows
         Normalize: an erased pixel is then the mean colour. By default nothing, and it is black.
+      platform: that the program is built for; see `crop`.
 
     Returns:
       [N, H, W, 3] float32 in the range 0 … 255, or what `normalize` returns.
     """
     keys = jax.random.split(key, 5)
-    images = weak(keys[0], images, padding=padding)
+    images = weak(keys[0], images, padding=padding, platform=platform)
     images = color_jitter(
         keys[1],
         images,
@@ -125,22 +136,40 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
 # --- crop and flip ----------------------------------------------------------------------------
 
 
-def random_crop(key: jax.Array, images: jax.Array, *, padding: int = 4) -> jax.Array:
+def random_crop(
+    key: jax.Array, images: jax.Array, *, padding: int = 4, platform: str = ""
+) -> jax.Array:
     """Pads [N, H, W, C] with zeros and crops each image back to H×W at a uniform offset."""
     offsets = jax.random.randint(key, (len(images), 2), 0, 2 * padding + 1)
-    return crop(images, offsets, padding=padding)
+    return crop(images, offsets, padding=padding, platform=platform)
 
 
-def crop(images: jax.Array, offsets: jax.Array, *, padding: int) -> jax.Array:
-    """Crops padded images at `offsets` [N, 2]: (row, column) in 0 … 2·padding."""
+def crop(images: jax.Array, offsets: jax.Array, *, padding: int, platform: str = "") -> jax.Array:
+    """Crops padded images at `offsets` [N, 2]: (row, column) in 0 … 2·padding.
+
+    On TPUs a slice at each image's own offset would be a loop over the images; there one of all
+    shifts is chosen, first of the rows, then of the columns. The result is the same to the bit.
+    """
     _, height, width, channels = images.shape
     pad = (padding, padding)
     padded = jnp.pad(images, ((0, 0), pad, pad, (0, 0)))
+    if platform == "tpu":
+        return _chosen(_chosen(padded, offsets[:, 0], 1, height), offsets[:, 1], 2, width)
 
     def cut(image: jax.Array, at: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice(image, (at[0], at[1], 0), (height, width, channels))
 
     return jax.vmap(cut)(padded, offsets)
+
+
+def _chosen(images: jax.Array, starts: jax.Array, axis: int, length: int) -> jax.Array:
+    """Takes `length` of an axis of each image, from its own start of `starts` [N]."""
+    starts = starts[:, None, None, None]
+    chosen = jax.lax.slice_in_dim(images, 0, length, axis=axis)
+    for start in range(1, images.shape[axis] - length + 1):
+        shifted = jax.lax.slice_in_dim(images, start, start + length, axis=axis)
+        chosen = jnp.where(starts == start, shifted, chosen)
+    return chosen
 
 
 def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:

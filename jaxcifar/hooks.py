@@ -27,7 +27,8 @@ class Run:
 
     Attributes:
       config, workdir, task, hyperparams: of the run.
-      images, labels: the training set, on every device: [N, 32, 32, 3] uint8 and [N] int32.
+      images, labels: the training set, on every device: [N, 3072] uint8 and [N] int32, see
+        `jaxcifar.programs.on_devices`; `jaxcifar.programs.batch` takes a step's from it.
       step: training steps done.
       state: after them. The next step uses its arrays up, so a hook must not keep them.
       order: the rows of the epoch's batches [steps_per_epoch, batch].

@@ -4,14 +4,16 @@ Each is compiled for its task when first asked for, and kept while it is in use.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxcifar import sharding
+from jaxcifar import data, sharding
 from jaxcifar.kernels import compilation
 from jaxcifar.state import TrainState, abstract_variables, create_state
 from jaxcifar.step import Loss, make_eval_step, make_loss, make_train_step
@@ -20,6 +22,8 @@ from jaxcifar.task import Hyperparams, Inference, Task
 # (state, hyperparams, images, labels, order) -> (state, metrics [steps])
 Train = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 _KEPT = 4  # programs of each kind; a DenseNet's takes some 100 MB
+_IMAGE = 32, 32, 3
+_BYTES = math.prod(_IMAGE)
 
 
 @functools.lru_cache(_KEPT)
@@ -63,6 +67,21 @@ def order(task: Task) -> Callable[[jax.Array, jax.Array], jax.Array]:
     )
 
 
+def on_devices(images: data.Dataset, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
+    """Puts an image set on every device, as the programs take it.
+
+    Returns:
+      Images [N, 3072] uint8 and labels [N] int32. An image is a row of bytes: as [N, 32, 32, 3] a
+      TPU would lay the whole set out anew for each call, in four times the memory.
+    """
+    return sharding.replicate((images.images.reshape(-1, _BYTES), images.labels), mesh)
+
+
+def as_images(rows: jax.Array) -> jax.Array:
+    """Returns [n, 32, 32, 3] of rows [n, 3072] of what `on_devices` made."""
+    return rows.reshape(-1, *_IMAGE)
+
+
 def loss(task: Task) -> Loss:
     """Returns the loss of a batch as a training step of the task sees it."""
     return make_loss(task.model, task.prepare, task.cross_entropy)
@@ -71,11 +90,18 @@ def loss(task: Task) -> Loss:
 def batch(
     task: Task, step: jax.Array, images: jax.Array, labels: jax.Array, order: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the images and labels of a step, split over the devices."""
+    """Returns the images [batch, 32, 32, 3] and labels of a step, split over the devices.
+
+    Args:
+      task: of the run.
+      step: that is to be made.
+      images, labels: the training set, see `on_devices`.
+      order: the rows of the epoch's batches.
+    """
     rows = jax.lax.with_sharding_constraint(
         order[step % task.steps_per_epoch], sharding.batch_sharding(task.mesh)
     )
-    return images[rows], labels[rows]
+    return as_images(images[rows]), labels[rows]
 
 
 def training(task: Task, steps: int) -> Any:
@@ -114,7 +140,7 @@ def training(task: Task, steps: int) -> Any:
 
 def training_arguments(task: Task) -> tuple:
     """Returns the shapes, dtypes and shardings that `train` takes."""
-    images = jax.ShapeDtypeStruct((task.n_train, 32, 32, 3), jnp.uint8)
+    images = jax.ShapeDtypeStruct((task.n_train, _BYTES), jnp.uint8)
     labels = jax.ShapeDtypeStruct((task.n_train,), jnp.int32)
     rows = jax.ShapeDtypeStruct((task.steps_per_epoch, task.batch_size), jnp.int32)
     rest = sharding.abstract((Hyperparams.abstract(), images, labels, rows), task.mesh)
@@ -144,9 +170,9 @@ def evaluate_batch(inference: Inference, n: int) -> Callable[..., dict[str, jax.
         rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(inference.mesh))
         exists = rows < n
         rows = jnp.minimum(rows, n - 1)
-        return eval_step(variables, images[rows], labels[rows], exists)
+        return eval_step(variables, as_images(images[rows]), labels[rows], exists)
 
-    images = jax.ShapeDtypeStruct((n, 32, 32, 3), jnp.uint8)
+    images = jax.ShapeDtypeStruct((n, _BYTES), jnp.uint8)
     labels, first = jax.ShapeDtypeStruct((n,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
     arguments = abstract_variables(inference.model), images, labels, first
     jitted = compilation.jit(run, platform=inference.platform, out_shardings=whole)
@@ -165,7 +191,7 @@ def evaluate(
     Args:
       inference: whose model, normalisation and batches are used.
       variables: of the model.
-      images: [N, 32, 32, 3] uint8, and labels [N] int32, on every device of the mesh.
+      images, labels: see `on_devices`.
       stop: asked after each batch; where it returns True, the evaluation ends and returns None.
     """
     compiled = evaluate_batch(inference, len(labels))

@@ -149,8 +149,11 @@ def evaluate(
       mesh: of the devices; None is all.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
-    arrays = sharding.replicate((variables, images.images, images.labels), mesh)
-    scores = programs.evaluate(build_inference(config, images, mesh), *arrays)
+    scores = programs.evaluate(
+        build_inference(config, images, mesh),
+        sharding.replicate(variables, mesh),
+        *programs.on_devices(images, mesh),
+    )
     assert scores is not None, "nothing asked it to stop"
     return scores
 

@@ -190,7 +190,9 @@ class Task:
         """
         transform = augment.AUGMENTATIONS[self.augmentation]
         normalize = self.inference.normalize
-        inputs = transform(key, images, normalize=normalize, **dict(self.strengths))
+        inputs = transform(
+            key, images, normalize=normalize, platform=self.platform, **dict(self.strengths)
+        )
         if not self.mixup and not self.cutmix:
             return inputs, labels
         targets = jax.nn.one_hot(labels, self.model.num_classes)

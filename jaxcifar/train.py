@@ -68,8 +68,8 @@ def train_and_evaluate(
         splits = load_splits(config)
         task = build(config, splits.train, mesh)
         numbers = sharding.replicate(hyperparams(config), mesh)
-        images, labels = _on_devices(splits.train, mesh)
-        validation = _on_devices(splits.validation, mesh)
+        images, labels = programs.on_devices(splits.train, mesh)
+        validation = programs.on_devices(splits.validation, mesh)
         folder.open(config, splits.provenance, task.in_force, mesh)
         state, position = folder.restore(programs.abstract_state(task), task.steps_per_epoch) or (
             programs.init(task)(sharding.replicate(np.uint32(config.seed), mesh), numbers),
@@ -225,10 +225,6 @@ def load_splits(config: Config) -> data.Splits:
     )
 
 
-def _on_devices(images: data.Dataset, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
-    return sharding.replicate((images.images, images.labels), mesh)
-
-
 def _order(task: Task, state: TrainState, epoch: int) -> jax.Array:
     return programs.order(task)(state.key, sharding.replicate(np.int32(epoch), task.mesh))
 
@@ -362,7 +358,7 @@ def _result(
     best = _best(result["best"], folder)
     if splits.test is not None:
         state = _restored(best, result["best"], run, folder)
-        test = _on_devices(splits.test, run.task.mesh)
+        test = programs.on_devices(splits.test, run.task.mesh)
         result["test"] = programs.evaluate(run.task.inference, state.averaged, *test)
     return folder.finish(result)
 

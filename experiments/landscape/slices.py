@@ -147,7 +147,7 @@ def slice_around(
         os.replace(temporary, path)
         return content
 
-    arrays = sharding.replicate((subset.images, subset.labels), mesh)
+    arrays = programs.on_devices(subset, mesh)
     statistics = _statistics_of(inference)
     todo = [index for index in np.ndindex(shape) if not found["done"][index]]
     began = saved_at = time.monotonic()
@@ -177,13 +177,17 @@ def slice_around(
 
 
 def _statistics_of(inference: Inference) -> Callable[[dict, jax.Array], dict]:
-    """Returns (variables, images) -> BatchNorm statistics: the mean over whole batches."""
+    """Returns (variables, images) -> BatchNorm statistics: the mean over whole batches.
+
+    The images are those of `programs.on_devices`.
+    """
 
     @functools.partial(compilation.jit, platform=inference.platform)
-    def of_batch(variables: dict, images: jax.Array) -> dict:
+    def of_batch(variables: dict, rows: jax.Array) -> dict:
         # From statistics of zero, one step of the moving average leaves (1 − momentum) · batch.
         zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
-        inputs, there = inference.normalize(images), variables | {"batch_stats": zeros}
+        inputs = inference.normalize(programs.as_images(rows))
+        there = variables | {"batch_stats": zeros}
         _, updates = inference.model.apply(there, inputs, train=True, mutable=["batch_stats"])
         return jax.tree.map(lambda x: x / (1 - BatchNorm.momentum), updates["batch_stats"])
 

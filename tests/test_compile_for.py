@@ -1,0 +1,244 @@
+"""Programs compiled for TPUs without any: what must not be in them; the arithmetic."""
+
+import functools
+import importlib.util
+
+import pytest
+
+from experiments import compile_for
+from experiments.compile_for import CHIPS, all_reduce_seconds, collectives, parse, roofline, size_of
+from experiments.runs.configs import row_config
+from jaxcifar import programs, task
+from jaxcifar.errors import UserError, exit_code
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, which compiles for TPUs, is not installed",
+)
+
+
+# --- the compiled text of a narrow network ----------------------------------------------------
+
+
+@functools.cache
+def compiled_text():
+    """Returns the training program of a narrow VGG-A with BatchNorm, for eight chips."""
+    mesh, _ = compile_for.mesh_of("v5e:2x4")
+    config = row_config("vgg6")
+    config.model.width = 0.125
+    made = task.build(config, compile_for.images_like("cifar10", 50_000), mesh)
+    assert made.steps_per_call > 1
+    return programs.train(made, made.steps_per_call).as_text()
+
+
+@needs_libtpu
+def test_devices_exchange_nothing_but_all_reduces():
+    found = collectives(parse(compiled_text()))
+    assert set(found) == {"all-reduce"}
+    # Eight BatchNorms make one forward and one backward; then there are the gradients.
+    assert len(found["all-reduce"]) <= 2 * 8 + 4
+
+
+@needs_libtpu
+def test_all_collectives_are_in_the_loop():
+    """Nothing is exchanged but by the steps."""
+    hlo = parse(compiled_text())
+    everywhere = [
+        instruction.opcode
+        for instructions in hlo.computations.values()
+        for instruction in instructions
+        if instruction.opcode.removesuffix("-start") in compile_for.COLLECTIVES
+    ]
+    assert len(everywhere) == sum(map(len, collectives(hlo).values()))
+
+
+@needs_libtpu
+def test_steps_are_one_loop():
+    hlo = parse(compiled_text())
+    assert len(hlo.loops) == 1
+    inside = [i.opcode for i in hlo.reachable(hlo.loops[0])]
+    assert "while" not in inside, "a loop over the images of a batch"
+
+
+@needs_libtpu
+def test_nothing_goes_through_the_host_and_nothing_is_there_for_cpus():
+    text = compiled_text()
+    opcodes = {i.opcode for body in parse(text).computations.values() for i in body}
+    assert not opcodes & {
+        "infeed",
+        "outfeed",
+        "send",
+        "recv",
+        "opt-barrier",
+        "optimization-barrier",
+    }
+    assert "callback" not in text
+    assert "S(5)" not in text  # the host's memory
+
+
+@needs_libtpu
+def test_the_image_set_is_not_laid_out_anew():
+    copies = [
+        line
+        for line in compiled_text().splitlines()
+        if " copy(" in line and "u8[50000" in line.split(" copy(")[0]
+    ]
+    assert copies == []
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [("v5e:3x3", "v5e:2x4"), ("v5e", "v5e:2x4"), ("v5e:axb", "v5e:2x4")],
+)
+def test_unknown_shape_of_a_slice(topology, message, capsys):
+    arguments = [f"--topology={topology}", "--rows=1"]
+    assert exit_code(lambda: compile_for.main(arguments)) == 2
+    assert message in capsys.readouterr().err
+
+
+@needs_libtpu
+def test_batch_that_the_chips_cannot_share(tmp_path, capsys):
+    odd = tmp_path / "odd.py"
+    odd.write_text(
+        "from jaxcifar.config import base_config\n"
+        "def get_config():\n"
+        "    config = base_config()\n"
+        "    config.train.batch_size = 100\n"
+        "    return config\n"
+    )
+    arguments = ["--topology=v5e:2x4", f"--configs={odd}"]
+    assert exit_code(lambda: compile_for.main(arguments)) == 2
+    assert "8 devices cannot share equally" in capsys.readouterr().err
+
+
+# --- without libtpu ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--topology=v5e:2x4"),
+        (["--topology=v9:2x2", "--rows=1"], "v5e, v5p, v6e"),
+        (["--topology=v5e:2x4"], "Name what to train"),
+        (["--topology=v5e:2x4", "--rows=99"], "row99"),
+        (["--topology=v5e:2x4", "--rows=1", "--out=/no/such/folder/a.json"], "no folder"),
+        (["--scaling", "--devices=0"], "at least 1"),
+        (["--scaling", "--utilization=2"], "a share"),
+    ],
+)
+def test_refuses(arguments, message, capsys):
+    assert exit_code(lambda: compile_for.main(arguments)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_says_how_to_install_libtpu(monkeypatch):
+    def missing(**_):
+        raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
+
+    monkeypatch.setattr(compile_for.topologies, "get_topology_desc", missing)
+    with pytest.raises(UserError, match="pip install"):
+        compile_for.mesh_of("v5e:2x4")
+
+
+TEXT = """\
+HloModule jit_run, is_scheduled=true
+
+%sum.1 (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%fused (p: bf16[8]) -> bf16[8] {
+  %p = bf16[8]{0:T(256)(128)(2,1)} parameter(0)
+  ROOT %all-reduce.9 = bf16[8]{0:T(256)} all-reduce(%p), replica_groups={}, to_apply=%sum.1
+}
+
+%body.2 (arg: (s32[], f32[8,3])) -> (s32[], f32[8,3]) {
+  %arg = (s32[]{:T(128)}, f32[8,3]{1,0:T(8,128)S(1)}) parameter(0)
+  %r.1 = (f32[8]{0:T(128)S(1)}, /*index=1*/f32[3,3]{1,0:T(8,128)}) all-reduce(%x), to_apply=%sum.1
+  %fusion.1 = bf16[8]{0} fusion(%z), kind=kCustom, calls=%fused
+  ROOT %tuple = (s32[], f32[8,3]) tuple(%i, %w)
+}
+
+%condition.3 (arg: (s32[], f32[8,3])) -> pred[] {
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main.4 (p0: f32[8,3]) -> (s32[], f32[8,3]) {
+  %gathered = f32[64]{0} all-gather(%q), dimensions={0}
+  ROOT %while.1 = (s32[], f32[8,3]) while(%tuple.5), condition=%condition.3, body=%body.2
+}
+"""
+
+
+def test_reads_a_compiled_program():
+    hlo = parse(TEXT)
+    assert (hlo.entry, hlo.loops) == ("main.4", ["body.2"])
+    assert [i.opcode for i in hlo.computations["body.2"]] == [
+        "parameter",
+        "all-reduce",
+        "fusion",
+        "tuple",
+    ]
+    assert collectives(hlo) == {"all-reduce": [4 * (8 + 9), 2 * 8]}  # not what is before the loop
+
+
+def test_reads_a_program_without_a_loop():
+    text = "ENTRY %main (p: f32[2]) -> f32[2] {\n  %a = f32[2]{0} all-reduce-start(%p)\n}\n"
+    assert collectives(parse(text)) == {"all-reduce": [8]}
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ("f32[]{:T(128)}", 4),
+        ("bf16[3,3,64,128]{3,2,1,0:T(8,128)(2,1)S(1)}", 2 * 9 * 64 * 128),
+        ("(f32[8]{0}, bf16[3,3]{1,0}, pred[5], token[])", 32 + 18 + 5),
+        ("u8[50000,3072]{1,0:T(8,128)(4,1)}", 50_000 * 3072),
+        ("f8e4m3fn[10]", 10),
+        ("s4[3]", 2),
+    ],
+)
+def test_bytes_of_a_shape(shape, size):
+    assert size_of(shape) == size
+
+
+def test_ring_all_reduce():
+    assert all_reduce_seconds(1e9, 1, 1e9) == 0
+    assert all_reduce_seconds(1e9, 2, 1e9) == 1
+    assert all_reduce_seconds(1e9, 8, 100e9) == pytest.approx(2 * 7 / 8 / 100)
+
+
+def test_roofline_is_what_each_part_needs():
+    chip = CHIPS["v5e"]
+    found = roofline(chip, 8, flops=197e9, traffic=819e6, reduced=0)
+    assert found == pytest.approx({"arithmetic": 1e-3, "memory": 1e-3, "interconnect": 0})
+    found = roofline(chip, 8, flops=0, traffic=0, reduced=4e7)
+    assert found["interconnect"] == pytest.approx(7e-4)
+
+
+def test_bytes_exchanged_in_a_step():
+    params, size = compile_for.exchanged("vgg_a_bn", "float32")
+    assert params == 9_756_426
+    moments = 2 * (64 + 128 + 2 * 256 + 4 * 512)  # of eight BatchNorms
+    assert size == 4 * (params + moments)
+    # Convolutions computed in bfloat16 have gradients of two bytes.
+    assert compile_for.exchanged("vgg_a_bn")[1] < 0.6 * size
+
+
+def test_break_even_halves_with_twice_the_bandwidth():
+    slow, fast = (compile_for.break_even("resnet18", link, 8, 1e14) for link in (1e9, 2e9))
+    assert slow == pytest.approx(2 * fast)
+    arithmetic = slow * 6 * compile_for.forward_multiply_adds("resnet18") / 1e14
+    assert arithmetic == pytest.approx(
+        all_reduce_seconds(compile_for.exchanged("resnet18")[1], 8, 1e9)
+    )
+
+
+def test_scaling_names_every_model(capsys):
+    assert exit_code(lambda: compile_for.main(["--scaling"])) == 0
+    out = capsys.readouterr().out
+    assert "computed, not measured" in out
+    assert all(f"| {model} |" in out for model in compile_for.MODELS)
