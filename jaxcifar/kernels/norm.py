@@ -56,34 +56,6 @@ def _moments_backward(platform, saved, gradients):
 moments.defvjp(_moments_forward, _moments_backward)
 
 
-@jax.custom_vjp
-def shifted_moments(x: jax.Array, shift: jax.Array) -> Moments:
-    """Returns what `moments` does, in one pass, and over many devices with one all-reduce.
-
-    The sums are of x − shift and of its square. The closer the shift [C] is to the mean, the less
-    cancels: of the variance's digits, about log₁₀(1 + ((mean − shift) / deviation)²) are lost, one
-    of seven where the mean is three deviations away. No gradient flows to the shift.
-    """
-    x = at_least_float32(x) - shift
-    n = x.size // x.shape[-1]
-    axes = tuple(range(x.ndim - 1))
-    mean, square = x.sum(axes) / n, jnp.square(x).sum(axes) / n
-    return mean + shift, jnp.maximum(square - jnp.square(mean), 0)
-
-
-def _shifted_moments_forward(x, shift):
-    mean, var = shifted_moments(x, shift)
-    return (mean, var), (x, mean)
-
-
-def _shifted_moments_backward(saved, gradients):
-    _, mean = saved
-    return *_moments_backward("", saved, gradients), jnp.zeros_like(mean)
-
-
-shifted_moments.defvjp(_shifted_moments_forward, _shifted_moments_backward)
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def scale_and_shift(
     x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array, platform: str

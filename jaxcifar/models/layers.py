@@ -9,13 +9,7 @@ import jax.numpy as jnp
 
 from jaxcifar.kernels.conv import conv2d
 from jaxcifar.kernels.features import Features
-from jaxcifar.kernels.norm import (
-    Moments,
-    at_least_float32,
-    moments,
-    scale_and_shift,
-    shifted_moments,
-)
+from jaxcifar.kernels.norm import at_least_float32, moments, scale_and_shift
 from jaxcifar.models.initializers import Initializer, xavier_normal
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -93,7 +87,7 @@ class BatchNorm(nn.Module):
         ra_mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
         ra_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
         if train:
-            mean, var = known or self._moments(x, ra_mean.value)
+            mean, var = known or moments(x, self.platform)
             if not self.is_initializing():
                 n = x.size // x.shape[-1]
                 correction = n / (n - 1) if self.unbiased_variance and n > 1 else 1.0
@@ -104,11 +98,6 @@ class BatchNorm(nn.Module):
         scale = jax.lax.rsqrt(var + self.epsilon) * scale
         y: Any = scale_and_shift(x, mean, scale, bias, self.platform)
         return y.astype(self.dtype)
-
-    def _moments(self, x: jax.Array, running_mean: jax.Array) -> Moments:
-        if self.platform in ("gpu", "tpu"):
-            return shifted_moments(x, jax.lax.stop_gradient(running_mean))
-        return moments(x, self.platform)
 
 
 class Linear(nn.Module):
