@@ -11,9 +11,12 @@ from jaxcifar import restore, sharding, train
 from jaxcifar.config import base_config
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.hooks import Hook
-from jaxcifar.run.checkpoint import Checkpointer, Saved
+from jaxcifar.models import create_model
+from jaxcifar.optim import make_optimizer
+from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
 from jaxcifar.run.digest import digests
 from jaxcifar.run.log import read_lines
+from jaxcifar.state import create_state
 
 ONE = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), (sharding.BATCH_AXIS,))
 
@@ -228,6 +231,24 @@ def test_a_lost_last_checkpoint_is_not_taken_for_the_one_before(finished, copied
             restore.evaluate_workdir(copied, "best", mesh=ONE)
     run(tiny(), copied)
     assert numbers(copied) == expected
+
+
+def test_readable_arrays_that_are_not_those_saved_are_refused(tmp_path):
+    """As where a bit is flipped in data that have no checksum, or files were mixed up."""
+    model = create_model("vgg_a_bn", width=0.05)
+    tx = make_optimizer("sgd", 0.1, momentum=0.9)
+    for seed in (0, 1):
+        state = jax.jit(lambda seed: create_state(model, tx, seed))(seed)
+        checkpoints = Checkpointer(tmp_path / str(seed))
+        checkpoints.save(0, state, {"at": 0}, None)
+        checkpoints.close()
+    shutil.rmtree(tmp_path / "0" / "0" / "state")
+    shutil.copytree(tmp_path / "1" / "0" / "state", tmp_path / "0" / "0" / "state")
+    reader = Checkpointer(tmp_path / "0", read_only=True)
+    with pytest.raises(Damaged, match="not as saved are its key and params"):
+        reader.restore(state, Saved(0, False))
+    with pytest.raises(Damaged, match="not as saved are its params"):
+        reader.restore_variables(state.variables, Saved(0, False))
 
 
 def test_the_averages_are_verified_too(tmp_path):
