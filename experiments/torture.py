@@ -323,10 +323,11 @@ def cost() -> str:
         digests({"params": state.params, "opt_state": state.opt_state, "stats": state.batch_stats})
         times.append((middle - began, time.perf_counter() - middle))
     one_step, digest = np.median(times[1:], axis=0)  # the first compiles
-    share = digest / (390 * one_step)
+    steps = 50_000 // task.batch_size
+    share = digest / (steps * one_step)
     return (
         f"digest {1000 * digest:.0f} ms, step of {task.batch_size} images "
-        f"{1000 * one_step:.0f} ms: {share:.3%} of an epoch of 390 steps"
+        f"{1000 * one_step:.0f} ms: {share:.3%} of an epoch of {steps} steps"
     )
 
 
