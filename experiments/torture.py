@@ -240,7 +240,7 @@ def damage(path: pathlib.Path, how: str, random: random.Random) -> None:
 
 
 def files(folder: pathlib.Path, *, checkpoints: bool = False) -> list[str]:
-    """The files of a run, or of its checkpoints, but for the lock."""
+    """The files of a run, or of its checkpoints."""
     below = folder / "checkpoints" if checkpoints else folder
     found = (path for path in below.rglob("*") if path.is_file() and path.name != "stopped")
     return sorted(str(path.relative_to(folder)) for path in found)
