@@ -240,7 +240,7 @@ def damage(path: pathlib.Path, how: str, random: random.Random) -> None:
 
 
 def files(folder: pathlib.Path, *, checkpoints: bool = False) -> list[str]:
-    """The files of a run, or of its checkpoints, but for the lock."""
+    """The files of a run, or of its checkpoints."""
     below = folder / "checkpoints" if checkpoints else folder
     found = (path for path in below.rglob("*") if path.is_file() and path.name != "stopped")
     return sorted(str(path.relative_to(folder)) for path in found)
@@ -323,10 +323,11 @@ def cost() -> str:
         digests({"params": state.params, "opt_state": state.opt_state, "stats": state.batch_stats})
         times.append((middle - began, time.perf_counter() - middle))
     one_step, digest = np.median(times[1:], axis=0)  # the first compiles
-    share = digest / (390 * one_step)
+    steps = 50_000 // task.batch_size
+    share = digest / (steps * one_step)
     return (
         f"digest {1000 * digest:.0f} ms, step of {task.batch_size} images "
-        f"{1000 * one_step:.0f} ms: {share:.3%} of an epoch of 390 steps"
+        f"{1000 * one_step:.0f} ms: {share:.3%} of an epoch of {steps} steps"
     )
 
 
