@@ -36,7 +36,7 @@ class Look(Hook):
 
     def start(self, run):
         assert run.workdir == self.workdir
-        assert run.images.shape == (100, 32, 32, 3)
+        assert run.images.shape == (100, 3072)  # a row of bytes each
         assert run.labels.shape == (100,)
         assert run.task.model.width == run.config.model.width
         assert run.hyperparams.learning_rate == np.float32(1e-3)

@@ -29,6 +29,7 @@ ORDER = (
     "hooks",
     "restore",
     "train",
+    "replay",
     "main",
     "interop",
 )

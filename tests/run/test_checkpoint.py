@@ -1,6 +1,7 @@
 """Checkpoints: the best and the last, and what cannot be restored."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,16 +12,22 @@ from jaxcifar.run.checkpoint import Checkpointer, Saved
 from jaxcifar.state import create_state
 
 
-def small_state(width=0.05, optimizer="sgd"):
+def small_state(width=0.05, optimizer="sgd", step=0):
     model = create_model("vgg_a", width=width)
-    return jax.jit(lambda: create_state(model, make_optimizer(optimizer, 0.1), 0))()
+    state = jax.jit(lambda: create_state(model, make_optimizer(optimizer, 0.1), 0))()
+    return after(state, step)
 
 
-def test_best_and_last_are_kept(tmp_path):
+def after(state, step):
+    """The state as if after so many steps."""
+    return state.replace(step=jnp.int32(step))
+
+
+def test_the_best_and_the_two_newest_are_kept(tmp_path):
     state = small_state()
     checkpoints = Checkpointer(tmp_path / "c")
     for step, accuracy in ((1, 0.3), (2, 0.5), (3, None), (4, 0.5), (5, 0.4), (6, None)):
-        checkpoints.save(step, state, {"at": step}, accuracy)
+        checkpoints.save(step, after(state, step), {"at": step}, accuracy)
     checkpoints.close()
     reader = Checkpointer(tmp_path / "c", read_only=True)
     best, last = reader.best(), reader.last()
@@ -29,7 +36,7 @@ def test_best_and_last_are_kept(tmp_path):
     assert (best.number, last.number) == (5, 12)
     assert [Saved.of(number) for number in (5, 12)] == [best, last]
     assert reader.restore(state, best)[1] == {"at": 2}
-    assert {int(p.name) for p in (tmp_path / "c").iterdir() if p.name.isdigit()} == {5, 12}
+    assert {int(p.name) for p in (tmp_path / "c").iterdir() if p.name.isdigit()} == {5, 11, 12}
 
 
 def test_a_reader_touches_nothing(tmp_path):
@@ -55,7 +62,7 @@ def test_a_step_before_and_after_its_evaluation(tmp_path):
 
 
 def test_what_cannot_be_restored_is_named(tmp_path):
-    state = small_state()
+    state = small_state(step=1)
     checkpoints = Checkpointer(tmp_path / "c")
     checkpoints.save(1, state, {}, None)
     checkpoints.wait()

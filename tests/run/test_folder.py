@@ -85,8 +85,10 @@ def test_a_result_is_of_the_run_and_says_that_it_is_complete(tmp_path):
         assert folder.result(tiny()) is None  # no run
         folder.open(tiny(), FACTS, FLOAT32, mesh(1))
         assert folder.result(tiny()) is None  # not complete
-        folder.finish({"best": 1})
-        assert folder.result(tiny(train__eval_batch_size=8)) == {"best": 1}
+        result = folder.finish({"best": 1})
+        assert result["best"] == 1
+        assert result["damaged_checkpoints"] == 0
+        assert folder.result(tiny(train__eval_batch_size=8)) == result
         with pytest.raises(UserError, match="holds a run of another config"):
             folder.result(tiny(seed=1))
 
@@ -110,5 +112,8 @@ def test_a_saved_position_does_not_change_with_the_run(tmp_path, monkeypatch):
         )
         folder.save(4, "state", position)
     position.steps["loss"].append(2.0)
-    progress = {"epochs_done": 1, "steps": {"loss": [1.0]}, "seconds": 2.0}
-    assert saved == [(4, "state", progress, None)]
+    ((step, state, progress, accuracy),) = saved
+    assert (step, state, accuracy) == (4, "state", None)
+    assert progress["epochs_done"] == 1
+    assert progress["steps"] == {"loss": [1.0]}
+    assert progress["about"]["config"]["seed"] == tiny().seed
