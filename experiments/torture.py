@@ -311,7 +311,7 @@ def cost() -> str:
     images = data.load("synthetic", "train", size=512)
     task = build(config, images, mesh)
     numbers = sharding.replicate(hyperparams(config), mesh)
-    arrays = sharding.replicate((images.images, images.labels), mesh)
+    arrays = programs.on_devices(images, mesh)
     state = programs.init(task)(sharding.replicate(np.uint32(0), mesh), numbers)
     order = programs.order(task)(state.key, sharding.replicate(np.int32(1), mesh))
     step, times = programs.train(task, 1), []

@@ -59,7 +59,7 @@ def replay(
     check_images(about["data"], splits.provenance, workdir)
     task = build(config, splits.train, mesh)
     numbers = sharding.replicate(hyperparams(config), mesh)
-    images, labels = sharding.replicate((splits.train.images, splits.train.labels), mesh)
+    images, labels = programs.on_devices(splits.train, mesh)
     checkpoints = Checkpointer(workdir / "checkpoints", read_only=True)
     if last := checkpoints.last():
         state, _ = checkpoints.restore(programs.abstract_state(task), last)
