@@ -114,9 +114,7 @@ def test_saved_configs_are_laid_over_the_defaults():
     ]
     assert found.keys() == base_config().keys()
     saved["optim"]["momentun"] = 0.9
-    with pytest.raises(
-        UserError, match=r"'optim\.momentun'.*Did you mean 'optim\.momentum'"
-    ):
+    with pytest.raises(UserError, match=r"'optim\.momentun'.*Did you mean 'optim\.momentum'"):
         complete(saved)
 
 

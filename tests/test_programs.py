@@ -72,14 +72,17 @@ def test_order_is_a_fresh_permutation_of_seed_and_epoch():
 
 def test_batch_is_the_rows_of_a_step():
     made = tiny_task(8)
-    images, labels = sharding.replicate((np.arange(100), -np.arange(100)), made.mesh)
+    # Of image i, all bytes are i.
+    rows_of_bytes = np.tile(np.arange(100, dtype=np.uint8)[:, None], (1, 3072))
+    images, labels = sharding.replicate((rows_of_bytes, -np.arange(100)), made.mesh)
     order = sharding.replicate(np.random.default_rng(0).permutation(96).reshape(3, 32), made.mesh)
     batch = jax.jit(lambda step: programs.batch(made, step, images, labels, order))
     for step in (0, 2, 4):  # 4 is the second step of the second epoch
         found_images, found_labels = batch(jnp.int32(step))
-        np.testing.assert_array_equal(found_images, order[step % 3])
+        assert found_images.shape == (32, 32, 32, 3)
+        np.testing.assert_array_equal(found_images[:, 0, 0, 0], order[step % 3])
         np.testing.assert_array_equal(found_labels, -order[step % 3])
-    assert found_images.sharding.is_equivalent_to(sharding.batch_sharding(made.mesh), 1)
+    assert found_images.sharding.is_equivalent_to(sharding.batch_sharding(made.mesh), 4)
 
 
 # --- evaluate ---------------------------------------------------------------------------------
@@ -93,7 +96,7 @@ def test_evaluation_counts_every_image_once(finished):
     model = models.create_model("vgg_a_bn", width=0.05)
     logits = np.asarray(model.apply(variables, images.astype(np.float32), train=False))
     inference = task.build_inference(config, test, mesh(1))
-    arrays = sharding.replicate((test.images, test.labels), mesh(1))
+    arrays = programs.on_devices(test, mesh(1))
     found = programs.evaluate(inference, variables, *arrays)  # 96 + 96 + 64
     assert found["images"] == 256
     assert found["accuracy"] == (logits.argmax(-1) == test.labels).mean()

@@ -113,7 +113,14 @@ def test_devices_that_cannot_train_may_evaluate():
 def test_a_task_is_its_config_in_force():
     made = tiny_task(model__activation="gelu", optim__name="sgd", optim__momentum=0.5)
     assert (made.model.activation, made.model.width, made.model.dropout_rate) == ("gelu", 0.05, 0.2)
-    assert made.optimization == ("sgd", "cosine", "all", 0.5)
+    assert made.optimization._asdict() == {
+        "name": "sgd",
+        "schedule": "cosine",
+        "penalize": "all",
+        "momentum": 0.5,
+        "nesterov": False,
+        "clip_norm": 0.0,
+    }
     assert (made.n_train, made.steps_per_epoch) == (100, 3)
     assert (made.batch_size, made.eval_batch_size) == (32, 96)
     assert made.in_force == {"dtype": "float32", "steps_per_call": 1, "remat": False}
@@ -136,6 +143,11 @@ def test_equal_configs_make_equal_tasks():
         {"optim__name": "sgd"},
         {"optim__penalize": "kernels"},
         {"optim__schedule": "constant"},
+        {"optim__clip_norm": 1.0},
+        {"train__ema_decay": 0.9},
+        {"train__label_smoothing": 0.1},
+        {"augment__mixup": 0.2},
+        {"augment__cutmix": 1.0},
         {"train__batch_size": 16},
         {"train__limit_train_images": 96},
     ]
