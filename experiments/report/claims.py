@@ -7,8 +7,9 @@ Each conclusion is restated as comparisons of runs, and each of these is called
 - undecided: neither, or there is no interval, as with one seed, or the rows were shortened
   differently.
 
-The same comparison of the original's own table stands beside it. (Of width, one of its factors, the
-original draws no conclusion.) Runs of other configs are ignored.
+The same comparison of the original's own table stands beside it, and for what is undecided the
+number of seeds that would probably decide it (see `experiments.report.power`). (Of width, one of
+its factors, the original draws no conclusion.) Runs of other configs are ignored.
 """
 
 import math
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.report import power
 from experiments.runs.read import Sweep
 from experiments.runs.rows import ROWS, WITH_BN, WITHOUT_BN
 from experiments.runs.stats import Contrast, Estimate, contrast, difference, estimate
@@ -302,6 +304,54 @@ def values_of_runs(sweep: Sweep) -> Values:
     return of
 
 
+def _by_epoch(done: Sweep, row: str, quantity: str) -> Sequence[float]:
+    """Returns a quantity of one seed's finished runs after each epoch; [] without such a seed."""
+    if row not in _GROUPS:
+        return [_quantity(record, quantity) for record in done.of(row)[0].records]
+    members = [{run.seed: run for run in done.of(name)} for name in _GROUPS[row]]
+    for seed in sorted(set.intersection(*map(set, members))):
+        of_each = [runs[seed].records for runs in members]
+        if quantity != "loss gap":
+            return [_of_group(list(records), quantity) for records in zip(*of_each, strict=False)]
+        curves = done.loss_curves(_GROUPS[row], seed, SMOOTHING_STEPS)
+        if curves is not None:
+            epochs = np.array_split(np.ptp(curves, axis=0), len(of_each[0]))
+            return [float(gaps.mean()) for gaps in epochs]
+    return []
+
+
+def _seeds_needed(item: Comparison, done: Sweep, of: Values) -> tuple[int | None, str]:
+    """Returns `power.seeds_needed` of a comparison, and what the spread was taken from.
+
+    That is "seeds", "epochs", or "" where it cannot be told.
+    """
+    found: dict[tuple[str, str], Sequence[float]] = {}
+
+    def noting(row: str, quantity: str) -> Sequence[float]:
+        found[row, quantity] = of(row, quantity)
+        return found[row, quantity]
+
+    item.effect(noting)  # asks for all that it takes
+    moments = {}
+    for key, values in found.items():
+        seeds = len(values) > 1
+        std = (
+            np.std(values, ddof=1) if seeds else power.spread_between_epochs(_by_epoch(done, *key))
+        )
+        if std is None:
+            return None, ""
+        moments[key] = float(np.mean(values)), float(std)
+
+    def effect_of(n: int) -> Estimate | Contrast:
+        return item.effect(lambda *key: power.imagined(*moments[key], n))
+
+    def decided(effect: Estimate | Contrast) -> bool:
+        return verdict(effect, item.expected, item.bound) != "undecided"
+
+    one_seed = any(len(values) == 1 for values in found.values())
+    return power.seeds_needed(effect_of, decided), "epochs" if one_seed else "seeds"
+
+
 def _value_of_original(row: str, quantity: str) -> Sequence[float]:
     if quantity == "loss gap":
         return [math.nan]  # a picture, no number
@@ -380,6 +430,8 @@ def judge(sweep: Sweep) -> list[dict[str, Any]]:
             "agrees": agrees(effect.mean, item.expected, item.bound),
             "verdict": word,
         }
+        if word == "undecided" and alike:
+            judged["seeds_needed"], judged["spread"] = _seeds_needed(item, done, of)
         found.append(record | judged)
     return found
 
@@ -424,7 +476,17 @@ def describe(record: dict[str, Any]) -> dict[str, str]:
         "95% interval": interval,
         "Original": _show(record["original"], unit),
         "Verdict": word,
+        "Seeds needed": _seeds(record),
     }
+
+
+def _seeds(record: dict[str, Any]) -> str:
+    if not record.get("spread"):
+        return "–"
+    n = record["seeds_needed"]
+    return ("≈ " if record["spread"] == "epochs" else "") + (
+        f"> {power.MOST}" if n is None else str(n)
+    )
 
 
 def tables(records: list[dict[str, Any]]) -> list[Table]:
@@ -443,5 +505,11 @@ def markdown(records: list[dict[str, Any]], sweep: Sweep) -> str:
     counts = [record["verdict"] for record in records]
     words = ("supported", "contradicted", "undecided", "no runs")
     parts.append(", ".join(f"{counts.count(word)} {word}" for word in words) + "\n")
+    if any(record.get("spread") for record in records):
+        parts.append(
+            f"Seeds needed: so many of each row would decide the comparison with a chance of "
+            f"{power.POWER:.0%}, if effect and spread are those found. ≈: with one seed the spread "
+            "is a guess from that between epochs, which is likely too small.\n"
+        )
     parts += [f"## {table.title}\n\n{table.markdown()}\n" for table in tables(records)]
     return "\n".join(parts)

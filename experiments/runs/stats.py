@@ -16,6 +16,11 @@ class Estimate(NamedTuple):
     half: float  # of the 95% confidence interval of the mean, by Student's t
     n: int
 
+    @property
+    def error(self) -> float:
+        """The standard error of `mean`."""
+        return self.std / math.sqrt(self.n)
+
 
 class Contrast(NamedTuple):
     """A weighted sum of means. With one run in a group, `error` and `half` are NaN."""
