@@ -44,6 +44,8 @@ def base_config() -> Config:
     config.data.augment = "weak"  # "none" "weak" "strong"
     config.data.protocol = "test"  # "test": the best epoch is chosen on the test set, as in the
     #                   report; "holdout": on a tenth of the training set, the test set used once
+    config.data.mean = ()  # of each channel, in units of 1, by which images are normalised; ():
+    config.data.std = ()  # those of the training pixels. For weights trained with others
 
     config.augment = ConfigDict()  # the strengths; "weak" uses the first, "strong" all of them
     config.augment.padding = 4  # pixels on each side before the random crop
@@ -101,6 +103,8 @@ _RANGES = {
     "seed": (0, 2**32 - 1, False),
     "model.dropout_rate": (0.0, 0.99, False),
     "model.width": (0.0, 16.0, True),
+    "data.mean": (-1000.0, 1000.0, False),
+    "data.std": (0.0, 1000.0, True),
     "augment.padding": (0, 32, False),
     "augment.brightness": (0.0, 1.0, False),
     "augment.contrast": (0.0, 1.0, False),
@@ -204,15 +208,15 @@ def validate(config: Config) -> None:
         if field in _RANGES:
             for value in values:
                 _check_range(field, value)
-        if isinstance(default, tuple) and values[0] > values[1]:
+        if isinstance(default, tuple) and len(default) == 2 and values[0] > values[1]:
             raise UserError(f"config.{field} is {values}: the first must not be larger.")
 
 
 def _check_type(field: str, value: Any, default: Any) -> None:
     if isinstance(default, tuple):
-        pair = isinstance(value, tuple | list) and len(value) == 2
-        good = pair and all(isinstance(v, int | float) for v in value)
-        wanted = "two numbers"
+        lengths, wanted = ((2,), "two numbers") if default else ((0, 3), "() or three numbers")
+        good = isinstance(value, tuple | list) and len(value) in lengths
+        good = good and all(isinstance(v, int | float) for v in value)
     elif isinstance(default, bool):
         good, wanted = isinstance(value, bool), "True or False"
     elif isinstance(default, float):

@@ -90,7 +90,7 @@ class Inference:
 
     Attributes:
       model: the network.
-      mean, std: [3], of the pixels that it was trained on, in units of 1.
+      mean, std: [3], that its images are normalised by, in units of 1.
       batch_size: over all devices.
       mesh: the devices.
       platform: that the program is built for.
@@ -117,7 +117,7 @@ class Task:
       augmentation: one of `jaxcifar.augment.AUGMENTATIONS`.
       strengths: (name, value) of each argument of the augmentation.
       mixup, cutmix: of `jaxcifar.augment.mix`.
-      mean, std: [3], of the training pixels, in units of 1.
+      mean, std: [3], that images are normalised by, in units of 1.
       label_smoothing: of the cross-entropy in training.
       optimization: the form of the optimizer.
       ema_decay: of the average of the weights; 0 keeps none.
@@ -226,8 +226,7 @@ def build(config: Config, train: data.Dataset, mesh: Mesh, *, platform: str | No
         strengths=_strengths(config),
         mixup=config.augment.mixup,
         cutmix=config.augment.cutmix,
-        mean=tuple(train.mean),
-        std=tuple(train.std),
+        **normalization(config, train),
         label_smoothing=config.train.label_smoothing,
         optimization=optimization(config),
         ema_decay=config.train.ema_decay,
@@ -245,18 +244,26 @@ def build_inference(config: Config, images: data.Dataset, mesh: Mesh) -> Inferen
 
     Args:
       config: of the network.
-      images: with the classes and the normalisation of those that it was trained on.
+      images: with the classes and, where the config has none, the normalisation of those that it
+        was trained on.
       mesh: of the devices.
     """
     platform = kernels.platform_of(mesh)
     return Inference(
         create_model(config, len(images.class_names), platform),
-        tuple(images.mean),
-        tuple(images.std),
-        config.train.eval_batch_size,
-        mesh,
-        platform,
+        **normalization(config, images),
+        batch_size=config.train.eval_batch_size,
+        mesh=mesh,
+        platform=platform,
     )
+
+
+def normalization(config: Config, images: data.Dataset) -> dict[str, tuple[float, ...]]:
+    """Returns {"mean", "std"}, [3] each: the config's own, else those of the training pixels."""
+    return {
+        "mean": tuple(config.data.mean) or tuple(images.mean),
+        "std": tuple(config.data.std) or tuple(images.std),
+    }
 
 
 def optimization(config: Config) -> Optimization:

@@ -1,6 +1,7 @@
 """The config: every row as the report has it, and configs that were saved."""
 
 import importlib.util
+import json
 import pathlib
 import re
 
@@ -132,3 +133,15 @@ def test_an_unknown_saved_field_is_named():
     for saved in ({"optim": {"momentun": 0.5}}, {"optim": {"momentun": {"of": 1}}}):
         with pytest.raises(UserError, match=r"the field 'optim\.momentun.*does not know"):
             complete(saved)
+
+
+def test_a_normalisation_of_ones_own_has_three_channels():
+    config = base_config()
+    config.data.mean, config.data.std = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
+    validate(config)
+    saved = json.loads(json.dumps(config.to_dict()))
+    assert complete(saved).data.std == (0.2, 0.2, 0.2)
+    for std, wrong in (((0.2, 0.2), "three numbers"), ((0.2, 0.0, 0.2), "above 0")):
+        config.data.std = std
+        with pytest.raises(UserError, match=rf"config\.data\.std.*{wrong}"):
+            validate(config)

@@ -612,3 +612,26 @@ def test_fingerprint_is_of_pixels_and_labels():
     images, labels = np.zeros((2, 32, 32, 3), np.uint8), np.array([1, 2], np.int32)
     expected = hashlib.sha256(images.tobytes() + bytes([1, 2])).hexdigest()
     assert data.dataset.fingerprint(images, labels) == expected
+
+
+# --- without images ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", data.DATASETS)
+def test_a_set_without_its_images(name, monkeypatch, tmp_path):
+    """Its classes and normalisation are those of the whole one, which need not be there."""
+    monkeypatch.setenv("JAXCIFAR_DATA", str(tmp_path / "nothing"))
+    found = data.without_images(name)
+    assert found.images.shape == (0, 32, 32, 3)
+    assert len(found) == 0
+    assert len(found.class_names) == data.num_classes(name)
+    if name in ("digits", "synthetic"):
+        whole = data.load(name, "train")
+        assert (found.class_names, found.mean, found.std) == (
+            whole.class_names,
+            whole.mean,
+            whole.std,
+        )
+    else:
+        assert found.class_names[0] in ("airplane", "apple")
+        assert 0.4 < found.mean[0] < 0.6

@@ -130,6 +130,23 @@ def test_a_task_is_its_config_in_force():
     assert (inference.mean, inference.std) == ((0.5,) * 3, (0.25,) * 3)
 
 
+def test_a_normalisation_of_the_config_is_that_of_training_and_evaluation():
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    config = tiny(data__mean=mean, data__std=std)
+    made = task.build(config, first_images(100), mesh(1))
+    evaluating = task.build_inference(config, first_images(10, "test"), mesh(1))
+    images = np.full((1, 32, 32, 3), 51, np.uint8)  # 0.2 of 255
+    for inference in (made.inference, evaluating):
+        found = inference.normalize(images)[0, 0, 0]
+        np.testing.assert_allclose(found, [0.1 / 0.4, 0.0, -0.1 / 0.6], atol=1e-6)
+    prepared, _ = made.prepare(jax.random.key(0), images, np.zeros(1, np.int32))
+    black = [-0.1 / 0.4, -0.2 / 0.5, -0.3 / 0.6]  # the border that a crop adds is black
+    assert all(
+        np.allclose(pixel, black, atol=1e-6) or np.allclose(pixel, found, atol=1e-6)
+        for pixel in np.asarray(prepared).reshape(-1, 3)
+    )
+
+
 def test_equal_configs_make_equal_tasks():
     one = tiny_task()
     numbers = {"optim__learning_rate": 0.1, "optim__l1": 0.1, "optim__l2": 0.1}

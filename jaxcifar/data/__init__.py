@@ -1,7 +1,10 @@
 """Image sets by name: uint8 images and int32 labels in NumPy arrays, with their provenance."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
+
+import numpy as np
 
 from jaxcifar.data import cifar, digits, synthetic
 from jaxcifar.data.dataset import Dataset, split_holdout
@@ -17,18 +20,27 @@ __all__ = [
     "num_classes",
     "split",
     "split_holdout",
+    "without_images",
 ]
 
 
 class _Source(NamedTuple):
     classes: int
     load: Callable[[str, str, int | None], Dataset]  # (split, data_dir, size)
+    spec: cifar.Spec | None = None
+
+
+def _cifar(spec: cifar.Spec) -> _Source:
+    def load(split: str, folder: str, size: int | None) -> Dataset:
+        return cifar.load(spec, split, folder)
+
+    return _Source(len(spec.class_names), load, spec)
 
 
 # To add a data set, add it here.
 _SOURCES = {
-    "cifar10": _Source(10, lambda split, folder, size: cifar.load(cifar.CIFAR10, split, folder)),
-    "cifar100": _Source(100, lambda split, folder, size: cifar.load(cifar.CIFAR100, split, folder)),
+    "cifar10": _cifar(cifar.CIFAR10),
+    "cifar100": _cifar(cifar.CIFAR100),
     "digits": _Source(10, lambda split, folder, size: digits.load(split)),
     "synthetic": _Source(10, lambda split, folder, size: synthetic.load(split, size)),
 }
@@ -59,6 +71,18 @@ def load(name: str, split: str, *, data_dir: str = "", size: int | None = None) 
     if size is not None and name != "synthetic":
         raise UserError(f"size is {size}; only 'synthetic' has a size to choose, not {name!r}.")
     return _SOURCES[name].load(split, data_dir, size)
+
+
+def without_images(name: str) -> Dataset:
+    """Returns an image set's classes and normalisation: a `Dataset` of no images.
+
+    The images of CIFAR need not be there.
+    """
+    known = _SOURCES[choose("data.name", name, DATASETS)].spec
+    if known is None:  # these are generated, or come with scikit-learn
+        return dataclasses.replace(load(name, "test").take(slice(0), "none"), provenance={})
+    images, labels = np.zeros((0, 32, 32, 3), np.uint8), np.zeros(0, np.int32)
+    return Dataset(images, labels, known.class_names, {}, known.mean, known.std)
 
 
 def num_classes(name: str) -> int:

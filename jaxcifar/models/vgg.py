@@ -38,7 +38,7 @@ class VGG(Network):
                     x = norm(name=f"bn{number}")(x, train=train)
                 x = self.act(x)
             x = layers.max_pool(x)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)  # no len(): the batch may be symbolic
         for number in (1, 2):
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
             x = self.act(linear(int(512 * self.width), name=f"fc{number}")(x))
