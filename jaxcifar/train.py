@@ -218,9 +218,13 @@ def load_splits(config: Config) -> data.Splits:
     Raises:
       UserError: the data are missing or damaged, or fewer than the config asks for.
     """
-    train, test = (
-        data.load(config.data.name, split, data_dir=config.data.dir) for split in ("train", "test")
-    )
+    train = data.load(config.data.name, "train", data_dir=config.data.dir)
+    try:
+        test = data.load(config.data.name, "test", data_dir=config.data.dir)
+    except data.Unlabelled:
+        if config.data.protocol != "holdout":
+            raise
+        test = None
     return data.split(
         train, test, protocol=config.data.protocol, limit=config.train.limit_train_images
     )
@@ -246,9 +250,12 @@ def _announce(run: Run, splits: data.Splits, position: Position, progress: Progr
         f"({len(splits.train):,} images), {mesh.size} × {mesh.devices.flat[0].device_kind}, "
         f"in {run.workdir}"
     )
+    source, official = (splits.train.provenance[name] for name in ("source", "official"))
+    if official:
+        progress.say(f"{source}: verified, the official files")
     if any(part["official"] is False for part in splits.provenance.values()):
         progress.say(
-            f"{splits.train.provenance['source']}: not verified as the official files (no checksum "
+            f"{source}: not verified as the official files (no checksum "
             "matches); accuracies may not compare with published ones. result.json says so too."
         )
     if run.step:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jaxcifar import data
-from jaxcifar.data import cifar
+from jaxcifar.data import cifar, tfds
 from jaxcifar.errors import UserError
 
 NAMES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
@@ -220,7 +220,7 @@ def test_cifar100_label_out_of_range(few100, tmp_path):
 
 def test_cifar10_and_cifar100_share_a_folder(few, few100, tmp_path, monkeypatch):
     pack(write_binary(tmp_path / "x" / "c", few), tmp_path / "cifar-10-binary.tar.gz")
-    monkeypatch.setattr(cifar.socket, "create_connection", unreachable)
+    monkeypatch.setattr(tfds.socket, "create_connection", unreachable)
     with pytest.raises(UserError, match=r"CIFAR-100 was not found.*") as error:
         cifar.load(FEW100, "test", str(tmp_path))
     for part in ("cifar-100-binary.tar.gz", "cifar-100-python/", "without CIFAR-100"):
@@ -471,7 +471,7 @@ def test_files_that_python_2_pickled(few, tmp_path):
 
 
 def test_missing_data_set_fails_fast_and_says_the_way_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar.socket, "create_connection", unreachable)
+    monkeypatch.setattr(tfds.socket, "create_connection", unreachable)
     began = time.monotonic()
     with pytest.raises(UserError) as error:
         data.load("cifar10", "train", data_dir=str(tmp_path))
@@ -487,16 +487,18 @@ def test_missing_data_set_fails_fast_and_says_the_way_out(tmp_path, monkeypatch)
 
 def test_tfds_prepares_and_is_read_in_the_official_order(few, tmp_path, monkeypatch):
     """tfds' own generation, on a made-up archive in the place of the download."""
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets
 
     spec, records = FEW, few  # tfds takes a minute for all 60,000
     extracted = tmp_path / "extracted"
     folder = write_binary(extracted / "cifar-10-batches-bin", records)
     (folder / "batches.meta.txt").write_text("\n".join(spec.class_names) + "\n")
     monkeypatch.setattr(
-        tfds.download.DownloadManager, "download_and_extract", lambda self, url: str(extracted)
+        tensorflow_datasets.download.DownloadManager,
+        "download_and_extract",
+        lambda self, url: str(extracted),
     )
-    monkeypatch.setattr(cifar, "_require_network", lambda spec, folder: None)
+    monkeypatch.setattr(tfds, "_require_network", lambda spec, folder: None)
     (tmp_path / "tfds").mkdir()
     for split in ("train", "test"):
         dataset = cifar.load(spec, split, str(tmp_path / "tfds"))
@@ -510,7 +512,7 @@ def test_tfds_prepares_and_is_read_in_the_official_order(few, tmp_path, monkeypa
 
 
 def test_tfds_prepares_cifar100(few100, tmp_path, monkeypatch):
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets
 
     folder = write100(tmp_path / "extracted" / "cifar-100-binary", few100)
     for kind, names in (
@@ -519,9 +521,11 @@ def test_tfds_prepares_cifar100(few100, tmp_path, monkeypatch):
     ):
         (folder / f"{kind}_label_names.txt").write_text("\n".join(names) + "\n")
     monkeypatch.setattr(
-        tfds.download.DownloadManager, "download_and_extract", lambda self, url: str(folder.parent)
+        tensorflow_datasets.download.DownloadManager,
+        "download_and_extract",
+        lambda self, url: str(folder.parent),
     )
-    monkeypatch.setattr(cifar, "_require_network", lambda spec, folder: None)
+    monkeypatch.setattr(tfds, "_require_network", lambda spec, folder: None)
     (tmp_path / "tfds").mkdir()
     for split in ("train", "test"):
         check100(cifar.load(FEW100, split, str(tmp_path / "tfds")), few100, split)
@@ -541,7 +545,7 @@ def test_tfds_refuses_what_it_cannot_verify(few, tmp_path, monkeypatch, known):
     manual = tmp_path / "tfds" / "downloads" / "manual"  # where tfds looks before it downloads
     manual.mkdir(parents=True)
     pack(folder, manual / "cifar-10-binary.tar.gz")
-    monkeypatch.setattr(cifar, "_require_network", lambda spec, folder: None)
+    monkeypatch.setattr(tfds, "_require_network", lambda spec, folder: None)
     monkeypatch.setattr(DownloadManager, "_download", download)
     if not known:
         monkeypatch.setattr(checksums, "get_all_url_infos", dict)

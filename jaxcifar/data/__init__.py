@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxcifar.data import cifar, digits, synthetic
 from jaxcifar.data.dataset import Dataset, split_holdout
+from jaxcifar.data.source import Unlabelled
 from jaxcifar.data.splits import PROTOCOLS, Splits, split
 from jaxcifar.errors import UserError, choose
 
@@ -16,6 +17,7 @@ __all__ = [
     "PROTOCOLS",
     "Dataset",
     "Splits",
+    "Unlabelled",
     "load",
     "num_classes",
     "split",
@@ -64,6 +66,7 @@ def load(name: str, split: str, *, data_dir: str = "", size: int | None = None) 
       A `Dataset`: images [N, 32, 32, 3] uint8, labels [N] int32.
 
     Raises:
+      Unlabelled: CIFAR's test images were found without labels.
       UserError: an unknown name or split, or CIFAR is missing or damaged.
     """
     choose("data.name", name, DATASETS)

@@ -22,22 +22,27 @@ class Splits(NamedTuple):
         return {name: images.provenance for name, images in parts.items() if images is not None}
 
 
-def split(train: Dataset, test: Dataset, *, protocol: str = "test", limit: int = 0) -> Splits:
+def split(
+    train: Dataset, test: Dataset | None, *, protocol: str = "test", limit: int = 0
+) -> Splits:
     """Divides an image set by a protocol.
 
     Args:
-      train, test: the set's own splits.
+      train, test: the set's own splits; None where there are no test images.
       protocol: "test" validates on the test images, as the original report did; "holdout" on a
         tenth of the training images, and keeps the test images for the end.
       limit: train on the first so many only; 0 is all.
 
     Raises:
-      UserError: the protocol is unknown, or there are fewer images than `limit`.
+      UserError: the protocol is unknown or needs test images, or there are fewer images than
+        `limit`.
     """
     choose("data.protocol", protocol, PROTOCOLS)
     validation = test
     if protocol == "holdout":
         train, validation = split_holdout(train)
+    if validation is None:
+        raise UserError("config.data.protocol is 'test', and there are no test images.")
     if limit > len(train):
         raise UserError(
             f"config.train.limit_train_images is {limit:,}; there are {len(train):,} training "

@@ -1,0 +1,117 @@
+"""CIFAR as tensorflow-datasets prepares it, without TensorFlow; it downloads what is missing."""
+
+import io
+import pathlib
+import socket
+import threading
+import urllib.parse
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxcifar.data import batches
+from jaxcifar.data.source import Read
+from jaxcifar.data.spec import Spec
+from jaxcifar.errors import UserError
+
+
+def read(spec: Spec, folder: pathlib.Path, split: str) -> Read:
+    """Reads one split, in the official order, as tfds prepares it in `folder`.
+
+    Its download is checked by SHA-256.
+
+    Raises:
+      UserError: it is not prepared, and cannot be downloaded.
+    """
+    # Here, not above: tfds takes seconds to import, and a local archive does not need it.
+    import tensorflow_datasets as tfds
+
+    builder = _builder(spec, folder)
+    if not builder.is_prepared():
+        _require_network(spec, folder)
+        try:
+            # Without a checksum to compare, tfds would download all the same.
+            checked = tfds.download.DownloadConfig(force_checksums_validation=True)
+            builder.download_and_prepare(download_config=checked)
+        except Exception as error:  # tfds lets through what its HTTP client and disk raise
+            raise UserError(
+                f"tensorflow-datasets could not prepare {spec.title} in {folder}: {error}"
+            ) from error
+    # tfds shuffles as it writes; the id ("train_00042") is the place in the official order.
+    records = sorted(builder.as_data_source(split=split), key=lambda record: record["id"])
+    images = np.stack([record["image"] for record in records])
+    labels = np.array([record["label"] for record in records], np.int32)
+    return Read(images, labels, official=True)
+
+
+def _builder(spec: Spec, folder: pathlib.Path) -> Any:
+    """Returns tfds' own builder, but for the function in which 4.9.10 needs TensorFlow.
+
+    It opens the files through tf.io, and encodes arrays (but not PNG files) through TensorFlow.
+    """
+    from PIL import Image
+    from tensorflow_datasets.image_classification import cifar
+
+    original = getattr(cifar, spec.builder)
+    files = {file.name: file for file in (*spec.train, *spec.test)}
+
+    def png(image: np.ndarray) -> bytes:
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "PNG", compress_level=1)
+        return stream.getvalue()
+
+    class WithoutTensorFlow(original, skip_registration=True):  # pyright: ignore
+        name = original.name
+
+        def _generate_examples(
+            self, split_prefix: str, filepaths: Iterable[str]
+        ) -> Iterator[tuple[int, dict[str, object]]]:
+            index = 0
+            for path in map(pathlib.Path, filepaths):
+                file = files[path.stem]
+                batches.require_size(
+                    spec, file, binary=True, size=path.stat().st_size, where=str(path)
+                )
+                for record in batches.records(spec, file, path.read_bytes()):
+                    labels, pixels = np.split(record, [spec.label_bytes])
+                    image = pixels.reshape(3, 32, 32).transpose(1, 2, 0)
+                    example = {"id": f"{split_prefix}{index:05d}", "image": png(image)}
+                    keys = self._cifar_info.label_keys
+                    yield index, example | dict(zip(keys, labels.tolist(), strict=True))
+                    index += 1
+
+    return WithoutTensorFlow(data_dir=str(folder), file_format="array_record")
+
+
+def _require_network(spec: Spec, folder: pathlib.Path) -> None:
+    """Fails within seconds where the data set cannot be downloaded; tfds retries for minutes.
+
+    Raises:
+      UserError: the host cannot be reached.
+    """
+    host = urllib.parse.urlsplit(spec.page).hostname or ""
+    failure: list[OSError] = [TimeoutError("no answer in 5 seconds")]
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, 443), timeout=5).close()
+            failure.clear()
+        except OSError as error:
+            failure[:] = [error]
+
+    # In a thread, as nothing else bounds the time that looking up the host's name takes.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(timeout=5)
+    if failure:
+        error = failure[0]
+        raise UserError(
+            f"{spec.title} was not found, and cannot be downloaded ({host}: {error}).\n"
+            f"Looked in {folder} for {spec.binary.archive}, {spec.python.archive}, "
+            f"{spec.binary.folder}/, {spec.python.folder}/, Parquet files, PNG files in a folder "
+            "for each class or with trainLabels.csv, and a copy prepared by tensorflow-datasets.\n"
+            f"Either put one of the official archives ({spec.page}) there, "
+            "or name the folder that has it: --config.data.dir=FOLDER or JAXCIFAR_DATA=FOLDER.\n"
+            f"To try without {spec.title}: --config=configs/quickstart.py."
+        ) from error
