@@ -1,5 +1,6 @@
 """What is done with a run's checkpoints: load the variables, evaluate them, start from others."""
 
+import functools
 import pathlib
 from typing import Any
 
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from jaxcifar import data, kernels, models, programs, sharding
 from jaxcifar.config import Config, complete, differences
 from jaxcifar.errors import UserError, choose, note
+from jaxcifar.kernels import compilation
 from jaxcifar.run.checkpoint import Checkpointer, Damaged
 from jaxcifar.run.folder import (
     Position,
@@ -23,6 +25,7 @@ from jaxcifar.run.folder import (
 )
 from jaxcifar.state import TrainState, abstract_variables
 from jaxcifar.task import (
+    Inference,
     build_inference,
     check_config,
     create_model,
@@ -156,6 +159,28 @@ def evaluate(
     )
     assert scores is not None, "nothing asked it to stop"
     return scores
+
+
+def probabilities(
+    inference: Inference, variables: dict[str, Any], images: np.ndarray
+) -> np.ndarray:
+    """Returns a network's probabilities for images, [N, classes] float32.
+
+    Args:
+      inference: see `jaxcifar.task.build_inference`.
+      variables: of its model.
+      images: [N, 32, 32, 3] uint8, of which all devices get `inference.batch_size` at a time.
+    """
+
+    @functools.partial(compilation.jit, platform=inference.platform)
+    def of_batch(variables: dict[str, Any], images: jax.Array) -> jax.Array:
+        inputs = inference.normalize(images)
+        return jax.nn.softmax(inference.model.apply(variables, inputs, train=False))
+
+    n, size = len(images), min(len(images), inference.batch_size)
+    padded = np.concatenate([images, images[: -n % size]])  # all batches have one shape
+    batches = [of_batch(variables, padded[i : i + size]) for i in range(0, n, size)]
+    return np.concatenate(jax.device_get(batches))[:n]
 
 
 def start_from(config: Config, workdir: str | pathlib.Path, variables: dict[str, Any]) -> None:

@@ -14,13 +14,10 @@ from jaxcifar import augment, data, restore, sharding
 from jaxcifar.config import Config
 from jaxcifar.data import Dataset
 from jaxcifar.errors import UserError
-from jaxcifar.kernels import compilation
 from jaxcifar.models import layers
 from jaxcifar.run import plots
 from jaxcifar.run.folder import saved_config
 from jaxcifar.task import Inference, build_inference
-
-BATCH = 500  # images at a time, all of one shape
 
 
 def _load(workdir: pathlib.Path) -> tuple[Config, dict[str, Any], Dataset, Inference]:
@@ -34,16 +31,7 @@ def _load(workdir: pathlib.Path) -> tuple[Config, dict[str, Any], Dataset, Infer
 def predictions(workdir: pathlib.Path) -> tuple[Dataset, np.ndarray]:
     """Returns the test set and the best checkpoint's probabilities for it, [N, classes]."""
     _, variables, test, inference = _load(workdir)
-
-    @functools.partial(compilation.jit, platform=inference.platform)
-    def probabilities(images: jax.Array) -> jax.Array:
-        inputs = inference.normalize(images)
-        return jax.nn.softmax(inference.model.apply(variables, inputs, train=False))
-
-    n = len(test)
-    padded = np.concatenate([test.images, test.images[: -n % BATCH]])
-    batches = [probabilities(padded[i : i + BATCH]) for i in range(0, len(padded), BATCH)]
-    return test, np.concatenate(jax.device_get(batches))[:n]
+    return test, restore.probabilities(inference, variables, test.images)
 
 
 # --- figure 2 ---------------------------------------------------------------------------------

@@ -1,0 +1,72 @@
+"""Two versions of the same images: the paired difference by hand, and a network on both."""
+
+import numpy as np
+import pytest
+
+from experiments import compare_images
+from jaxcifar import data, restore
+from jaxcifar.errors import UserError, exit_code
+
+
+def test_paired_difference_by_hand():
+    # Of 100 images, 80 right in both, 8 only in ours, 2 only in theirs, 10 in neither.
+    ours = np.array([1] * 80 + [1] * 8 + [0] * 2 + [0] * 10, bool)
+    theirs = np.array([1] * 80 + [0] * 8 + [1] * 2 + [0] * 10, bool)
+    found = compare_images.compare(ours, theirs)
+    assert (found["ours"], found["theirs"]) == (0.88, 0.82)
+    assert found["difference"] == pytest.approx(-0.06)
+    error = np.sqrt((0.08 + 0.02 - 0.06**2) / 100)
+    assert found["interval"] == pytest.approx([-0.06 - 1.96 * error, -0.06 + 1.96 * error])
+
+
+@pytest.fixture
+def train(finished):
+    config, _, _ = restore.load_variables(finished[0])
+    return data.load(config.data.name, "train", data_dir=config.data.dir)
+
+
+def write(path, train, places, **changes):
+    places = np.asarray(places)
+    content = {"image": train.images[places], "label": train.labels[places], "index": places}
+    np.savez(path, **content | changes)
+    return path
+
+
+def test_the_same_images_make_no_difference(finished, train, tmp_path, capsys):
+    path = write(tmp_path / "same.npz", train, [3, 1, 4, 1, 5])
+    assert exit_code(lambda: compare_images.main([str(finished[0]), str(path)])) == 0
+    assert "difference +0.00 points (95%: +0.00 … +0.00)" in capsys.readouterr().out
+
+
+def test_other_images_are_evaluated(finished, train, tmp_path):
+    """Black images all get the same class, so the accuracy on them is that class's share."""
+    places = np.arange(40)
+    black = np.zeros((40, 32, 32, 3), np.uint8)
+    found = compare_images.run(
+        finished[0], write(tmp_path / "black.npz", train, places, image=black)
+    )
+    shares = np.bincount(train.labels[places], minlength=10) / 40
+    assert found["theirs"] in shares.tolist()
+    assert found["images"] == 40
+    squares = np.square(train.images[places].astype(float))
+    assert found["squared_error"] == pytest.approx(squares.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": np.full(3, 77)}, "3 of its 3 labels differ"),
+        ({"index": np.array([0, 1, 10**6])}, "images of the places 0 to 1000000"),
+        ({"image": np.zeros((3, 32, 32, 3))}, "float64"),
+        ({"image": np.array([{}] * 3, object)}, "cannot be used"),
+    ],
+)
+def test_files_of_something_else(finished, train, tmp_path, changes, message):
+    path = write(tmp_path / "wrong.npz", train, [0, 1, 2], **changes)
+    with pytest.raises(UserError, match=message):
+        compare_images.run(finished[0], path)
+
+
+def test_no_such_file(finished, tmp_path, capsys):
+    assert exit_code(lambda: compare_images.main([str(finished[0]), str(tmp_path / "no.npz")])) == 2
+    assert "no.npz cannot be used" in capsys.readouterr().err
