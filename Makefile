@@ -14,7 +14,7 @@ quickstart: .venv/installed
 	$(BIN)/python -m jaxcifar.main --config=configs/quickstart.py
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist=worksteal
 
 report: .venv/installed
 	-$(BIN)/python -m experiments.sweep --rows=1-12 --seeds=$(SEEDS) --out=$(OUT)/table3 $(OPTIONS)

@@ -66,7 +66,7 @@ def create_state(
     return state.replace(ema=jax.tree.map(jnp.copy, state.variables)) if keep_ema else state
 
 
-@functools.lru_cache(4)  # to trace a network takes a second
+@functools.lru_cache(16)  # to trace a network takes a second, and there are a dozen
 def abstract_variables(model: nn.Module) -> dict:
     """Returns the shapes and dtypes of a model's {"params", "batch_stats"}; not to be changed."""
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)

@@ -88,7 +88,8 @@ def sweep_command(out, *more):
     A process of its own has one device, unlike the tests' own. Rounding depends on such things.
     """
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(_CACHE)}
-    environment.pop("XLA_FLAGS", None)
+    devices = "--xla_force_host_platform_device_count=8"
+    environment["XLA_FLAGS"] = environment["XLA_FLAGS"].replace(devices, "")
     return [sys.executable, "-m", "experiments.sweep", f"--out={out}", *OPTIONS, *more], environment
 
 

@@ -61,7 +61,7 @@ def test_measurements_beside_the_better_of_pytorchs_layouts(tmp_path, monkeypatc
         assert line in printed
 
 
-def test_it_runs_the_training_step(monkeypatch):
+def test_it_runs_the_training_step(monkeypatch, one_device):
     made = []
     real = programs.train
 

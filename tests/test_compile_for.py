@@ -237,6 +237,7 @@ def test_break_even_halves_with_twice_the_bandwidth():
     )
 
 
+@pytest.mark.slow
 def test_scaling_names_every_model(capsys):
     assert exit_code(lambda: compile_for.main(["--scaling"])) == 0
     out = capsys.readouterr().out

@@ -54,6 +54,7 @@ def test_the_average_is_pytorchs():
     )
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_by_its_average_and_resumes(tmp_path, mesh):
     class StopAt(Hook):
         def before_step(self, run):

@@ -23,6 +23,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # --- the disk ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bytes_of_a_file",
     [

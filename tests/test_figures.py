@@ -20,6 +20,7 @@ from tests.conftest import write_fake_runs
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
+@pytest.mark.slow
 def test_all_figures_are_drawn(copied_vgg):
     assert main(["figures", str(copied_vgg)]) == 0
     folder = copied_vgg / "figures"

@@ -138,7 +138,7 @@ def weights(tmp_path):
     return path, variables
 
 
-def test_import_evaluate_export(weights, tmp_path, capsys):
+def test_import_evaluate_export(weights, tmp_path, capsys, one_device):
     path, variables = weights
     workdir = tmp_path / "run"
     arguments = ["import", str(path), "--model=vgg_a_bn", "--activation=gelu"]

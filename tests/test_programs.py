@@ -127,6 +127,7 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(counter)
 
 
+@pytest.mark.slow
 def test_a_sweep_over_numbers_compiles_one_step(tmp_path, compilations):
     """Runs that differ in learning rate, L1, L2, epochs and seed share every program."""
     run(tiny(train__epochs=1), tmp_path / "first")

@@ -52,6 +52,7 @@ def fakes(tmp_path, monkeypatch):
 # --- the script -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_task_is_requeued_before_its_time_limit_and_its_run_is_the_serial_one(
     fakes, tmp_path, monkeypatch, capsys
 ):

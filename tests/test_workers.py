@@ -131,6 +131,7 @@ def test_a_signal_is_passed_on_once_and_nothing_is_started_again(tmp_path):
 # --- a sweep by two of them -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a core for each worker")
 def test_one_of_two_workers_is_killed_and_the_sweep_is_the_serial_one(tmp_path):
     what = ("--rows=vgg2", "--seeds=0-2", "--config.train.epochs=6")
