@@ -2,7 +2,7 @@
 
 python -m experiments.torture --out=/tmp/torture --kills=20 --signals=2 --flips=30 --damage=all
 
-  kills     SIGKILL at random moments, in separate processes, until the run ends
+  kills     SIGKILL at random moments, in separate processes; those that end one are counted
   signals   SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2, so many of each, at random moments
   damage    every file of an unfinished and of a finished run cut in half, emptied, one bit of it
             flipped, deleted, and replaced by a folder
@@ -25,16 +25,17 @@ import contextlib
 import functools
 import io
 import json
+import multiprocessing
 import os
 import pathlib
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import jax
@@ -147,10 +148,17 @@ class Torture:
         """What an undisturbed run evaluates to."""
         return _evaluated(self.sample(protocol, end), which)
 
-    def run(self, case: str, protocol: str, work: Callable[[pathlib.Path, random.Random], str]):
+    def run(
+        self,
+        case: str,
+        protocol: str,
+        work: Callable[[pathlib.Path, random.Random], str],
+        counts: collections.Counter | None = None,
+    ):
         """Does a case once: `work` disturbs and resumes a run in a folder, and says how it ended.
 
         It returns "" and the numbers are compared, or the message that the run was refused with.
+        What it counted in `counts` is kept with the outcome.
         """
         if case in self.done:
             return
@@ -166,9 +174,11 @@ class Torture:
                     outcome, said = _LOST, ours[wrong]
                 elif wrong:
                     outcome, said = _FAILED, f"other {wrong}"
+        except Interrupted:  # the torture itself is asked to end: the case is done again
+            raise
         except Exception:  # whatever it is, it is what is looked for
             outcome, said = _FAILED, traceback.format_exc()
-        self.done[case] = {"case": case, "outcome": outcome, "said": said}
+        self.done[case] = {"case": case, "outcome": outcome, "said": said, **(counts or {})}
         append(self.cases, json.dumps(self.done[case]))
         if outcome == _FAILED:
             print(f"FAILED {case}: {said}", flush=True)
@@ -189,20 +199,22 @@ class Torture:
         self.run(f"{how.replace('-', ' ')} {protocol}-{end} {name}", protocol, work)
 
     def killed(self, number: int) -> int:
-        """A run is killed one to three times; returns how often."""
+        """A run is killed up to three times; returns how often it had not ended before."""
         protocol = ("test", "holdout")[number % 2]
         draw = random.Random(f"{self.seed} kills {number}")
-        kills = draw.randint(1, 3)
+        kills, counts = draw.randint(1, 3), collections.Counter(kills=0)
 
         def work(folder: pathlib.Path, random: random.Random) -> str:
             for _ in range(kills):
                 with _process(protocol, folder) as process:
                     _wait(process, folder, random, anywhen=random.random() < 0.3)
                     process.kill()
+                    process.join()
+                    counts["kills"] += process.exitcode == -signal.SIGKILL
             return _resumed(tiny_config(protocol), folder)
 
-        self.run(f"kill {number} ({kills} times)", protocol, work)
-        return kills
+        self.run(f"kill {number}", protocol, work, counts)
+        return self.done[f"kill {number}"]["kills"]
 
     def signalled(self, name: str, number: int) -> None:
         """A run gets a signal."""
@@ -211,11 +223,13 @@ class Torture:
         def work(folder: pathlib.Path, random: random.Random) -> str:
             with _process(protocol, folder) as process:
                 _wait(process, folder, random, anywhen=False)
-                process.send_signal(signum)
-                _, said = process.communicate(timeout=120)
-            expected = 128 + signum if b"saved at step" in said else 0  # it had ended before
-            if process.returncode != expected or b"Traceback" in said:
-                raise AssertionError(f"exit code {process.returncode}: {said.decode()}")
+                if process.is_alive():
+                    os.kill(process.pid, signum)
+                process.join(timeout=120)
+                code, said = process.exitcode, _said(folder).read_text()
+            expected = 128 + signum if "saved at step" in said else 0  # it had ended before
+            if code != expected or "Traceback" in said:
+                raise AssertionError(f"exit code {code}: {said}")
             return _resumed(tiny_config(protocol), folder)
 
         self.run(f"signal {name} {number}", protocol, work)
@@ -275,29 +289,48 @@ def _silent() -> Iterator[None]:
         raise AssertionError(said.getvalue())
 
 
+def _train(protocol: str, folder: pathlib.Path, cache: pathlib.Path) -> None:
+    """What a process does: it trains as the command does, with stderr in `_said`."""
+    for stream, name in ((1, os.devnull), (2, str(_said(folder)))):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    _share_compiled(cache)
+    config, hooks = tiny_config(protocol), [Slow()]
+    run = lambda: train.train_and_evaluate(config, folder, hooks=hooks)  # noqa: E731
+    sys.exit(exit_code(lambda: None if run() else 1))
+
+
+def _said(folder: pathlib.Path) -> pathlib.Path:
+    """The file with what the newest process of a folder wrote to stderr."""
+    return folder.with_name(f"{folder.name}.stderr")
+
+
 @contextlib.contextmanager
-def _process(protocol: str, folder: pathlib.Path) -> Iterator[subprocess.Popen]:
-    command = [
-        sys.executable,
-        "-m",
-        "experiments.torture",
-        f"--train={protocol}",
-        f"--out={folder}",
-    ]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=pipe) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+def _process(protocol: str, folder: pathlib.Path) -> Iterator[BaseProcess]:
+    # A fork of a process that has imported everything and initialised nothing: importing takes
+    # longer than the whole run.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["jaxcifar.train", "jaxcifar.restore"])
+    process = context.Process(target=_train, args=(protocol, folder, folder.parent / "xla"))
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def _share_compiled(cache: pathlib.Path) -> None:
+    """All runs, in whichever process, share what is compiled."""
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _wait(
-    process: subprocess.Popen, folder: pathlib.Path, random: random.Random, *, anywhen: bool
+    process: BaseProcess, folder: pathlib.Path, random: random.Random, *, anywhen: bool
 ) -> None:
     """Waits for a random moment: of the whole process, or after its run has begun."""
     began = os.path.getmtime(folder / "config.json") if (folder / "config.json").exists() else 0.0
-    while not anywhen and process.poll() is None:
+    while not anywhen and process.is_alive():
         with contextlib.suppress(FileNotFoundError):
             if os.path.getmtime(folder / "config.json") > began:
                 break
@@ -347,28 +380,20 @@ def table(cases: list[dict[str, Any]]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.torture")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for all runs")
-    parser.add_argument("--kills", type=int, default=0, help="SIGKILLs in all, at least")
+    parser.add_argument("--kills", type=int, default=0, help="SIGKILLs that hit a run")
     parser.add_argument("--signals", type=int, default=0, help="of each kind")
     parser.add_argument("--flips", type=int, default=0, help="single bits of checkpoints")
     parser.add_argument("--damage", choices=("none", "all"), default="none", help="of each file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cost", action="store_true", help="measure the digest instead")
-    parser.add_argument("--train", choices=("test", "holdout"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    # All runs, in whichever process, share what is compiled.
-    jax.config.update("jax_compilation_cache_dir", str(arguments.out.parent / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    if arguments.train:
-        config, hooks = tiny_config(arguments.train), [Slow()]
-        run = lambda: train.train_and_evaluate(config, arguments.out, hooks=hooks)  # noqa: E731
-        return exit_code(lambda: None if run() else 1)
-    jax.config.update("jax_compilation_cache_dir", str(arguments.out / "xla"))
+    _share_compiled(arguments.out / "xla")
     if arguments.cost:
         print(cost())
         return 0
     torture = Torture(arguments.out, arguments.seed)
     kills = number = 0
-    while kills < arguments.kills:
+    while kills < arguments.kills and number < 2 * arguments.kills:  # none may hit a living run
         kills, number = kills + torture.killed(number), number + 1
     for name in _SIGNALS:
         for number in range(arguments.signals):
@@ -391,4 +416,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))
