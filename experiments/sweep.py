@@ -38,15 +38,17 @@ import jax.numpy as jnp
 
 from experiments import slurm, workers
 from experiments.cost import forward_multiply_adds
-from experiments.runs import signs
 from experiments.runs.configs import Source, named
-from experiments.runs.read import read_json, read_records, write_origin, write_shared
+from experiments.runs.read import read_json, read_records, write_origin
 from jaxcifar import data, sharding, task, train
 from jaxcifar.config import Config
 from jaxcifar.errors import Busy, Interrupted, UserError, exit_code, interruptible
+from jaxcifar.hooks import Hook, Run
 from jaxcifar.kernels import compilation
 from jaxcifar.options import with_options
+from jaxcifar.run import signs
 from jaxcifar.run.folder import check_same, saved_config
+from jaxcifar.run.log import write_shared
 from jaxcifar.run.progress import duration
 
 
@@ -363,11 +365,39 @@ def time_left(jobs: list[Job], *, at_once: int = 1, guess: bool = True) -> str:
 
 # --- training ---------------------------------------------------------------------------------
 
+
+class Signs(Hook):
+    """Gives signs of life of the runs of a sweep, one run after the other.
+
+    Attributes:
+      progressed: whether any of them has made a step.
+    """
+
+    def __init__(self) -> None:
+        self.progressed = False
+        self._first, self._given = 0, 0.0
+
+    def start(self, run: Run) -> None:
+        self._first = run.step
+        signs.give(run.workdir)
+        self._given = time.monotonic()
+
+    def before_step(self, run: Run) -> None:
+        self.progressed |= run.step > self._first
+        if time.monotonic() - self._given > _SIGN_EVERY:
+            self._given = time.monotonic()
+            signs.renew(run.workdir)
+
+    def before_evaluation(self, run: Run) -> None:
+        self.before_step(run)
+
+
+_SIGN_EVERY = 10.0  # seconds
 Failed = list[tuple[Job, str]]
 _LOOK_AGAIN = 5.0  # seconds, at runs that another process trains
 
 
-def run(jobs: list[Job], began: float, sign: signs.Signs) -> Failed:
+def run(jobs: list[Job], began: float, sign: Signs) -> Failed:
     """Trains what is not done; returns what failed and why.
 
     A run that another process trains is looked at again until it is done or free.
@@ -410,7 +440,7 @@ def run(jobs: list[Job], began: float, sign: signs.Signs) -> Failed:
     return failed
 
 
-def _train(job: Job, sign: signs.Signs) -> str:
+def _train(job: Job, sign: Signs) -> str:
     """Trains a run; returns why it failed, or ""."""
     try:
         if job.source.file:
@@ -426,7 +456,7 @@ def _train(job: Job, sign: signs.Signs) -> str:
         why = f"{type(error).__name__}: {error}"
         traceback.print_exc()
     finally:
-        sign.ended(job.workdir)
+        signs.withdraw(job.workdir)
     signs.fail(job.workdir, why)
     return why
 
@@ -600,7 +630,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.dry_run:
         print(_table(jobs))
         return 0
-    started, sign = time.monotonic(), signs.Signs()
+    started, sign = time.monotonic(), Signs()
     if arguments.workers:
         failed = _share(jobs, command, arguments)
     else:

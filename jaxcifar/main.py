@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxcifar import options, restore, train
-from jaxcifar.config import Config
+from jaxcifar.config import Config, base_config, flatten
 from jaxcifar.errors import UserError, exit_code, reason
 from jaxcifar.kernels import compilation
 from jaxcifar.run.folder import saved_config
@@ -93,9 +93,29 @@ def summary(result: dict[str, Any], config: Config, workdir: str | pathlib.Path)
     return "\n".join(lines)
 
 
-def run() -> int:
-    """The command: one message and exit code 2 for what the user can fix, no traceback."""
-    return exit_code(lambda: app.run(main, flags_parser=_parse_flags))
+def run(arguments: Sequence[str] | None = None) -> int:
+    """The command: one message and exit code 2 for what the user can fix, no traceback.
+
+    Args:
+      arguments: of the command line; None are those of this process.
+    """
+    argv = sys.argv if arguments is None else [sys.argv[0], *arguments]
+    return exit_code(lambda: app.run(main, argv=list(argv), flags_parser=_parse_flags))
+
+
+def options_help() -> str:
+    """Returns the flags of the command, and the fields of a config with their defaults."""
+    fields = [f"  --{name}={value}" for name, value in flatten(base_config()).items()]
+    return "\n".join(
+        [
+            flags.FLAGS.module_help(sys.modules[__name__]),
+            "",
+            "Fields of the config, with their defaults; a row sets its own. What they mean is said "
+            "in jaxcifar/config.py:",
+            "",
+            *fields,
+        ]
+    )
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ EXPERIMENTS = {
     "workers": set(),
     "sweep": {"cost", "runs", "slurm", "workers"},
     "torture": set(),
+    "compare_images": set(),
     "compile_for": {"cost", "runs"},
     "benchmark": {"cost", "runs", "torch_models"},
     "landscape": {"runs"},

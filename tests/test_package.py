@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import tomllib
 
 import pytest
 
@@ -26,12 +27,15 @@ ORDER = (
     "task",
     "programs",
     "run",
+    "runs",
     "hooks",
     "restore",
     "train",
     "replay",
     "main",
     "interop",
+    "cli",
+    "__main__",
 )
 FILES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__"
@@ -91,3 +95,13 @@ def test_nobody_uses_what_is_private_elsewhere():
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 private = node.attr.startswith("_") and not node.attr.endswith("__")
                 assert not (private and node.value.id in modules), f"{path}: {node.attr}"
+
+
+def test_all_packages_are_installed():
+    """Listed by hand, because the configs come from elsewhere."""
+    listed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    here = {
+        ".".join(path.parent.relative_to(PACKAGE.parent).parts)
+        for path in PACKAGE.rglob("__init__.py")
+    }
+    assert set(listed["packages"]) == here | {"jaxcifar.configs"}

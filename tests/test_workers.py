@@ -12,10 +12,10 @@ import time
 import pytest
 
 from experiments import sweep, workers
-from experiments.runs import configs, signs
+from experiments.runs import configs
 from jaxcifar import train
 from jaxcifar.errors import Busy, Interrupted, UserError
-from jaxcifar.run import log
+from jaxcifar.run import log, signs
 from tests.conftest import OPTIONS, start_sweep, sweep_command
 
 pytestmark = pytest.mark.usefixtures("one_device")

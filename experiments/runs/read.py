@@ -8,10 +8,8 @@ of your own. Everything that is made of runs starts here.
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import re
-import uuid
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -327,14 +325,7 @@ def _config_here(name: str) -> dict[str, Any]:
 def write_origin(source: configs.Source, folder: pathlib.Path) -> None:
     """Writes into the folder NAME/ of a config file's runs what makes them readable later."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_shared(folder / ORIGIN, {"file": source.file, "config": source.config.to_dict()})
-
-
-def write_shared(path: pathlib.Path, content: Any) -> None:
-    """Writes a JSON file that other processes may write at the same moment; the last one wins."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    log.write_shared(folder / ORIGIN, {"file": source.file, "config": source.config.to_dict()})
 
 
 _ENVIRONMENT = (

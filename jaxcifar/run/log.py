@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import time
+import uuid
 from collections.abc import Iterable
 from typing import Any
 
@@ -48,6 +49,13 @@ def replace(path: pathlib.Path, text: str) -> None:
     _write(temporary, "w", text)
     os.replace(temporary, path)
     sync(path.parent)
+
+
+def write_shared(path: pathlib.Path, content: Any) -> None:
+    """Writes a JSON file that other processes may write at the same moment; the last one wins."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
 
 
 def append(path: pathlib.Path, line: str) -> None:

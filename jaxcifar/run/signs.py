@@ -12,10 +12,8 @@ import socket
 import time
 from typing import Any, NamedTuple
 
-from experiments.runs.read import write_shared
-from jaxcifar.hooks import Hook, Run
+from jaxcifar.run.log import write_shared
 
-_EVERY = 10.0  # seconds between two signs
 _SILENT = 600.0  # seconds after which a run no longer counts as running
 
 
@@ -28,37 +26,22 @@ class Running(NamedTuple):
     alive: bool  # it may well go on
 
 
-class Signs(Hook):
-    """Gives signs of life of the runs of a sweep, one run after the other.
+def give(workdir: pathlib.Path) -> None:
+    """Says that this process trains here."""
+    write_shared(workdir / ".running", _who())
 
-    Attributes:
-      progressed: whether any of them has made a step.
-    """
 
-    def __init__(self) -> None:
-        self.progressed = False
-        self._first, self._given = 0, 0.0
+def renew(workdir: pathlib.Path) -> None:
+    """Gives the same sign again."""
+    with contextlib.suppress(OSError):  # a full disk is for the run itself to report
+        (workdir / ".running").touch()
 
-    def start(self, run: Run) -> None:
-        self._first = run.step
-        write_shared(run.workdir / ".running", _who())
-        self._given = time.monotonic()
 
-    def before_step(self, run: Run) -> None:
-        self.progressed |= run.step > self._first
-        if time.monotonic() - self._given > _EVERY:
-            self._given = time.monotonic()
-            with contextlib.suppress(OSError):  # a full disk is for the run itself to report
-                (run.workdir / ".running").touch()
-
-    def before_evaluation(self, run: Run) -> None:
-        self.before_step(run)
-
-    def ended(self, workdir: pathlib.Path) -> None:
-        """Takes the sign away, where it is this process's."""
-        sign = _read(workdir / ".running")
-        if sign and (sign["host"], sign["pid"]) == (_who()["host"], _who()["pid"]):
-            (workdir / ".running").unlink(missing_ok=True)
+def withdraw(workdir: pathlib.Path) -> None:
+    """Takes the sign away, where it is this process's."""
+    sign = _read(workdir / ".running")
+    if sign and (sign["host"], sign["pid"]) == (_who()["host"], _who()["pid"]):
+        (workdir / ".running").unlink(missing_ok=True)
 
 
 def running(workdir: pathlib.Path) -> Running | None:

@@ -1,0 +1,220 @@
+"""The command `jaxcifar`: a verb for each thing that can be done.
+
+Every verb is a module's own command, which works without it too: `jaxcifar train row9` is
+`python -m jaxcifar.main --config=configs/row9.py`.
+"""
+
+import importlib
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+_HERE = pathlib.Path(__file__).parent
+CHECKOUT = _HERE.parent  # where the package is not installed from a wheel
+_CONFIGS = next((path for path in (_HERE / "configs", CHECKOUT / "configs") if path.is_dir()), None)
+
+
+class Verb(NamedTuple):
+    """A command of a module.
+
+    Attributes:
+      module: whose function `command` takes the arguments and returns the exit code.
+      does: what it does, in a few words.
+      examples: of arguments.
+      translate: the arguments as the module takes them.
+      command: the function's name.
+    """
+
+    module: str
+    does: str
+    examples: tuple[str, ...]
+    translate: Callable[[Sequence[str]], list[str]] = list
+    command: str = "main"
+
+
+def train_arguments(arguments: Sequence[str]) -> list[str]:
+    """ROW or FILE, and fields of its config without "config.", as `jaxcifar.main` takes them.
+
+    Raises:
+      UserError: no config is named, or there is none of that name.
+    """
+    from jaxcifar.errors import UserError
+
+    names = [argument for argument in arguments if not argument.startswith("-")]
+    if len(names) != 1:
+        given = f"{len(names)} are named: {', '.join(names)}" if names else "none is named"
+        raise UserError(
+            f"train takes one config, but {given}. Give a name, such as row9, or a file."
+        )
+    rest = [argument for argument in arguments if argument.startswith("-")]
+    return [f"--config={config_file(names[0])}", *_fields(rest)]
+
+
+def eval_arguments(arguments: Sequence[str]) -> list[str]:
+    """WORKDIR, and fields of its config without "config.", as `jaxcifar.main` takes them."""
+    named = [f"--workdir={argument}" for argument in arguments if not argument.startswith("-")]
+    rest = [argument for argument in arguments if argument.startswith("-")]
+    return ["--mode=eval", *named, *_fields(rest)]
+
+
+def config_file(name: str) -> pathlib.Path:
+    """Returns the config file of a name: a path, or that of a config that came with the package.
+
+    Raises:
+      UserError: there is none.
+    """
+    from jaxcifar.errors import UserError, nearest
+
+    given = pathlib.Path(name)
+    if given.suffix or len(given.parts) > 1:
+        return given
+    known = [path.stem for path in _CONFIGS.glob("*.py")] if _CONFIGS else []
+    known.sort(key=lambda name: (name.rstrip("0123456789"), len(name), name))
+    if _CONFIGS is None or name not in known:
+        raise UserError(
+            f"There is no config {name!r}.{nearest(name, known)} There are {', '.join(known)}; a "
+            "file is given by its path."
+        )
+    return _CONFIGS / f"{name}.py"
+
+
+def _fields(arguments: Sequence[str]) -> list[str]:
+    """Puts "config." before the fields of a config: what has a dot, and the seed."""
+    found = []
+    for argument in arguments:
+        name = argument.lstrip("-").partition("=")[0]
+        field = ("." in name and not name.startswith("config.")) or name == "seed"
+        found.append(f"--config.{argument.lstrip('-')}" if field else argument)
+    return found
+
+
+VERBS = {
+    "train": Verb(
+        "jaxcifar.main",
+        "train by a config, or resume",
+        (
+            "row9",
+            "row9 --optim.learning_rate=3e-4 --workdir=runs/slower",
+            "mine.py --seed=1",
+        ),
+        train_arguments,
+        "run",
+    ),
+    "eval": Verb(
+        "jaxcifar.main",
+        "evaluate a run on the test set",
+        ("runs/row9", "runs/row9 --checkpoint=last --data.dir=/data"),
+        eval_arguments,
+        "run",
+    ),
+    "runs": Verb("jaxcifar.runs", "list the runs below a folder", ("", "results/ --json")),
+    "replay": Verb("jaxcifar.replay", "look into a step that diverged", ("runs/row9",)),
+    "import": Verb(
+        "jaxcifar.interop.torch",
+        "make a run of weights from PyTorch",
+        ("weights.pt --model=resnet18 --workdir=runs/imported",),
+        lambda arguments: ["import", *arguments],
+    ),
+    "export": Verb(
+        "jaxcifar.interop.torch",
+        "write a run's weights for others",
+        ("weights.npz --workdir=runs/row9",),
+        lambda arguments: ["export", *arguments],
+    ),
+    "sweep": Verb(
+        "experiments.sweep",
+        "train many rows and seeds",
+        ("--rows=1-12 --seeds=0-2 --out=results/table3",),
+    ),
+    "report": Verb(
+        "experiments.report.__main__", "tables, claims, figures and the page", ("results/",)
+    ),
+    "landscape": Verb(
+        "experiments.landscape.__main__",
+        "the loss along the gradient, and around a network",
+        ("slice results/table4/vgg6/seed0 --out=results/landscape",),
+    ),
+}
+
+
+def usage() -> str:
+    """Returns what `jaxcifar --help` prints."""
+    width = max(map(len, VERBS))
+    lines = [f"  {name:{width}}  {verb.does}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: jaxcifar VERB …",
+            "",
+            *lines,
+            "",
+            "jaxcifar VERB --help lists the options of a verb. For example:",
+            "",
+            "  jaxcifar train quickstart",
+            "  jaxcifar eval runs/quickstart",
+            "  jaxcifar runs",
+        ]
+    )
+
+
+def help_of(name: str) -> str:
+    """Returns the examples of a verb, and how its options are listed."""
+    verb = VERBS[name]
+    examples = "\n".join(f"  jaxcifar {name} {example}".rstrip() for example in verb.examples)
+    return f"jaxcifar {name}: {verb.does}. For example:\n\n{examples}\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the verb; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        from jaxcifar import __version__
+
+        print(f"jaxcifar {__version__}")
+        return 0
+    from jaxcifar.errors import exit_code
+
+    return exit_code(lambda: _run(arguments[0], arguments[1:]))
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    from jaxcifar.errors import UserError, nearest
+
+    if name not in VERBS:
+        raise UserError(
+            f"There is no verb {name!r}.{nearest(name, VERBS)} There are {', '.join(VERBS)}."
+        )
+    verb = VERBS[name]
+    if verb.module.startswith("experiments"):
+        find_experiments(name)
+    module: Any = importlib.import_module(verb.module)
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(help_of(name))
+        if verb.module == "jaxcifar.main":
+            print(module.options_help())
+            return 0
+    return getattr(module, verb.command)(verb.translate(arguments)) or 0
+
+
+def find_experiments(verb: str) -> None:
+    """Makes experiments/ importable, from wherever the command is typed.
+
+    Raises:
+      UserError: this is no checkout, but an installed package.
+    """
+    from jaxcifar.errors import UserError
+
+    if not (CHECKOUT / "experiments" / "__init__.py").is_file():
+        raise UserError(
+            f"{verb} needs a checkout: experiments/ is not part of the installed package. Clone "
+            "the repository, and install it with pip install -e ."
+        )
+    if str(CHECKOUT) not in sys.path:
+        sys.path.insert(0, str(CHECKOUT))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

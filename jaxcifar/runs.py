@@ -1,0 +1,140 @@
+"""Lists the runs below a folder: what they are, how far they are, and how they do.
+
+python -m jaxcifar.runs [DIR]
+
+The state is one of
+  finished   all epochs are done
+  running    a process of this machine trains there, or one of another gave a sign of life (those of
+             sweeps do)
+  stale      another machine's process gave none for ten minutes
+  failed     the last attempt of a sweep failed, and why
+  imported   weights from elsewhere, never trained on
+  stopped    the command that began it resumes it
+  damaged    a file cannot be read; the command that began it may restore it
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxcifar import options
+from jaxcifar.errors import UserError, exit_code
+from jaxcifar.run import signs
+from jaxcifar.run.log import best_record, read_lines
+from jaxcifar.run.progress import duration
+
+_LOCKS = pathlib.Path("/proc/locks")  # of Linux
+
+
+def find(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns what is known of each run below a folder, by path.
+
+    Raises:
+      UserError: there is no such folder, or no run in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}. Name one that holds runs.")
+    found = [
+        _describe(path.parent, folder)
+        for path in sorted(folder.rglob("config.json"))
+        if "checkpoints" not in path.parts
+    ]
+    if not found:
+        raise UserError(f"{folder} contains no runs (no config.json below it).")
+    return found
+
+
+def _describe(workdir: pathlib.Path, top: pathlib.Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"run": str(workdir.relative_to(top)), "state": "damaged"}
+    try:
+        about = json.loads((workdir / "config.json").read_text())
+        config = about["config"]
+        found |= {
+            "model": config["model"]["name"],
+            "data": config["data"]["name"],
+            "epochs": config["train"]["epochs"],
+        }
+        records = read_lines(workdir / "metrics.jsonl")
+        found |= {"epochs done": len(records)}
+        if records:
+            best, last = best_record(records), records[-1]
+            found |= {
+                "best": best["val_accuracy"],
+                "best epoch": best["epoch"],
+                "last": last["val_accuracy"],
+                "images per second": last["images_per_second"],
+            }
+        imported = not about["data"] and not records
+        found["state"] = _state(workdir, "imported" if imported else "stopped")
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return found
+
+
+def _state(workdir: pathlib.Path, otherwise: str) -> str:
+    if (workdir / "result.json").exists():
+        return "finished"
+    sign = signs.running(workdir)
+    if sign and sign.alive:
+        return f"running on {sign.host}, last sign {duration(sign.age)} ago"
+    if _locked(workdir):
+        return "running"
+    if why := signs.failure(workdir):
+        return f"failed: {why.splitlines()[0]}"
+    return f"stale: {sign.host} fell silent {duration(sign.age)} ago" if sign else otherwise
+
+
+def _locked(workdir: pathlib.Path) -> bool:
+    """Whether a process of this machine holds a run, asked without touching the lock."""
+    with contextlib.suppress(OSError):
+        here = os.stat(workdir / ".lock")
+        place = f"{os.major(here.st_dev):02x}:{os.minor(here.st_dev):02x}:{here.st_ino}"
+        return any(place in line.split() for line in _LOCKS.read_text().splitlines())
+    return False
+
+
+def table(found: list[dict[str, Any]]) -> Table:
+    """Returns the runs as a table for a terminal."""
+    grid = Table(box=None, header_style="bold")
+    names = ("run", "model", "data", "epochs", "best", "last", "images/s", "state")
+    for name in names:
+        right = name in ("epochs", "best", "last", "images/s")
+        grid.add_column(name, justify="right" if right else "left", overflow="fold")
+    for run in found:
+        epochs = f"{run['epochs done']}/{run['epochs']}" if "epochs done" in run else "–"
+        best = f"{run['best']:.2%} ({run['best epoch']})" if "best" in run else "–"
+        last = f"{run['last']:.2%}" if "last" in run else "–"
+        speed = f"{run['images per second']:,.0f}" if "last" in run else "–"
+        what = (run.get("model", "–"), run.get("data", "–"))
+        grid.add_row(run["run"], *what, epochs, best, last, speed, run["state"])
+    return grid
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxcifar.runs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", nargs="?", default="runs", help="that holds runs; runs/ if none")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_args(argv)
+    found = find(options.user_path(arguments.folder))
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 200, markup=False)
+        console.print(table(found), soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

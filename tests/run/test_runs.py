@@ -1,0 +1,93 @@
+"""The list of runs: each state, from real runs."""
+
+import json
+import os
+import shutil
+import time
+
+import pytest
+
+from jaxcifar import restore, runs
+from jaxcifar.errors import UserError
+from jaxcifar.hooks import Hook
+from jaxcifar.run import signs
+from tests import tiny
+
+
+def states(folder):
+    return {run["run"]: run["state"] for run in runs.find(folder)}
+
+
+def test_finished_and_stopped_runs(finished, stopped, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path / "a" / "seed0")
+    shutil.copytree(stopped, tmp_path / "b")
+    assert runs.main([str(tmp_path), "--json"]) == 0
+    done, begun = json.loads(capsys.readouterr().out)
+    result = finished[1]
+    assert done == {
+        "run": "a/seed0",
+        "state": "finished",
+        "model": "vgg_a_bn",
+        "data": "synthetic",
+        "epochs": 2,
+        "epochs done": 2,
+        "best": result["best"]["val_accuracy"],
+        "best epoch": result["best"]["epoch"],
+        "last": result["last"]["val_accuracy"],
+        "images per second": result["last"]["images_per_second"],
+    }
+    assert (begun["state"], begun["epochs done"], begun["epochs"]) == ("stopped", 0, 2)
+    assert runs.main([str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    best = f"{result['best']['val_accuracy']:.2%} ({result['best']['epoch']})"
+    assert all(word in said for word in ("a/seed0", best, "2/2", "0/2", "stopped"))
+
+
+def test_a_run_in_progress_is_seen_by_its_lock(tmp_path):
+    class Look(Hook):
+        def before_step(self, run):
+            self.seen = states(tmp_path)
+
+    look = Look()
+    tiny.run(tiny.tiny(train__epochs=1), tmp_path / "run", look)
+    assert look.seen == {"run": "running"}
+    assert states(tmp_path) == {"run": "finished"}
+
+
+def test_signs_and_failures_of_sweeps(stopped, tmp_path, monkeypatch):
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    signs.fail(workdir, "it broke\nbadly")
+    assert states(tmp_path) == {"run": "failed: it broke"}
+    monkeypatch.setattr("socket.gethostname", lambda: "node7")
+    signs.give(workdir)
+    monkeypatch.undo()
+    assert states(tmp_path)["run"].startswith("running on node7, last sign 0s ago")
+    (workdir / "failed.json").unlink()
+    hour_ago = time.time() - 3600
+    os.utime(workdir / ".running", (hour_ago, hour_ago))
+    assert states(tmp_path) == {"run": "stale: node7 fell silent 1h00m ago"}
+
+
+def test_imported_weights(tmp_path):
+    config = tiny.tiny()
+    variables = tiny.state_of(_trained(tmp_path / "x"))
+    restore.start_from(config, tmp_path / "y" / "imported", variables)
+    assert states(tmp_path / "y") == {"imported": "imported"}
+
+
+def _trained(workdir):
+    tiny.run(tiny.tiny(train__epochs=1), workdir)
+    return workdir
+
+
+def test_a_damaged_run_does_not_hide_the_others(finished, tmp_path):
+    for name in ("bad", "good"):
+        shutil.copytree(finished[0], tmp_path / name)
+    (tmp_path / "bad" / "config.json").write_text("{oops")
+    assert states(tmp_path) == {"bad": "damaged", "good": "finished"}
+
+
+@pytest.mark.parametrize(("folder", "message"), [("none", "no folder"), (".", "contains no runs")])
+def test_nothing_there(folder, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        runs.find(tmp_path / folder)

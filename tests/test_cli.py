@@ -1,0 +1,93 @@
+"""The command with verbs: what each becomes, and that it needs no JAX to be helpful."""
+
+import contextlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from jaxcifar import cli
+from jaxcifar.errors import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def test_train_takes_a_row_by_name_and_fields_without_their_prefix():
+    given = ["row9", "--optim.learning_rate=3e-4", "--seed=2", "--workdir=runs/x"]
+    assert cli.train_arguments(given) == [
+        f"--config={ROOT / 'configs' / 'row9.py'}",
+        "--config.optim.learning_rate=3e-4",
+        "--config.seed=2",
+        "--workdir=runs/x",
+    ]
+    assert cli.train_arguments(["mine/wide.py", "--config.train.epochs=3"]) == [
+        "--config=mine/wide.py",
+        "--config.train.epochs=3",
+    ]
+
+
+def test_eval_takes_a_folder():
+    assert cli.eval_arguments(["runs/x", "--checkpoint=last", "--data.dir=/d"]) == [
+        *("--mode=eval", "--workdir=runs/x", "--checkpoint=last", "--config.data.dir=/d")
+    ]
+
+
+def test_every_config_is_found_by_name():
+    for path in (ROOT / "configs").glob("*.py"):
+        assert cli.config_file(path.stem) == path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "Did you mean 'train'"),
+        (["train"], "none is named"),
+        (["train", "row1", "row2"], "2 are named: row1, row2"),
+        (["train", "rwo9"], "There is no config 'rwo9'"),
+        (["train", "nowhere.py"], "There is no config file nowhere.py"),
+        (["eval", "/nowhere"], "contains no run"),
+        (["runs", "/nowhere"], "There is no folder /nowhere"),
+        (["report", "/nowhere"], "There is no folder /nowhere"),
+    ],
+)
+def test_wrong_arguments(arguments, message, capsys):
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_help_with_examples(verb, capsys):
+    with contextlib.suppress(SystemExit):  # as argparse ends
+        assert cli.main([verb, "--help"]) == 0
+    said = capsys.readouterr().out
+    for example in cli.VERBS[verb].examples:
+        assert f"jaxcifar {verb} {example}".rstrip() in said
+    if verb == "train":
+        assert "--optim.learning_rate=" in said
+        assert "--workdir" in said
+
+
+def test_the_examples_are_understood():
+    for verb in cli.VERBS.values():
+        for example in verb.examples:
+            assert verb.translate(example.split()) is not None
+
+
+def test_help_and_misspelt_verbs_load_no_library():
+    code = (
+        "import sys; from jaxcifar import cli; cli.main(['--help']); cli.main(['trian']); "
+        "print(sorted({'jax', 'numpy', 'flax', 'ml_collections'} & sys.modules.keys()))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "usage: jaxcifar VERB" in done.stdout
+
+
+def test_experiments_need_a_checkout(monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "CHECKOUT", tmp_path)
+    with pytest.raises(UserError, match="needs a checkout"):
+        cli.find_experiments("sweep")
