@@ -163,7 +163,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     config, _, variables = restore.load_variables(tmp_path, mesh=ONE)
     weights = {k: v.copy() for k, v in interop.to_torch(config.model.name, variables).items()}
     weights["features.0.weight"][0, 0, 0, 0] = np.nan
-    with pytest.raises(UserError, match=r"features\.0\.weight has values that are not finite"):
+    with pytest.raises(UserError, match=r"not finite \(1\): features\.0\.weight"):
         interop.from_torch(config.model.name, weights, width=config.model.width)
 
 

@@ -5,6 +5,7 @@ import re
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcifar import restore
@@ -114,13 +115,107 @@ def test_all_misfits_are_listed():
         interop.from_torch("resnet18", state_dict)
     message = str(error.value)
     for line in (
-        "layer1.0.conv1.weight is missing",
-        "bn1.running_mean is missing",
-        "layer3.0.bn1.bias has shape (7,) instead of (256,)",
-        "extra.weight is unknown",
-        "fc.bias and linear.bias are the same entry",
+        "missing (2): layer1.0.conv1.weight, bn1.running_mean",
+        "of another shape (1): layer3.0.bn1.bias is (7,) instead of (256,)",
+        "unknown (1): extra.weight",
+        "twice there (1): fc.bias and linear.bias",
     ):
         assert line in message
+
+
+def test_a_misfit_is_short():
+    """Of a network of other names, the first few and how many more."""
+    state_dict = interop.to_torch("resnet18", random_variables("resnet18", width=0.125))
+    with pytest.raises(UserError, match=r"missing \(80\): .*, and 76 more") as error:
+        interop.from_torch("resnet34", state_dict)
+    assert len(str(error.value)) < 400
+    with pytest.raises(UserError, match=r"missing \(102\)[^\n]*\n  unknown \(102\)[^\n]*$"):
+        interop.from_torch(
+            "resnet18", renamed(state_dict, (r"weight|bias|running", r"other_\g<0>"))
+        )
+
+
+@pytest.mark.parametrize("width", [0.125, 0.3])
+@pytest.mark.parametrize("name", ["resnet18", "vgg_a", "wideresnet28_10"])
+def test_the_width_follows_from_the_shapes(name, width):
+    state_dict = interop.to_torch(name, shapes_only(name, width=width))
+    module, _ = interop.fit(name, state_dict)
+    found, expected = (
+        jax.tree.map(lambda leaf: leaf.shape, abstract_variables(network))
+        for network in (module, create_model(name, width=width))
+    )
+    assert found == expected
+
+
+def shapes_only(name, **options):
+    """Variables of a model, all of them 0."""
+    shapes = abstract_variables(create_model(name, **options))
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), dict(shapes))
+
+
+# --- layouts ----------------------------------------------------------------------------------
+
+NARROW = {"width": 0.05}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda w: {"net": renamed(w, ("^", "module.")), "acc": np.float64(95.1), "epoch": 3},
+        lambda w: {"state_dict": renamed(w, ("^", "model.")), "global_step": np.zeros(())},
+        lambda w: {"model": {"state_dict": w}, "optimizer": {"state": {0: {"m": np.ones(3)}}}},
+        lambda w: {"ema": renamed(w, ("^", "module._orig_mod."))},
+        lambda w: renamed(w, ("^", "0.")),
+        lambda w: {key: value.astype(np.float64) for key, value in w.items()},
+    ],
+)
+def test_wrappers_and_prefixes(wrap):
+    variables = random_variables("vgg_a_bn", **NARROW)
+    back = interop.from_torch("vgg_a_bn", wrap(interop.to_torch("vgg_a_bn", variables)))
+    jax.tree.map(np.testing.assert_array_equal, back, variables)
+
+
+def test_of_two_networks_in_a_file_one_is_chosen():
+    one, other = (random_variables("vgg_a", **NARROW), shapes_only("vgg_a", **NARROW))
+    both = {"model": interop.to_torch("vgg_a", one), "ema": interop.to_torch("vgg_a", other)}
+    with pytest.raises(UserError, match="--part=model or --part=ema"):
+        interop.from_torch("vgg_a", both)
+    for part, expected in (("model", one), ("ema", other)):
+        found = interop.from_torch("vgg_a", both, part=part)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    with pytest.raises(UserError, match=r"'net'\. There are: model \(22\), ema \(22\)"):
+        interop.from_torch("vgg_a", both, part="net")
+
+
+@pytest.mark.parametrize("numbers", [(0, 2, 4), (0, 3, 6), (1, 4, 6)])
+def test_the_linear_layers_of_a_vgg_by_order(numbers):
+    variables = random_variables("vgg_a", **NARROW)
+    state_dict = interop.to_torch("vgg_a", variables)
+    numbered = {
+        re.sub(r"^classifier\.(\d)", lambda m: f"classifier.{numbers[int(m[1]) // 3]}", key): value
+        for key, value in state_dict.items()
+    }
+    back = interop.from_torch("vgg_a", numbered)
+    jax.tree.map(np.testing.assert_array_equal, back, variables)
+
+
+def test_linear_layers_without_an_activation_between_are_another_network():
+    state_dict = interop.to_torch("vgg_a", random_variables("vgg_a", **NARROW))
+    side_by_side = renamed(state_dict, (r"^classifier\.3", "classifier.1"))
+    with pytest.raises(UserError, match=r"missing \(2\): classifier\.3"):
+        interop.from_torch("vgg_a", side_by_side)
+
+
+def test_no_bias_before_batch_norm_is_a_bias_of_zero():
+    variables = random_variables("vgg_a_bn", **NARROW)
+    state_dict = interop.to_torch("vgg_a_bn", variables)
+    convs = [key for key, value in state_dict.items() if value.ndim == 4]
+    for key in convs:
+        del state_dict[key.replace("weight", "bias")]
+    back = interop.from_torch("vgg_a_bn", state_dict)
+    assert len(convs) == 8
+    for number in range(1, 9):
+        assert not np.any(back["params"][f"conv{number}"]["bias"])
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -165,12 +260,41 @@ def test_command_refuses(tmp_path, capsys):
     assert "no file" in capsys.readouterr().err
     (tmp_path / "weights.bin").write_bytes(b"")
     assert interop.main(["import", str(tmp_path / "weights.bin"), *arguments]) == 2
-    assert ".npz, .pt or .pth" in capsys.readouterr().err
+    assert "no file of PyTorch, of safetensors or of NumPy" in capsys.readouterr().err
     (tmp_path / "damaged.npz").write_bytes(b"not an archive")
     assert interop.main(["import", str(tmp_path / "damaged.npz"), *arguments]) == 2
     assert "cannot be read" in capsys.readouterr().err
-    wide = interop.to_torch("vgg_a", random_variables("vgg_a", num_classes=100))
+    wide = interop.to_torch("vgg_a", random_variables("vgg_a", num_classes=7, **NARROW))
     np.savez(tmp_path / "wide.npz", **wide)
     assert interop.main(["import", str(tmp_path / "wide.npz"), *arguments]) == 2
-    assert "10 classes" in capsys.readouterr().err
+    assert "has 7 classes" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_a_file_is_recognised_by_its_content(kind, tmp_path, capsys):
+    """A narrow network of 100 classes, its file without an ending, its normalisation as said."""
+    variables = random_variables("vgg_a", num_classes=100, **NARROW)
+    state_dict = interop.to_torch("vgg_a", variables)
+    path = tmp_path / "weights"
+    if kind == "npz":
+        with path.open("wb") as file:
+            np.savez(file, **state_dict)
+    else:
+        safetensors.numpy.save_file(
+            {name: np.ascontiguousarray(value) for name, value in state_dict.items()}, path
+        )
+    arguments = [str(path), "--model=vgg_a", f"--workdir={tmp_path / 'run'}"]
+    assert interop.main(["import", *arguments, "--std=0.2023,0.1994,0.2010"]) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "width 0.0488",
+        "100 classes",
+        "RGB",
+        "(0.5071, 0.4865, 0.4409)",
+        "0.2023, 0.1994",
+    ):
+        assert words in said
+    config, _, loaded = restore.load_variables(tmp_path / "run")
+    assert (config.data.name, config.data.std) == ("cifar100", (0.2023, 0.1994, 0.2010))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded), variables)

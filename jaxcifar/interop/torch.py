@@ -15,7 +15,8 @@ import argparse
 import pathlib
 import re
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -24,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxcifar import restore
+from jaxcifar import data, restore
 from jaxcifar.config import base_config
 from jaxcifar.errors import UserError, exit_code
+from jaxcifar.interop.files import named_arrays, read
 from jaxcifar.models import ACTIVATIONS, MODELS, create_model
 from jaxcifar.models.densenet import DenseNet
 from jaxcifar.models.vgg import STAGES, VGG
@@ -44,65 +46,105 @@ _LEAF_NAMES = {
 }
 # Names of other common code -> torchvision's, tried in turn on every key.
 _ALIASES = (
-    (r"^(module\.|_orig_mod\.)+", ""),
+    (r"\b(module|_orig_mod)\.", ""),
     (r"\.shortcut\.", ".downsample."),
     (r"^linear\.", "fc."),
 )
-# Where a checkpoint file may hold the state_dict among other things.
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_SHOWN = 4  # names of each kind of misfit
 
 
 def from_torch(
-    name: str | nn.Module, state_dict: Mapping[str, Any], *, width: float = 1.0
+    name: str | nn.Module,
+    state_dict: Mapping[str, Any],
+    *,
+    width: float | None = None,
+    part: str = "",
 ) -> dict[str, Any]:
     """Converts a PyTorch state_dict to variables for `model.apply`.
 
     torchvision's names are expected. Accepted too: `shortcut` for downsample and `linear` for fc
-    or classifier, as in common CIFAR-10 code; DenseNet's names without `features.`; the prefixes
-    `module.` and `_orig_mod.`. `num_batches_tracked` is not needed and not kept.
+    or classifier, as in common CIFAR-10 code; DenseNet's names without `features.`; VGG's three
+    linear layers under other numbers, in their order; convolutions without the bias that a
+    BatchNorm behind them cancels. The state_dict may be in a wrapper (`{"net": …, "epoch": 9}`),
+    and its names may all begin alike (`module.`, `model.`, `0.`). `num_batches_tracked` is not
+    needed and not kept.
 
     Args:
       name: one of `jaxcifar.models.MODELS`, or a module of this package. The number of classes is
         taken from the last linear layer of `state_dict`.
       state_dict: name -> tensor or array; convolutions [O, I, H, W], linear layers [O, I].
-      width: the model's, where `name` is a name.
+      width: the model's, where `name` is a name; None is what follows from the shapes.
+      part: which of the names to take, those that begin with it: "ema", "model_ema.module".
 
     Returns:
       {"params": …, "batch_stats": …} of float32 arrays.
 
     Raises:
-      UserError: entries are missing, unknown, twice there, of another shape or not finite; all are
-        listed.
+      UserError: entries are missing, unknown, twice there, of another shape or not finite.
     """
+    return fit(name, state_dict, width=width, part=part)[1]
+
+
+def fit(
+    name: str | nn.Module,
+    state_dict: Mapping[str, Any],
+    *,
+    width: float | None = None,
+    part: str = "",
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Returns (the network that the weights are of, its variables); see `from_torch`."""
+    arrays = {key: _to_numpy(value) for key, value in named_arrays(state_dict, part).items()}
     given: dict[str, list[tuple[str, np.ndarray]]] = {}
-    for key, value in state_dict.items():
-        if not key.endswith("num_batches_tracked"):
-            given.setdefault(_plain_name(key), []).append((key, _to_numpy(value)))
+    for key, value in arrays.items():
+        given.setdefault(_plain_name(key), []).append((key, value))
     module = _module(name, width, {plain: entries[0][1] for plain, entries in given.items()})
-    problems: list[str] = []
+    if isinstance(module, VGG):
+        given = _with_numbered_head(given)
+    problems: dict[str, list[str]] = {}
     flat: dict[Path, jax.Array] = {}
+    expected = {path: _torch_name(module, path) for path in _shapes(module)}
     for path, leaf in _shapes(module).items():
-        torch_name = _torch_name(module, path)
+        torch_name = expected[path]
         entries = given.pop(_plain_name(torch_name), [])
         if not entries:
-            problems.append(f"{torch_name} is missing")
+            if (
+                isinstance(module, VGG)
+                and module.batch_norm
+                and re.search("^conv.bias", path[-2] + path[-1])
+            ):
+                flat[path] = jnp.zeros(leaf.shape)  # BatchNorm takes away any bias before it
+            else:
+                problems.setdefault("missing", []).append(torch_name)
         elif len(entries) > 1:
-            problems.append(f"{' and '.join(key for key, _ in entries)} are the same entry")
+            keys = " and ".join(key for key, _ in entries)
+            problems.setdefault("twice there", []).append(keys)
         else:
             key, value = entries[0]
-            if not np.isfinite(value).all():
-                problems.append(f"{key} has values that are not finite")
-            value = _transposed(value, to_torch=False)
-            if value.shape == leaf.shape:
-                flat[path] = jnp.asarray(value, jnp.float32)
+            wanted = _transposed(np.empty(leaf.shape), to_torch=True).shape
+            if value.shape != wanted:
+                what = f"{key} is {value.shape} instead of {wanted}"
+                problems.setdefault("of another shape", []).append(what)
+            elif not np.isfinite(value).all():
+                problems.setdefault("not finite", []).append(key)
             else:
-                wanted = _transposed(np.empty(leaf.shape), to_torch=True).shape
-                problems.append(f"{key} has shape {entries[0][1].shape} instead of {wanted}")
-    problems += [f"{key} is unknown" for entries in given.values() for key, _ in entries]
+                flat[path] = jnp.asarray(_transposed(value, to_torch=False), jnp.float32)
+    if unknown := [key for entries in given.values() for key, _ in entries]:
+        problems["unknown"] = unknown
     if problems:
         what = name if isinstance(name, str) else type(name).__name__
-        raise UserError(f"The weights do not fit {what}:\n  " + "\n  ".join(problems))
-    return {"params": {}, "batch_stats": {}} | unflatten_dict(flat)
+        lines = [f"The weights do not fit {what} of width {getattr(module, 'width', 1):g}."]
+        for kind, names in problems.items():
+            more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            lines.append(f"{kind} ({len(names)}): {', '.join(names[:_SHOWN])}{more}")
+        if parts := _parts(arrays, {_plain_name(name) for name in expected.values()}):
+            lines.append(
+                "The names of such a network are there behind "
+                + " and ".join(f"{part!r}" for part in parts)
+                + ". Choose: "
+                + " or ".join(f"--part={part}" for part in parts)
+            )
+        raise UserError("\n  ".join(lines))
+    return module, {"params": {}, "batch_stats": {}} | unflatten_dict(flat)
 
 
 def to_torch(name: str | nn.Module, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -116,7 +158,7 @@ def to_torch(name: str | nn.Module, variables: Mapping[str, Any]) -> dict[str, n
       name -> float32 array, and an int64 `num_batches_tracked` of 0 for each BatchNorm. As
       tensors they are what `load_state_dict(strict=True)` takes.
     """
-    module = _module(name, 1.0, {})
+    module = _module(name, None, {})
     state_dict = {}
     leaves = flatten_dict({k: variables[k] for k in ("params", "batch_stats") if k in variables})
     for path, leaf in leaves.items():
@@ -173,12 +215,64 @@ def _plain_name(key: str) -> str:
     return re.sub(r"^(fc|classifier)\.(?=\D)", "head.", key)
 
 
-def _module(name: str | nn.Module, width: float, given: Mapping[str, np.ndarray]) -> nn.Module:
+def _with_numbered_head(
+    given: dict[str, list[tuple[str, np.ndarray]]],
+) -> dict[str, list[tuple[str, np.ndarray]]]:
+    """Gives the three linear layers of a VGG torchvision's numbers, in their order.
+
+    Their numbers are the places in an nn.Sequential, and follow from where dropout stands: 0, 2, 4
+    without it, 0, 3, 6 behind each layer, 1, 4, 6 before each. Layers side by side have no
+    activation between them, which is another network.
+    """
+    found = [re.fullmatch(r"classifier\.(\d+)\.weight", key) for key in given]
+    numbers = sorted(int(match[1]) for match in found if match)
+    if len(numbers) != 3 or 1 in np.diff(numbers):
+        return given
+    new = {str(number): str(3 * place) for place, number in enumerate(numbers)}
+    return {
+        re.sub(r"(?<=^classifier\.)\d+", lambda match: new.get(match[0], match[0]), key): entries
+        for key, entries in given.items()
+    }
+
+
+def _parts(names: Iterable[str], expected: set[str]) -> list[str]:
+    """Returns what nearly all names of a network stand behind; "model" of model.conv1.weight."""
+    counts: Counter[str] = Counter()
+    for name in names:
+        pieces = name.split(".")
+        for i in range(1, len(pieces) - 1):
+            counts[".".join(pieces[:i])] += _plain_name(".".join(pieces[i:])) in expected
+    return [part for part, count in counts.items() if count > 0.8 * len(expected)]
+
+
+def _module(name: str | nn.Module, width: float | None, given: Mapping[str, Any]) -> nn.Module:
     if isinstance(name, nn.Module):
         return name
-    heads = [array for key, array in given.items() if key in ("head.weight", "classifier.6.weight")]
-    classes = heads[0].shape[0] if heads and heads[0].ndim == 2 else 10
+    heads = [array for key, array in given.items() if re.match(r"(head|classifier\.\d+)\.w", key)]
+    classes = heads[-1].shape[0] if heads and heads[-1].ndim == 2 else 10
+    if width is None:
+        width = _width(create_model(name), given)
     return create_model(name, num_classes=classes, width=width)
+
+
+def _width(module: nn.Module, given: Mapping[str, Any]) -> float:
+    """Returns the width of weights, from their channels and those of a network of width 1.
+
+    As channel counts are rounded down, the largest ratio gives all of them.
+    """
+    ratios = []
+    for path, leaf in _shapes(module).items():
+        array = given.get(_plain_name(_torch_name(module, path)))
+        if (
+            array is not None
+            and array.ndim == leaf.ndim
+            and path[1] not in ("fc", "classifier", "fc3")
+        ):
+            ratios.append(array.shape[0] / leaf.shape[-1])
+    if not ratios:
+        return 1.0
+    # Those far from most are of a layer that does not fit, which is said later.
+    return max(ratio for ratio in ratios if abs(ratio / np.median(ratios) - 1) < 0.25)
 
 
 def _shapes(module: nn.Module) -> dict[Path, Any]:
@@ -191,7 +285,7 @@ def _shapes(module: nn.Module) -> dict[Path, Any]:
 def _to_numpy(value: Any) -> np.ndarray:
     if hasattr(value, "detach"):  # a tensor, perhaps on a GPU, perhaps bfloat16
         value = value.detach().cpu().float().numpy()
-    return np.asarray(value)
+    return np.asarray(value, np.float32)
 
 
 def _transposed(array: np.ndarray, *, to_torch: bool) -> np.ndarray:
@@ -202,25 +296,6 @@ def _transposed(array: np.ndarray, *, to_torch: bool) -> np.ndarray:
 
 
 # --- the command ------------------------------------------------------------------------------
-
-
-def _read(path: pathlib.Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise UserError(f"There is no file {path}.")
-    torch = None if path.suffix == ".npz" else _import_torch(path)
-    try:
-        if torch is None:
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # NumPy, pickle and PyTorch raise almost anything on a bad file
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(weights, Mapping):
-        raise UserError(f"{path} holds a {type(weights).__name__}, not a state_dict.")
-    for wrapper in _WRAPPERS:
-        if isinstance(weights.get(wrapper), Mapping):
-            return weights[wrapper]
-    return weights
 
 
 def _write(path: pathlib.Path, state_dict: dict[str, np.ndarray]) -> None:
@@ -247,16 +322,47 @@ def _import_torch(path: pathlib.Path) -> Any:
     return torch
 
 
+_DATA_OF_CLASSES = {10: "cifar10", 100: "cifar100"}
+
+
 def _import(arguments: argparse.Namespace) -> str:
+    weights = read(arguments.file)
+    try:
+        module, variables = fit(
+            arguments.model, weights, width=arguments.width, part=arguments.part
+        )
+    except UserError as error:
+        raise UserError(f"{arguments.file}: {error}") from error
+    classes: int = module.num_classes  # pyright: ignore
+    name = arguments.data or _DATA_OF_CLASSES.get(classes)
+    if name is None or data.num_classes(name) != classes:
+        raise UserError(
+            f"{arguments.file} has {classes} classes, {name or 'cifar10'} has "
+            f"{data.num_classes(name or 'cifar10')} classes. Name an image set of as many: --data."
+        )
     config = base_config()
-    config.model.name = arguments.model
+    config.model.name, config.model.width = arguments.model, module.width  # pyright: ignore
     config.model.activation = arguments.activation
-    variables = from_torch(arguments.model, _read(arguments.file))
+    config.data.name = name
+    config.data.mean, config.data.std = arguments.mean, arguments.std
     restore.start_from(config, arguments.workdir, variables)
+    known = data.without_images(name)
+    stem = "five poolings" if isinstance(module, VGG) else "a 3×3 stem of stride 1, no pooling"
     return (
-        f"{arguments.file} is now a run in {arguments.workdir}. To evaluate it: "
+        f"{arguments.file} is now a run in {arguments.workdir}: {arguments.model}, width "
+        f"{config.model.width:g}, {classes} classes.\nAssumed, because weights do not say it: "
+        f"{stem}; {arguments.activation}; RGB images, normalised by mean "
+        f"{arguments.mean or known.mean} and std {arguments.std or known.std} (--mean, --std); the "
+        f"classes of {name} in their order.\nTo evaluate it: "
         f"python -m jaxcifar.main --mode=eval --workdir={arguments.workdir}"
     )
+
+
+def _three_numbers(text: str) -> tuple[float, ...]:
+    numbers = tuple(float(number) for number in text.strip("()").split(","))
+    if len(numbers) != 3:
+        raise ValueError
+    return numbers
 
 
 def _export(arguments: argparse.Namespace) -> str:
@@ -270,8 +376,16 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("import", help="make a run of PyTorch weights")
     command.set_defaults(run=_import)
-    command.add_argument("file", type=user_path, help="a .pt, .pth or .npz state_dict")
+    command.add_argument("file", type=user_path, help="of PyTorch, of safetensors, or .npz")
     command.add_argument("--model", required=True, choices=MODELS)
+    command.add_argument("--part", default="", help="take the names that begin so, such as ema")
+    command.add_argument(
+        "--width", type=float, help="of the model; else it follows from the shapes"
+    )
+    command.add_argument("--data", choices=data.DATASETS, help="whose classes and pixels it knows")
+    for field in ("mean", "std"):
+        what = f"the {field} of each channel that images were normalised by: 0.5,0.5,0.5"
+        command.add_argument(f"--{field}", type=_three_numbers, default=(), help=what)
     command.add_argument("--activation", default="relu", choices=ACTIVATIONS)
     command.add_argument("--workdir", required=True, type=user_path)
     command = commands.add_parser("export", help="write a run's weights for PyTorch")

@@ -1,0 +1,146 @@
+"""Reads files of weights, which are recognised by their content and never by their ending.
+
+No pickled code runs: of PyTorch's files only tensors, plain values and what stands in `_allowed`
+are loaded.
+"""
+
+import argparse
+import pathlib
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxcifar.errors import UserError, in_short
+
+
+def read(path: pathlib.Path) -> Mapping[str, Any]:
+    """Returns what a file of PyTorch, of safetensors or of NumPy (.npz) holds.
+
+    PyTorch must be installed for its own files only.
+
+    Raises:
+      UserError: there is no such file, it cannot be read, is of another kind, or holds objects
+        that only code could make.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no file {path}.")
+    try:
+        return _read(path)
+    except UserError:
+        raise
+    except Exception as error:  # NumPy, safetensors and PyTorch raise almost anything
+        raise UserError(f"{path} cannot be read: {in_short(error)}.") from error
+
+
+def _read(path: pathlib.Path) -> Mapping[str, Any]:
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start.startswith(b"PK\x03\x04"):
+        names = zipfile.ZipFile(path).namelist()
+        if all(name.endswith(".npy") for name in names):
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+        if any("/code/" in name for name in names):
+            raise UserError(f"{path} is a TorchScript program. Save its state_dict() instead.")
+        return _of_torch(path)
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        from safetensors.numpy import load_file
+
+        return load_file(path)
+    if start.startswith(b"\x80"):  # a pickle: PyTorch's files before version 1.6
+        return _of_torch(path)
+    raise UserError(
+        f"{path} cannot be read: it is no file of PyTorch, of safetensors or of NumPy (.npz)."
+    )
+
+
+def _of_torch(path: pathlib.Path) -> Mapping[str, Any]:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{path} is a file of PyTorch, which is not installed: pip install "
+            "'jaxcifar[parity]'. Files of safetensors and .npz need no PyTorch."
+        ) from error
+    try:
+        with torch.serialization.safe_globals(_allowed()):
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # PyTorch's advice on how to load it all the same goes on for six lines.
+        if found := re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", str(error)):
+            raise UserError(
+                f"{path} holds a {found[1]} beside the weights, or in place of them. To load it "
+                "would run code, which is never done. Save the weights alone, where that code is: "
+                "torch.save(model.state_dict(), …)."
+            ) from error
+        raise
+    if not isinstance(weights, Mapping):
+        raise UserError(f"{path} holds a {type(weights).__name__}, not a state_dict.")
+    return weights
+
+
+def _allowed() -> list[Any]:
+    """What checkpoints commonly hold beside the weights, and what is harmless to make."""
+    scalar: Any = np.float64(0).__reduce__()[0]
+    array: Any = np.zeros(0).__reduce__()[0]
+    dtypes = [type(np.dtype(kind)) for kind in "?bhilBHILefd"]
+    return [
+        argparse.Namespace,
+        np.dtype,
+        np.ndarray,
+        *dtypes,
+        *((function, f"{module}.multiarray.{function.__name__}")  # NumPy 2, and NumPy 1
+          for function in (scalar, array)
+          for module in ("numpy._core", "numpy.core")),
+    ]  # fmt: skip
+
+
+def named_arrays(weights: Mapping[str, Any], part: str = "") -> dict[str, Any]:
+    """Returns the arrays of a checkpoint under dotted names, without what all names begin with.
+
+    `{"net": {"module.conv1.weight": …}, "epoch": 3}` becomes `{"conv1.weight": …}`. Numbers,
+    texts, empty arrays and what an optimizer keeps (by parameter number) are left out.
+
+    Args:
+      weights: name -> array, tensor or a mapping of such.
+      part: takes only the names that begin with it and a dot.
+
+    Raises:
+      UserError: no array is there.
+    """
+    found = _flat(weights)
+    if part:
+        chosen = {
+            name.removeprefix(f"{part}."): value
+            for name, value in found.items()
+            if name.startswith(f"{part}.")
+        }
+        if not chosen:
+            raise UserError(f"No name begins with {part!r}. There are: {_beginnings(found)}.")
+        found = chosen
+    if not found:
+        raise UserError("The file holds no arrays under names: it is not a state_dict.")
+    while all("." in name for name in found) and len({n.partition(".")[0] for n in found}) == 1:
+        found = {name.partition(".")[2]: value for name, value in found.items()}
+    return found
+
+
+def _flat(weights: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for name, value in weights.items():
+        if not isinstance(name, str):
+            continue
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+        elif getattr(value, "ndim", 0) > 0:
+            found[prefix + name] = value
+    return found
+
+
+def _beginnings(names: Mapping[str, Any]) -> str:
+    counts = Counter(name.partition(".")[0] for name in names)
+    return ", ".join(f"{name} ({count})" for name, count in counts.most_common(8))
