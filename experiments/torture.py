@@ -293,6 +293,9 @@ def _train(protocol: str, folder: pathlib.Path, cache: pathlib.Path) -> None:
     """What a process does: it trains as the command does, with stderr in `_said`."""
     for stream, name in ((1, os.devnull), (2, str(_said(folder)))):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    for name in _SIGNALS:  # nohup and a shell's "&" leave some ignored, and a run keeps that
+        default = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+        signal.signal(signal.Signals[name], default)
     _share_compiled(cache)
     config, hooks = tiny_config(protocol), [Slow()]
     run = lambda: train.train_and_evaluate(config, folder, hooks=hooks)  # noqa: E731
