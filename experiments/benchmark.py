@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import json
 import os
-import pathlib
 import statistics
 import sys
 import time
@@ -36,6 +35,7 @@ from jaxcifar.config import base_config
 from jaxcifar.errors import UserError, choose, exit_code
 from jaxcifar.kernels import compilation
 from jaxcifar.models import MODELS, can_remat
+from jaxcifar.options import user_path
 from jaxcifar.run.log import write_json
 from jaxcifar.run.machine import environment, peak_memory
 
@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--against", choices=("torch",))
     parser.add_argument("--remat", action="store_true", help="DenseNets with it on and off")
-    parser.add_argument("--out", type=pathlib.Path, help="a JSON file")
+    parser.add_argument("--out", type=user_path, help="a JSON file")
     arguments = parser.parse_args(argv)
     models = [choose("A model in --models", name, MODELS) for name in arguments.models.split(",")]
     for name in ("batch", "steps", "repeats"):

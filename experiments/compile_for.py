@@ -18,7 +18,6 @@ and from which batch on that takes less time than the arithmetic.
 import argparse
 import math
 import os
-import pathlib
 import re
 import sys
 import time
@@ -38,6 +37,7 @@ from experiments.runs.table import Table
 from jaxcifar import data, programs, sharding, task
 from jaxcifar.errors import UserError, choose, exit_code
 from jaxcifar.models import MODELS, create_model
+from jaxcifar.options import user_path
 from jaxcifar.run.log import write_json
 from jaxcifar.run.machine import environment
 from jaxcifar.state import abstract_variables
@@ -202,6 +202,8 @@ def mesh_of(topology: str) -> tuple[Mesh, Chip]:
     """
     family, _, shape = topology.partition(":")
     choose("The chip in --topology", family, CHIPS)
+    if not re.fullmatch(r"\d+(x\d+)+", shape):
+        raise UserError(f"--topology is {topology!r}; give a chip and a shape, such as v5e:2x4.")
     # Else libtpu asks a server of Google's cloud, for minutes, what machine this is.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     try:
@@ -401,7 +403,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--topology", help="a chip and the shape of a slice: v5e:2x4")
     parser.add_argument("--rows", help="of the original report: 1-12,vgg2")
     parser.add_argument("--configs", help="config files, by comma; * is any name")
-    parser.add_argument("--out", type=pathlib.Path, help="a JSON file")
+    parser.add_argument("--out", type=user_path, help="a JSON file")
     parser.add_argument("--scaling", action="store_true", help="plain arithmetic for each model")
     parser.add_argument("--devices", type=int, default=8, help="with --scaling")
     parser.add_argument("--chip", default="v5e", help="with --scaling")

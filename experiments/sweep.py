@@ -45,7 +45,7 @@ from jaxcifar.config import Config
 from jaxcifar.errors import Busy, Interrupted, UserError, exit_code, interruptible
 from jaxcifar.hooks import Hook, Run
 from jaxcifar.kernels import compilation
-from jaxcifar.options import with_options
+from jaxcifar.options import user_path, with_options
 from jaxcifar.run import signs
 from jaxcifar.run.folder import check_same, saved_config
 from jaxcifar.run.log import write_shared
@@ -575,7 +575,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--rows", help="1-12, vgg1-vgg8, 9, or a list of such")
     parser.add_argument("--configs", help="config files, or patterns: configs/row9.py,mine/*.py")
     parser.add_argument("--seeds", default="0", help="0-2, or a list of such (default 0)")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="the sweep's folder")
+    parser.add_argument("--out", required=True, type=user_path, help="the sweep's folder")
     parser.add_argument("--dry-run", action="store_true", help="list the work, do nothing")
     parser.add_argument("--workers", help="processes on this machine: a number, or auto")
     parser.add_argument("--slurm", action="store_true", help="submit an array of Slurm jobs")
@@ -603,6 +603,8 @@ def main(argv: list[str] | None = None) -> int:
     seeds = parse_seeds(arguments.seeds)
     sources = named(arguments.rows, arguments.configs)
     shard = parse_shard(arguments.shard) if arguments.shard is not None else None
+    if arguments.workers:
+        workers.places(arguments.workers)  # it says what is wrong with it
     command = [sys.executable, "-m", "experiments.sweep"]
     for name in ("rows", "configs", "seeds", "out"):
         if getattr(arguments, name) is not None:

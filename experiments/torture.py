@@ -45,6 +45,7 @@ from jaxcifar import data, programs, restore, sharding, train
 from jaxcifar.config import Config, base_config
 from jaxcifar.errors import Interrupted, UserError, exit_code
 from jaxcifar.hooks import Hook, Run
+from jaxcifar.options import user_path
 from jaxcifar.run.digest import digests
 from jaxcifar.run.log import append, read_lines
 from jaxcifar.task import build, hyperparams
@@ -382,7 +383,7 @@ def table(cases: list[dict[str, Any]]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.torture")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for all runs")
+    parser.add_argument("--out", type=user_path, required=True, help="folder for all runs")
     parser.add_argument("--kills", type=int, default=0, help="SIGKILLs that hit a run")
     parser.add_argument("--signals", type=int, default=0, help="of each kind")
     parser.add_argument("--flips", type=int, default=0, help="single bits of checkpoints")
@@ -390,6 +391,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cost", action="store_true", help="measure the digest instead")
     arguments = parser.parse_args(argv)
+    return exit_code(lambda: _torture(arguments))
+
+
+def _torture(arguments: argparse.Namespace) -> int:
+    for name in ("kills", "signals", "flips"):
+        if getattr(arguments, name) < 0:
+            raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 0.")
     _share_compiled(arguments.out / "xla")
     if arguments.cost:
         print(cost())

@@ -1,8 +1,11 @@
 """What a command line names: paths, config files, and the fields that options change."""
 
+import argparse
+import difflib
 import importlib.machinery
 import importlib.util
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 
 from absl import flags
@@ -12,16 +15,22 @@ from jaxcifar.config import Config, base_config, flatten, meant_by, validate
 from jaxcifar.errors import UserError, reason
 
 
+class BadPath(UserError, argparse.ArgumentTypeError):
+    """A path that cannot be used. As the type of an option, `user_path` has argparse say why."""
+
+
 def user_path(text: str) -> pathlib.Path:
     """Returns the path that a user wrote; "~" is the home folder, which no shell expands after "=".
 
     Raises:
-      UserError: there is no home folder.
+      BadPath: there is no home folder, or it is the address of a bucket.
     """
+    if re.match(r"[a-z][a-z0-9]+://", text):
+        raise BadPath(f"{text!r} is not a local folder or file. Mount it, or copy it afterwards.")
     try:
         return pathlib.Path(text).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{text!r}: {error} Set HOME, or write the whole path.") from error
+        raise BadPath(f"{text!r}: {error} Set HOME, or write the whole path.") from error
 
 
 def load(path: str | pathlib.Path) -> Config:
@@ -33,10 +42,10 @@ def load(path: str | pathlib.Path) -> Config:
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"There is no config file {path}.")
-    if path.suffix == ".json":
+    if path.suffix != ".py":
         raise UserError(
-            f"{path} is not a config file, which is Python. To resume a run, give the config file "
-            "that it began with, and its folder as --workdir."
+            f"{path} is not a config file, which is Python (.py). To resume a run, give the config "
+            "file that it began with, and its folder as --workdir."
         )
     loader = importlib.machinery.SourceFileLoader(f"config_file_{path.stem}", str(path))
     spec = importlib.util.spec_from_loader(loader.name, loader)
@@ -87,7 +96,12 @@ def hint(arguments: Iterable[str]) -> str:
     known, hints = flatten(base_config()), []
     for argument in arguments:
         name, equals, value = argument.lstrip("-").partition("=")
-        field = name.removeprefix("config.")
-        if argument.startswith("-") and field not in known and (meant := meant_by(field)):
+        field = name.removeprefix("config.").replace("-", "_")
+        if not argument.startswith("-") or field in known:
+            continue
+        meant = meant_by(field)
+        if not meant and name.startswith("config."):
+            meant = next(iter(difflib.get_close_matches(field, known, n=1)), None)
+        if meant:
             hints.append(f" Did you mean --config.{meant}{equals}{value}?")
     return "".join(hints)

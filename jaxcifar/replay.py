@@ -22,6 +22,7 @@ from jaxcifar import programs, sharding, train
 from jaxcifar.config import complete
 from jaxcifar.errors import UserError, exit_code
 from jaxcifar.kernels import compilation
+from jaxcifar.options import user_path
 from jaxcifar.run.checkpoint import Checkpointer
 from jaxcifar.run.digest import leaves
 from jaxcifar.run.folder import check_images, read_about
@@ -162,7 +163,7 @@ def _report(found: list[_Size]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jaxcifar.replay", description=__doc__)
-    parser.add_argument("workdir", type=pathlib.Path)
+    parser.add_argument("workdir", type=user_path)
     arguments = parser.parse_args(argv)
 
     def command() -> None:

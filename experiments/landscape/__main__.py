@@ -57,8 +57,9 @@ def _slice_command(arguments: argparse.Namespace, options: list[str]) -> None:
             f"--points is {arguments.points}; give an odd number from 3, so that the network "
             "itself is one of them."
         )
-    if not 0 < arguments.extent < math.inf or arguments.images < 1:
-        raise UserError("--extent and --images must be positive.")
+    for name, least in (("extent", 0.0), ("images", 1)):
+        if not least <= getattr(arguments, name) < math.inf or not getattr(arguments, name):
+            raise UserError(f"--{name} is {getattr(arguments, name)}; it must be positive.")
     name = slices.run_name(arguments.run)
     stem = f"{name}_{arguments.dimensions}d_{arguments.batch_norm}"
     path = arguments.out / "slices" / f"{stem}.npz"

@@ -49,6 +49,8 @@ def _figures(arguments: argparse.Namespace) -> int:
         choose("A figure in --only", name.strip(), figures.FIGURES)
         for name in arguments.only.split(",")
     ]
+    if arguments.image < 0:
+        raise UserError(f"--image is {arguments.image}; it must be at least 0.")
     compilation.use_cache()
     found = finished_sweeps(arguments.folder)
     chosen = {sweep.folder: figures.choose_run(sweep) for sweep in found}
@@ -85,6 +87,8 @@ COMMANDS = {"tables": _tables, "claims": _claims, "figures": _figures, "page": _
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] not in (*COMMANDS, "-h", "--help"):
+        if len(argv) > 1 and not argv[1].startswith("-"):  # a word before the folder
+            choose("The command", argv[0], COMMANDS)
         argv = ["page", *argv]  # the command when none is named
     parser = argparse.ArgumentParser(
         prog="python -m experiments.report",
