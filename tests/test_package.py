@@ -32,6 +32,7 @@ ORDER = (
     "restore",
     "train",
     "replay",
+    "predict",
     "main",
     "interop",
     "cli",

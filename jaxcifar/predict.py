@@ -1,0 +1,188 @@
+"""What a trained network sees in pictures.
+
+    python -m jaxcifar.predict runs/row1 cat.png
+    python -m jaxcifar.predict runs/row1 pictures/ --top=5
+    python -m jaxcifar.predict runs/row1 *.jpg --json > seen.json
+
+As a library: `predict("runs/row1", images)` returns probabilities.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from jaxcifar import data, restore, sharding
+from jaxcifar.errors import UserError, exit_code, note
+from jaxcifar.options import user_path
+from jaxcifar.run.folder import saved_config
+from jaxcifar.task import build_inference
+
+_SIDE = 32
+_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_BAR = 24  # characters of a probability of 1
+
+
+def predict(workdir: str | pathlib.Path, images: Any, *, checkpoint: str = "best") -> np.ndarray:
+    """Returns the probability of each class for each image, [N, classes] float32.
+
+    Args:
+      workdir: of a run.
+      images: [N, 32, 32, 3] uint8, RGB, not normalised.
+      checkpoint: "best" or "last".
+
+    Raises:
+      UserError: the images have another shape or dtype, or there is no such checkpoint.
+    """
+    images = np.asarray(images)
+    if images.shape[1:] != (_SIDE, _SIDE, 3) or images.dtype != np.uint8:
+        raise UserError(
+            f"The images are {images.dtype} of shape {images.shape}. Give uint8 [N, 32, 32, 3]."
+        )
+    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()[:1]), (sharding.BATCH_AXIS,))
+    config, _, variables = restore.load_variables(workdir, checkpoint, mesh=mesh)
+    inference = build_inference(config, data.without_images(config.data.name), mesh)
+
+    @jax.jit
+    def probabilities(variables: dict, batch: jax.Array) -> jax.Array:
+        logits = inference.model.apply(variables, inference.normalize(batch), train=False)
+        return jax.nn.softmax(logits)
+
+    size = min(inference.batch_size, max(1, len(images)))
+    found = []
+    for first in range(0, len(images), size):
+        batch = images[first : first + size]
+        padding = [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)]  # one program for all batches
+        rows = probabilities(variables, jnp.asarray(np.pad(batch, padding)))
+        found.append(np.asarray(rows)[: len(batch)])
+    classes = data.num_classes(config.data.name)
+    return np.concatenate(found) if found else np.zeros((0, classes), np.float32)
+
+
+def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
+    """Reads a picture of any size and mode, upright and resized.
+
+    Transparent parts become white, and the 16 bits of a grey picture 8.
+
+    Returns:
+      [32, 32, 3] uint8, and its (width, height) before.
+
+    Raises:
+      UserError: it is no picture, is truncated, or is so large that reading it could fill the
+        memory.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                picture = ImageOps.exif_transpose(opened)
+                picture.load()
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels. Make it smaller first."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path} is no picture. Give PNG, JPEG, WebP or the like.") from error
+    except FileNotFoundError as error:
+        raise UserError(f"There is no file {path}.") from error
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of a damaged file
+        raise UserError(f"{path} cannot be read as a picture: {error}.") from error
+    if picture.mode.startswith("I"):  # Pillow cuts at 255 what it should divide
+        values = np.asarray(picture).clip(0, 65535) // 256
+        picture = Image.fromarray(values.astype(np.uint8))
+    elif picture.mode in ("P", "PA", "LA", "La", "RGBa") or picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    size = picture.size
+    picture = picture.convert("RGB")
+    if size != (_SIDE, _SIDE):
+        picture = picture.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(picture), size
+
+
+def pictures(paths: list[pathlib.Path]) -> list[pathlib.Path]:
+    """Returns the files that are named, and those in the folders that are, by name.
+
+    Raises:
+      UserError: a folder has no picture in it.
+    """
+    found: list[pathlib.Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _ENDINGS)
+        if not inside:
+            raise UserError(f"The folder {path} has no picture in it ({', '.join(_ENDINGS)}).")
+        found += inside
+    return found
+
+
+def _warn(path: pathlib.Path, size: tuple[int, int]) -> None:
+    wide, high = size
+    if max(wide, high) > 1.5 * min(wide, high):
+        note(f"{path} is {wide}×{high}: squeezed to a square. A square part may be seen better.")
+    elif not _SIDE / 2 <= min(wide, high) <= max(wide, high) <= 4 * _SIDE:
+        note(f"{path} is {wide}×{high}, resized to 32×32, as the network was trained on.")
+
+
+def _chart(path: pathlib.Path, ranked: list[tuple[str, float]]) -> str:
+    """A bar for each class, in characters that the terminal has."""
+    try:
+        "█".encode(sys.stdout.encoding or "ascii")
+        mark = "█"
+    except UnicodeEncodeError:
+        mark = "#"
+    wide = max(len(name) for name, _ in ranked)
+    bars = (f"  {name:<{wide}} {p:>6.1%} {mark * round(_BAR * p)}".rstrip() for name, p in ranked)
+    return "\n".join([str(path), *bars])
+
+
+def _command(arguments: argparse.Namespace) -> None:
+    if arguments.top < 1:
+        raise UserError(f"--top is {arguments.top}; give 1 or more.")
+    paths = pictures(arguments.pictures)
+    read = [read_picture(path) for path in paths]
+    about = saved_config(arguments.workdir)
+    if about is None:
+        raise UserError(f"{arguments.workdir} contains no run (no config.json). Train first.")
+    for path, (_, size) in zip(paths, read, strict=True):
+        _warn(path, size)
+    images = np.stack([image for image, _ in read])
+    names = data.without_images(about.data.name).class_names
+    rows = predict(arguments.workdir, images, checkpoint=arguments.checkpoint)
+    seen = []
+    for path, row in zip(paths, rows, strict=True):
+        best = np.argsort(-row, kind="stable")[: arguments.top]
+        seen.append((path, [(names[i], float(row[i])) for i in best]))
+    if arguments.json:
+        print(json.dumps([{"file": str(p), "classes": dict(r)} for p, r in seen], indent=2))
+    else:
+        print("\n".join(_chart(path, ranked) for path, ranked in seen))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxcifar.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("workdir", type=user_path, help="the run's folder")
+    parser.add_argument("pictures", type=user_path, nargs="+", help="files, or folders of them")
+    parser.add_argument("--top", type=int, default=3, help="how many classes (default 3)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--checkpoint", default="best", choices=restore.WHICH)
+    arguments = parser.parse_args(argv)
+    return exit_code(lambda: _command(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Pictures to probabilities: every mode of a picture, what is refused, and the command's output."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxcifar import data, predict, restore
+from jaxcifar.errors import UserError
+from jaxcifar.task import create_model
+from tests.tiny import first_images, mesh
+
+RNG = np.random.default_rng(0)
+
+
+def test_probabilities_are_those_of_the_network(finished):
+    workdir, _ = finished
+    images = first_images(5, "test").images
+    config, _, variables = restore.load_variables(workdir, "last", mesh=mesh(1))
+    about = data.without_images("synthetic")
+    inputs = (images / 255.0 - about.mean) / about.std
+    model = create_model(config, 10, "cpu")
+    inputs = inputs.astype(np.float32)
+    logits = np.asarray(model.apply(jax.device_get(variables), inputs, train=False))
+    expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    found = predict.predict(workdir, images, checkpoint="last")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_images_of_another_shape_or_dtype_are_refused(finished):
+    for bad in (np.zeros((1, 28, 28, 3), np.uint8), np.zeros((1, 32, 32, 3))):
+        with pytest.raises(UserError, match="uint8"):
+            predict.predict(finished[0], bad)
+
+
+@pytest.mark.parametrize("ending", ["png", "webp", "bmp"])
+def test_a_picture_of_the_size_is_read_as_it_is(tmp_path, ending):
+    pixels = RNG.integers(0, 256, (32, 32, 3), np.uint8)
+    how = {"lossless": True} if ending == "webp" else {}
+    Image.fromarray(pixels).save(tmp_path / f"a.{ending}", **how)
+    read, size = predict.read_picture(tmp_path / f"a.{ending}")
+    np.testing.assert_array_equal(read, pixels)
+    assert size == (32, 32)
+
+
+def test_modes(tmp_path):
+    path = tmp_path / "a.png"
+    red = Image.new("RGB", (32, 32), (255, 0, 0))
+
+    def corner(picture, **how):
+        picture.save(path, **how)
+        return predict.read_picture(path)[0][0, 0].tolist()
+
+    assert corner(Image.new("L", (32, 32), 77)) == [77, 77, 77]
+    assert corner(Image.fromarray(np.full((32, 32), 77 * 256, np.uint16))) == [77, 77, 77]
+    assert corner(Image.new("1", (32, 32), 1)) == [255, 255, 255]
+    assert corner(red.quantize(4)) == [255, 0, 0]
+    assert corner(Image.new("RGBA", (32, 32), (255, 0, 0, 0))) == [255, 255, 255]
+    assert corner(Image.new("RGBA", (32, 32), (255, 0, 0, 255))) == [255, 0, 0]
+    assert corner(Image.new("LA", (32, 32), (0, 0))) == [255, 255, 255]
+    assert corner(red.quantize(4), transparency=0) == [255, 255, 255]
+
+
+def test_a_picture_is_turned_upright(tmp_path):
+    pixels = RNG.integers(0, 256, (32, 32, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be seen upright, turn it clockwise by 90 degrees
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    read, _ = predict.read_picture(tmp_path / "a.png")
+    np.testing.assert_array_equal(read, np.rot90(pixels, k=-1))
+
+
+def test_what_is_no_picture_is_refused_by_name(tmp_path, monkeypatch):
+    whole = tmp_path / "whole.png"
+    Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8)).save(whole)
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:4000])
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    for name in ("cut.png", "text.png", "empty.png", "absent.png"):
+        with pytest.raises(UserError, match=name):
+            predict.read_picture(tmp_path / name)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    with pytest.raises(UserError, match=r"whole\.png has more than 3,000 pixels"):
+        predict.read_picture(whole)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="none has no picture"):
+        predict.pictures([tmp_path / "none"])
+
+
+def test_the_command(finished, tmp_path, capsys):
+    workdir, folder = finished[0], tmp_path / "some"
+    folder.mkdir()
+    images = first_images(2, "test").images
+    Image.fromarray(images[0]).save(folder / "a.png")
+    Image.fromarray(images[1]).resize((300, 100)).save(folder / "b.JPG", "JPEG")
+    (folder / "notes.txt").write_text("left out")
+    assert predict.main([str(workdir), str(folder), "--json", "--top=10"]) == 0
+    out, err = capsys.readouterr()
+    seen = json.loads(out)
+    assert [entry["file"] for entry in seen] == [str(folder / "a.png"), str(folder / "b.JPG")]
+    names = data.without_images("synthetic").class_names
+    row = [seen[0]["classes"][name] for name in names]
+    np.testing.assert_allclose(row, predict.predict(workdir, images[:1])[0], atol=1e-6)
+    assert list(seen[0]["classes"].values()) == sorted(row, reverse=True)
+    assert "b.JPG is 300×100: squeezed" in err
+    assert "a.png" not in err
+    assert predict.main([str(workdir), str(folder / "a.png")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert predict.main([str(tmp_path), str(folder / "a.png")]) == 2
+    assert "contains no run" in capsys.readouterr().err
