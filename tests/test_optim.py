@@ -1,5 +1,9 @@
 """Optimizers, schedules and regularizers against the written formulas."""
 
+import doctest
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from jaxcifar import optim
 from jaxcifar.errors import UserError
+from jaxcifar.optim import optimizers, regularizers, schedules
 
 PARAMS = {
     "conv": {"kernel": jnp.array([[0.5, -2.0], [0.0, 1.0]])},
@@ -217,3 +222,94 @@ def test_schedule_names():
         optim.cosine_annealing(0.1, 4, 10, per="batch")
     with pytest.raises(UserError, match="Did you mean 'adam'"):
         optim.make_optimizer("adamax", 0.1)
+
+
+def test_proximal_l1_by_hand():
+    tx = optax.chain(optax.sgd(0.5), optim.proximal_l1(0.4, learning_rate=0.5))  # t = 0.2
+    w = jnp.array([1.0, -1.0, 0.1, -0.1, 0.0, 0.5])
+    g = jnp.array([0.2, 0.2, 0.0, 0.2, 1.0, 0.5])  # w − 0.5 g: 0.9 −1.1 0.1 −0.2 −0.5 0.25
+    updates, _ = tx.update(g, tx.init(w), w)
+    new = optax.apply_updates(w, updates)
+    np.testing.assert_allclose(new, [0.7, -0.9, 0, 0, -0.3, 0.05], atol=1e-6)
+    np.testing.assert_array_equal(new[2:4], 0)  # exactly
+
+
+def test_proximal_l1_minimizes_the_penalized_loss():
+    x = jax.random.normal(jax.random.key(0), (30, 6))
+    y = x @ jnp.array([1.0, 0.0, -0.5, 0.0, 0.0, 0.05])
+    gradient = jax.grad(lambda w: jnp.mean(jnp.square(x @ w - y)) / 2)
+    strength = 0.1
+    tx = optax.chain(optax.sgd(0.2), optim.proximal_l1(strength, learning_rate=0.2))
+    w = jnp.ones(6)
+    state = tx.init(w)
+    step = jax.jit(tx.update)
+    for _ in range(300):
+        updates, state = step(gradient(w), state, w)
+        w = optax.apply_updates(w, updates)
+    # The conditions of a minimum: g = −λ sign(w) where w ≠ 0, |g| ≤ λ where w = 0.
+    g, zero = gradient(w), w == 0
+    assert 0 < int(zero.sum()) < 6
+    np.testing.assert_allclose(g[~zero], -strength * jnp.sign(w[~zero]), atol=1e-5)
+    assert bool((jnp.abs(g[zero]) <= strength).all())
+
+
+TRANSFORMS = {
+    "add_l1": lambda strength, mask=None: optim.add_l1(strength, mask),
+    "add_l2": lambda strength, mask=None: optim.add_l2(strength, mask),
+    "proximal_l1": lambda strength, mask=None: optim.proximal_l1(strength, 0.5, mask),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_regularizers_compose_with_optax(name):
+    """`masked`, `multi_transform` and `inject_hyperparams` do what the mask and the number do."""
+    make, grads = TRANSFORMS[name], gradients(0)
+
+    def updates(tx, state=None):
+        return tx.update(grads, tx.init(PARAMS) if state is None else state, PARAMS)[0]
+
+    expected = updates(make(0.3, optim.kernels_only))
+    np.testing.assert_array_equal(expected["bn"]["scale"], grads["bn"]["scale"])
+    assert not np.array_equal(expected["conv"]["kernel"], grads["conv"]["kernel"])
+    labels = jax.tree.map(lambda on: "penalized" if on else "free", optim.kernels_only(PARAMS))
+    parts = {"penalized": make(0.3), "free": optax.identity()}
+    for tx in (
+        optax.masked(make(0.3), optim.kernels_only),
+        optax.multi_transform(parts, labels),
+        optax.inject_hyperparams(make, static_args="mask")(0.3, mask=optim.kernels_only),
+        optax.inject_hyperparams(make, static_args="mask")(lambda _: 0.3, optim.kernels_only),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, updates(tx), expected)
+
+    injected = optax.inject_hyperparams(make)(0.0)
+    state = injected.init(PARAMS)
+    state.hyperparams["strength"] = jnp.asarray(0.3)
+    jax.tree.map(np.testing.assert_array_equal, updates(injected, state), updates(make(0.3)))
+
+
+def test_proximal_l1_follows_a_schedule():
+    schedule = lambda count: 0.5 / (count + 1)  # noqa: E731
+    tx = optax.inject_hyperparams(optim.proximal_l1)(0.4, learning_rate=schedule)
+    w = jnp.array([1.0, -1.0, 0.05])
+    state = tx.init(w)
+    for expected in ([0.8, -0.8, 0], [0.7, -0.7, 0]):  # t = 0.2, then 0.1
+        updates, state = tx.update(jnp.zeros(3), state, w)
+        w = optax.apply_updates(w, updates)
+        np.testing.assert_allclose(w, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("module", [regularizers, optimizers, schedules])
+def test_examples_of_the_docstrings(module):
+    result = doctest.testmod(module)
+    assert result.failed == 0
+    assert result.attempted or module is not regularizers
+
+
+def test_optim_loads_nothing_else():
+    """For use in another project: neither the rest of this one nor what only it needs."""
+    code = "import sys, jaxcifar.optim; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    heavy = {"flax", "orbax", "matplotlib", "tensorflow_datasets", "sklearn", "ml_collections"}
+    assert not heavy & set(loaded)
+    ours = {name for name in loaded if name.startswith("jaxcifar.")}
+    assert {name for name in ours if not name.startswith("jaxcifar.optim")} == {"jaxcifar.errors"}

@@ -18,6 +18,7 @@ from jaxcifar.optim.regularizers import (
     l1_penalty,
     l2,
     l2_penalty,
+    proximal_l1,
 )
 from jaxcifar.optim.schedules import SCHEDULES, cosine_annealing, make_schedule
 
@@ -39,5 +40,6 @@ __all__ = [
     "make_optimizer",
     "make_schedule",
     "options_of",
+    "proximal_l1",
     "regularizers",
 ]

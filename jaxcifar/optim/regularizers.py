@@ -1,12 +1,47 @@
 """L1 and L2 regularization: penalties to add to a loss, and their gradients as optax transforms.
 
-Placed before an optimizer in a chain, the transforms are coupled: the optimizer's moments see
-them, as when the penalty stands in the loss. (AdamW's decay, placed after, is decoupled.)
+Placed before an optimizer in a chain, `add_l1` and `add_l2` are coupled: the optimizer's moments
+see them, as when the penalty is part of the loss. (AdamW's decay, placed after, is decoupled.)
 
     tx = optax.chain(add_l2(1e-4), optax.adam(1e-3))
 
-`l1` and `l2` make a penalty and its gradient together, for whoever reports the one and trains by
+`proximal_l1` is another way to minimize the L1 penalty: it goes last in the chain, and small
+weights become exactly 0, where `add_l1` only brings them near it.
+
+`l1` and `l2` make a penalty and its gradient together, for code that reports the one and trains by
 the other.
+
+A worked example: recover a linear model of which three weights in twenty are not 0, from forty
+observations of it, by minimizing ½ ‖xw − y‖² / n + λ Σ|w| (the lasso; Tibshirani 1996).
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from jaxcifar.optim import add_l1, proximal_l1
+    >>> w_true = jnp.zeros(20).at[jnp.array([2, 7, 11])].set(jnp.array([1.0, -2.0, 0.5]))
+    >>> x = jax.random.normal(jax.random.key(0), (40, 20))
+    >>> y = x @ w_true
+    >>> gradient = jax.grad(lambda w: jnp.mean(jnp.square(x @ w - y)) / 2)
+    >>> def fit(tx, steps=2000):
+    ...     def step(carry, _):
+    ...         w, state = carry
+    ...         updates, state = tx.update(gradient(w), state, w)
+    ...         return (optax.apply_updates(w, updates), state), None
+    ...     w = jnp.ones(20)
+    ...     (w, _), _ = jax.lax.scan(step, (w, tx.init(w)), length=steps)
+    ...     return w
+
+By subgradient, the weights that should be 0 keep crossing it, and end near it:
+
+    >>> w = fit(optax.chain(add_l1(0.01), optax.sgd(0.1)))
+    >>> bool(jnp.abs(w - w_true).max() < 0.05), int(jnp.sum(jnp.abs(w) > 0.01))
+    (True, 3)
+    >>> int(jnp.sum(w == 0)) < 17
+    True
+
+By the proximal step of the same penalty, they are exactly 0:
+
+    >>> w = fit(optax.chain(optax.sgd(0.1), proximal_l1(0.01, learning_rate=0.1)))
+    >>> bool(jnp.abs(w - w_true).max() < 0.05), int(jnp.sum(w == 0))
+    (True, 17)
 """
 
 from collections.abc import Callable
@@ -82,6 +117,40 @@ def add_l2(strength: float | jax.Array, mask: Mask | None = None) -> optax.Gradi
     return l2(strength, mask).transform
 
 
+def proximal_l1(
+    strength: float | jax.Array, learning_rate: float | jax.Array, mask: Mask | None = None
+) -> optax.GradientTransformation:
+    """Makes the updates end at the proximal point of λ Σ|w|, where small weights are exactly 0.
+
+    With w the parameters, u the updates and t = learning_rate · λ, the parameters become
+    sign(w + u) · max(|w + u| − t, 0): soft-thresholding (Parikh & Boyd, "Proximal Algorithms",
+    2014, section 6.5.2). Last in a chain after plain SGD of the same learning rate this is the
+    proximal gradient method (section 4.2), also known as ISTA:
+
+        tx = optax.chain(optax.sgd(0.1), proximal_l1(1e-4, learning_rate=0.1))
+
+    After an optimizer that scales each weight's step, such as Adam, it still gives exact zeros, but
+    the point it converges to is not in general that of the penalized loss.
+
+    Args:
+      strength: λ ≥ 0; a number or a traced scalar.
+      learning_rate: the optimizer's, > 0; a number or a traced scalar. For a schedule,
+        `optax.inject_hyperparams(proximal_l1, static_args="mask")(1e-4, learning_rate=schedule)`.
+      mask: as in `l1`.
+
+    Returns:
+      A stateless `optax.GradientTransformation`; its update needs `params`.
+    """
+
+    def shrink(u: jax.Array, w: jax.Array) -> jax.Array:
+        target = w + u
+        threshold = _cast(strength, w) * _cast(learning_rate, w)
+        target = jnp.sign(target) * jnp.maximum(jnp.abs(target) - threshold, jnp.zeros((), w.dtype))
+        return target - w  # exactly −w where the target is 0
+
+    return _transform(shrink, mask)
+
+
 def l1_penalty(
     params: chex.ArrayTree, strength: float | jax.Array, mask: Mask | None = None
 ) -> jax.Array:
@@ -132,15 +201,19 @@ def _regularizer(
         )
         return sum(jax.tree.leaves(terms), start=jnp.zeros(()))
 
+    return Regularizer(penalty, _transform(lambda g, w: g + gradient(w), mask))
+
+
+def _transform(
+    change: Callable[[jax.Array, jax.Array], jax.Array], mask: Mask | None
+) -> optax.GradientTransformation:
+    """Applies `change`, of an update and its parameter, to the leaves that `mask` chooses."""
+
     def update(updates, state, params=None):
         if params is None:
             raise ValueError("update needs the parameters: tx.update(updates, state, params)")
-        updates = jax.tree.map(
-            lambda g, w, chosen: g + gradient(w) if chosen else g,
-            updates,
-            params,
-            _resolve(mask, params),
-        )
+        chosen = _resolve(mask, params)
+        updates = jax.tree.map(lambda u, w, on: change(u, w) if on else u, updates, params, chosen)
         return updates, state
 
-    return Regularizer(penalty, optax.GradientTransformation(optax.init_empty_state, update))
+    return optax.GradientTransformation(optax.init_empty_state, update)
