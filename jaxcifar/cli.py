@@ -108,6 +108,11 @@ VERBS = {
         eval_arguments,
         "run",
     ),
+    "predict": Verb(
+        "jaxcifar.predict",
+        "what a network sees in pictures",
+        ("runs/row9 cat.png", "runs/row9 pictures/ --top=5 --json"),
+    ),
     "runs": Verb("jaxcifar.runs", "list the runs below a folder", ("", "results/ --json")),
     "replay": Verb("jaxcifar.replay", "look into a step that diverged", ("runs/row9",)),
     "import": Verb(

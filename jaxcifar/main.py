@@ -130,14 +130,18 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     if not files and "--mode=eval" in arguments:
         of_run = [argument for argument in arguments if argument.startswith("--config.")]
         arguments = [argument for argument in arguments if argument not in of_run]
+    # ml_collections looks in sys.argv for the fields that the command line sets.
+    before, sys.argv = sys.argv, [program, *arguments]
     try:
-        rest = flags.FLAGS([program, *arguments])
+        rest = flags.FLAGS(sys.argv)
         if _CONFIG.value is not None:
             _CONFIG.value.keys()  # a config file that failed to load says so when first used
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(
             f"A flag or the config cannot be used: {reason(error)}{options.hint(arguments)}"
         ) from error
+    finally:
+        sys.argv = before
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag. Flags are --NAME=VALUE; see --help.")
     return [program, *of_run]

@@ -1,6 +1,8 @@
 """The command with verbs: what each becomes, and that it needs no JAX to be helpful."""
 
 import contextlib
+import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -91,3 +93,24 @@ def test_experiments_need_a_checkout(monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "CHECKOUT", tmp_path)
     with pytest.raises(UserError, match="needs a checkout"):
         cli.find_experiments("sweep")
+
+
+def test_fields_reach_a_run_and_its_evaluation(tmp_path):
+    """Not through sys.argv, where ml_collections looks for them: that has the verb's own words."""
+    code = "from tests.tiny import tiny\n\n\ndef get_config():\n    return tiny()\n"
+    (tmp_path / "small.py").write_text(code)
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache/xla")}
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "jaxcifar.cli", *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("train", "small.py", "--train.epochs=1", "--seed=3", "--workdir=out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["config"]
+    assert (config["train"]["epochs"], config["seed"]) == (1, 3)
+    assert run("eval", "out", "--train.eval_batch_size=256").startswith("best checkpoint (step 3)")
