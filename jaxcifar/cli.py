@@ -122,10 +122,9 @@ VERBS = {
         lambda arguments: ["import", *arguments],
     ),
     "export": Verb(
-        "jaxcifar.interop.torch",
-        "write a run's weights for others",
-        ("weights.npz --workdir=runs/row9",),
-        lambda arguments: ["export", *arguments],
+        "jaxcifar.interop.export",
+        "write a run's network for others",
+        ("runs/row9 --to=stablehlo", "runs/row9 --to=torch --out=weights.pt"),
     ),
     "sweep": Verb(
         "experiments.sweep",

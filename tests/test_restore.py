@@ -10,6 +10,7 @@ import pytest
 from jaxcifar import data, restore
 from jaxcifar.config import base_config, flatten
 from jaxcifar.errors import UserError
+from jaxcifar.interop import export
 from jaxcifar.interop import torch as interop
 from jaxcifar.run.checkpoint import Checkpointer
 from jaxcifar.run.folder import saved_config
@@ -138,7 +139,7 @@ def test_a_run_from_before_a_field_is_complete(tmp_path, finished, field):
     found = restore.evaluate_workdir(folder, mesh=ONE)
     assert found["accuracy"] == finished[1]["best"]["val_accuracy"]
     weights = tmp_path / "weights.npz"
-    assert interop.main(["export", str(weights), f"--workdir={folder}", "--checkpoint=last"]) == 0
+    export.export(folder, "npz", weights, checkpoint="last")
     expected = interop.to_torch("vgg_a_bn", state_of(finished[0]))
     found = np.load(weights)
     assert all(np.array_equal(found[name], value) for name, value in expected.items())

@@ -50,6 +50,7 @@ MAIN, SWEEP = "jaxcifar.main", "experiments.sweep"
 REPORT, LANDSCAPE = "experiments.report.__main__", "experiments.landscape.__main__"
 FOR, SPEED, TORTURE = "experiments.compile_for", "experiments.benchmark", "experiments.torture"
 REPLAY, TORCH = "jaxcifar.replay", "jaxcifar.interop.torch"
+EXPORT = "jaxcifar.interop.export"
 MADE = "--config=good.py --config.data.name=synthetic"
 
 TABLE = [
@@ -206,8 +207,10 @@ TABLE = [
     (TORCH, "import weights.npz --model=resnet18 --workdir=x", "weights.npz"),
     (TORCH, "import weights.npz --model=resnet --workdir=x", "resnet"),
     (TORCH, "import weights.npz --model=resnet18 --workdir=gs://b/x", "local folder"),
-    (TORCH, "export out.npz --workdir=nowhere", "nowhere contains no run"),
-    (TORCH, "export out.npz --workdir=results/vgg1/seed0 --checkpoint=any", "any"),
+    (EXPORT, "nowhere --to=npz", "nowhere contains no run"),
+    (EXPORT, "results/vgg1/seed0 --to=onnx", "onnx"),
+    (EXPORT, "results/vgg1/seed0 --to=npz --checkpoint=any", "any"),
+    (EXPORT, "results/vgg1/seed0 --to=npz --out=weights.npz", "weights.npz exists"),
 ]
 
 # Reads rows, and answers each with the exit code and what was printed on stderr.

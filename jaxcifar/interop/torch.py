@@ -3,16 +3,14 @@
     variables = from_torch("resnet18", torch.load("weights.pt", weights_only=True))
     state_dict = to_torch("resnet18", variables)
 
-and as a command:
+and as a command, whose counterpart is `jaxcifar.interop.export`:
 
     python -m jaxcifar.interop.torch import weights.pt --model=resnet18 --workdir=runs/imported
-    python -m jaxcifar.interop.torch export weights.npz --workdir=runs/row1
 
-PyTorch itself is needed only to read or write .pt files.
+PyTorch itself is needed only to read its own files.
 """
 
 import argparse
-import pathlib
 import re
 import sys
 from collections import Counter
@@ -298,30 +296,6 @@ def _transposed(array: np.ndarray, *, to_torch: bool) -> np.ndarray:
 # --- the command ------------------------------------------------------------------------------
 
 
-def _write(path: pathlib.Path, state_dict: dict[str, np.ndarray]) -> None:
-    if path.exists():
-        raise UserError(f"{path} exists. Delete it or choose another name.")
-    if not path.parent.is_dir():
-        raise UserError(f"There is no folder {path.parent} to write {path.name} in.")
-    if path.suffix == ".npz":
-        np.savez(path, **state_dict)  # pyright: ignore
-    else:
-        torch = _import_torch(path)
-        torch.save({key: torch.tensor(value) for key, value in state_dict.items()}, path)
-
-
-def _import_torch(path: pathlib.Path) -> Any:
-    if path.suffix not in (".pt", ".pth"):
-        raise UserError(f"{path} must end in .npz, .pt or .pth.")
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            f"{path.suffix} files need PyTorch: pip install 'jaxcifar[parity]'. .npz does not."
-        ) from error
-    return torch
-
-
 _DATA_OF_CLASSES = {10: "cifar10", 100: "cifar100"}
 
 
@@ -365,12 +339,6 @@ def _three_numbers(text: str) -> tuple[float, ...]:
     return numbers
 
 
-def _export(arguments: argparse.Namespace) -> str:
-    config, _, variables = restore.load_variables(arguments.workdir, arguments.checkpoint)
-    _write(arguments.file, to_torch(config.model.name, variables))
-    return f"{arguments.workdir} ({arguments.checkpoint} checkpoint) -> {arguments.file}"
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jaxcifar.interop.torch")
     commands = parser.add_subparsers(required=True)
@@ -388,11 +356,6 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument(f"--{field}", type=_three_numbers, default=(), help=what)
     command.add_argument("--activation", default="relu", choices=ACTIVATIONS)
     command.add_argument("--workdir", required=True, type=user_path)
-    command = commands.add_parser("export", help="write a run's weights for PyTorch")
-    command.set_defaults(run=_export)
-    command.add_argument("file", type=user_path, help="a .pt, .pth or .npz file to write")
-    command.add_argument("--workdir", required=True, type=user_path)
-    command.add_argument("--checkpoint", default="best", choices=("best", "last"))
     arguments = parser.parse_args(argv)
     return exit_code(lambda: print(arguments.run(arguments)))
 

@@ -266,6 +266,7 @@ def test_torch_loads_what_we_export(tmp_path):
 
 
 def test_pt_files(tmp_path, one_device):
+    from jaxcifar.interop import export
     from jaxcifar.interop import torch as interop
 
     theirs = reference.create("vgg_a")
@@ -273,6 +274,6 @@ def test_pt_files(tmp_path, one_device):
     workdir = tmp_path / "run"
     arguments = ["import", str(tmp_path / "weights.pt"), "--model=vgg_a", f"--workdir={workdir}"]
     assert interop.main(arguments) == 0
-    assert interop.main(["export", str(tmp_path / "back.pt"), f"--workdir={workdir}"]) == 0
+    export.export(workdir, "torch", tmp_path / "back.pt")
     back = torch.load(tmp_path / "back.pt", weights_only=True)
     assert all(torch.equal(back[k], v) for k, v in theirs.state_dict().items())
