@@ -170,23 +170,24 @@ def help_of(name: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the verb; returns the exit code."""
+    from jaxcifar.errors import exit_code
+
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    return exit_code(lambda: _run(arguments))
+
+
+def _run(words: list[str]) -> int:
+    from jaxcifar.errors import UserError, nearest
+
+    if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
-    if arguments[0] == "--version":
+    name, *arguments = words
+    if name == "--version":
         from jaxcifar import __version__
 
         print(f"jaxcifar {__version__}")
         return 0
-    from jaxcifar.errors import exit_code
-
-    return exit_code(lambda: _run(arguments[0], arguments[1:]))
-
-
-def _run(name: str, arguments: list[str]) -> int:
-    from jaxcifar.errors import UserError, nearest
-
     if name not in VERBS:
         raise UserError(
             f"There is no verb {name!r}.{nearest(name, VERBS)} There are {', '.join(VERBS)}."

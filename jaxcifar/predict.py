@@ -39,14 +39,15 @@ def predict(workdir: str | pathlib.Path, images: Any, *, checkpoint: str = "best
       checkpoint: "best" or "last".
 
     Raises:
-      UserError: the images have another shape or dtype, or there is no such checkpoint.
+      UserError: the images have another shape or dtype, or there is no such checkpoint or device.
     """
     images = np.asarray(images)
     if images.shape[1:] != (_SIDE, _SIDE, 3) or images.dtype != np.uint8:
         raise UserError(
             f"The images are {images.dtype} of shape {images.shape}. Give uint8 [N, 32, 32, 3]."
         )
-    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()[:1]), (sharding.BATCH_AXIS,))
+    device = sharding.make_mesh().local_devices[:1]
+    mesh = jax.sharding.Mesh(np.asarray(device), (sharding.BATCH_AXIS,))
     config, _, variables = restore.load_variables(workdir, checkpoint, mesh=mesh)
     inference = build_inference(config, data.without_images(config.data.name), mesh)
 

@@ -84,7 +84,10 @@ def test_help_and_misspelt_verbs_load_no_library():
         "print(sorted({'jax', 'numpy', 'flax', 'ml_collections'} & sys.modules.keys()))"
     )
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}  # which has no "…"
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "[]"
     assert "usage: jaxcifar VERB" in done.stdout
 

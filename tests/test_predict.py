@@ -1,6 +1,10 @@
 """Pictures to probabilities: every mode of a picture, what is refused, and the command's output."""
 
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -12,6 +16,7 @@ from jaxcifar.errors import UserError
 from jaxcifar.task import create_model
 from tests.tiny import first_images, mesh
 
+ROOT = pathlib.Path(__file__).parent.parent
 RNG = np.random.default_rng(0)
 
 
@@ -110,3 +115,14 @@ def test_the_command(finished, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 4
     assert predict.main([str(tmp_path), str(folder / "a.png")]) == 2
     assert "contains no run" in capsys.readouterr().err
+
+
+def test_a_platform_that_is_not_there_is_one_message(finished, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "black.png")
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxcifar.predict", finished[0], tmp_path / "black.png"],
+        **{"capture_output": True, "text": True, "cwd": ROOT},
+        env=os.environ | {"JAX_PLATFORMS": "cdua"},
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("jaxcifar: JAX_PLATFORMS is 'cdua'")
