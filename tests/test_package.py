@@ -1,8 +1,13 @@
-"""Imports of the package go one way, from what knows nothing to what knows everything."""
+"""Imports go one way, from what knows nothing to what knows everything; what is distributed."""
 
 import ast
 import pathlib
+import shutil
+import subprocess
+import sys
+import tarfile
 import tomllib
+import zipfile
 
 import pytest
 
@@ -106,3 +111,24 @@ def test_all_packages_are_installed():
         for path in PACKAGE.rglob("__init__.py")
     }
     assert set(listed["packages"]) == here | {"jaxcifar.configs"}
+
+
+def test_configs_and_types_are_in_both_distributions(tmp_path):
+    pytest.importorskip("setuptools", "77", reason="setuptools 77 builds the distributions")
+    root, copy = PACKAGE.parent, tmp_path / "copy"
+    copy.mkdir()
+    for name in ("jaxcifar", "configs"):
+        shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, copy)
+    code = "from setuptools import build_meta as b; b.build_wheel('dist'); b.build_sdist('dist')"
+    subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, capture_output=True)
+    (wheel,), (source,) = (copy / "dist").glob("*.whl"), (copy / "dist").glob("*.tar.gz")
+    installed = set(zipfile.ZipFile(wheel).namelist())
+    with tarfile.open(source) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    for path in (root / "configs").glob("*.py"):
+        assert f"jaxcifar/configs/{path.name}" in installed
+        assert f"configs/{path.name}" in packed
+    for path in [*FILES, PACKAGE / "py.typed"]:
+        assert str(path.relative_to(root)) in installed & packed
