@@ -1,0 +1,11 @@
+# docker build -t jaxcifar -f Dockerfile .
+# docker run --rm --user "$(id -u)" --env HOME=/tmp -v "$PWD:/here" -w /here jaxcifar train quickstart
+FROM python:3.11-slim
+COPY pyproject.toml README.md LICENSE constraints.txt /src/
+COPY configs /src/configs
+COPY jaxcifar /src/jaxcifar
+RUN pip install --no-cache-dir -c /src/constraints.txt '/src' && rm -r /src
+RUN useradd --create-home jaxcifar
+USER jaxcifar
+WORKDIR /home/jaxcifar
+ENTRYPOINT ["jaxcifar"]
