@@ -60,11 +60,12 @@ def jax_timer(
     made = task.build(config, images, mesh)
     began = time.monotonic()
     hyperparams = sharding.replicate(task.hyperparams(config), mesh)
-    state = programs.init(made)(sharding.replicate(np.uint32(0), mesh), hyperparams)
+    arrays = programs.on_devices(images, mesh)
+    state = programs.init(made)(sharding.replicate(np.uint32(0), mesh), hyperparams, arrays[0])
     jax.block_until_ready(state.params)
     init_seconds = time.monotonic() - began
     order = programs.order(made)(state.key, sharding.replicate(np.int32(1), mesh))
-    rest = hyperparams, *programs.on_devices(images, mesh), order
+    rest = hyperparams, *arrays, order
     began = time.monotonic()
     step: Any = programs.train(made, made.steps_per_call)
     compile_seconds = time.monotonic() - began

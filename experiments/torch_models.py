@@ -297,6 +297,70 @@ class WideResNet(nn.Module):
         return self.fc(self.act(self.bn(x)).mean((2, 3)))
 
 
+class BiasedNorm(nn.BatchNorm2d):
+    """Batch normalisation with a bias and no scale."""
+
+    def __init__(self, channels: int, momentum: float) -> None:
+        super().__init__(channels, eps=1e-12, momentum=momentum)
+        self.register_parameter("weight", None)
+
+
+class Group(nn.Module):
+    """conv, pool, norm, act, then convs with norm and act; Jordan 2024."""
+
+    def __init__(
+        self, inputs: int, outputs: int, depth: int, residual: bool, momentum: float, act: nn.Module
+    ) -> None:
+        super().__init__()
+        for number in range(1, depth + 1):
+            self.add_module(f"conv{number}", conv3x3(inputs if number == 1 else outputs, outputs))
+            self.add_module(f"norm{number}", BiasedNorm(outputs, momentum))
+        self.depth, self.residual, self.act = depth, residual, act
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = x = self.act(self.norm1(self.pool(self.conv1(x))))
+        for number in range(2, self.depth):
+            conv, norm = (self.get_submodule(f"{kind}{number}") for kind in ("conv", "norm"))
+            x = self.act(norm(conv(x)))
+        conv, norm = (self.get_submodule(f"{kind}{self.depth}") for kind in ("conv", "norm"))
+        x = norm(conv(x))
+        return self.act(x + start if self.residual else x)
+
+
+class Airbench(nn.Module):
+    """2x2 convolution without padding, three groups, 3x3 max pooling, linear without bias, / 9."""
+
+    def __init__(
+        self,
+        features: Sequence[int],
+        depth: int,
+        residual: bool,
+        momentum: float,
+        *,
+        num_classes: int = 10,
+        activation: str = "relu",
+        dropout_rate: float = 0.0,
+        width: float = 1.0,
+    ) -> None:
+        super().__init__()
+        del dropout_rate  # it has none
+        self.act = ACTIVATIONS[activation]()
+        self.whitening = nn.Conv2d(3, 24, 2)
+        self.whitening.weight.requires_grad = False
+        inputs = 24
+        for number, outputs in enumerate((int(width * each) for each in features), start=1):
+            group = Group(inputs, outputs, depth, residual, momentum, self.act)
+            self.add_module(f"group{number}", group)
+            inputs = outputs
+        self.pool = nn.MaxPool2d(3)
+        self.fc = nn.Linear(inputs, num_classes, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.group3(self.group2(self.group1(self.act(self.whitening(x)))))
+        return self.fc(self.pool(x).flatten(1)) / 9
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
     "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
@@ -310,6 +374,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg_a": partial(VGG, False),
     "vgg_a_bn": partial(VGG, True),
     "wideresnet28_10": partial(WideResNet, 4, 10),
+    "airbench94": partial(Airbench, (64, 256, 256), 2, False, 0.4),
+    "airbench96": partial(Airbench, (128, 384, 512), 3, True, 0.1),
 }
 
 
@@ -337,7 +403,8 @@ def randomize(model: nn.Module, seed: int) -> None:
 
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            uniform(module.weight, 0.8, 1.2)
+            if module.weight is not None:
+                uniform(module.weight, 0.8, 1.2)
             uniform(module.bias, -0.2, 0.2)
             uniform(module.running_mean, -0.2, 0.2)
             uniform(module.running_var, 0.5, 1.5)

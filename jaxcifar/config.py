@@ -47,8 +47,15 @@ def base_config() -> Config:
     config.data.mean = ()  # of each channel, in units of 1, by which images are normalised; ():
     config.data.std = ()  # those of the training pixels. For weights trained with others
 
+    config.data.test_augment = "none"  # views of a test image whose logits are averaged: "none"
+    #                   (it alone) "mirror" "mirror_translate"
+
     config.augment = ConfigDict()  # the strengths; "weak" uses the first, "strong" all of them
     config.augment.padding = 4  # pixels on each side before the random crop
+    config.augment.padding_mode = "zeros"  # what is added: "zeros" "reflect"
+    config.augment.flip = "random"  # left to right: "random" "alternating" (each image every other
+    #                                 epoch) "none"
+    config.augment.cutout = 0  # side of the square that "weak" erases, in pixels; 0: none
     config.augment.brightness = 0.2  # factors are drawn from 1 ± this
     config.augment.contrast = 0.2
     config.augment.saturation = 0.2
@@ -71,6 +78,11 @@ def base_config() -> Config:
     config.optim.l2 = 0.0  # strength of λ Σw²
     config.optim.penalize = "all"  # which parameters L1, L2 and the decay see: "all" "kernels"
     config.optim.schedule = "cosine"  # "cosine" (stepped per epoch) "cosine_per_step" "constant"
+    #                     "triangular" (rises in the warm-up, then falls, both per step)
+    config.optim.start_factor = 0.0  # of "triangular": the first learning rate, as a share
+    config.optim.end_factor = 0.0  # of "triangular": the last one, as a share
+    config.optim.bias_scale = 1.0  # of SGD: multiplies the gradients of BatchNorm's biases, and so
+    #                                their learning rate, but not their L2
     config.optim.clip_norm = 0.0  # the largest norm of the whole gradient; 0: no limit
     config.optim.warmup_epochs = 0.0  # the learning rate rises in them, then the schedule begins
 
@@ -81,6 +93,8 @@ def base_config() -> Config:
     config.train.label_smoothing = 0.0  # share of each target spread evenly over all classes
     config.train.ema_decay = 0.0  # of a moving average of weights and statistics, by which the best
     #                               epoch is then chosen; 0: none
+    config.train.lookahead_steps = 0  # the weights return to an average of their own past every so
+    #                                   many steps; 0: never
     config.train.eval_batch_size = 512  # over all devices; the last batch is padded and masked
     config.train.steps_per_call = 0  # training steps per compiled call; 0: 1 on CPU, many elsewhere
     config.train.checkpoint_minutes = 10.0  # within a long epoch; each epoch's end is always saved
@@ -106,6 +120,7 @@ _RANGES = {
     "data.mean": (-1000.0, 1000.0, False),
     "data.std": (0.0, 1000.0, True),
     "augment.padding": (0, 32, False),
+    "augment.cutout": (0, 32, False),
     "augment.brightness": (0.0, 1.0, False),
     "augment.contrast": (0.0, 1.0, False),
     "augment.saturation": (0.0, 1.0, False),
@@ -122,6 +137,9 @@ _RANGES = {
     "optim.weight_decay": (0.0, 100.0, False),
     "optim.l1": (0.0, 100.0, False),
     "optim.l2": (0.0, 100.0, False),
+    "optim.start_factor": (0.0, 1.0, False),
+    "optim.end_factor": (0.0, 1.0, False),
+    "optim.bias_scale": (0.0, 10_000.0, True),
     "optim.clip_norm": (0.0, 1e9, False),
     "optim.warmup_epochs": (0.0, 100_000.0, False),
     "train.batch_size": (1, 2**20, False),
@@ -129,6 +147,7 @@ _RANGES = {
     "train.limit_train_images": (0, 2**31, False),
     "train.label_smoothing": (0.0, 1.0, False),
     "train.ema_decay": (0.0, 0.999999, False),
+    "train.lookahead_steps": (0, 10_000, False),
     "train.eval_batch_size": (1, 2**20, False),
     "train.steps_per_call": (0, 2**20, False),
     "train.checkpoint_minutes": (0.0, 10_000.0, True),

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxcifar import data, sharding
+from jaxcifar import augment, data, sharding
 from jaxcifar.kernels import compilation
 from jaxcifar.state import TrainState, abstract_variables, create_state
-from jaxcifar.step import Loss, make_eval_step, make_loss, make_train_step
+from jaxcifar.step import Lookahead, Loss, make_eval_step, make_loss, make_train_step
 from jaxcifar.task import Hyperparams, Inference, Task
 
 # (state, hyperparams, images, labels, order) -> (state, metrics [steps])
@@ -27,12 +27,21 @@ _BYTES = math.prod(_IMAGE)
 
 
 @functools.lru_cache(_KEPT)
-def init(task: Task) -> Callable[[jax.Array, Hyperparams], TrainState]:
-    """Returns (seed, hyperparams) -> the state before the first step."""
+def init(task: Task) -> Callable[[jax.Array, Hyperparams, jax.Array], TrainState]:
+    """Returns (seed, hyperparams, images) -> the state before the first step.
 
-    def create(seed: jax.Array, hyperparams: Hyperparams) -> TrainState:
-        tx, keep_ema = task.make_optimizer(hyperparams), task.ema_decay > 0
-        return create_state(task.model, tx, seed, keep_ema=keep_ema)
+    The images are the training set, see `on_devices`; most networks do not look at it.
+    """
+
+    def create(seed: jax.Array, hyperparams: Hyperparams, images: jax.Array) -> TrainState:
+        return create_state(
+            task.model,
+            task.make_optimizer(hyperparams),
+            seed,
+            images=task.inference.normalize(as_images(images)),
+            keep_ema=task.ema_decay > 0,
+            keep_slow=task.lookahead_steps > 0,
+        )
 
     return compilation.jit(
         create,
@@ -45,7 +54,9 @@ def init(task: Task) -> Callable[[jax.Array, Hyperparams], TrainState]:
 def abstract_state(task: Task) -> TrainState:
     """Returns the shapes, dtypes and shardings of a state."""
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
-    return sharding.abstract(jax.eval_shape(init(task), seed, Hyperparams.abstract()), task.mesh)
+    images = jax.ShapeDtypeStruct((task.n_train, _BYTES), jnp.uint8)
+    state = jax.eval_shape(init(task), seed, Hyperparams.abstract(), images)
+    return sharding.abstract(state, task.mesh)
 
 
 @functools.lru_cache(_KEPT)
@@ -88,20 +99,24 @@ def loss(task: Task) -> Loss:
 
 
 def batch(
-    task: Task, step: jax.Array, images: jax.Array, labels: jax.Array, order: jax.Array
+    task: Task, state: TrainState, images: jax.Array, labels: jax.Array, order: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the images [batch, 32, 32, 3] and labels of a step, split over the devices.
 
     Args:
       task: of the run.
-      step: that is to be made.
+      state: that is about to make the step.
       images, labels: the training set, see `on_devices`.
       order: the rows of the epoch's batches.
     """
-    rows = jax.lax.with_sharding_constraint(
-        order[step % task.steps_per_epoch], sharding.batch_sharding(task.mesh)
-    )
-    return as_images(images[rows]), labels[rows]
+    epoch, place = jnp.divmod(state.step, task.steps_per_epoch)
+    rows = jax.lax.with_sharding_constraint(order[place], sharding.batch_sharding(task.mesh))
+    chosen = as_images(images[rows])
+    if task.alternating_flip:
+        # No step and no order has this number.
+        key = jax.random.fold_in(state.key, np.uint32(2**32 - 2))
+        chosen = augment.alternating_flip(key, chosen, rows, epoch)
+    return chosen, labels[rows]
 
 
 def training(task: Task, steps: int) -> Any:
@@ -120,10 +135,13 @@ def training(task: Task, steps: int) -> Any:
             schedule=task.optimization.make_schedule(hyperparams, task.steps_per_epoch),
             regularizers=task.optimization.make_regularizers(hyperparams),
             ema_decay=task.ema_decay,
+            lookahead=Lookahead(task.lookahead_steps, hyperparams.epochs * task.steps_per_epoch)
+            if task.lookahead_steps
+            else None,
         )
 
         def one(state: TrainState, _: None):
-            return train_step(state, *batch(task, state.step, images, labels, order))
+            return train_step(state, *batch(task, state, images, labels, order))
 
         if steps == 1:
             state, metrics = one(state, None)
@@ -162,7 +180,7 @@ def evaluate_batch(inference: Inference, n: int) -> Callable[..., dict[str, jax.
 
     The batch is images `first` … `first + batch_size − 1`, as far as they exist.
     """
-    eval_step = make_eval_step(inference.model, prepare=inference.normalize)
+    eval_step = make_eval_step(inference.logits)
     whole = sharding.replicated(inference.mesh)
 
     def run(variables: dict, images: jax.Array, labels: jax.Array, first: jax.Array):

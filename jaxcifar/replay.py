@@ -65,7 +65,8 @@ def replay(
     if last := checkpoints.last():
         state, _ = checkpoints.restore(programs.abstract_state(task), last)
     else:
-        state = programs.init(task)(sharding.replicate(np.uint32(config.seed), mesh), numbers)
+        seed = sharding.replicate(np.uint32(config.seed), mesh)
+        state = programs.init(task)(seed, numbers, images)
     first = int(state.step)
     say(f"{workdir}: from the checkpoint of step {first}" if last else f"{workdir}: from step 0")
     end = config.train.epochs * task.steps_per_epoch
@@ -123,7 +124,7 @@ def _look(task: Task, state: TrainState, images: jax.Array, labels: jax.Array) -
         return ce, values
 
     def run(state: TrainState, images: jax.Array, labels: jax.Array, order: jax.Array):
-        batch = programs.batch(task, state.step, images, labels, order)
+        batch = programs.batch(task, state, images, labels, order)
         gradient, values = jax.grad(watched, has_aux=True)(state.params, state, batch)
         return values, gradient
 

@@ -174,8 +174,7 @@ def probabilities(
 
     @functools.partial(compilation.jit, platform=inference.platform)
     def of_batch(variables: dict[str, Any], images: jax.Array) -> jax.Array:
-        inputs = inference.normalize(images)
-        return jax.nn.softmax(inference.model.apply(variables, inputs, train=False))
+        return jax.nn.softmax(inference.logits(variables, images))
 
     n, size = len(images), min(len(images), inference.batch_size)
     padded = np.concatenate([images, images[: -n % size]])  # all batches have one shape

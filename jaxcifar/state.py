@@ -20,6 +20,7 @@ class TrainState(flax.struct.PyTreeNode):
       key: the run's PRNG key. It never changes: step n draws from fold_in(key, n), so that any
         step can be computed again from the seed and its number alone.
       ema: the exponential moving average of `variables`, where it is kept; else None.
+      slow: the slow weights and statistics of Lookahead, where it is used; else None.
     """
 
     step: jax.Array
@@ -28,6 +29,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: optax.OptState
     key: jax.Array
     ema: dict | None = None
+    slow: dict | None = None
 
     @property
     def variables(self) -> dict:
@@ -45,16 +47,22 @@ def create_state(
     tx: optax.GradientTransformation,
     seed: int | jax.Array,
     *,
+    images: jax.Array | None = None,
     keep_ema: bool = False,
+    keep_slow: bool = False,
 ) -> TrainState:
     """Returns the state before the first step; initialisation follows from `seed`.
 
-    With `keep_ema`, the average starts at the initial variables.
+    With `images` [N, 32, 32, 3], normalised training images, it also follows from them where the
+    model wants it (`jaxcifar.models.network.Network.fitted`). With `keep_ema` or `keep_slow`, the
+    average, or the slow weights, start at the initial variables.
 
     Compiles fastest with `jaxcifar.kernels.compilation.jit(…, fast_compile=True)`.
     """
     init_key, key = jax.random.split(jax.random.key(seed))
     variables = model.init(init_key, jnp.zeros((1, 32, 32, 3)), train=False)
+    if images is not None:
+        variables = model.fitted(variables, images)  # pyright: ignore
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
@@ -63,7 +71,8 @@ def create_state(
         key=key,
     )
     # A copy: a step gives the memory of its argument away, each array once.
-    return state.replace(ema=jax.tree.map(jnp.copy, state.variables)) if keep_ema else state
+    copy = functools.partial(jax.tree.map, jnp.copy, state.variables)
+    return state.replace(ema=copy() if keep_ema else None, slow=copy() if keep_slow else None)
 
 
 @functools.lru_cache(16)  # to trace a network takes a second, and there are a dozen

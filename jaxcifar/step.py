@@ -1,7 +1,7 @@
 """One training step and one evaluation step, as pure functions to jit."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,35 @@ from jaxcifar.state import TrainState
 Metrics = dict[str, jax.Array]
 # (params, state, images, labels) -> (cross-entropy, (logits, batch_stats)). See `make_loss`.
 Loss = Callable[[Any, TrainState, jax.Array, jax.Array], tuple[jax.Array, tuple]]
+
+
+class Lookahead(NamedTuple):
+    """Every few steps, slow weights move towards the weights, which then return to them.
+
+    Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back", 2019; with slow weights that
+    become slower over the run, and with statistics that go with them, as in Jordan, "94% on
+    CIFAR-10 in 3.29 Seconds on a Single GPU", 2024: at step t of T, for multiples t of k,
+    slow ← d · slow + (1 − d) · fast and fast ← slow, with d = 0.95⁵ (t / T)³.
+
+    Attributes:
+      every: k.
+      steps: T, of the whole run.
+    """
+
+    every: int
+    steps: float | jax.Array
+
+    def synchronize(self, state: TrainState) -> TrainState:
+        """Returns the state after what Lookahead does behind a training step."""
+        decay = 0.95**5 * (state.step.astype(jnp.float32) / self.steps) ** 3
+        due = state.step % self.every == 0
+
+        def moved(slow: jax.Array, fast: jax.Array) -> jax.Array:
+            return jnp.where(due, fast + decay * (slow - fast), slow)
+
+        slow = jax.tree.map(moved, state.slow, state.variables)
+        fast = jax.tree.map(lambda s, f: jnp.where(due, s, f), slow, state.variables)
+        return state.replace(slow=slow, **fast)
 
 
 def make_loss(
@@ -60,6 +89,7 @@ def make_train_step(
     schedule: optax.Schedule | None = None,
     regularizers: Sequence[Regularizer] = (),
     ema_decay: float = 0.0,
+    lookahead: Lookahead | None = None,
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
     """Returns train_step(state, images, labels) -> (state, metrics).
 
@@ -70,6 +100,7 @@ def make_train_step(
       regularizers: whose transforms are in `tx`, to report their penalties.
       ema_decay: d; where the state keeps an average of the variables v, it becomes
         d · average + (1 − d) · v after each step (PyTorch's get_ema_avg_fn).
+      lookahead: for a state that keeps slow weights.
 
     The metrics are scalars float32 of this batch: "loss" (the objective: cross-entropy and
     penalties), "ce" (cross-entropy), "accuracy", and with a schedule the "learning_rate".
@@ -98,19 +129,20 @@ def make_train_step(
         if state.ema is not None:
             ema = optax.incremental_update(state.variables, state.ema, 1 - ema_decay)
             state = state.replace(ema=ema)
+        if lookahead is not None:
+            state = lookahead.synchronize(state)
         return state, metrics
 
     return train_step
 
 
 def make_eval_step(
-    model: nn.Module, *, prepare: Callable[[jax.Array], jax.Array]
+    logits_of: Callable[[dict, jax.Array], jax.Array],
 ) -> Callable[[dict, jax.Array, jax.Array, jax.Array], Metrics]:
     """Returns eval_step(variables, images, labels, mask) -> sums over the batch.
 
     Args:
-      model: a linen module with `train`.
-      prepare: images -> what the model takes: normalisation.
+      logits_of: (variables, images) -> logits [N, classes]: the network in evaluation.
 
     The step takes images [N, 32, 32, 3], labels [N] and mask [N] bool, False where an example is
     padding, and returns sums over the examples that count: "loss" (cross-entropy) float32,
@@ -120,7 +152,7 @@ def make_eval_step(
     def eval_step(
         variables: dict, images: jax.Array, labels: jax.Array, mask: jax.Array
     ) -> Metrics:
-        logits = model.apply(variables, prepare(images), train=False)
+        logits = logits_of(variables, images)
         return {
             "loss": jnp.sum(losses.cross_entropy(logits, labels), where=mask),
             "correct": jnp.sum(losses.correct(logits, labels), where=mask),

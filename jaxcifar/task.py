@@ -1,6 +1,7 @@
 """What is compiled into a run's programs, as data; made from a config and a training set."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -41,6 +42,8 @@ class Optimization(NamedTuple):
     Attributes:
       name, schedule, penalize: names of `jaxcifar.optim`.
       momentum, nesterov: of SGD.
+      bias_scale: of the gradients of BatchNorm's biases.
+      start_factor, end_factor: of the triangular schedule.
       clip_norm: the largest norm of the gradient; 0 is no limit.
     """
 
@@ -49,6 +52,9 @@ class Optimization(NamedTuple):
     penalize: str
     momentum: float
     nesterov: bool
+    bias_scale: float
+    start_factor: float
+    end_factor: float
     clip_norm: float
 
     @property
@@ -64,6 +70,8 @@ class Optimization(NamedTuple):
             hyperparams.epochs,
             steps_per_epoch,
             hyperparams.warmup_epochs,
+            self.start_factor,
+            self.end_factor,
         )
 
     def make_regularizers(self, hyperparams: Hyperparams) -> tuple[optim.Regularizer, ...]:
@@ -80,6 +88,7 @@ class Optimization(NamedTuple):
             nesterov=self.nesterov,
             weight_decay=hyperparams.weight_decay,
             mask=self.mask,
+            bias_scale=self.bias_scale,
             clip_norm=self.clip_norm,
         )
 
@@ -91,6 +100,7 @@ class Inference:
     Attributes:
       model: the network.
       mean, std: [3], that its images are normalised by, in units of 1.
+      views: of each image, one of `jaxcifar.augment.VIEWS`.
       batch_size: over all devices.
       mesh: the devices.
       platform: that the program is built for.
@@ -99,6 +109,7 @@ class Inference:
     model: models.Network
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    views: str
     batch_size: int
     mesh: Mesh
     platform: str
@@ -106,6 +117,20 @@ class Inference:
     def normalize(self, images: jax.Array) -> jax.Array:
         """Normalises images [N, H, W, C] in 0 … 255: what the model takes."""
         return augment.normalize(images, self.mean, self.std)
+
+    def logits(self, variables: dict, images: jax.Array) -> jax.Array:
+        """Returns the network's logits [N, classes], averaged over the views of each image.
+
+        Args:
+          variables: of the model.
+          images: [N, H, W, C] in 0 … 255.
+        """
+        network: Any = functools.partial(self.model.apply, variables, train=False)
+        inputs = self.normalize(images)
+        if self.views == "none":
+            return network(inputs)
+        views = augment.views(inputs, self.views)
+        return jnp.asarray(sum(share * network(view) for share, view in views))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,11 +141,14 @@ class Task:
       model: the network.
       augmentation: one of `jaxcifar.augment.AUGMENTATIONS`.
       strengths: (name, value) of each argument of the augmentation.
+      alternating_flip: whether `jaxcifar.augment.alternating_flip` mirrors the images.
       mixup, cutmix: of `jaxcifar.augment.mix`.
+      views: of an image in evaluation, one of `jaxcifar.augment.VIEWS`.
       mean, std: [3], that images are normalised by, in units of 1.
       label_smoothing: of the cross-entropy in training.
       optimization: the form of the optimizer.
       ema_decay: of the average of the weights; 0 keeps none.
+      lookahead_steps: between two returns of the weights to their average; 0 is never.
       n_train: images of the training set, all of them on every device.
       batch_size, eval_batch_size: over all devices.
       steps_per_call: training steps in one call of the compiled program.
@@ -131,13 +159,16 @@ class Task:
     model: models.Network
     augmentation: str
     strengths: tuple[tuple[str, Any], ...]
+    alternating_flip: bool
     mixup: float
     cutmix: float
+    views: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     label_smoothing: float
     optimization: Optimization
     ema_decay: float
+    lookahead_steps: int
     n_train: int
     batch_size: int
     eval_batch_size: int
@@ -163,7 +194,13 @@ class Task:
     def inference(self) -> Inference:
         """How the network is evaluated while it trains."""
         return Inference(
-            self.model, self.mean, self.std, self.eval_batch_size, self.mesh, self.platform
+            self.model,
+            self.mean,
+            self.std,
+            self.views,
+            self.eval_batch_size,
+            self.mesh,
+            self.platform,
         )
 
     def make_optimizer(self, hyperparams: Hyperparams) -> optax.GradientTransformation:
@@ -224,12 +261,15 @@ def build(config: Config, train: data.Dataset, mesh: Mesh, *, platform: str | No
         model=create_model(config, len(train.class_names), platform),
         augmentation=config.data.augment,
         strengths=_strengths(config),
+        alternating_flip=config.augment.flip == "alternating",
         mixup=config.augment.mixup,
         cutmix=config.augment.cutmix,
+        views=config.data.test_augment,
         **normalization(config, train),
         label_smoothing=config.train.label_smoothing,
         optimization=optimization(config),
         ema_decay=config.train.ema_decay,
+        lookahead_steps=config.train.lookahead_steps,
         n_train=len(train),
         batch_size=config.train.batch_size,
         eval_batch_size=config.train.eval_batch_size,
@@ -252,6 +292,7 @@ def build_inference(config: Config, images: data.Dataset, mesh: Mesh) -> Inferen
     return Inference(
         create_model(config, len(images.class_names), platform),
         **normalization(config, images),
+        views=config.data.test_augment,
         batch_size=config.train.eval_batch_size,
         mesh=mesh,
         platform=platform,
@@ -326,17 +367,21 @@ def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = T
     create_model(config, 10, kernels.platform_of(mesh) if mesh else "cpu")
     choose("data.name", config.data.name, data.DATASETS)
     choose("data.augment", config.data.augment, augment.AUGMENTATIONS)
+    choose("data.test_augment", config.data.test_augment, augment.VIEWS)
+    choose("augment.padding_mode", config.augment.padding_mode, augment.PADDING_MODES)
+    choose("augment.flip", config.augment.flip, augment.FLIPS)
     choose("data.protocol", config.data.protocol, data.PROTOCOLS)
     choose("optim.name", config.optim.name, optim.OPTIMIZERS)
     choose("optim.schedule", config.optim.schedule, optim.SCHEDULES)
     choose("optim.penalize", config.optim.penalize, optim.MASKS)
-    for option in optim.OPTIONS:
+    _check_parts(config)
+    for option, unset in optim.OPTIONS.items():
         value, name = config.optim[option], config.optim.name
-        if value and option not in optim.options_of(name):
+        if value != unset and option not in optim.options_of(name):
             users = [repr(other) for other in optim.OPTIMIZERS if option in optim.options_of(other)]
             raise UserError(
                 f"config.optim.{option} is {value}, but optim.name is {name!r}; it is for "
-                f"{' and '.join(users)}. Set it to {type(value)()}."
+                f"{' and '.join(users)}. Set it to {unset}."
             )
     if config.optim.warmup_epochs >= config.train.epochs:
         raise UserError(
@@ -350,6 +395,32 @@ def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = T
                 f"config.train.{field} is {config.train[field]}, which {devices} devices cannot "
                 f"share equally. Choose a multiple of {devices}."
             )
+
+
+def _check_parts(config: Config) -> None:
+    """Checks that no part is asked for where it would change nothing."""
+    options, recipe = config.optim, config.data.augment
+    for factor in ("start_factor", "end_factor"):
+        if options[factor] and options.schedule != "triangular":
+            raise UserError(
+                f"config.optim.{factor} is {options[factor]}, but optim.schedule is "
+                f"{options.schedule!r}; it is for 'triangular'. Set it to 0."
+            )
+    for field, unset, users in (
+        ("padding_mode", "zeros", ("weak", "strong")),
+        ("flip", "random", ("weak", "strong")),
+        ("cutout", 0, ("weak",)),
+    ):
+        if config.augment[field] != unset and recipe not in users:
+            raise UserError(
+                f"config.augment.{field} is {config.augment[field]!r}, but data.augment is "
+                f"{recipe!r}; it is for {' and '.join(map(repr, users))}. Set it to {unset!r}."
+            )
+    if config.train.lookahead_steps and config.train.ema_decay:
+        raise UserError(
+            f"config.train.lookahead_steps is {config.train.lookahead_steps} and train.ema_decay "
+            f"{config.train.ema_decay}: both average the weights. Set one of them to 0."
+        )
 
 
 def _strengths(config: Config) -> tuple[tuple[str, Any], ...]:

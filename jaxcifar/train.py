@@ -72,7 +72,7 @@ def train_and_evaluate(
         validation = programs.on_devices(splits.validation, mesh)
         folder.open(config, splits.provenance, task.in_force, mesh)
         state, position = folder.restore(programs.abstract_state(task), task.steps_per_epoch) or (
-            programs.init(task)(sharding.replicate(np.uint32(config.seed), mesh), numbers),
+            programs.init(task)(sharding.replicate(np.uint32(config.seed), mesh), numbers, images),
             Position(),
         )
         _add_learning_rates(position, task, config)

@@ -138,3 +138,65 @@ def test_normalize():
     pixels = jnp.array([[[[255, 0, 51]]]], jnp.uint8)
     result = augment.normalize(pixels, mean, std)
     np.testing.assert_allclose(result, [[[[1.0, -1.0, 0.2]]]], atol=1e-6)
+
+
+# --- what a recipe adds -----------------------------------------------------------------------
+
+
+def test_alternating_flip_shows_each_image_both_ways():
+    images, rows = jax.random.normal(KEY, (64, 4, 4, 3)), jnp.arange(64)
+    epochs = [augment.alternating_flip(KEY, images, rows, jnp.int32(e)) for e in range(3)]
+    np.testing.assert_array_equal(epochs[0], epochs[1][:, :, ::-1])
+    np.testing.assert_array_equal(epochs[0], epochs[2])
+    mirrored = (epochs[0] != images).any(axis=(1, 2, 3))
+    assert 20 < mirrored.sum() < 44  # a random half
+    # It goes by the image, not by its place in the batch.
+    turned = augment.alternating_flip(KEY, images[::-1], rows[::-1], jnp.int32(0))
+    np.testing.assert_array_equal(turned[::-1], epochs[0])
+    other = augment.alternating_flip(jax.random.key(9), images, rows, jnp.int32(0))
+    assert not np.array_equal(other, epochs[0])
+
+
+def test_reflected_padding():
+    images = jnp.arange(2 * 4 * 4).reshape(2, 4, 4, 1)
+    found = augment.crop(images, jnp.array([[0, 3], [4, 0]]), padding=2, padding_mode="reflect")
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
+    np.testing.assert_array_equal(found[0], padded[0, 0:4, 3:7])
+    np.testing.assert_array_equal(found[1], padded[1, 4:8, 0:4])
+
+
+def test_cutout_is_a_whole_square_anywhere():
+    images = jnp.ones((500, 8, 8, 1))
+    erased = np.asarray(augment.random_cutout(KEY, images, size=3))[..., 0] == 0
+    assert (erased.sum(axis=(1, 2)) == 9).all()
+    rows = erased.any(axis=2)
+    assert (rows.sum(axis=1) == 3).all()
+    assert set(rows.argmax(axis=1)) == set(range(6))
+
+
+def test_weak_mirrors_only_where_it_is_told_to():
+    images = jnp.arange(16.0).reshape(1, 4, 4, 1) * jnp.ones((32, 1, 1, 1))
+    for flip in ("alternating", "none"):
+        np.testing.assert_array_equal(augment.weak(KEY, images, padding=0, flip=flip), images)
+    assert not np.array_equal(augment.weak(KEY, images, padding=0), images)
+    assert (augment.weak(KEY, images + 1, padding=0, cutout=2) == 0).sum() == 32 * 4
+
+
+def test_views_by_hand():
+    images = jax.random.normal(KEY, (2, 4, 4, 3))
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    plain = np.asarray(images)
+    expected = [
+        (0.25, plain),
+        (0.25, plain[:, :, ::-1]),
+        (0.125, padded[:, :4, :4]),
+        (0.125, padded[:, :4, :4][:, :, ::-1]),
+        (0.125, padded[:, 2:, 2:]),
+        (0.125, padded[:, 2:, 2:][:, :, ::-1]),
+    ]
+    found = augment.views(images, "mirror_translate")
+    for (share, view), (wanted, by_hand) in zip(found, expected, strict=True):
+        assert share == wanted
+        np.testing.assert_array_equal(view, by_hand)
+    for name in augment.VIEWS:
+        assert sum(share for share, _ in augment.views(images, name)) == 1

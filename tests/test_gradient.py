@@ -54,7 +54,9 @@ def test_measurement_by_hand(measured):
     images = data.load("synthetic", "train").take(slice(100), "100")
     mesh = sharding.make_mesh()
     made = task.build(config, images, mesh)
-    state = programs.init(made)(np.uint32(0), sharding.replicate(task.hyperparams(config), mesh))
+    pixels, _ = programs.on_devices(images, mesh)
+    numbers = sharding.replicate(task.hyperparams(config), mesh)
+    state = programs.init(made)(np.uint32(0), numbers, pixels)
     rows = np.asarray(programs.order(made)(state.key, np.int32(1)))[0]
     key = jax.random.split(jax.random.fold_in(state.key, 0))[0]
     inputs, labels = made.prepare(key, jnp.asarray(images.images[rows]), images.labels[rows])

@@ -314,3 +314,25 @@ def test_optim_loads_nothing_else():
     assert not heavy & set(loaded)
     ours = {name for name in loaded if name.startswith("jaxcifar.")}
     assert {name for name in ours if not name.startswith("jaxcifar.optim")} == {"jaxcifar.errors"}
+
+
+def test_triangular_by_hand():
+    # Ten steps an epoch, four epochs; the peak at step 10.
+    rate = optim.triangular(2.0, 4, 10, peak=1.0, start_factor=0.2, end_factor=0.1)
+    by_hand = {0: 0.4, 5: 1.2, 10: 2.0, 25: 1.1, 40: 0.2, 50: 0.2}
+    for step, wanted in by_hand.items():
+        assert rate(step) == pytest.approx(wanted)
+        assert jax.jit(rate)(jnp.int32(step)) == pytest.approx(wanted)
+    # 2.3 epochs of 48 steps are 110.4 steps: the peak is at the whole step before.
+    assert optim.make_schedule("triangular", 1.0, 10, 48, 2.3)(110) == 1.0
+
+
+def test_a_learning_rate_for_the_biases_of_normalisation():
+    params = {"norm1": {"bias": jnp.ones(2)}, "fc": {"bias": jnp.ones(2), "kernel": jnp.ones(2)}}
+    gradients = jax.tree.map(lambda x: 0.5 * x, params)
+    regularize = optim.regularizers(0.0, 0.05)  # a gradient of 0.1
+    tx = optim.make_optimizer("sgd", 1.0, bias_scale=4.0, regularize=regularize)
+    updates, _ = tx.update(gradients, tx.init(params), params)
+    np.testing.assert_allclose(updates["norm1"]["bias"], -(4 * 0.5 + 0.1), rtol=1e-6)
+    for leaf in updates["fc"].values():
+        np.testing.assert_allclose(leaf, -(0.5 + 0.1), rtol=1e-6)

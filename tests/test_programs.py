@@ -14,6 +14,7 @@ from jaxcifar.models.densenet import DenseNet
 from jaxcifar.models.resnet import BasicBlock, ResNet
 from jaxcifar.models.vgg import VGG
 from jaxcifar.run.log import read_lines
+from jaxcifar.state import TrainState
 from jaxcifar.step import make_loss, make_train_step
 from tests.tiny import first_images, mesh, run, tiny, tiny_task
 
@@ -22,7 +23,8 @@ from tests.tiny import first_images, mesh, run, tiny, tiny_task
 
 def initial(made, seed=0, **fields):
     numbers = sharding.replicate(task.hyperparams(tiny(**fields)), made.mesh)
-    return programs.init(made)(sharding.replicate(np.uint32(seed), made.mesh), numbers)
+    images = sharding.replicate(np.zeros((made.n_train, 3072), np.uint8), made.mesh)
+    return programs.init(made)(sharding.replicate(np.uint32(seed), made.mesh), numbers, images)
 
 
 @pytest.mark.parametrize("name", ["vgg_a_bn", "resnet18"])
@@ -76,7 +78,10 @@ def test_batch_is_the_rows_of_a_step():
     rows_of_bytes = np.tile(np.arange(100, dtype=np.uint8)[:, None], (1, 3072))
     images, labels = sharding.replicate((rows_of_bytes, -np.arange(100)), made.mesh)
     order = sharding.replicate(np.random.default_rng(0).permutation(96).reshape(3, 32), made.mesh)
-    batch = jax.jit(lambda step: programs.batch(made, step, images, labels, order))
+    state = TrainState(jnp.int32(0), {}, {}, (), jax.random.key(0))
+    batch = jax.jit(
+        lambda step: programs.batch(made, state.replace(step=step), images, labels, order)
+    )
     for step in (0, 2, 4):  # 4 is the second step of the second epoch
         found_images, found_labels = batch(jnp.int32(step))
         assert found_images.shape == (32, 32, 32, 3)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxcifar import optim
-from jaxcifar.state import create_state
-from jaxcifar.step import make_eval_step, make_loss, make_train_step
+from jaxcifar.state import TrainState, create_state
+from jaxcifar.step import Lookahead, make_eval_step, make_loss, make_train_step
 
 IMAGES, LABELS = jax.random.normal(jax.random.key(0), (8, 32, 32, 3)), jnp.arange(8)
 
@@ -111,7 +111,10 @@ def test_the_learning_rate_that_is_logged_is_the_one_that_was_applied(schedule):
         state = after
     np.testing.assert_allclose(logged, applied, rtol=1e-4, atol=1e-7)
     assert metrics["learning_rate"].dtype == jnp.float32
-    assert len(set(logged)) == {"constant": 1, "cosine": 2, "cosine_per_step": 8}[schedule]
+    assert (
+        len(set(logged))
+        == {"constant": 1, "cosine": 2, "cosine_per_step": 8, "triangular": 8}[schedule]
+    )
 
 
 class Constant(nn.Module):
@@ -124,7 +127,7 @@ class Constant(nn.Module):
 
 
 def test_evaluation_by_hand():
-    step = make_eval_step(Constant(), prepare=lambda images: images)
+    step = make_eval_step(lambda _, images: Constant().apply({}, images, train=False))
     labels, mask = jnp.array([0, 1, 1, 2, 1]), jnp.array([True, True, True, True, False])
     sums = step({}, jnp.zeros((5, 32, 32, 3)), labels, mask)
     log_sum = np.log(1 + np.e**2 + np.e)
@@ -132,8 +135,19 @@ def test_evaluation_by_hand():
     assert (sums["correct"], sums["count"]) == (2, 4)
 
 
-def test_evaluation_prepares_its_images():
-    seen = []
-    step = make_eval_step(Constant(), prepare=lambda images: seen.append(images) or images)
-    step({}, jnp.ones((2, 32, 32, 3)), jnp.zeros(2, jnp.int32), jnp.ones(2, bool))
-    assert len(seen) == 1
+def test_lookahead_by_hand():
+    def state_of(step, fast, slow):
+        tree = lambda x: {"params": {"w": jnp.float32(x)}, "batch_stats": {"s": jnp.float32(-x)}}  # noqa: E731
+        return TrainState(
+            jnp.int32(step), opt_state=(), key=jax.random.key(0), slow=tree(slow), **tree(fast)
+        )
+
+    lookahead = Lookahead(every=5, steps=20)
+    between = lookahead.synchronize(state_of(9, 3.0, 1.0))
+    assert (between.params["w"], between.slow["params"]["w"]) == (3, 1)
+    state = lookahead.synchronize(state_of(10, 3.0, 1.0))
+    decay = 0.95**5 / 8
+    expected = 3 * (1 - decay) + 1 * decay
+    assert state.params["w"] == pytest.approx(expected)
+    assert state.batch_stats["s"] == pytest.approx(-expected)
+    jax.tree.map(np.testing.assert_array_equal, state.slow, state.variables)

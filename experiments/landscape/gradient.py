@@ -75,7 +75,7 @@ class AlongGradient(Hook):
         loss = programs.loss(run.task)
 
         def loss_of_batch(params, state, images, labels, order):
-            batch = programs.batch(run.task, state.step, images, labels, order)
+            batch = programs.batch(run.task, state, images, labels, order)
             return loss(params, state, *batch)
 
         gradient = jax.value_and_grad(loss_of_batch, has_aux=True)

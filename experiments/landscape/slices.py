@@ -182,14 +182,20 @@ def _statistics_of(inference: Inference) -> Callable[[dict, jax.Array], dict]:
     The images are those of `programs.on_devices`.
     """
 
+    momentum = getattr(inference.model, "momentum", BatchNorm.momentum)
+
+    def of_norm(factor: float) -> Callable[[tuple, jax.Array], jax.Array]:
+        # A whitening kernel is a statistic too, but of the images, not of the parameters.
+        return lambda path, x: factor * x if path[-1].key in ("mean", "var") else x
+
     @functools.partial(compilation.jit, platform=inference.platform)
     def of_batch(variables: dict, rows: jax.Array) -> dict:
         # From statistics of zero, one step of the moving average leaves (1 − momentum) · batch.
-        zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+        zeros = jax.tree_util.tree_map_with_path(of_norm(0.0), variables["batch_stats"])
         inputs = inference.normalize(programs.as_images(rows))
         there = variables | {"batch_stats": zeros}
         _, updates = inference.model.apply(there, inputs, train=True, mutable=["batch_stats"])
-        return jax.tree.map(lambda x: x / (1 - BatchNorm.momentum), updates["batch_stats"])
+        return jax.tree_util.tree_map_with_path(of_norm(1 / (1 - momentum)), updates["batch_stats"])
 
     def statistics(variables: dict, images: jax.Array) -> dict:
         size = min(inference.batch_size, len(images))

@@ -53,6 +53,20 @@ def plain_conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     )
 
 
+def valid_conv2x2(x: jax.Array, kernel: jax.Array, *, platform: str) -> jax.Array:
+    """2×2 convolution without padding: [N, H, W, I] and [2, 2, I, O] to [N, H − 1, W − 1, O]."""
+    if platform != "cpu":
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    n, height, width, channels = x.shape
+    patches = jnp.concatenate(
+        [x[:, i : height - 1 + i, j : width - 1 + j] for i in (0, 1) for j in (0, 1)], axis=-1
+    )
+    y = _product(patches.reshape(-1, 4 * channels), kernel.reshape(4 * channels, -1))
+    return y.reshape(n, height - 1, width - 1, -1)
+
+
 def _as_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """One matrix product with the pixels that each tap of the kernel sees."""
     n, *lengths, _ = x.shape

@@ -45,15 +45,22 @@ def _weights() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 _OF_X, _OF_KERNEL, _OF_Y = _weights()
 
 
+def _tiles(length: int) -> int:
+    return -(-length // TILE)
+
+
 def _patches(x: jax.Array) -> jax.Array:
-    """The overlapping 6×6 tiles of [N, H, W, C]: [36, N, H/4, W/4, C].
+    """The overlapping 6×6 tiles of [N, H, W, C]: [36, N, ⌈H/4⌉, ⌈W/4⌉, C].
 
     Each pixel of a tile belongs to the tile's own 4×4 or to those of the next tiles, so four
     copies of contiguous channels give them all, and four sums take the gradient back.
     """
     n, height, width, channels = x.shape
-    rows, columns = height // TILE, width // TILE
-    x = jnp.pad(x, ((0, 0), (1, TILE - 1), (1, TILE - 1), (0, 0)))
+    rows, columns = _tiles(height), _tiles(width)
+    right = [
+        TILE * (tiles + 1) - 1 - length for tiles, length in ((rows, height), (columns, width))
+    ]
+    x = jnp.pad(x, ((0, 0), (1, right[0]), (1, right[1]), (0, 0)))
     x = x.reshape(n, rows + 1, TILE, columns + 1, TILE, channels).transpose(2, 4, 0, 1, 3, 5)
     halves = x[:, :, :, :rows], x[:2, :, :, 1:]
     parts = [p for half in halves for p in (half[..., :-1, :], half[:, :2, ..., 1:, :])]
@@ -72,7 +79,6 @@ def is_faster(x: jax.Array, kernel: jax.Array) -> bool:
     return (
         kernel.shape[:2] == (3, 3)
         and min(kernel.shape[2:]) >= _FEWEST_CHANNELS
-        and not (x.shape[1] % TILE or x.shape[2] % TILE)
         and x.dtype in (jnp.float32, jnp.float64)
     )
 
@@ -82,7 +88,8 @@ def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolution with zero padding of 1.
 
     Args:
-      x: [N, H, W, I] float32 or float64; H and W are multiples of 4.
+      x: [N, H, W, I] float32 or float64. Where H or W is no multiple of 4, the last tiles are
+        computed whole and cut.
       kernel: [3, 3, I, O] of the same dtype.
 
     Returns:
@@ -93,18 +100,20 @@ def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _forward(x, kernel):
     n, height, width, channels = x.shape
-    rows, columns = height // TILE, width // TILE
+    rows, columns = _tiles(height), _tiles(width)
     terms = _sums(_OF_X, _patches(x)).reshape(36, -1, channels)
     factors = _sums(_OF_KERNEL, kernel.reshape(9, *kernel.shape[2:]))
     y = _sums(_OF_Y.T, jnp.einsum("pti,pio->pto", terms, factors))
     y = y.reshape(TILE, TILE, n, rows, columns, -1).transpose(2, 3, 0, 4, 1, 5)
-    return y.reshape(n, height, width, -1), (terms, factors)
+    y = y.reshape(n, TILE * rows, TILE * columns, -1)[:, :height, :width]
+    return y, (terms, factors)
 
 
 def _backward(saved, dy):
     terms, factors = saved
     n, height, width, features = dy.shape
-    rows, columns = height // TILE, width // TILE
+    rows, columns = _tiles(height), _tiles(width)
+    dy = jnp.pad(dy, ((0, 0), (0, TILE * rows - height), (0, TILE * columns - width), (0, 0)))
     dy = dy.reshape(n, rows, TILE, columns, TILE, features).transpose(2, 4, 0, 1, 3, 5)
     dproducts = _sums(_OF_Y, dy.reshape(TILE * TILE, -1, features))
     dfactors = jnp.einsum("pti,pto->pio", terms, dproducts)

@@ -1,4 +1,4 @@
-"""ResNet, DenseNet, VGG-A and Wide ResNet for 32×32 images, as Flax linen modules."""
+"""ResNet, DenseNet, VGG-A, Wide ResNet and Airbench for 32×32 images, as Flax linen modules."""
 
 from functools import partial
 from typing import Any
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcifar.errors import UserError, choose
+from jaxcifar.models.airbench import Airbench
 from jaxcifar.models.densenet import DenseNet
 from jaxcifar.models.layers import ACTIVATIONS
 from jaxcifar.models.network import Network
@@ -29,6 +30,12 @@ _BUILDERS: dict[str, "partial[Network]"] = {
     "vgg_a": partial(VGG, batch_norm=False),
     "vgg_a_bn": partial(VGG, batch_norm=True),
     "wideresnet28_10": partial(WideResNet, blocks=4, widening=10),
+    "airbench94": partial(
+        Airbench, features=(64, 256, 256), convolutions=2, residual=False, momentum=0.6
+    ),
+    "airbench96": partial(
+        Airbench, features=(128, 384, 512), convolutions=3, residual=True, momentum=0.9
+    ),
 }
 
 MODELS: tuple[str, ...] = tuple(_BUILDERS)

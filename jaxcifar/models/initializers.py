@@ -40,3 +40,22 @@ def torch_uniform(fan_in: int) -> Initializer:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
+
+
+def dirac() -> Initializer:
+    """The identity on as many channels as come in; the rest of PyTorch's default, torch_uniform.
+
+    Output channel i < inputs is input channel i. Zagoruyko & Komodakis, "DiracNets", 2017; for a
+    part of the channels, Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024.
+    """
+
+    def init(key, shape, dtype=jnp.float32):
+        *taps, inputs, features = shape
+        kernel = torch_uniform(math.prod(taps) * inputs)(key, shape, dtype)
+        middle = tuple(length // 2 for length in taps)
+        kernel = kernel.at[..., :inputs].set(0)
+        return kernel.at[middle].set(
+            jnp.where(jnp.arange(features) < inputs, jnp.eye(inputs, features), kernel[middle])
+        )
+
+    return init

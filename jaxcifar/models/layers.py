@@ -63,6 +63,7 @@ class BatchNorm(nn.Module):
     Attributes:
       momentum: 0.9 here is momentum=0.1 in PyTorch's convention.
       epsilon: added to the variance.
+      use_scale: whether there is a trained scale after the normalisation.
       unbiased_variance: whether the running variance takes n/(n − 1) times the batch variance, as
         in PyTorch, or the batch variance itself, as in `flax.linen.BatchNorm`.
       dtype: of the output.
@@ -71,6 +72,7 @@ class BatchNorm(nn.Module):
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    use_scale: bool = True
     unbiased_variance: bool = True
     dtype: Any = jnp.float32
     platform: str = ""
@@ -82,7 +84,6 @@ class BatchNorm(nn.Module):
         if isinstance(x, Features):
             x, known = x.concatenated, x.moments
         features = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, features, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
         ra_mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
         ra_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
@@ -95,7 +96,9 @@ class BatchNorm(nn.Module):
                 ra_var.value = self.momentum * ra_var.value + (1 - self.momentum) * correction * var
         else:
             mean, var = ra_mean.value, ra_var.value
-        scale = jax.lax.rsqrt(var + self.epsilon) * scale
+        scale = jax.lax.rsqrt(var + self.epsilon)
+        if self.use_scale:
+            scale = scale * self.param("scale", nn.initializers.ones, features, jnp.float32)
         y: Any = scale_and_shift(x, mean, scale, bias, self.platform)
         return y.astype(self.dtype)
 
@@ -106,13 +109,16 @@ class Linear(nn.Module):
     features: int
     kernel_init: Initializer = xavier_normal()
     bias_init: Initializer = nn.initializers.zeros
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         # The default precision of a float32 product is lower on GPU (TF32) and TPU (bfloat16).
-        return jnp.matmul(at_least_float32(x), kernel, precision="highest") + bias
+        y = jnp.matmul(at_least_float32(x), kernel, precision="highest")
+        if self.use_bias:
+            y = y + self.param("bias", self.bias_init, (self.features,), jnp.float32)
+        return y
 
 
 def global_average(x: jax.Array) -> jax.Array:
@@ -121,12 +127,15 @@ def global_average(x: jax.Array) -> jax.Array:
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """Takes the largest of each 2×2 of [N, H, W, C], H and W even: [N, H/2, W/2, C].
+    """Takes the largest of each 2×2 of [N, H, W, C]: [N, ⌊H/2⌋, ⌊W/2⌋, C].
+
+    Of an odd height or width the last row or column is left out, as in PyTorch.
 
     The gradient goes to the first of equals in reading order, as in PyTorch. (That of XLA's
     reduce_window, a select-and-scatter, is slow on CPUs.)
     """
     n, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
     x = x.reshape(n, height // 2, 2, width // 2, 2, channels)
 
     def larger(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -52,14 +52,26 @@ class Network(nn.Module):
         defaults = {"kernel_init": kernel_init, "dtype": self.dtype, "platform": self.platform}
         return partial(layers.Conv, **defaults | options)
 
-    def norm(self) -> Callable[..., layers.BatchNorm]:
+    def norm(self, **options: Any) -> Callable[..., layers.BatchNorm]:
         """Returns (name=…) -> BatchNorm."""
         return partial(
             layers.BatchNorm,
             unbiased_variance=self.unbiased_variance,
             dtype=self.dtype,
             platform=self.platform,
+            **options,
         )
+
+    @nn.nowrap
+    def fitted(self, variables: dict, images: jax.Array) -> dict:
+        """Returns initial variables after a look at the training images: by default the same.
+
+        Args:
+          variables: {"params", "batch_stats"} from `init`.
+          images: [N, 32, 32, 3] float32, normalised. A network that needs a few takes the first.
+        """
+        del images
+        return variables
 
     @nn.nowrap
     def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:

@@ -6,6 +6,7 @@ from jaxcifar.optim.optimizers import (
     make_optimizer,
     options_of,
     regularizers,
+    scale_norm_biases,
 )
 from jaxcifar.optim.regularizers import (
     MASKS,
@@ -20,7 +21,7 @@ from jaxcifar.optim.regularizers import (
     l2_penalty,
     proximal_l1,
 )
-from jaxcifar.optim.schedules import SCHEDULES, cosine_annealing, make_schedule
+from jaxcifar.optim.schedules import SCHEDULES, cosine_annealing, make_schedule, triangular
 
 __all__ = [
     "MASKS",
@@ -42,4 +43,6 @@ __all__ = [
     "options_of",
     "proximal_l1",
     "regularizers",
+    "scale_norm_biases",
+    "triangular",
 ]

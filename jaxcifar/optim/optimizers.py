@@ -1,8 +1,10 @@
 """The chain: L1 and L2, then Adam, AdamW or SGD, then the learning rate."""
 
 import inspect
+import re
 from collections.abc import Callable
 
+import chex
 import jax
 import optax
 
@@ -18,7 +20,8 @@ def _adamw(weight_decay: float | jax.Array, mask: Mask | None) -> optax.Gradient
     return optax.chain(_adam(), optax.add_decayed_weights(weight_decay, mask))
 
 
-def _sgd(momentum: float, nesterov: bool) -> optax.GradientTransformation:
+def _sgd(momentum: float, nesterov: bool, bias_scale: float) -> optax.GradientTransformation:
+    del bias_scale  # at the head of the chain
     return optax.trace(decay=momentum, nesterov=nesterov) if momentum else optax.identity()
 
 
@@ -37,8 +40,24 @@ def options_of(name: str) -> tuple[str, ...]:
     return tuple(inspect.signature(_OPTIMIZERS[name]).parameters)
 
 
-# Those that are fields of config.optim.
-OPTIONS = ("momentum", "nesterov", "weight_decay")
+# Those that are fields of config.optim, and what is none of them.
+OPTIONS = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "bias_scale": 1.0}
+
+
+def scale_norm_biases(factor: float) -> optax.GradientTransformation:
+    """Multiplies the updates of the biases of normalisation layers: modules named bn… or norm….
+
+    At the head of a chain with SGD it is a learning rate of their own, with the decay of all.
+    """
+
+    def is_one(path: tuple, _: jax.Array) -> bool:
+        *modules, leaf = (str(getattr(key, "key", key)) for key in path)
+        return leaf == "bias" and bool(modules) and bool(re.match(r"bn|norm", modules[-1]))
+
+    def mask(params: chex.ArrayTree) -> chex.ArrayTree:
+        return jax.tree_util.tree_map_with_path(is_one, params)
+
+    return optax.masked(optax.scale(factor), mask)
 
 
 def regularizers(
@@ -57,6 +76,7 @@ def make_optimizer(
     nesterov: bool = False,
     weight_decay: float | jax.Array = 0.0,
     mask: Mask | None = None,
+    bias_scale: float = 1.0,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
     """Returns the regularizers' gradients, then the optimizer.
@@ -77,6 +97,8 @@ def make_optimizer(
       weight_decay: λ of "adamw". (For coupled decay, PyTorch's weight_decay of Adam and SGD, add
         `l2` of half that strength.)
       mask: which parameters decay, see `l1`.
+      bias_scale: multiplies the gradients of the biases of BatchNorm before all else, for "sgd".
+        With SGD that is a learning rate of their own, while L2 pulls on them as on the rest.
       clip_norm: the largest norm of all gradients together, penalties included; longer ones are
         scaled to it, as by PyTorch's clip_grad_norm_. 0 is no limit.
 
@@ -89,8 +111,10 @@ def make_optimizer(
         "nesterov": nesterov,
         "weight_decay": weight_decay,
         "mask": mask,
+        "bias_scale": bias_scale,
     }
     return optax.chain(
+        *([scale_norm_biases(bias_scale)] if bias_scale != 1 else []),
         *(regularizer.transform for regularizer in regularize),
         *([optax.clip_by_global_norm(clip_norm)] if clip_norm else []),
         _OPTIMIZERS[name](**{option: options[option] for option in options_of(name)}),

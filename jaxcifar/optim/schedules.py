@@ -9,7 +9,7 @@ import optax
 
 from jaxcifar.errors import choose
 
-SCHEDULES = ("cosine", "cosine_per_step", "constant")
+SCHEDULES = ("cosine", "cosine_per_step", "constant", "triangular")
 
 
 def cosine_annealing(
@@ -49,27 +49,79 @@ def cosine_annealing(
     return schedule
 
 
+def triangular(
+    base_lr: float | jax.Array,
+    epochs: float | jax.Array,
+    steps_per_epoch: int,
+    *,
+    peak: float | jax.Array,
+    start_factor: float = 0.0,
+    end_factor: float = 0.0,
+) -> optax.Schedule:
+    """Linear from start_factor · base_lr up to base_lr at epoch `peak`, then down to end_factor.
+
+    Smith, "Cyclical Learning Rates", 2017, one cycle of it; as in Jordan, "94% on CIFAR-10 in 3.29
+    Seconds on a Single GPU", 2024, the peak is at a whole step.
+
+    Args:
+      base_lr: the highest learning rate.
+      epochs: of the whole run; after it the learning rate stays.
+      steps_per_epoch: training steps in an epoch.
+      peak: the epoch, any number, of the highest learning rate.
+      start_factor, end_factor: shares of base_lr, as PyTorch's LinearLR calls them.
+
+    Returns:
+      step -> learning rate.
+    """
+
+    def schedule(step):
+        xp: Any = np if isinstance(step, int | float | np.number) else jnp
+        step = xp.asarray(step, float)
+        total = epochs * steps_per_epoch
+        # In float32 the product of a share and a number of steps may miss a whole number.
+        top = xp.floor(peak * steps_per_epoch + 1e-3)
+        up = step / xp.maximum(top, 1)
+        down = xp.clip((step - top) / xp.maximum(total - top, 1), 0.0, 1.0)
+        rising = start_factor + (1 - start_factor) * up
+        return base_lr * xp.where(step < top, rising, 1 + (end_factor - 1) * down)
+
+    return schedule
+
+
 def make_schedule(
     name: str,
     base_lr: float | jax.Array,
     epochs: float | jax.Array,
     steps_per_epoch: int,
     warmup_epochs: float | jax.Array = 0.0,
+    start_factor: float = 0.0,
+    end_factor: float = 0.0,
 ) -> optax.Schedule:
     """Returns the schedule `name`, one of SCHEDULES: step -> learning rate.
 
     Args:
-      name: "cosine" (see `cosine_annealing`), "cosine_per_step" or "constant".
+      name: "cosine" (see `cosine_annealing`), "cosine_per_step", "constant" or "triangular".
       base_lr: the highest learning rate.
       epochs: of the whole run, with the warm-up.
       steps_per_epoch: training steps in an epoch.
       warmup_epochs: before the schedule, which then has the rest of the epochs: step n of the W
         steps of warm-up, from 0, has base_lr · (n + 1) / W. Goyal et al. 2017, section 2.2.
+        The rise of "triangular" is its warm-up.
+      start_factor, end_factor: of `triangular`.
 
     Raises:
       UserError: there is no such schedule.
     """
     choose("optim.schedule", name, SCHEDULES)
+    if name == "triangular":
+        return triangular(
+            base_lr,
+            epochs,
+            steps_per_epoch,
+            peak=warmup_epochs,
+            start_factor=start_factor,
+            end_factor=end_factor,
+        )
     if name == "constant":
         after = optax.constant_schedule(base_lr)
     else:

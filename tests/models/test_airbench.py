@@ -1,0 +1,114 @@
+"""The first layer, and what a whole run with every part of the recipe leaves."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcifar import restore, task
+from jaxcifar.errors import UserError
+from jaxcifar.models import airbench, create_model
+from jaxcifar.models.airbench import Airbench
+from jaxcifar.train import Interrupted
+from tests.tiny import SignalAt, first_images, mesh, run, state_of, tiny, without_times
+
+
+def patches(images):
+    """All 2×2 patches [N, 12] in the order (row, column, channel)."""
+    n, height, width, _ = images.shape
+    found = [
+        images[i, y : y + 2, x : x + 2].ravel()
+        for i in range(n)
+        for y in range(height - 1)
+        for x in range(width - 1)
+    ]
+    return np.array(found)
+
+
+def test_whitened_patches_are_white():
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(6, 9, 8, 1)) @ rng.normal(size=(1, 3)) + rng.normal(size=(6, 9, 8, 3))
+    kernel = np.asarray(airbench.whitening_kernel(images.astype(np.float32)), np.float64)
+    assert kernel.shape == (2, 2, 3, 24)
+    white = patches(images) @ kernel.reshape(12, 24)
+    np.testing.assert_array_equal(white[:, 12:], -white[:, :12])
+    # Each variance v becomes v / (v + ε), which is 1 but for a thousandth here.
+    np.testing.assert_allclose(np.cov(white[:, :12].T), np.eye(12), atol=0.01)
+    # The filter of the largest variance is the shortest, and comes first.
+    lengths = np.linalg.norm(kernel.reshape(12, 24)[:, :12], axis=0)
+    assert (np.diff(lengths) > 0).all()
+
+
+def test_only_the_first_layer_looks_at_the_images():
+    model = create_model("airbench94", width=0.1)
+    images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
+    variables = model.init(jax.random.key(0), images, train=False)
+    assert isinstance(model, Airbench)
+    fitted = model.fitted(variables, images)
+    np.testing.assert_array_equal(
+        fitted["batch_stats"]["whitening"]["kernel"], airbench.whitening_kernel(images)
+    )
+    assert fitted["params"] is variables["params"]
+    assert fitted["batch_stats"].keys() == variables["batch_stats"].keys()
+
+
+def recipe(**fields):
+    return tiny(
+        model__name="airbench94",
+        model__activation="gelu",
+        model__dropout_rate=0.0,
+        augment__padding_mode="reflect",
+        augment__flip="alternating",
+        data__test_augment="mirror_translate",
+        optim__name="sgd",
+        optim__momentum=0.85,
+        optim__nesterov=True,
+        optim__learning_rate=0.1,
+        optim__l2=6.65e-4,
+        optim__bias_scale=64.0,
+        optim__schedule="triangular",
+        optim__warmup_epochs=0.5,
+        optim__start_factor=0.2,
+        train__lookahead_steps=2,
+        **fields,
+    )
+
+
+def test_a_run_resumes_and_is_evaluated_as_it_was(tmp_path):
+    whole = run(recipe(), tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(recipe(), tmp_path / "stopped", SignalAt(4))
+    resumed = run(recipe(), tmp_path / "stopped")
+    assert without_times([whole["last"]]) == without_times([resumed["last"]])
+    variables, other = state_of(tmp_path / "whole"), state_of(tmp_path / "stopped")
+    jax.tree.map(np.testing.assert_array_equal, variables, other)
+    # The kernel stays that of the images that it was measured on.
+    images = first_images(100)
+    inputs = task.build(recipe(), images, mesh(1)).inference.normalize(images.images)
+    np.testing.assert_allclose(
+        variables["batch_stats"]["whitening"]["kernel"],
+        airbench.whitening_kernel(inputs),
+        rtol=1e-3,
+        atol=1e-4,
+    )
+    evaluated = restore.evaluate_workdir(tmp_path / "whole", "last", mesh=mesh(1))
+    assert evaluated["accuracy"] == whole["last"]["val_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optim__name": "adam", "optim__bias_scale": 64.0}, "bias_scale is 64.0.*'sgd'.*to 1.0"),
+        ({"optim__start_factor": 0.2}, "start_factor is 0.2.*'triangular'"),
+        (
+            {"augment__flip": "alternating", "data__augment": "none"},
+            "flip is 'alt.*'weak'",
+        ),
+        ({"augment__cutout": 8, "data__augment": "strong"}, "cutout is 8.*'weak'"),
+        ({"augment__flip": "both"}, "augment.flip"),
+        ({"data__test_augment": "crops"}, "test_augment"),
+        ({"train__lookahead_steps": 5, "train__ema_decay": 0.9}, "both average"),
+    ],
+)
+def test_parts_that_would_do_nothing_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        task.check_config(tiny(**fields))
