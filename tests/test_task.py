@@ -119,6 +119,9 @@ def test_a_task_is_its_config_in_force():
         "penalize": "all",
         "momentum": 0.5,
         "nesterov": False,
+        "bias_scale": 1.0,
+        "start_factor": 0.0,
+        "end_factor": 0.0,
         "clip_norm": 0.0,
     }
     assert (made.n_train, made.steps_per_epoch) == (100, 3)
@@ -257,7 +260,8 @@ def prepared(augmentation, **strengths):
 
 def test_every_strength_is_tested():
     mixing = {"mixup", "cutmix"}  # tests/test_augment_mixing.py
-    assert set(LOUD) == set(base_config().augment) - mixing
+    recipe = {"padding_mode", "flip", "cutout"}  # tests/test_augment.py
+    assert set(LOUD) == set(base_config().augment) - mixing - recipe
 
 
 @pytest.mark.parametrize("field", LOUD)
@@ -269,7 +273,7 @@ def test_each_strength_reaches_its_transform(field):
     assert np.abs(loud - quiet).max() > 0.1
     # Exactly the transform at these strengths.
     config = base_config().augment.to_dict() | others | {field: strength}
-    del config["mixup"], config["cutmix"]
+    del config["mixup"], config["cutmix"], config["cutout"]
     images = jnp.asarray(first_images(32).images)
     expected = augment.strong(
         jax.random.key(0), images, **config, normalize=lambda x: (x / 255 - 0.5) / 0.25
@@ -280,7 +284,8 @@ def test_each_strength_reaches_its_transform(field):
 def test_weak_uses_the_padding_alone():
     images = first_images(32).images
     quiet, made = prepared("weak", **QUIET)
-    assert made.strengths == (("padding", 0),)
+    unset = (("padding_mode", "zeros"), ("flip", "random"), ("cutout", 0))
+    assert set(made.strengths) == {("padding", 0), *unset}
     for image, out in zip(images, quiet, strict=True):
         plain = (image / 255 - 0.5) / 0.25
         assert np.allclose(out, plain, atol=1e-5) or np.allclose(out, plain[:, ::-1], atol=1e-5)
