@@ -1,9 +1,9 @@
-"""94% in minutes: the recipe of airbench94, ten epochs on a small network.
+"""The recipe of airbench94: ten epochs on a small network, for a GPU.
 
     python -m jaxcifar.main --config=configs/fast.py
 
-Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024 (arXiv 2404.00498), which trains for
-9.9 epochs. What each part is and is worth: docs/recipe.md.
+Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024 (arXiv 2404.00498), whose 9.9 epochs
+are ten here. No training of it has been run to the end yet. The parts: docs/recipe.md.
 """
 
 from jaxcifar.config import base_config
@@ -21,7 +21,7 @@ def get_config():
     config.augment.flip = "alternating"
     config.data.test_augment = "mirror_translate"
 
-    # The paper gives learning rate and decay for 1,024 images, with the momentum taken out: where
+    # The source gives learning rate and decay for 1,024 images, with the momentum taken out: where
     # gradients stay the same, a step of Nesterov's is 1 + 1 / (1 − momentum) of them.
     rate, decay, momentum = 11.5, 0.0153, 0.85
     config.optim.name = "sgd"

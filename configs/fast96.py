@@ -1,8 +1,10 @@
-"""96% on a GPU: the recipe of airbench96, 37 epochs on a network five times that of fast.py.
+"""The recipe of airbench96: 37 epochs on a network five times that of fast.py, for a GPU.
 
     python -m jaxcifar.main --config=configs/fast96.py
 
-Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024 (arXiv 2404.00498), section 4.
+After legacy/airbench96.py in https://github.com/KellerJordan/cifar10-airbench, which Jordan revised
+after the paper (arXiv 2404.00498). No training of it has been run to the end yet. The parts:
+docs/recipe.md.
 """
 
 from jaxcifar.config import base_config

@@ -151,12 +151,11 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
 
 
 PADDING_MODES = ("zeros", "reflect")
-FLIPS = ("random", "alternating", "none")
+FLIPS = ("random", "alternating")
 
 # What config.data.test_augment names: (share, row shift, column shift, mirrored) of each view.
 VIEWS: dict[str, tuple[tuple[float, int, int, bool], ...]] = {
     "none": ((1.0, 0, 0, False),),
-    "mirror": ((0.5, 0, 0, False), (0.5, 0, 0, True)),
     "mirror_translate": tuple(
         (share, shift, shift, mirrored)
         for share, shift in ((0.25, 0), (0.125, -1), (0.125, 1))
@@ -169,8 +168,8 @@ def views(images: jax.Array, name: str) -> list[tuple[float, jax.Array]]:
     """Returns (share, images [N, H, W, C]) for each way in which a test image is looked at.
 
     The network's logits are averaged by these shares, which add up to 1. "mirror_translate" is the
-    multi-crop evaluation of Jordan 2024, section 3.5: the image, and moved by a pixel up and left
-    or down and right, with the border reflected; each also mirrored.
+    multi-crop evaluation of Jordan 2024 (arXiv 2404.00498): the image, and moved by a pixel up and
+    left or down and right, with the border reflected; each also mirrored.
     """
     height, width = images.shape[1:3]
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
@@ -251,7 +250,7 @@ def alternating_flip(
     """Mirrors a random half of the images in even epochs, and the other half in odd ones.
 
     Over any two epochs in turn each image is seen both ways. Jordan, "94% on CIFAR-10 in 3.29
-    Seconds on a Single GPU", 2024, section 3.6.
+    Seconds on a Single GPU", 2024.
 
     Args:
       key: of the run, the same in each epoch: it draws the halves.
@@ -524,17 +523,15 @@ def erase(images: jax.Array, boxes: jax.Array, *, fill: float | Sequence[float])
     return jnp.where(inside[..., None], jnp.asarray(fill).astype(images.dtype), images)
 
 
-def random_cutout(
-    key: jax.Array, images: jax.Array, *, size: int, fill: float | Sequence[float] = 0.0
-) -> jax.Array:
-    """Erases a square of `size` pixels that lies within each image of [N, H, W, C].
+def random_cutout(key: jax.Array, images: jax.Array, *, size: int) -> jax.Array:
+    """Sets a square of `size`×`size` pixels that lies within each image [N, H, W, C] to 0.
 
     DeVries & Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017,
     whose square may stick out; that of Jordan 2024 does not.
     """
     n, height, width, _ = images.shape
     corners = jax.random.randint(key, (n, 2), 0, jnp.array([height, width]) - size + 1)
-    return erase(images, jnp.pad(corners, ((0, 0), (0, 2)), constant_values=size), fill=fill)
+    return erase(images, jnp.pad(corners, ((0, 0), (0, 2)), constant_values=size), fill=0.0)
 
 
 # --- mixing -----------------------------------------------------------------------------------

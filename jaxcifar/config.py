@@ -48,13 +48,13 @@ def base_config() -> Config:
     config.data.std = ()  # those of the training pixels. For weights trained with others
 
     config.data.test_augment = "none"  # views of a test image whose logits are averaged: "none"
-    #                   (it alone) "mirror" "mirror_translate"
+    #                   (it alone) "mirror_translate"
 
     config.augment = ConfigDict()  # the strengths; "weak" uses the first, "strong" all of them
     config.augment.padding = 4  # pixels on each side before the random crop
     config.augment.padding_mode = "zeros"  # what is added: "zeros" "reflect"
     config.augment.flip = "random"  # left to right: "random" "alternating" (each image every other
-    #                                 epoch) "none"
+    #                                 epoch)
     config.augment.cutout = 0  # side of the square that "weak" erases, in pixels; 0: none
     config.augment.brightness = 0.2  # factors are drawn from 1 ± this
     config.augment.contrast = 0.2

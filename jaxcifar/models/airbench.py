@@ -1,8 +1,8 @@
 """The networks of "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", Jordan, 2024.
 
 A frozen layer that whitens 2×2 patches, then three groups of 3×3 convolutions that begin as the
-identity, each convolution followed by a BatchNorm without scale (arXiv 2404.00498, sections 3.1
-to 3.3 and appendix A).
+identity, each convolution followed by a BatchNorm without scale (arXiv 2404.00498, and its code,
+https://github.com/KellerJordan/cifar10-airbench).
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from jaxcifar.models import initializers, layers
 from jaxcifar.models.initializers import Normal
 from jaxcifar.models.network import Network
 
-IMAGES = 5000  # whose patches the first layer whitens; the paper takes as many
+IMAGES = 5000  # whose patches the first layer whitens; Jordan's code takes as many
 EPSILON = 5e-4  # added to the variances, so that directions of almost no variance stay small
 
 

@@ -6,7 +6,6 @@ from jaxcifar.optim.optimizers import (
     make_optimizer,
     options_of,
     regularizers,
-    scale_norm_biases,
 )
 from jaxcifar.optim.regularizers import (
     MASKS,
@@ -43,6 +42,5 @@ __all__ = [
     "options_of",
     "proximal_l1",
     "regularizers",
-    "scale_norm_biases",
     "triangular",
 ]

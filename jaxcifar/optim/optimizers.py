@@ -44,7 +44,7 @@ def options_of(name: str) -> tuple[str, ...]:
 OPTIONS = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "bias_scale": 1.0}
 
 
-def scale_norm_biases(factor: float) -> optax.GradientTransformation:
+def _scale_norm_biases(factor: float) -> optax.GradientTransformation:
     """Multiplies the updates of the biases of normalisation layers: modules named bn… or norm….
 
     At the head of a chain with SGD it is a learning rate of their own, with the decay of all.
@@ -114,7 +114,7 @@ def make_optimizer(
         "bias_scale": bias_scale,
     }
     return optax.chain(
-        *([scale_norm_biases(bias_scale)] if bias_scale != 1 else []),
+        *([_scale_norm_biases(bias_scale)] if bias_scale != 1 else []),
         *(regularizer.transform for regularizer in regularize),
         *([optax.clip_by_global_norm(clip_norm)] if clip_norm else []),
         _OPTIMIZERS[name](**{option: options[option] for option in options_of(name)}),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcifar.kernels.conv import conv2d, plain_conv2d
+from jaxcifar.kernels.conv import conv2d, plain_conv2d, valid_conv2x2
 
 
 @pytest.mark.parametrize("pixels", [2, 4, 5, 8, 32])
@@ -76,3 +76,15 @@ def test_gradient_of_a_long_product_in_pieces():
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     pieces = str(jax.make_jaxpr(vjp)(dy))
     assert "4,12290,4" in pieces.replace(" ", "")
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_two_by_two_without_padding_by_hand(platform):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 4, 5, 3)), rng.normal(size=(2, 2, 3, 6))
+    expected = [
+        [[np.tensordot(image[i : i + 2, j : j + 2], kernel, 3) for j in range(4)] for i in range(3)]
+        for image in x
+    ]
+    found = valid_conv2x2(jnp.float32(x), jnp.float32(kernel), platform=platform)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
