@@ -53,8 +53,7 @@ def predict(workdir: str | pathlib.Path, images: Any, *, checkpoint: str = "best
 
     @jax.jit
     def probabilities(variables: dict, batch: jax.Array) -> jax.Array:
-        logits = inference.model.apply(variables, inference.normalize(batch), train=False)
-        return jax.nn.softmax(logits)
+        return jax.nn.softmax(inference.logits(variables, batch))
 
     size = min(inference.batch_size, max(1, len(images)))
     found = []

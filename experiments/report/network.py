@@ -65,6 +65,11 @@ def fig2(workdir: pathlib.Path, paths: list[pathlib.Path], note: str, image: int
         name: np.asarray(captured["intermediates"][name]["__call__"][0][0], np.float32)
         for name in called
     }
+    if not outputs:
+        raise UserError(
+            f"{workdir}: {config.model.name} has no convolution outside its blocks to draw. "
+            "Give the folder of a run with another network."
+        )
     conv, *rest = outputs
     stages = {"after the convolution": outputs[conv]}
     if (

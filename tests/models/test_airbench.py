@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcifar import restore, task
+from experiments.report import network
+from jaxcifar import data, predict, restore, task
 from jaxcifar.errors import UserError
 from jaxcifar.models import airbench, create_model
 from jaxcifar.models.airbench import Airbench
@@ -92,6 +93,15 @@ def test_a_run_resumes_and_is_evaluated_as_it_was(tmp_path):
     )
     evaluated = restore.evaluate_workdir(tmp_path / "whole", "last", mesh=mesh(1))
     assert evaluated["accuracy"] == whole["last"]["val_accuracy"]
+    # So it is by whatever else looks at images, or it says why not.
+    config, _, variables = restore.load_variables(tmp_path / "whole", "last", mesh=mesh(1))
+    about, images = data.without_images("synthetic"), first_images(5, "test").images
+    inference = task.build_inference(config, about, mesh(1))
+    expected = jax.nn.softmax(inference.logits(variables, images))
+    found = predict.predict(tmp_path / "whole", images, checkpoint="last")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.raises(UserError, match="no convolution outside"):
+        network.fig2(tmp_path / "whole", [tmp_path / "fig2.png"], "")
 
 
 @pytest.mark.parametrize(
