@@ -13,7 +13,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxcifar import options, restore, train
+from jaxcifar import launch, options, processes, restore, train
 from jaxcifar.config import Config, base_config, flatten
 from jaxcifar.errors import UserError, exit_code, reason
 from jaxcifar.kernels import compilation
@@ -26,18 +26,36 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder; runs/NAME for configs/NAME.py.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
 _CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", restore.WHICH, "Which one to evaluate.")
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    launch.MODES,
+    "One run over several processes: auto under Slurm (srun), Open MPI and on TPU slices.",
+)
+_ADDRESS = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT where the first process listens for the others."
+)
+_COUNT = flags.DEFINE_integer("num_processes", None, "How many processes share the run.")
+_INDEX = flags.DEFINE_integer("process_id", None, "The number of this one, from 0.")
+_WAIT = flags.DEFINE_float("start_timeout", 300.0, "Seconds to wait for the other processes.")
 _CACHE = flags.DEFINE_bool(
     "compilation_cache", True, "Keep compiled programs in ~/.cache/jaxcifar/xla for later runs."
 )
 
 
 def main(changed: Sequence[str]) -> None:
-    """Trains or evaluates.
+    """Trains or evaluates, as one of the processes of a run or alone.
 
     Args:
       changed: the program's name, then options for the config of the run in --workdir.
     """
     logging.set_verbosity(logging.ERROR)  # Orbax logs every save
+    place = launch.place(os.environ, _DISTRIBUTED.value, _ADDRESS.value, _COUNT.value, _INDEX.value)
+    with processes.together(place, _WAIT.value):
+        _main(changed)
+
+
+def _main(changed: Sequence[str]) -> None:
     if _CACHE.value:
         compilation.use_cache()
     config = _CONFIG.value
@@ -48,7 +66,7 @@ def main(changed: Sequence[str]) -> None:
         if changed[1:] and (saved := saved_config(workdir)):
             config = options.with_options(saved, changed[1:])
         found = restore.evaluate_workdir(workdir, _CHECKPOINT.value, config)
-        print(
+        _say(
             f"{found['checkpoint']} checkpoint (step {found['step']}): accuracy "
             f"{found['accuracy']:.2%}, loss {found['loss']:.4f} ({found['images']:,} test images)"
         )
@@ -58,7 +76,12 @@ def main(changed: Sequence[str]) -> None:
     file: Any = flags.FLAGS["config"]
     workdir = options.user_path(_WORKDIR.value or f"runs/{pathlib.Path(file.config_filename).stem}")
     result = train.train_and_evaluate(config, workdir)
-    print(summary(result, config, workdir))
+    _say(summary(result, config, workdir))
+
+
+def _say(text: str) -> None:
+    if processes.is_first():
+        print(text)
 
 
 def summary(result: dict[str, Any], config: Config, workdir: str | pathlib.Path) -> str:

@@ -75,8 +75,9 @@ def _load(
             about = _of_checkpoint(about, checkpoints.progress(saved), workdir)
             config = complete(about["config"])
             check_config(config)
-            variables = checkpoints.restore_variables(_abstract_variables(config, mesh), saved)
-            return about, saved.step, variables
+            like = _abstract_variables(config, mesh)
+            found = checkpoints.restore_variables(sharding.of_this_process(like), saved)
+            return about, saved.step, sharding.of_all(found, like)
         except Damaged as error:
             if saved == tried or saved in checkpoints.all():
                 other = "last" if which == "best" else "best"

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxcifar.errors import UserError
 
@@ -47,8 +47,45 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts a whole copy of each array of `tree` on every device."""
-    return jax.device_put(tree, replicated(mesh))
+    """Puts a whole copy of each array of `tree` on every device.
+
+    Where the devices are of several processes, all must have the same arrays: `device_put` would
+    send each to every process to see that.
+    """
+    whole = replicated(mesh)
+    if not mesh.is_multi_process:
+        return jax.device_put(tree, whole)
+
+    def copies(x: Any) -> jax.Array:
+        x = x if isinstance(x, jax.Array) else np.asarray(x)
+        on_each = [jax.device_put(x, device) for device in mesh.local_devices]
+        return jax.make_array_from_single_device_arrays(x.shape, whole, on_each)
+
+    return jax.tree.map(copies, tree)
+
+
+def of_this_process(tree: Any) -> Any:
+    """Returns arrays, or their shapes and shardings, as this process can use them alone.
+
+    Of what is replicated over the devices of several processes, that is the copy on the first of
+    its own devices; all else is returned as it is.
+    """
+
+    def one(x: Any) -> Any:
+        if x.sharding.is_fully_addressable:
+            return x
+        if isinstance(x, jax.Array):
+            return x.addressable_data(0)
+        (device, *_) = x.sharding.addressable_devices
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device))
+
+    return jax.tree.map(one, tree)
+
+
+def of_all(tree: Any, like: Any) -> Any:
+    """Returns what `of_this_process` made of something like `like`, as it was before."""
+    mesh = jax.tree.leaves(like)[0].sharding.mesh
+    return replicate(tree, mesh) if mesh.is_multi_process else tree
 
 
 def abstract(tree: Any, mesh: Mesh) -> Any:

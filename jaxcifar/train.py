@@ -7,6 +7,7 @@ seed and the step.
 import contextlib
 import math
 import pathlib
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,8 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxcifar import data, programs, sharding
-from jaxcifar.config import Config
+from jaxcifar import data, processes, programs, sharding
+from jaxcifar.config import Config, flatten
 from jaxcifar.errors import Interrupted, UserError, interruptible
 from jaxcifar.hooks import Hook, Hooks, Run
 from jaxcifar.run.checkpoint import Damaged, NotFinite, Saved
@@ -62,10 +63,15 @@ def train_and_evaluate(
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     check_config(config, mesh)
+    here = ("data.dir", "train.checkpoint_minutes")  # may differ: the first's is used
+    fields = {name: value for name, value in flatten(config).items() if name not in here}
+    processes.check_same("config", fields)
     with interruptible() as stop, RunFolder(pathlib.Path(workdir)) as folder:
         if result := folder.result(config):
             return result
         splits = load_splits(config)
+        images_of = {name: part["sha256"] for name, part in splits.provenance.items()}
+        processes.check_same("data (SHA-256)", images_of)
         task = build(config, splits.train, mesh)
         numbers = sharding.replicate(hyperparams(config), mesh)
         images, labels = programs.on_devices(splits.train, mesh)
@@ -82,6 +88,7 @@ def train_and_evaluate(
         order = _order(task, state, position.epochs_done + 1)
         run = Run(config, folder.path, task, numbers, images, labels, step, state, order, stop)
         called, compiled, epochs = Hooks(hooks), _Compiled(task), config.train.epochs
+        quiet = quiet or not processes.is_first()
         with Progress(epochs, task.steps_per_epoch, position.epochs_done, quiet) as progress:
             _announce(run, splits, position, progress)
             if position.epochs_done < epochs:
@@ -127,7 +134,7 @@ def _train_epoch(
     while run.step < end:
         with metrics.paused():
             called.call("before_step", run)
-        if run.stop:
+        if _stop_is_agreed(run):
             metrics.fetch()
             _check_finite(run, position, folder)
             raise _stopped(run, position, folder)
@@ -142,9 +149,9 @@ def _train_epoch(
         run.step += steps
         metrics.add(step_metrics)
         if progress.due() and metrics.fetch(but_last=True):
-            _check_finite(run, position, folder)
             progress.step(run.step, position.steps, position.seconds, task.batch_size)
-        if time.monotonic() - folder.saved_at > 60 * run.config.train.checkpoint_minutes:
+        due = time.monotonic() - folder.saved_at > 60 * run.config.train.checkpoint_minutes
+        if any(processes.agree("save", due and processes.is_first(), not metrics.finite)):
             metrics.fetch()
             _check_finite(run, position, folder)
             _save(run, position, folder)
@@ -152,10 +159,21 @@ def _train_epoch(
     _check_finite(run, position, folder)
 
 
+def _stop_is_agreed(run: Run) -> bool:
+    """Whether to stop, because any process of the run was asked to."""
+    (wish,) = processes.agree("stop", run.stop.signum + 1 if run.stop else 0)
+    if wish > 1:
+        run.stop.request(f"by {signal.Signals(wish - 1).name}", wish - 1)
+    elif wish:
+        run.stop.request("by another process")
+    return bool(wish)
+
+
 class _EpochMetrics:
     """Moves the metrics of an epoch's steps from the device into a position."""
 
     def __init__(self, position: Position):
+        self.finite = True  # the losses fetched so far
         self._position = position
         self._calls: list[dict[str, jax.Array]] = []  # not fetched yet
         self._began = time.monotonic()
@@ -174,6 +192,7 @@ class _EpochMetrics:
         """Fetches all calls, or all that are done; returns whether there were any."""
         calls = self._calls[:-1] if but_last else self._calls[:]
         for call in jax.device_get(calls):
+            self.finite &= bool(np.isfinite(call["loss"]).all())
             for name, values in call.items():
                 self._position.steps.setdefault(name, []).extend(values.tolist())
         del self._calls[: len(calls)]
@@ -268,7 +287,7 @@ def _evaluate(run: Run, validation: tuple[jax.Array, jax.Array]) -> dict[str, fl
     for prefix, variables in (("val", run.state.variables), ("ema_val", run.state.ema)):
         if variables is not None:
             scores = programs.evaluate(
-                run.task.inference, variables, *validation, stop=lambda: bool(run.stop)
+                run.task.inference, variables, *validation, stop=lambda: _stop_is_agreed(run)
             )
             if scores is None:
                 return None
@@ -309,7 +328,7 @@ def _save(
 def _stopped(run: Run, position: Position, folder: RunFolder) -> Interrupted:
     """Saves the run; returns what to raise."""
     _save(run, position, folder)
-    folder.checkpoints.wait()
+    folder.wait()
     return Interrupted(
         run.stop.signum,
         f"Stopped {run.stop.reason} and saved at step {run.step} in {run.workdir}. "
@@ -326,8 +345,8 @@ def _check_finite(run: Run, position: Position, folder: RunFolder) -> None:
 
 def _diverged(what: str, step: int, run: Run, folder: RunFolder) -> UserError:
     """Returns what to raise: it names all that is needed to look at the step, counted from 1."""
-    folder.checkpoints.wait()
-    last, steps_per_epoch = folder.checkpoints.last(), run.task.steps_per_epoch
+    folder.wait()
+    last, steps_per_epoch = folder.last(), run.task.steps_per_epoch
     kept = (
         f"The last good checkpoint is of step {last.step}, in {run.workdir / 'checkpoints'}."
         if last
@@ -352,7 +371,7 @@ def _result(
     compile_seconds: float,
     folder: RunFolder,
 ) -> dict[str, Any]:
-    folder.checkpoints.wait()  # result.json says that all is there: it comes last
+    folder.wait()  # result.json says that all is there: it comes last
     result = {
         "best": best_record(records),
         "last": records[-1],
@@ -373,7 +392,7 @@ def _result(
 
 def _best(record: dict[str, Any], folder: RunFolder) -> Saved:
     """The best checkpoint, which must be of the epoch of the best record."""
-    best = folder.checkpoints.best()
+    best = folder.best()
     if best is None or best.step != record["step"]:
         raise UserError(
             f"{folder.path} is damaged: the best epoch is {record['epoch']} (step "
@@ -385,7 +404,7 @@ def _best(record: dict[str, Any], folder: RunFolder) -> Saved:
 
 def _restored(best: Saved, record: dict[str, Any], run: Run, folder: RunFolder) -> TrainState:
     try:
-        return folder.checkpoints.restore(programs.abstract_state(run.task), best)[0]
+        return folder.state(programs.abstract_state(run.task), best)
     except Damaged as error:
         raise UserError(
             f"The checkpoint of the best epoch, {record['epoch']}, is lost, and with it the "

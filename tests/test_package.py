@@ -23,6 +23,8 @@ ORDER = (
     "losses",
     "augment",
     "data",
+    "launch",
+    "processes",
     "sharding",
     "kernels",
     "models",

@@ -22,8 +22,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from jaxcifar import processes, sharding
 from jaxcifar.errors import UserError, in_short, note, of_file
 from jaxcifar.run.digest import Digest, digests, sha256, shapes, shapes_digest
 from jaxcifar.run.log import sync
@@ -144,7 +146,7 @@ class Checkpointer:
         if saved in (self._writing, self.last()):
             return
         self.wait()
-        found, finite = digests(_parts(state))
+        found, finite = digests(_parts(sharding.of_this_process(state)))
         if not finite:
             raise NotFinite(f"The parameters after step {step} are not finite.")
         content = {
@@ -156,7 +158,9 @@ class Checkpointer:
         content["sha256"] = sha256(content)
         with self._saving(saved) as path:
             if self._writer is None:
-                self._writer = ocp.AsyncCheckpointer(_handler("progress"))
+                self._writer = ocp.AsyncCheckpointer(
+                    _handler("progress"), multiprocessing_options=_this_process()
+                )
             self._writing = saved
             self._writer.save(
                 path,
@@ -250,8 +254,11 @@ class Checkpointer:
             _check_shapes(path, document, metadata, _parts(like))
             # A field that is None there and here may be of a later version.
             wanted = {name: tree for name, tree in _parts(like).items() if name in metadata}
-            with ocp.StandardCheckpointer() as reader:
+            with ocp.StandardCheckpointer(multiprocessing_options=_this_process()) as reader:
                 state = like.replace(**reader.restore(path / "state", wanted))
+            if not jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key):
+                # Several processes write and read it as the numbers that it is made of.
+                state = state.replace(key=jax.random.wrap_key_data(state.key))
             _check_digests(path, document, _parts(state))
         if int(state.step) != saved.step:
             raise Damaged(f"The checkpoint {path} is damaged: its state is of step {state.step}.")
@@ -332,7 +339,8 @@ class Checkpointer:
                 restore_args=ocp.checkpoint_utils.construct_restore_args(like),
                 partial_restore=True,
             )
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_this_process())
+            with ocp.Checkpointer(handler, multiprocessing_options=_this_process()) as reader:
                 restored = reader.restore(path / "state", args=arguments)
             _check_digests(path, document, restored)
         return restored.get("ema", restored)
@@ -408,14 +416,29 @@ def _parts(state: TrainState) -> dict[str, Any]:
 
 def _handler(*json_items: str) -> ocp.CompositeCheckpointHandler:
     """Of a folder with the item "state" and others."""
-    others = {item: ocp.JsonCheckpointHandler() for item in json_items}
-    return ocp.CompositeCheckpointHandler(state=ocp.StandardCheckpointHandler(), **others)
+    alone = _this_process()
+    others = {item: ocp.JsonCheckpointHandler(multiprocessing_options=alone) for item in json_items}
+    return ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        state=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+        **others,
+    )
+
+
+def _this_process() -> Any:
+    """Lets a process read or write without the others of its run, for which Orbax would wait."""
+    if processes.count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)  # not its share of each
+    ocp.type_handlers.register_type_handler(jax.Array, whole, override=True)
+    i = processes.index()
+    return ocp.options.MultiprocessingOptions(i, {i}, barrier_sync_key_prefix=f"process{i}")
 
 
 def _metadata(path: pathlib.Path) -> dict[str, Any]:
     """Returns the names and shapes of a checkpoint's arrays, by part."""
     others = [item.name for item in path.iterdir() if item.is_dir() and item.name != "state"]
-    with ocp.Checkpointer(_handler(*others)) as reader:
+    with ocp.Checkpointer(_handler(*others), multiprocessing_options=_this_process()) as reader:
         return dict(reader.metadata(path).item_metadata["state"])
 
 

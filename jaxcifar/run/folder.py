@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from jaxcifar import processes, sharding
 from jaxcifar.config import Config, complete, differences
 from jaxcifar.errors import Busy, UserError, in_short, note, of_file
 from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
@@ -45,6 +46,9 @@ class RunFolder:
     Holds config.json, checkpoints/, metrics.jsonl, steps.jsonl, tensorboard/, result.json. All but
     the checkpoints can be made again from the newest of them.
 
+    Of several processes of a run the first holds it, writes it and decides what is believed, for
+    all. All of them must call the same methods in the same order.
+
     An `OSError` inside `with`, such as of a full disk, becomes a `UserError` that names the path.
 
     Args:
@@ -69,7 +73,8 @@ class RunFolder:
 
     def __enter__(self) -> "RunFolder":
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_lock(self.path))
+            processes.share(lambda: stack.enter_context(_lock(self.path)))
+            _check_shared(self.path)
             self._closing = stack.pop_all()
         return self
 
@@ -82,6 +87,7 @@ class RunFolder:
         if isinstance(error, OSError):
             raise of_file(error, self.path) from error
 
+    @processes.on_first
     def result(self, config: Config) -> dict[str, Any] | None:
         """Returns the content of result.json where the run is of `config` and complete.
 
@@ -138,6 +144,7 @@ class RunFolder:
             return "the last checkpoint is of another step"
         return None
 
+    @processes.on_first
     def open(
         self, config: Config, provenance: dict[str, dict], in_force: dict[str, Any], mesh: Mesh
     ) -> None:
@@ -169,9 +176,30 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Checkpointer:
-        """The run's checkpoints, once it is open."""
+        """The run's checkpoints, once it is open; in the first process only."""
         assert self._checkpoints is not None, "open() comes first"
         return self._checkpoints
+
+    @processes.on_first
+    def wait(self) -> None:
+        """See `jaxcifar.run.checkpoint.Checkpointer.wait`."""
+        self.checkpoints.wait()
+
+    def last(self) -> Saved | None:
+        """See `jaxcifar.run.checkpoint.Checkpointer.last`."""
+        found = processes.share(lambda: self.checkpoints.last())
+        return found and Saved(*found)
+
+    def best(self) -> Saved | None:
+        """See `jaxcifar.run.checkpoint.Checkpointer.best`."""
+        found = processes.share(lambda: self.checkpoints.best())
+        return found and Saved(*found)
+
+    def state(self, like: TrainState, saved: Saved) -> TrainState:
+        """Returns the state of a checkpoint, see `jaxcifar.run.checkpoint.Checkpointer.restore`."""
+        checkpoints = Checkpointer(self.path / "checkpoints", read_only=True)
+        state, _ = checkpoints.restore(sharding.of_this_process(like), saved)
+        return sharding.of_all(state, like)
 
     def restore(self, like: TrainState, steps_per_epoch: int) -> tuple[TrainState, Position] | None:
         """Returns the state and position of the newest checkpoint that is whole.
@@ -188,7 +216,23 @@ class RunFolder:
         Raises:
           UserError: one is of another config or model, or none is whole.
         """
+        here: list[TrainState] = []  # in the first process
 
+        def newest() -> list | None:
+            found = self._newest(sharding.of_this_process(like), steps_per_epoch)
+            if found is None:
+                return None
+            here.append(found[0])
+            return [self.checkpoints.last(), dataclasses.asdict(found[1])]
+
+        found = processes.share(newest)
+        if found is None:
+            return None
+        saved, position = found
+        state = sharding.of_all(here[0], like) if here else self.state(like, Saved(*saved))
+        return state, Position(**position)
+
+    def _newest(self, like: TrainState, steps_per_epoch: int) -> tuple[TrainState, Position] | None:
         assert self._about is not None, "open() comes first"
         config = complete(self._about["config"])
 
@@ -231,6 +275,7 @@ class RunFolder:
                 "its last."
             )
 
+    @processes.on_first
     def start_log(self, epochs_done: int, *, from_checkpoint: bool = True) -> list[Record]:
         """Opens the logs behind the epochs done; returns the records of those.
 
@@ -252,6 +297,12 @@ class RunFolder:
           NotFinite: the state is not; nothing is saved.
           UserError: it cannot be written, or the folder is no more this run's.
         """
+        processes.share(lambda: self._save(step, state, position, val_accuracy))
+        self.saved_at = time.monotonic()
+
+    def _save(
+        self, step: int, state: TrainState, position: Position, val_accuracy: float | None
+    ) -> None:
         # Copied: Orbax writes in the background, while the lists grow.
         steps = {name: list(values) for name, values in position.steps.items()}
         progress = dataclasses.asdict(dataclasses.replace(position, steps=steps)) | {
@@ -260,13 +311,14 @@ class RunFolder:
             "damaged": self._damaged,
         }
         self.checkpoints.save(step, state, progress, val_accuracy)
-        self.saved_at = time.monotonic()
 
+    @processes.on_first
     def log(self, record: Record, steps: dict[str, list[float]]) -> None:
         """Logs a finished epoch: its record, and the metrics of its steps."""
         assert self._log is not None, "start_log() comes first"
         self._log.write(record, steps)
 
+    @processes.on_first
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Draws history.png and writes result.json, which says that the run is complete.
 
@@ -324,6 +376,34 @@ def _lock(workdir: pathlib.Path):
                     "--workdir."
                 ) from error
         yield
+
+
+def _check_shared(workdir: pathlib.Path) -> None:
+    """Checks that the folder is the same for all processes of a run, after the first locked it."""
+    if processes.count() == 1:
+        return
+    mark = processes.share(lambda: _mark(workdir / ".lock"))
+    for process, sees in enumerate(processes.gather(_sees(workdir / ".lock", mark))):
+        if not sees:
+            raise UserError(
+                f"The workdir {workdir} of process 0 is not that of process {process}. All "
+                "processes of a run need the same folder, on a file system that all hosts share."
+            )
+
+
+def _mark(path: pathlib.Path) -> str:
+    mark = os.urandom(16).hex()
+    path.write_text(mark)
+    return mark
+
+
+def _sees(path: pathlib.Path, mark: str) -> bool:
+    for _ in range(20):  # a network file system may take a moment
+        with contextlib.suppress(OSError):
+            if path.read_text() == mark:
+                return True
+        time.sleep(0.25)
+    return False
 
 
 def saved_config(workdir: pathlib.Path) -> Config | None:

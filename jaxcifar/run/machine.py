@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 import jaxcifar
-from jaxcifar import sharding
+from jaxcifar import processes, sharding
 from jaxcifar.errors import UserError, note
 
 
@@ -33,7 +33,7 @@ def environment(in_force: dict[str, Any], mesh: Mesh | None = None) -> dict[str,
         "commit": git_commit(),
         "device": mesh.devices.flat[0].device_kind,
         "devices": mesh.size,
-        "processes": jax.process_count(),
+        "processes": processes.count(),
         "cpus": _cores(),
         "x64": bool(settings.jax_enable_x64),
         "prng": [settings.jax_default_prng_impl, bool(settings.jax_threefry_partitionable)],

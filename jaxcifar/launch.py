@@ -1,0 +1,176 @@
+"""Whether this process is one of several of a run, by flags and the launcher's environment."""
+
+import re
+import zlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from jaxcifar.errors import UserError, choose
+
+MODES = ("auto", "on", "off")
+_PORTS = 61_440, 4_096  # the first, and how many: where no ports are handed out
+
+
+class Place(NamedTuple):
+    """The place of a process among those of its run.
+
+    Attributes:
+      address: HOST:PORT where the first process listens.
+      count: how many processes there are.
+      index: the number of this one, from 0.
+      local_devices: the numbers of the GPUs that it uses, among those it sees; None is all.
+    """
+
+    address: str
+    count: int
+    index: int
+    local_devices: tuple[int, ...] | None = None
+
+
+def place(
+    environment: Mapping[str, str],
+    mode: str = "auto",
+    address: str | None = None,
+    count: int | None = None,
+    index: int | None = None,
+) -> Place | None:
+    """Returns the place of this process; None where it is alone.
+
+    Args:
+      environment: of the process. Steps of Slurm, runs of Open MPI and TPU slices are known by it.
+      mode: "off" is alone whatever there is; "on" is never alone; "auto" is among others where
+        `address`, `count` or `index` is given, or the environment has more than one process.
+      address: HOST:PORT of the first process; None is as the environment says.
+      count: of processes, likewise.
+      index: of this process, likewise.
+
+    Raises:
+      UserError: what is there does not suffice, or is impossible.
+    """
+    choose("--distributed", mode, MODES)
+    given = (address, count, index) != (None, None, None)
+    if mode == "off":
+        if given:
+            raise UserError("--distributed=off takes no --coordinator_address, nor other places.")
+        return None
+    found = _slurm(environment) or _open_mpi(environment) or _tpu_slice(environment)
+    if mode == "auto" and not given and (found is None or found.count == 1):
+        return None
+    there = found or Place("", 0, -1)
+    address = address or environment.get("JAX_COORDINATOR_ADDRESS") or there.address
+    given_count, given_index = count, index
+    count = there.count if count is None else count
+    index = there.index if index is None else index
+    missing = [
+        name
+        for name, is_missing in (
+            ("--coordinator_address=HOST:PORT", not address),
+            ("--num_processes", found is None and given_count is None),
+            ("--process_id", found is None and given_index is None),
+        )
+        if is_missing
+    ]
+    if missing:
+        raise UserError(
+            f"One run over several processes needs {', '.join(missing)}: neither Slurm (srun), "
+            "Open MPI (mpirun) nor a TPU slice says so. --distributed=off runs this process alone."
+        )
+    if not re.fullmatch(r".+:\d{1,5}", address) or int(address.rpartition(":")[2]) > 65_535:
+        raise UserError(
+            f"--coordinator_address is {address!r}. Give the host of the first process and a free "
+            "port on it, such as node1:4321."
+        )
+    if count < 1 or not 0 <= index < count:
+        raise UserError(
+            f"--num_processes is {count} and --process_id is {index}. They count from 0: of two "
+            "processes, one is 0 and one is 1."
+        )
+    return Place(address, count, index, there.local_devices)
+
+
+def _slurm(environment: Mapping[str, str]) -> Place | None:
+    """In a step, that is under srun: an allocation or a login to its node is not enough."""
+    try:
+        nodes = environment["SLURM_STEP_NODELIST"]
+        count = int(environment["SLURM_STEP_NUM_TASKS"])
+        index, local = int(environment["SLURM_PROCID"]), int(environment["SLURM_LOCALID"])
+        job, step = environment["SLURM_JOB_ID"], environment.get("SLURM_STEP_ID", "0")
+    except (KeyError, ValueError):
+        return None
+    # node1 · node1,other2 · node[001-015,020],other2 · a list within a name: rack[1-2]node[3-4]
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
+    host = re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0] if first else nodes)
+    tasks = _tasks_on_node(environment)
+    return Place(
+        f"{host}:{_port(environment, f'{job}.{step}')}",
+        count,
+        index,
+        _gpus(environment, tasks, local),
+    )
+
+
+def _tasks_on_node(environment: Mapping[str, str]) -> int:
+    """Of SLURM_STEP_TASKS_PER_NODE, such as "2(x3),1": the nodes' counts, in their order."""
+    counts: list[int] = []
+    for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
+        number, _, times = part.rstrip(")").partition("(x")
+        counts += [int(number)] * int(times or 1)
+    node = int(environment.get("SLURM_NODEID", 0))
+    return counts[node] if node < len(counts) else counts[0]
+
+
+def _open_mpi(environment: Mapping[str, str]) -> Place | None:
+    try:
+        count, index, local = (
+            int(environment[f"OMPI_COMM_WORLD_{name}"]) for name in ("SIZE", "RANK", "LOCAL_RANK")
+        )
+    except (KeyError, ValueError):
+        return None
+    here = int(environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", 1))
+    # Open MPI 4 says where mpirun runs, which is the host of the first process as a rule.
+    mpirun = environment.get("OMPI_MCA_orte_hnp_uri", "")
+    job = mpirun.partition(".")[0] or environment.get("PMIX_NAMESPACE", "")
+    launcher = re.search(r"tcp://([^,:]+)|tcp6://(\[[^,\]]+)", mpirun)
+    if here == count:
+        host = "127.0.0.1"
+    elif launcher:
+        host = launcher[1] or f"{launcher[2]}]"
+    else:  # of Open MPI 5 each host knows only itself
+        return Place("", count, index, _gpus(environment, here, local))
+    return Place(f"{host}:{_port(environment, job)}", count, index, _gpus(environment, here, local))
+
+
+def _tpu_slice(environment: Mapping[str, str]) -> Place | None:
+    """What a TPU slice says in its environment; where it does not, its metadata server is asked."""
+    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
+    if hosts and "TPU_WORKER_ID" in environment:
+        names = [re.sub(r":\d+$", "", name.strip()) for name in hosts.split(",")]
+        port = environment.get("JAX_COORDINATOR_PORT", "8476")
+        return Place(f"{names[0]}:{port}", len(names), int(environment["TPU_WORKER_ID"]))
+    return None
+
+
+def _gpus(environment: Mapping[str, str], processes: int, local: int) -> tuple[int, ...] | None:
+    """Its share of the GPUs that each process of a host sees; None is all that it sees.
+
+    Raises:
+      UserError: they cannot be shared equally.
+    """
+    visible = environment.get("CUDA_VISIBLE_DEVICES", environment.get("ROCR_VISIBLE_DEVICES"))
+    if visible is None:  # no GPU, or all of the host's: one each, or all for the only process
+        return (local,) if processes > 1 else None
+    gpus = len([name for name in visible.split(",") if name])
+    if gpus <= 1:  # its own, which it sees as number 0
+        return None
+    if gpus % processes:
+        raise UserError(
+            f"The {processes} processes of this host see {gpus} GPUs, which they cannot share "
+            "equally. Start one process for each GPU, or one for each host."
+        )
+    each = gpus // processes
+    return tuple(range(local * each, (local + 1) * each))
+
+
+def _port(environment: Mapping[str, str], job: str) -> str:
+    first, ports = _PORTS
+    return environment.get("JAX_COORDINATOR_PORT") or str(first + zlib.crc32(job.encode()) % ports)

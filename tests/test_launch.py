@@ -1,0 +1,110 @@
+"""Which process of how many this is, by what launchers put into the environment."""
+
+import pytest
+
+from jaxcifar.errors import UserError
+from jaxcifar.launch import Place, place
+
+SLURM = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "node[003-005,9]",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x4)",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "2",
+}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_SIZE": "8",
+    "OMPI_COMM_WORLD_RANK": "5",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+}
+
+
+def test_alone():
+    assert place({}) is None
+    assert place({"SLURM_JOB_ID": "77", "SLURM_NTASKS": "4"}) is None  # no step: a batch script
+    assert place(SLURM, "off") is None
+    assert place(SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [
+        ("node[003-005,9]", "node003"),
+        ("node1", "node1"),
+        ("node1,other[2-3]", "node1"),
+        ("rack[1-2]node[3-4]", "rack1node3"),
+        ("gpu-a[07,09]", "gpu-a07"),
+    ],
+)
+def test_steps_of_slurm(nodes, host):
+    found = place(SLURM | {"SLURM_STEP_NODELIST": nodes, "JAX_COORDINATOR_PORT": "4321"})
+    assert found == Place(f"{host}:4321", 4, 2, None)
+
+
+def test_all_tasks_of_a_step_find_the_same_port_and_other_steps_another():
+    ports = {
+        place(SLURM | {"SLURM_STEP_ID": step, "SLURM_PROCID": process}).address
+        for step in "01"
+        for process in "0123"
+    }
+    assert len(ports) == 2
+
+
+def test_tasks_of_a_node_share_its_gpus():
+    tasks = SLURM | {
+        "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+        "SLURM_NODEID": "1",
+        "SLURM_LOCALID": "1",
+    }
+    assert place(tasks | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}).local_devices == (2, 3)
+    assert place(tasks | {"CUDA_VISIBLE_DEVICES": "3"}).local_devices is None
+    with pytest.raises(UserError, match="see 3 GPUs, which they cannot share"):
+        place(tasks | {"CUDA_VISIBLE_DEVICES": "0,1,2"})
+
+
+def test_open_mpi_4():
+    found = place(OPEN_MPI | {"JAX_COORDINATOR_PORT": "4321"})
+    assert found == Place("10.96.0.1:4321", 8, 5, (1,))
+
+
+def test_open_mpi_5_must_be_told_the_first_host():
+    newer = {k: v for k, v in OPEN_MPI.items() if "MCA" not in k} | {"PMIX_NAMESPACE": "prte-7@1"}
+    with pytest.raises(UserError, match="needs --coordinator_address=HOST:PORT"):
+        place(newer)
+    found = place(newer | {"JAX_COORDINATOR_ADDRESS": "node1:4321"})
+    assert (found.address, found.count, found.index) == ("node1:4321", 8, 5)
+    on_one = newer | {"OMPI_COMM_WORLD_LOCAL_SIZE": "8", "JAX_COORDINATOR_PORT": "4321"}
+    assert place(on_one).address == "127.0.0.1:4321"
+
+
+def test_a_tpu_slice():
+    slice_ = {"TPU_WORKER_HOSTNAMES": "10.0.0.2,10.0.0.3", "TPU_WORKER_ID": "1"}
+    assert place(slice_) == Place("10.0.0.2:8476", 2, 1, None)
+
+
+def test_flags_come_first():
+    assert place({}, "auto", "node1:4321", 2, 1) == Place("node1:4321", 2, 1, None)
+    assert place(SLURM, "auto", "node1:4321").address == "node1:4321"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("maybe",), "--distributed"),
+        (("on",), "needs --coordinator_address=HOST:PORT, --num_processes, --process_id"),
+        (("auto", "node1:4321"), "needs --num_processes, --process_id"),
+        (("off", "node1:4321", 2, 0), "takes no --coordinator_address"),
+        (("on", "node1", 2, 0), "--coordinator_address is 'node1'"),
+        (("on", "node1:99999", 2, 0), "--coordinator_address is 'node1:99999'"),
+        (("on", "node1:4321", 2, 2), "--process_id is 2"),
+        (("on", "node1:4321", 0, 0), "--num_processes is 0"),
+    ],
+)
+def test_wrong_flags(arguments, message):
+    with pytest.raises(UserError, match=message):
+        place({}, *arguments)

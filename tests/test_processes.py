@@ -1,0 +1,203 @@
+"""One run over two processes of four devices each: real processes, which meet on this machine."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jaxcifar.errors import Interrupted
+from jaxcifar.run.log import read_lines
+from tests import tiny
+
+pytestmark = pytest.mark.slow
+ROOT = pathlib.Path(__file__).parent.parent
+# With Adam, rounding grows: its first steps are the signs of the gradients.
+FIELDS = {"optim__name": "sgd", "optim__learning_rate": 0.01}
+LIMIT = 240  # seconds; what ends by itself takes a tenth of it on a quiet machine
+
+
+class Member:
+    """One process of a run."""
+
+    def __init__(self, port, index, workdir, *, devices=4, **told):
+        told = {"workdir": str(workdir), "fields": FIELDS, "wait": 120} | told
+        told["place"] = [f"127.0.0.1:{port}", 2, index]
+        flags = re.sub(r"device_count=\d+", f"device_count={devices}", os.environ["XLA_FLAGS"])
+        environment = os.environ | {
+            "XLA_FLAGS": flags,
+            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.member", json.dumps(told)],
+            **{"cwd": ROOT, "env": environment, "text": True},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def end(self):
+        """Returns (exit code, what was printed), without the lines of Gloo, which greets anyone."""
+        try:
+            printed = self.process.communicate(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            pytest.fail(f"it hung, and had said: {self.process.communicate()}")
+        lines = "".join(printed).splitlines(keepends=True)
+        return self.process.returncode, "".join(x for x in lines if not x.startswith("[Gloo]"))
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def two(workdir, first=None, second=None):
+    """Runs two processes to their ends; returns [(exit code, stderr), …]."""
+    port = free_port()
+    members = [
+        Member(port, index, **({"workdir": workdir} | (told or {})))
+        for index, told in enumerate((first, second))
+    ]
+    return [member.end() for member in members]
+
+
+def losses(workdir):
+    return [epoch["loss"] for epoch in read_lines(workdir / "steps.jsonl")]
+
+
+def validation(workdir):
+    return [epoch["val_loss"] for epoch in read_lines(workdir / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The workdir of a run of one process on eight devices."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    tiny.run(tiny.tiny(**FIELDS), workdir, devices=8)
+    return workdir
+
+
+def check_same_numbers(workdir, alone):
+    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
+    np.testing.assert_allclose(validation(workdir), validation(alone), rtol=1e-5)
+
+
+def test_two_processes_are_one_run(alone, tmp_path):
+    workdir = tmp_path / "run"
+    (code, said), (other_code, other_said) = two(workdir)
+    assert (code, other_code) == (0, 0), said + other_said
+    check_same_numbers(workdir, alone)
+    # The first one alone speaks.
+    assert "8 × cpu" in said
+    assert other_said == ""
+    environment = json.loads((workdir / "config.json").read_text())["environment"]
+    assert (environment["processes"], environment["devices"]) == (2, 8)
+
+
+def test_a_signal_to_one_stops_all_and_one_process_goes_on(alone, tmp_path):
+    workdir = tmp_path / "run"
+    ends = two(workdir, second={"term": 2})
+    assert [code for code, _ in ends] == [128 + signal.SIGTERM] * 2, ends
+    assert "saved at step" in ends[0][1]
+    assert 0 < sum(map(len, losses(workdir))) < 6 or not (workdir / "metrics.jsonl").read_text()
+    tiny.run(tiny.tiny(**FIELDS), workdir, devices=8)
+    check_same_numbers(workdir, alone)
+
+
+def test_two_processes_go_on_where_one_was_stopped(alone, tmp_path):
+    workdir = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        tiny.run(tiny.tiny(**FIELDS), workdir, tiny.SignalAt(4), devices=8)
+    ends = two(workdir)
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert "resumed after epoch 1, step 4" in ends[0][1]
+    assert "processes 1 -> 2" in ends[0][1]
+    check_same_numbers(workdir, alone)
+
+
+def test_a_killed_process_ends_the_others(alone, tmp_path):
+    workdir = tmp_path / "run"
+    (code, said), (killed, _) = two(workdir, second={"kill": 4})
+    assert killed == -signal.SIGKILL
+    assert code == 1
+    assert "jaxcifar: process 1: is gone" in said
+    assert "the same command resumes the run" in said
+    tiny.run(tiny.tiny(**FIELDS), workdir, devices=8)
+    check_same_numbers(workdir, alone)
+
+
+def test_a_finished_run_is_finished_for_all(alone, tmp_path):
+    workdir = shutil.copytree(alone, tmp_path / "run")
+    assert [code for code, _ in two(workdir)] == [0, 0]
+
+
+def test_the_death_of_the_first_ends_the_others(tmp_path):
+    (killed, _), (code, _) = two(tmp_path / "run", first={"kill": 1})
+    assert killed == -signal.SIGKILL
+    assert code != 0  # JAX itself may end it, before our message
+
+
+def test_an_exception_in_one_ends_all(tmp_path):
+    (code, said), (other_code, other_said) = two(tmp_path / "run", second={"raise": 1})
+    assert code == other_code == 1
+    assert "jaxcifar: process 1: failed" in said
+    assert "on purpose" in other_said
+
+
+def test_divergence_is_told_once(tmp_path):
+    spoil = {"spoil": 1}
+    (code, said), (other_code, other_said) = two(tmp_path / "run", spoil, spoil)
+    assert code == other_code == 2
+    assert said.count("is not finite") == 1
+    assert "is not finite" not in other_said
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"images": True}, r"The data \(SHA-256\) of process 1 is not that of process 0"),
+        ({"fields": FIELDS | {"seed": 7}}, "The config of process 1 .*seed 0 -> 7"),
+        ({"devices": 2}, "The machine of process 1 .*devices 4 -> 2"),
+    ],
+)
+def test_processes_that_are_not_alike(second, message, tmp_path):
+    (code, said), (other_code, _) = two(tmp_path / "run", second=second)
+    assert code == other_code == 2, said
+    assert re.search(message, said)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_another_folder(tmp_path):
+    (code, said), (other_code, _) = two(tmp_path / "a", second={"workdir": str(tmp_path / "b")})
+    assert code == other_code == 2
+    assert "is not that of process 1" in said
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_process_that_never_comes(tmp_path):
+    code, said = Member(free_port(), 0, tmp_path / "run", wait=2).end()
+    assert code == 2
+    assert "did not come within 2 seconds: 1." in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_first_process_that_is_not_there(tmp_path):
+    code, said = Member(free_port(), 1, tmp_path / "run", wait=2).end()
+    assert code == 2
+    assert "Process 1 cannot reach the first process at 127.0.0.1" in said
+
+
+def test_a_port_in_use(tmp_path):
+    with socket.create_server(("", 0)) as server:
+        code, said = Member(server.getsockname()[1], 0, tmp_path / "run", wait=2).end()
+    assert code == 2
+    assert "cannot listen on port" in said
