@@ -15,7 +15,6 @@ import warnings
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -51,19 +50,7 @@ def predict(workdir: str | pathlib.Path, images: Any, *, checkpoint: str = "best
     config, _, variables = restore.load_variables(workdir, checkpoint, mesh=mesh)
     inference = build_inference(config, data.without_images(config.data.name), mesh)
 
-    @jax.jit
-    def probabilities(variables: dict, batch: jax.Array) -> jax.Array:
-        return jax.nn.softmax(inference.logits(variables, batch))
-
-    size = min(inference.batch_size, max(1, len(images)))
-    found = []
-    for first in range(0, len(images), size):
-        batch = images[first : first + size]
-        padding = [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)]  # one program for all batches
-        rows = probabilities(variables, jnp.asarray(np.pad(batch, padding)))
-        found.append(np.asarray(rows)[: len(batch)])
-    classes = data.num_classes(config.data.name)
-    return np.concatenate(found) if found else np.zeros((0, classes), np.float32)
+    return restore.probabilities(inference, variables, images)
 
 
 def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:

@@ -178,6 +178,8 @@ def probabilities(
         return jax.nn.softmax(inference.logits(variables, images))
 
     n, size = len(images), min(len(images), inference.batch_size)
+    if n == 0:
+        return np.zeros((0, inference.model.num_classes), np.float32)
     padded = np.concatenate([images, images[: -n % size]])  # all batches have one shape
     batches = [of_batch(variables, padded[i : i + size]) for i in range(0, n, size)]
     return np.concatenate(jax.device_get(batches))[:n]

@@ -63,8 +63,8 @@ def train_and_evaluate(
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     check_config(config, mesh)
-    here = ("data.dir", "train.checkpoint_minutes")  # may differ: the first's is used
-    fields = {name: value for name, value in flatten(config).items() if name not in here}
+    own = ("data.dir", "train.checkpoint_minutes")  # a host may have its own
+    fields = {name: value for name, value in flatten(config).items() if name not in own}
     processes.check_same("config", fields)
     with interruptible() as stop, RunFolder(pathlib.Path(workdir)) as folder:
         if result := folder.result(config):

@@ -69,10 +69,15 @@ def export(
         raise UserError(f"There is no folder {path.parent} to write {path.name} in.")
     config, step, variables = restore.load_variables(workdir, checkpoint)
     variables = jax.device_get(variables)
-    if to == "stablehlo":
-        path.write_bytes(to_stablehlo(config, variables).serialize())
-    else:
-        _write_weights(path, to, to_torch(config.model.name, variables))
+    half = path.with_name(path.name + ".tmp")
+    try:
+        if to == "stablehlo":
+            half.write_bytes(to_stablehlo(config, variables).serialize())
+        else:
+            _write_weights(half, to, to_torch(config.model.name, variables))
+        half.replace(path)
+    finally:  # of a full disk nothing remains
+        half.unlink(missing_ok=True)
     about = {"run": str(workdir), "checkpoint": checkpoint, "step": step} | _about(config, to)
     write_json(beside, about)
     return about
