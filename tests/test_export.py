@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import subprocess
 import sys
 
@@ -127,3 +128,16 @@ def test_wrong_arguments(finished, tmp_path, capsys):
         assert message in capsys.readouterr().err
     assert beside.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [beside]
+
+
+def test_a_full_disk_leaves_no_half_of_a_file(finished, tmp_path, capsys):
+    """No file of this process may grow beyond 1,000 bytes for a moment."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        arguments = [str(finished[0]), "--to=npz", f"--out={tmp_path / 'weights.npz'}"]
+        assert export.main(arguments) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "File too large" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -63,6 +63,8 @@ def test_tasks_of_a_node_share_its_gpus():
     }
     assert place(tasks | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}).local_devices == (2, 3)
     assert place(tasks | {"CUDA_VISIBLE_DEVICES": "3"}).local_devices is None
+    uneven = tasks | {"SLURM_STEP_TASKS_PER_NODE": "4,2"}  # this is the second node
+    assert place(uneven | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}).local_devices == (2, 3)
     with pytest.raises(UserError, match="see 3 GPUs, which they cannot share"):
         place(tasks | {"CUDA_VISIBLE_DEVICES": "0,1,2"})
 

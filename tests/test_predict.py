@@ -34,6 +34,15 @@ def test_probabilities_are_those_of_the_network(finished):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_the_last_batch_may_be_smaller(finished):
+    """The run evaluates 96 images at a time."""
+    images = first_images(100).images
+    rows = predict.predict(finished[0], images)
+    assert rows.shape == (100, 10)
+    np.testing.assert_allclose(rows[96:], predict.predict(finished[0], images[96:]), atol=1e-6)
+    assert predict.predict(finished[0], images[:0]).shape == (0, 10)
+
+
 def test_images_of_another_shape_or_dtype_are_refused(finished):
     for bad in (np.zeros((1, 28, 28, 3), np.uint8), np.zeros((1, 32, 32, 3))):
         with pytest.raises(UserError, match="uint8"):

@@ -113,5 +113,5 @@ def _require_network(spec: Spec, folder: pathlib.Path) -> None:
             "for each class or with trainLabels.csv, and a copy prepared by tensorflow-datasets.\n"
             f"Either put one of the official archives ({spec.page}) there, "
             "or name the folder that has it: --config.data.dir=FOLDER or JAXCIFAR_DATA=FOLDER.\n"
-            f"To try without {spec.title}: --config=configs/quickstart.py."
+            f"To try without {spec.title}: jaxcifar train quickstart."
         ) from error
