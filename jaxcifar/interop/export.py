@@ -138,7 +138,8 @@ def _write_weights(path: pathlib.Path, to: str, state_dict: dict[str, np.ndarray
     else:
         import torch
 
-        torch.save({name: torch.from_numpy(value) for name, value in arrays.items()}, path)
+        tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}  # pyright: ignore
+        torch.save(tensors, path)  # pyright: ignore
 
 
 def _command(arguments: argparse.Namespace) -> None:

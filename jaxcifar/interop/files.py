@@ -67,8 +67,9 @@ def _of_torch(path: pathlib.Path) -> Mapping[str, Any]:
             "'jaxcifar[parity]'. Files of safetensors and .npz need no PyTorch."
         ) from error
     try:
-        with torch.serialization.safe_globals(_allowed()):
-            weights = torch.load(path, map_location="cpu", weights_only=True)
+        # Without PyTorch, pyright takes it for the file of this name next door.
+        with torch.serialization.safe_globals(_allowed()):  # pyright: ignore
+            weights = torch.load(path, map_location="cpu", weights_only=True)  # pyright: ignore
     except Exception as error:
         # PyTorch's advice on how to load it all the same goes on for six lines.
         if found := re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", str(error)):
