@@ -1,6 +1,8 @@
 # Two commands, each enough on a machine with Python (3.11 or newer) and make.
 #   make quickstart   installs into .venv and trains a small network on embedded images
 #   make test         installs into .venv and runs the tests
+# The documents as a site that opens from disk, in site/:
+#   make docs
 # And the whole report, rows, figures, landscapes and page, in OUT; OPTIONS changes every run:
 #   make report [OUT=results] [SEEDS=0-2] [OPTIONS=--config.train.epochs=2]
 PYTHON ?= python3
@@ -8,7 +10,7 @@ BIN = .venv/bin
 OUT = results
 SEEDS = 0-2
 
-.PHONY: quickstart test report lint clean
+.PHONY: quickstart test report docs lint clean
 
 quickstart: .venv/installed
 	$(BIN)/python -m jaxcifar.main --config=configs/quickstart.py
@@ -26,6 +28,11 @@ report: .venv/installed
 	-for row in vgg2 vgg6; do $(BIN)/python -m experiments.landscape slice \
 		$(OUT)/table4/$$row/seed0 --out=$(OUT)/landscape; done
 	$(BIN)/python -m experiments.report $(OUT)
+
+docs: .venv/installed
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/python docs/build.py
+	$(BIN)/mkdocs build --quiet --strict
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -49,8 +49,8 @@ def weak(
       images: [N, H, W, C] of any dtype.
       padding: added on each side before the crop, in pixels.
       padding_mode: what is added, one of PADDING_MODES; see `crop`.
-      flip: one of FLIPS. "random" mirrors here; with "alternating" the images that come are
-        mirrored already, see `alternating_flip`.
+      flip: one of FLIPS. "random" mirrors here; with "alternating" the images were mirrored
+        before, see `alternating_flip`.
       cutout: side of the square that is set to 0, in pixels; 0 is none.
       normalize: applied before the cutout, such as `normalize` with a mean and a deviation;
         nothing by default.
@@ -165,7 +165,7 @@ VIEWS: dict[str, tuple[tuple[float, int, int, bool], ...]] = {
 
 
 def views(images: jax.Array, name: str) -> list[tuple[float, jax.Array]]:
-    """Returns (share, images [N, H, W, C]) for each way in which a test image is looked at.
+    """Returns (share, images [N, H, W, C]) for each view of the test images.
 
     The network's logits are averaged by these shares, which add up to 1. "mirror_translate" is the
     multi-crop evaluation of Jordan 2024 (arXiv 2404.00498): the image, and moved by a pixel up and
@@ -249,7 +249,7 @@ def alternating_flip(
 ) -> jax.Array:
     """Mirrors a random half of the images in even epochs, and the other half in odd ones.
 
-    Over any two epochs in turn each image is seen both ways. Jordan, "94% on CIFAR-10 in 3.29
+    Over any two consecutive epochs each image is seen both ways. Jordan, "94% on CIFAR-10 in 3.29
     Seconds on a Single GPU", 2024.
 
     Args:
@@ -316,7 +316,7 @@ def jitter(images: jax.Array, factors: jax.Array, orders: jax.Array) -> jax.Arra
     images = images.astype(jnp.float32)
     changes = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
     for place in range(len(changes)):
-        # Images of one batch want different changes here: all four are computed and one is
+        # The images of a batch need different changes here: all four are computed and one is
         # chosen, which a compiler can do in one pass over the pixels.
         which = orders[:, place, None, None, None]
         results = [change(images, factors[:, i]) for i, change in enumerate(changes)]
@@ -546,7 +546,7 @@ def mix(
       key: a PRNG key.
       images: [N, H, W, C] float.
       targets: [N, classes] float.
-      mixup, cutmix: the parameters of the Beta distributions; 0 is off. One at least is on.
+      mixup, cutmix: the parameters of the Beta distributions; 0 is off. At least one is on.
     """
     coin_key, key = jax.random.split(key)
     if not cutmix:
@@ -586,7 +586,7 @@ def random_cutmix(
     Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers", 2019.
 
     Args: see `random_mixup`. The rectangle, one for the batch, has a share 1 − λ of the area and a
-      uniform centre; what lies outside of the image is cut off.
+      uniform centre; what lies outside the image is cut off.
     """
     beta_key, row_key, column_key = jax.random.split(key, 3)
     height, width = images.shape[1:3]

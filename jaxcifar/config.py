@@ -33,22 +33,22 @@ def base_config() -> Config:
     config.model.activation = "relu"  # "relu" "gelu" "silu" "leaky_relu" "mish"
     config.model.dropout_rate = 0.2  # ResNet: before the FC layer; DenseNet: in each dense layer
     config.model.width = 1.0  # multiplies every channel count
-    config.model.remat = "auto"  # DenseNet: "on": a third of the memory, by computing again what
-    #                              is cheap; "off"; auto: on on CPU, where it is faster too
-    config.model.dtype = "auto"  # of the computation: "float32", "bfloat16"; auto: bfloat16 on GPU
-    #                              and TPU. Parameters, statistics and logits are float32 always
+    config.model.remat = "auto"  # DenseNet: "on" takes a third of the memory, and recomputes what
+    #                              is cheap; "off"; "auto": on on CPUs, where it is faster too
+    config.model.dtype = "auto"  # of the computation: "float32" "bfloat16"; "auto": bfloat16 on
+    #        GPUs and TPUs. Parameters, statistics and logits are always float32
 
     config.data = ConfigDict()
     config.data.name = "cifar10"  # "cifar10" "cifar100" "digits" "synthetic"
-    config.data.dir = ""  # holds CIFAR; "": $JAXCIFAR_DATA, else ~/.cache/jaxcifar/data
+    config.data.dir = ""  # the folder of CIFAR; "": $JAXCIFAR_DATA, else ~/.cache/jaxcifar/data
     config.data.augment = "weak"  # "none" "weak" "strong"
     config.data.protocol = "test"  # "test": the best epoch is chosen on the test set, as in the
     #                   report; "holdout": on a tenth of the training set, the test set used once
-    config.data.mean = ()  # of each channel, in units of 1, by which images are normalised; ():
-    config.data.std = ()  # those of the training pixels. For weights trained with others
-
+    config.data.mean = ()  # of each channel, in units of 1 (pixel / 255), to normalise images by;
+    #                        (): that of the training pixels. For weights trained with another
+    config.data.std = ()  # the standard deviation, likewise
     config.data.test_augment = "none"  # views of a test image whose logits are averaged: "none"
-    #                   (it alone) "mirror_translate"
+    #                   (the image alone) "mirror_translate" (six)
 
     config.augment = ConfigDict()  # the strengths; "weak" uses the first, "strong" all of them
     config.augment.padding = 4  # pixels on each side before the random crop
@@ -57,20 +57,20 @@ def base_config() -> Config:
     #                                 epoch)
     config.augment.cutout = 0  # side of the square that "weak" erases, in pixels; 0: none
     config.augment.brightness = 0.2  # factors are drawn from 1 ± this
-    config.augment.contrast = 0.2
-    config.augment.saturation = 0.2
+    config.augment.contrast = 0.2  # likewise
+    config.augment.saturation = 0.2  # likewise
     config.augment.hue = 0.1  # turns of the colour wheel, ± this
     config.augment.rotation = 15.0  # degrees, ± this
     config.augment.translation = 0.1  # of the image's side, ± this
-    config.augment.erasing_probability = 0.25
-    config.augment.erasing_area = (0.02, 0.33)  # of the image
-    config.augment.erasing_ratio = (0.3, 3.3)  # height / width
+    config.augment.erasing_probability = 0.25  # that a rectangle of an image is erased
+    config.augment.erasing_area = (0.02, 0.33)  # of the rectangle; shares of the image: from, to
+    config.augment.erasing_ratio = (0.3, 3.3)  # height / width of the rectangle: from, to
     config.augment.mixup = 0.0  # parameter of the Beta distribution of the weights; 0: no mixing
     config.augment.cutmix = 0.0  # the same, of the areas; where both are on, a coin chooses
 
     config.optim = ConfigDict()
     config.optim.name = "adam"  # "adam" "adamw" "sgd"
-    config.optim.learning_rate = 1e-3
+    config.optim.learning_rate = 1e-3  # the highest one, before the schedule lowers it
     config.optim.momentum = 0.0  # of SGD
     config.optim.nesterov = False  # whether SGD's momentum is Nesterov's
     config.optim.weight_decay = 0.0  # of AdamW: decoupled, w ← w − lr · decay · w
@@ -84,15 +84,15 @@ def base_config() -> Config:
     config.optim.bias_scale = 1.0  # of SGD: multiplies the gradients of BatchNorm's biases, and so
     #                                their learning rate, but not their L2
     config.optim.clip_norm = 0.0  # the largest norm of the whole gradient; 0: no limit
-    config.optim.warmup_epochs = 0.0  # the learning rate rises in them, then the schedule begins
+    config.optim.warmup_epochs = 0.0  # the learning rate rises in them; then the schedule begins
 
     config.train = ConfigDict()
     config.train.batch_size = 256  # over all devices
-    config.train.epochs = 50
+    config.train.epochs = 50  # passes over the training set
     config.train.limit_train_images = 0  # use only the first N; 0: all
     config.train.label_smoothing = 0.0  # share of each target spread evenly over all classes
-    config.train.ema_decay = 0.0  # of a moving average of weights and statistics, by which the best
-    #                               epoch is then chosen; 0: none
+    config.train.ema_decay = 0.0  # of a moving average of weights and statistics, which is then
+    #                               what chooses the best epoch; 0: none
     config.train.lookahead_steps = 0  # the weights return to an average of their own past every so
     #                                   many steps; 0: never
     config.train.eval_batch_size = 512  # over all devices; the last batch is padded and masked
@@ -113,7 +113,7 @@ EXECUTION_FIELDS = (
 )
 
 # field: (lowest allowed, highest allowed, whether the lowest itself is excluded)
-_RANGES = {
+RANGES = {
     "seed": (0, 2**32 - 1, False),
     "model.dropout_rate": (0.0, 0.99, False),
     "model.width": (0.0, 16.0, True),
@@ -224,7 +224,7 @@ def validate(config: Config) -> None:
             raise UserError(f"config.{field} is missing. Start from jaxcifar.config.base_config().")
         _check_type(field, given[field], default)
         values = given[field] if isinstance(default, tuple) else [given[field]]
-        if field in _RANGES:
+        if field in RANGES:
             for value in values:
                 _check_range(field, value)
         if isinstance(default, tuple) and len(default) == 2 and values[0] > values[1]:
@@ -249,7 +249,7 @@ def _check_type(field: str, value: Any, default: Any) -> None:
 
 
 def _check_range(field: str, value: float) -> None:
-    low, high, excluded = _RANGES[field]
+    low, high, excluded = RANGES[field]
     if not math.isfinite(value) or not low <= value <= high or (excluded and value == low):
         least = f"above {low}" if excluded else f"at least {low}"
         raise UserError(f"config.{field} is {value}; it must be {least} and at most {high}.")

@@ -16,14 +16,14 @@ from jaxcifar.errors import UserError, reason
 
 
 class BadPath(UserError, argparse.ArgumentTypeError):
-    """A path that cannot be used. As the type of an option, `user_path` has argparse say why."""
+    """A path that cannot be used. argparse prints it where `user_path` is an option's type."""
 
 
 def user_path(text: str) -> pathlib.Path:
-    """Returns the path that a user wrote; "~" is the home folder, which no shell expands after "=".
+    """Returns the path that a user wrote. It expands "~", as no shell does after "=".
 
     Raises:
-      BadPath: there is no home folder, or it is the address of a bucket.
+      BadPath: there is no home folder, or the path is the address of a bucket.
     """
     if re.match(r"[a-z][a-z0-9]+://", text):
         raise BadPath(f"{text!r} is not a local folder or file. Mount it, or copy it afterwards.")
@@ -37,7 +37,7 @@ def load(path: str | pathlib.Path) -> Config:
     """Returns what get_config() of a config file returns.
 
     Raises:
-      UserError: the file cannot be loaded, or returns no config, or an impossible one.
+      UserError: the file cannot be loaded, or does not return a valid config.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -45,7 +45,7 @@ def load(path: str | pathlib.Path) -> Config:
     if path.suffix != ".py":
         raise UserError(
             f"{path} is not a config file, which is Python (.py). To resume a run, give the config "
-            "file that it began with, and its folder as --workdir."
+            "file that it was started with, and its folder as --workdir."
         )
     loader = importlib.machinery.SourceFileLoader(f"config_file_{path.stem}", str(path))
     spec = importlib.util.spec_from_loader(loader.name, loader)
@@ -78,7 +78,7 @@ def with_options(config: Config, options: Sequence[str]) -> Config:
     """Returns `config` changed by options such as "--config.train.epochs=3".
 
     Raises:
-      UserError: an option is unknown, or has a value of another type.
+      UserError: an option is unknown, or its value has the wrong type.
     """
     values, argv = flags.FlagValues(), ["", *options]
     try:
@@ -92,7 +92,7 @@ def with_options(config: Config, options: Sequence[str]) -> Config:
 
 
 def hint(arguments: Iterable[str]) -> str:
-    """Returns which fields of a config are meant by command-line flags that do not exist."""
+    """Suggests the fields of a config that unknown command-line flags may have meant."""
     known, hints = flatten(base_config()), []
     for argument in arguments:
         name, equals, value = argument.lstrip("-").partition("=")

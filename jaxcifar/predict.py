@@ -1,4 +1,4 @@
-"""What a trained network sees in pictures.
+"""Classifies pictures with a trained network.
 
     python -m jaxcifar.predict runs/row1 cat.png
     python -m jaxcifar.predict runs/row1 pictures/ --top=5
@@ -56,13 +56,13 @@ def predict(workdir: str | pathlib.Path, images: Any, *, checkpoint: str = "best
 def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
     """Reads a picture of any size and mode, upright and resized.
 
-    Transparent parts become white, and the 16 bits of a grey picture 8.
+    Transparent parts become white, and 16-bit grey is reduced to 8 bits.
 
     Returns:
       [32, 32, 3] uint8, and its (width, height) before.
 
     Raises:
-      UserError: it is no picture, is truncated, or is so large that reading it could fill the
+      UserError: it is not a picture, is truncated, or is so large that reading it could fill the
         memory.
     """
     try:
@@ -76,12 +76,12 @@ def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
             f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels. Make it smaller first."
         ) from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{path} is no picture. Give PNG, JPEG, WebP or the like.") from error
+        raise UserError(f"{path} is not a picture. Give a PNG, JPEG or WebP file.") from error
     except FileNotFoundError as error:
         raise UserError(f"There is no file {path}.") from error
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of a damaged file
         raise UserError(f"{path} cannot be read as a picture: {error}.") from error
-    if picture.mode.startswith("I"):  # Pillow cuts at 255 what it should divide
+    if picture.mode.startswith("I"):  # Pillow clips at 255 where it should divide
         values = np.asarray(picture).clip(0, 65535) // 256
         picture = Image.fromarray(values.astype(np.uint8))
     elif picture.mode in ("P", "PA", "LA", "La", "RGBa") or picture.has_transparency_data:
@@ -96,10 +96,10 @@ def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def pictures(paths: list[pathlib.Path]) -> list[pathlib.Path]:
-    """Returns the files that are named, and those in the folders that are, by name.
+    """Returns the named files, and the pictures in the named folders, sorted by name.
 
     Raises:
-      UserError: a folder has no picture in it.
+      UserError: a folder contains no pictures.
     """
     found: list[pathlib.Path] = []
     for path in paths:
@@ -108,7 +108,7 @@ def pictures(paths: list[pathlib.Path]) -> list[pathlib.Path]:
             continue
         inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _ENDINGS)
         if not inside:
-            raise UserError(f"The folder {path} has no picture in it ({', '.join(_ENDINGS)}).")
+            raise UserError(f"The folder {path} contains no pictures ({', '.join(_ENDINGS)}).")
         found += inside
     return found
 
@@ -116,13 +116,13 @@ def pictures(paths: list[pathlib.Path]) -> list[pathlib.Path]:
 def _warn(path: pathlib.Path, size: tuple[int, int]) -> None:
     wide, high = size
     if max(wide, high) > 1.5 * min(wide, high):
-        note(f"{path} is {wide}×{high}: squeezed to a square. A square part may be seen better.")
+        note(f"{path} is {wide}×{high}: squeezed into a square. A square crop may do better.")
     elif not _SIDE / 2 <= min(wide, high) <= max(wide, high) <= 4 * _SIDE:
         note(f"{path} is {wide}×{high}, resized to 32×32, as the network was trained on.")
 
 
 def _chart(path: pathlib.Path, ranked: list[tuple[str, float]]) -> str:
-    """A bar for each class, in characters that the terminal has."""
+    """A bar for each class, in characters that the terminal can show."""
     try:
         "█".encode(sys.stdout.encoding or "ascii")
         mark = "█"

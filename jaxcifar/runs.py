@@ -1,16 +1,16 @@
-"""Lists the runs below a folder: what they are, how far they are, and how they do.
+"""Lists the runs below a folder: what they are, how far along, and how well they do.
 
 python -m jaxcifar.runs [DIR]
 
 The state is one of
   finished   all epochs are done
-  running    a process of this machine trains there, or one of another gave a sign of life (those of
-             sweeps do)
-  stale      another machine's process gave none for ten minutes
-  failed     the last attempt of a sweep failed, and why
-  imported   weights from elsewhere, never trained on
-  stopped    the command that began it resumes it
-  damaged    a file cannot be read; the command that began it may restore it
+  running    a process on this machine is training it, or a sweep on another machine has given a
+             sign of life
+  stale      the other machine has given none for ten minutes
+  failed     the last attempt of a sweep failed; the reason follows
+  imported   weights from elsewhere, not trained further
+  stopped    the command that started it resumes it
+  damaged    a file cannot be read; the command that started it may restore it
 """
 
 import argparse
@@ -34,7 +34,7 @@ _LOCKS = pathlib.Path("/proc/locks")  # of Linux
 
 
 def find(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns what is known of each run below a folder, by path.
+    """Returns what is known about each run below a folder, sorted by path.
 
     Raises:
       UserError: there is no such folder, or no run in it.
@@ -92,7 +92,7 @@ def _state(workdir: pathlib.Path, otherwise: str) -> str:
 
 
 def _locked(workdir: pathlib.Path) -> bool:
-    """Whether a process of this machine holds a run, asked without touching the lock."""
+    """Whether a process on this machine holds a run; the lock itself is not touched."""
     with contextlib.suppress(OSError):
         here = os.stat(workdir / ".lock")
         place = f"{os.major(here.st_dev):02x}:{os.minor(here.st_dev):02x}:{here.st_ino}"
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("folder", nargs="?", default="runs", help="that holds runs; runs/ if none")
+    parser.add_argument("folder", nargs="?", default="runs", help="that has runs (default runs/)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(argv)
     found = find(options.user_path(arguments.folder))

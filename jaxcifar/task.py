@@ -178,7 +178,7 @@ class Task:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in the training set; what is left over waits for another permutation."""
+        """Full batches in the training set; each epoch leaves out another remainder."""
         return self.n_train // self.batch_size
 
     @property
@@ -357,8 +357,8 @@ def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = T
 
     Args:
       config: of a run.
-      mesh: of the devices that shall share its batches; None is not to look at them.
-      training: whether it is to train here; a run may be evaluated on devices that could not.
+      mesh: of the devices that share its batches; None skips the checks that need it.
+      training: whether it is to be trained here; devices that cannot train it may evaluate it.
 
     Raises:
       UserError: an unknown field or name, or an impossible value.
@@ -398,7 +398,7 @@ def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = T
 
 
 def _check_parts(config: Config) -> None:
-    """Checks that no part is asked for where it would change nothing."""
+    """Checks that no field is set where it would have no effect."""
     options, recipe = config.optim, config.data.augment
     for factor in ("start_factor", "end_factor"):
         if options[factor] and options.schedule != "triangular":

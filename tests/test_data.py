@@ -279,7 +279,7 @@ def tar(members: dict[str, bytes]) -> bytes:
 
 def test_foreign_archive(tmp_path):
     gz(tmp_path / "cifar-10-binary.tar.gz", tar({"x/readme": b"not it"}))
-    with pytest.raises(UserError, match=r"holds no test_batch\.bin: it is not the CIFAR-10"):
+    with pytest.raises(UserError, match=r"lacks test_batch\.bin: it is not the CIFAR-10"):
         data.load("cifar10", "test", data_dir=str(tmp_path))
 
 

@@ -258,7 +258,7 @@ def test_command_refuses(tmp_path, capsys):
     assert "no file" in capsys.readouterr().err
     (tmp_path / "weights.bin").write_bytes(b"")
     assert interop.main(["import", str(tmp_path / "weights.bin"), *arguments]) == 2
-    assert "no file of PyTorch, of safetensors or of NumPy" in capsys.readouterr().err
+    assert "not a PyTorch, safetensors or NumPy" in capsys.readouterr().err
     (tmp_path / "damaged.npz").write_bytes(b"not an archive")
     assert interop.main(["import", str(tmp_path / "damaged.npz"), *arguments]) == 2
     assert "cannot be read" in capsys.readouterr().err

@@ -150,7 +150,7 @@ def test_a_whole_folder_beside_half_a_one(few, expected, tmp_path, capsys):
     write_python(tmp_path / "cifar-10-batches-py", few)
     check(tmp_path, expected)
     [line] = capsys.readouterr().err.splitlines()  # of the training images alone
-    assert "cifar-10-batches-bin holds only a part" in line
+    assert "cifar-10-batches-bin contains only a part" in line
     assert "cifar-10-batches-py is used" in line
 
 

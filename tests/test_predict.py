@@ -99,7 +99,7 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"whole\.png has more than 3,000 pixels"):
         predict.read_picture(whole)
     (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match="none has no picture"):
+    with pytest.raises(UserError, match="none contains no pictures"):
         predict.pictures([tmp_path / "none"])
 
 

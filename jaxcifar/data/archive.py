@@ -1,4 +1,4 @@
-"""Reads what somebody else packed: in memory, so that nothing is written, and within bounds."""
+"""Unpacks archives from elsewhere: in memory, so that nothing is written, and within limits."""
 
 import gzip
 import hashlib
@@ -12,14 +12,14 @@ _MOST_MEMBERS = 100  # the official archives have at most ten
 
 
 class BadArchive(Exception):
-    """An archive that holds what it should not; the message says what."""
+    """An archive with something in it that should not be there; the message says what."""
 
 
 def unpack(path: pathlib.Path, limit: int) -> tuple[bytes, str]:
     """Returns the content of a .gz file, of `limit` bytes at most, and the MD5 of the file.
 
     Raises:
-      BadArchive: there is more than that. Little more is read, however much it is.
+      BadArchive: there is more than that; reading stops soon after.
       EOFError, OSError, zlib.error: the file is not gzip, ends early or has a wrong checksum.
     """
     too_long = f"it holds more than the {limit:,} bytes that the images take"
@@ -39,8 +39,8 @@ def members(content: bytes, names: Collection[str]) -> Iterator[tuple[str, int, 
     """Yields (name, bytes, content) of the files in a tar archive whose last part is in `names`.
 
     Raises:
-      BadArchive: a member is no file or folder, or lies outside the archive's own folder, or comes
-        twice; or there are very many.
+      BadArchive: a member is neither a file nor a folder, lies outside the archive's own folder, or
+        is there twice; or there are too many.
       tarfile.TarError, RecursionError: the archive ends early or is damaged.
     """
     seen = set()
@@ -50,7 +50,7 @@ def members(content: bytes, names: Collection[str]) -> Iterator[tuple[str, int, 
             if count > _MOST_MEMBERS:
                 raise BadArchive(f"it holds more than {_MOST_MEMBERS} files")
             if path.is_absolute() or ".." in path.parts:
-                raise BadArchive(f"its member {member.name!r} lies outside of its folder")
+                raise BadArchive(f"its member {member.name!r} lies outside its folder")
             if not (member.isfile() or member.isdir()):
                 kind = "a link" if member.issym() or member.islnk() else "a device"
                 raise BadArchive(f"its member {member.name!r} is {kind}, not a file")

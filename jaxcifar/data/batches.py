@@ -71,7 +71,7 @@ def _from_archive(spec: Spec, release: Release, path: pathlib.Path, split: str) 
         inside(file, binary) for file in spec.files(split) if file not in contents
     ):
         raise UserError(
-            f"{path} holds no {', '.join(missing)}: it is not the {spec.title} archive. "
+            f"{path} lacks {', '.join(missing)}: it is not the {spec.title} archive. "
             f"Download that from {spec.page}."
         )
     return _parse(spec, contents, split, binary, path, official=md5 == release.md5)
@@ -103,7 +103,7 @@ def _largest(spec: Spec, file: File, binary: bool) -> int:
 
 
 def require_size(spec: Spec, file: File, binary: bool, size: int, where: str) -> None:
-    """Refuses a file of a wrong size, which is then never read into memory."""
+    """Refuses a file of the wrong size before it is read into memory."""
     largest = _largest(spec, file, binary)
     if size > largest or (binary and size < largest):
         allowed = f"{largest:,}" if binary else f"at most {largest:,}"

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in the forms that people have them in, wherever they lie in a folder."""
+"""CIFAR-10 and CIFAR-100 in the forms in which people have them, found in a folder."""
 
 import hashlib
 import os
@@ -38,8 +38,9 @@ def load(spec: Spec, split: str, data_dir: str = "") -> Dataset:
     Looks in `data_dir` for, in this order: an archive, the folder that it unpacks to, or the same
     files in `data_dir` itself (the binary format, then the Python one; under the official names or
     Keras'); Hugging Face's Parquet files; Kaggle's pictures with trainLabels.csv; pictures in a
-    folder for each class. Where no folder is named, and nothing is there, then in Keras' cache.
-    Else tensorflow-datasets prepares the data set there, and downloads about 160 MB the first time.
+    folder for each class. If no folder is named and none of these is found, in Keras' cache.
+    Otherwise tensorflow-datasets prepares the data set in `data_dir`, and downloads about 160 MB
+    the first time.
 
     Args:
       spec: the data set, `CIFAR10` or `CIFAR100`.
@@ -52,8 +53,8 @@ def load(spec: Spec, split: str, data_dir: str = "") -> Dataset:
 
     Raises:
       Unlabelled: the test images that were found have no labels.
-      UserError: nothing there and no way to download; only a part; or files that are damaged, or
-        differ between two forms in the same folder.
+      UserError: nothing was found and nothing can be downloaded; only a part was found; or files
+        are damaged, or differ between two forms in the same folder.
     """
     folder = _user_path(data_dir) if data_dir else default_dir()
     if data_dir and not folder.is_dir():
@@ -84,7 +85,7 @@ def _find(spec: Spec, folder: pathlib.Path) -> list[Source]:
 
 
 def _whole(spec: Spec, found: Sequence[Source], split: str) -> list[Source]:
-    """Returns the sources that lack nothing.
+    """Returns the complete sources.
 
     Raises:
       UserError: there is none.
@@ -95,12 +96,12 @@ def _whole(spec: Spec, found: Sequence[Source], split: str) -> list[Source]:
         part = (parts or found)[0]
         names = ", ".join(part.missing[:10]) + (", …" if len(part.missing) > 10 else "")
         raise UserError(
-            f"{part.path} holds only a part of {spec.title}: {names} is missing. Unpack the "
-            "archive again, or point --config.data.dir at a folder that has all."
+            f"{part.path} contains only a part of {spec.title}; it lacks {names}. Unpack the "
+            "archive again, or point --config.data.dir at a folder that is complete."
         )
     for part in parts if split == "train" else ():
         if part.path != whole[0].path:
-            note(f"{part.path} holds only a part of {spec.title}; {whole[0].path} is used.")
+            note(f"{part.path} contains only a part of {spec.title}; {whole[0].path} is used.")
     return whole
 
 

@@ -25,8 +25,8 @@ def _decode(raw: bytes) -> np.ndarray:
     """Returns a picture's pixels [32, 32, 3] uint8.
 
     Raises:
-      Exception: it is no PNG file, of another size, or has other channels. Its size is read, and
-        compared, before its pixels are unpacked.
+      Exception: it is not a PNG file, or has another size or other channels. Its size is compared
+        before its pixels are unpacked.
     """
     from PIL import Image  # here, not above: only these forms need it
 
@@ -52,7 +52,7 @@ def _read(spec: Spec, pictures: Iterable[tuple[object, bytes]], count: int) -> n
 
 
 def _content(path: pathlib.Path) -> tuple[pathlib.Path, bytes]:
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # reading a pipe would block
         raise UserError(f"{path} is missing, or is not a file.")
     with path.open("rb") as stream:
         return path, stream.read(_LARGEST + 1)

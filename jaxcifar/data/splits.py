@@ -25,13 +25,13 @@ class Splits(NamedTuple):
 def split(
     train: Dataset, test: Dataset | None, *, protocol: str = "test", limit: int = 0
 ) -> Splits:
-    """Divides an image set by a protocol.
+    """Divides an image set as a protocol says.
 
     Args:
       train, test: the set's own splits; None where there are no test images.
       protocol: "test" validates on the test images, as the original report did; "holdout" on a
         tenth of the training images, and keeps the test images for the end.
-      limit: train on the first so many only; 0 is all.
+      limit: train on only the first N images; 0 is all.
 
     Raises:
       UserError: the protocol is unknown or needs test images, or there are fewer images than

@@ -31,7 +31,7 @@ def read(spec: Spec, folder: pathlib.Path, split: str) -> Read:
     if not builder.is_prepared():
         _require_network(spec, folder)
         try:
-            # Without a checksum to compare, tfds would download all the same.
+            # Without a checksum to compare, tfds would download anyway.
             checked = tfds.download.DownloadConfig(force_checksums_validation=True)
             builder.download_and_prepare(download_config=checked)
         except Exception as error:  # tfds lets through what its HTTP client and disk raise

@@ -1,4 +1,4 @@
-"""Writes a run's network to a file that is of use without this package.
+"""Writes a run's network to a file that can be used without this package.
 
     python -m jaxcifar.interop.export runs/row9 --to=stablehlo
 
@@ -55,8 +55,8 @@ def export(
       The content of `path`.json.
 
     Raises:
-      UserError: there is no such checkpoint, a file is there already, its folder is not, or
-        what the format needs is not installed.
+      UserError: there is no such checkpoint, the file exists, its folder does not, or what the
+        format needs is not installed.
     """
     module, extra = NEEDS.get(choose("--to", to, FORMATS), ("numpy", ""))
     if importlib.util.find_spec(module) is None:
@@ -76,7 +76,7 @@ def export(
         else:
             _write_weights(half, to, to_torch(config.model.name, variables))
         half.replace(path)
-    finally:  # of a full disk nothing remains
+    finally:  # a full disk leaves no half-written file
         half.unlink(missing_ok=True)
     about = {"run": str(workdir), "checkpoint": checkpoint, "step": step} | _about(config, to)
     write_json(beside, about)

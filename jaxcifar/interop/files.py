@@ -1,7 +1,7 @@
-"""Reads files of weights, which are recognised by their content and never by their ending.
+"""Reads files of weights, recognised by their content and never by their ending.
 
-No pickled code runs: of PyTorch's files only tensors, plain values and what stands in `_allowed`
-are loaded.
+No pickled code runs: from PyTorch's files only tensors, plain values and what `_allowed` lists are
+loaded.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from jaxcifar.errors import UserError, in_short
 
 
 def read(path: pathlib.Path) -> Mapping[str, Any]:
-    """Returns what a file of PyTorch, of safetensors or of NumPy (.npz) holds.
+    """Returns the content of a PyTorch, safetensors or NumPy (.npz) file.
 
-    PyTorch must be installed for its own files only.
+    PyTorch must be installed only to read its own files.
 
     Raises:
-      UserError: there is no such file, it cannot be read, is of another kind, or holds objects
-        that only code could make.
+      UserError: there is no such file, it cannot be read, is of another kind, or contains objects
+        that could be loaded only by running code.
     """
     if not path.is_file():
         raise UserError(f"There is no file {path}.")
@@ -54,7 +54,7 @@ def _read(path: pathlib.Path) -> Mapping[str, Any]:
     if start.startswith(b"\x80"):  # a pickle: PyTorch's files before version 1.6
         return _of_torch(path)
     raise UserError(
-        f"{path} cannot be read: it is no file of PyTorch, of safetensors or of NumPy (.npz)."
+        f"{path} cannot be read: it is not a PyTorch, safetensors or NumPy (.npz) file."
     )
 
 
@@ -63,29 +63,29 @@ def _of_torch(path: pathlib.Path) -> Mapping[str, Any]:
         import torch
     except ImportError as error:
         raise UserError(
-            f"{path} is a file of PyTorch, which is not installed: pip install "
-            "'jaxcifar[parity]'. Files of safetensors and .npz need no PyTorch."
+            f"{path} is a PyTorch file, and PyTorch is not installed: pip install "
+            "'jaxcifar[parity]'. Safetensors and .npz files do not need PyTorch."
         ) from error
     try:
         # Without PyTorch, pyright takes it for the file of this name next door.
         with torch.serialization.safe_globals(_allowed()):  # pyright: ignore
             weights = torch.load(path, map_location="cpu", weights_only=True)  # pyright: ignore
     except Exception as error:
-        # PyTorch's advice on how to load it all the same goes on for six lines.
+        # PyTorch's own message, on how to load it anyway, is six lines long.
         if found := re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", str(error)):
             raise UserError(
-                f"{path} holds a {found[1]} beside the weights, or in place of them. To load it "
-                "would run code, which is never done. Save the weights alone, where that code is: "
+                f"{path} contains a {found[1]} beside the weights or instead of them. Loading it "
+                "would run code, which is never done. Save only the weights, where that code is: "
                 "torch.save(model.state_dict(), …)."
             ) from error
         raise
     if not isinstance(weights, Mapping):
-        raise UserError(f"{path} holds a {type(weights).__name__}, not a state_dict.")
+        raise UserError(f"{path} contains a {type(weights).__name__}, not a state_dict.")
     return weights
 
 
 def _allowed() -> list[Any]:
-    """What checkpoints commonly hold beside the weights, and what is harmless to make."""
+    """What checkpoints commonly contain beside the weights, and is harmless to load."""
     scalar: Any = np.float64(0).__reduce__()[0]
     array: Any = np.zeros(0).__reduce__()[0]
     dtypes = [type(np.dtype(kind)) for kind in "?bhilBHILefd"]
@@ -101,17 +101,17 @@ def _allowed() -> list[Any]:
 
 
 def named_arrays(weights: Mapping[str, Any], part: str = "") -> dict[str, Any]:
-    """Returns the arrays of a checkpoint under dotted names, without what all names begin with.
+    """Returns the arrays of a checkpoint under dotted names, without their common prefix.
 
     `{"net": {"module.conv1.weight": …}, "epoch": 3}` becomes `{"conv1.weight": …}`. Numbers,
-    texts, empty arrays and what an optimizer keeps (by parameter number) are left out.
+    strings, empty arrays and the state of an optimizer (by parameter number) are left out.
 
     Args:
       weights: name -> array, tensor or a mapping of such.
-      part: takes only the names that begin with it and a dot.
+      part: a prefix; only names that begin with it and a dot are taken.
 
     Raises:
-      UserError: no array is there.
+      UserError: there are no arrays.
     """
     found = _flat(weights)
     if part:
@@ -124,7 +124,7 @@ def named_arrays(weights: Mapping[str, Any], part: str = "") -> dict[str, Any]:
             raise UserError(f"No name begins with {part!r}. There are: {_beginnings(found)}.")
         found = chosen
     if not found:
-        raise UserError("The file holds no arrays under names: it is not a state_dict.")
+        raise UserError("The file contains no named arrays: it is not a state_dict.")
     while all("." in name for name in found) and len({n.partition(".")[0] for n in found}) == 1:
         found = {name.partition(".")[2]: value for name, value in found.items()}
     return found

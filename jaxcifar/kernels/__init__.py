@@ -1,7 +1,7 @@
-"""What CPUs need to be fast, in one room; whoever reads the models can pass it by.
+"""What CPUs need to be fast, in one place; readers of the models can skip it.
 
-Each piece equals a definition of one line, which its docstring gives and a test compares; on other
-platforms that definition is what runs.
+Each piece equals a one-line definition, which its docstring gives and a test compares it with; on
+other platforms that definition is what runs.
 """
 
 from jax.sharding import Mesh

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 _FOR_CPU = {
-    # The library that XLA now computes convolutions with is slower than the one it had before.
+    # The library that XLA now uses for convolutions is slower than the one before.
     "xla_cpu_experimental_ynn_fusion_type": "",
     # This pass drops optimization barriers before loops are fused, but conv.py relies on them;
     # disabling it keeps them.
@@ -28,7 +28,7 @@ def compiler_options(platform: str, *, fast_compile: bool = False) -> dict[str, 
 
     Args:
       platform: that the program is built for, see `jaxcifar.kernels.platform_of`.
-      fast_compile: compile in a fraction of the time what then runs slower.
+      fast_compile: compile in a fraction of the time, to code that runs slower.
     """
     if platform != "cpu":
         return {}
@@ -67,7 +67,7 @@ def jit(
 
 
 def use_cache() -> None:
-    """Lets JAX keep compiled programs, in `$JAX_COMPILATION_CACHE_DIR` or in a folder of ours."""
+    """Lets JAX keep compiled programs, in `$JAX_COMPILATION_CACHE_DIR` or in our own folder."""
     if jax.config.jax_compilation_cache_dir:  # pyright: ignore
         return
     try:

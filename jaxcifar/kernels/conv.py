@@ -28,7 +28,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, *, platform: str) -
     """
     if platform != "cpu":
         return plain_conv2d(x, kernel, stride)
-    # The barriers keep XLA from computing again what led to x, and in the gradient what led to dy,
+    # The barriers keep XLA from recomputing what led to x, and in the gradient what led to dy,
     # in every loop that copies them to another layout, in the worst order for the cache.
     x = jax.lax.optimization_barrier(x)
     if kernel.shape[0] == 1 or min(x.shape[1:3]) < kernel.shape[0]:

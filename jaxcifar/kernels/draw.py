@@ -9,8 +9,8 @@ import jax.numpy as jnp
 class OneDraw:
     """Stands in for `jax.random.normal` where many arrays are drawn: parts of a single draw.
 
-    XLA compiles each draw anew, and a DenseNet-201 has two hundred. The numbers differ from those
-    of separate draws; the distribution is the same.
+    XLA compiles each draw separately, and a DenseNet-201 has two hundred. The numbers differ from
+    those of separate draws; the distribution is the same.
 
     Args:
       key: a PRNG key; None only counts how many numbers are asked for (see `total`).
@@ -19,7 +19,7 @@ class OneDraw:
 
     def __init__(self, key: jax.Array | None = None, total: int = 0):
         self.taken = 0
-        # The barrier keeps XLA from drawing anew for each part.
+        # The barrier keeps XLA from drawing again for each part.
         self._numbers = (
             None
             if key is None
@@ -27,7 +27,7 @@ class OneDraw:
         )
 
     def normal(self, key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-        """Returns the next standard normal numbers; `key` is of no use here."""
+        """Returns the next standard normal numbers; `key` is not used."""
         del key
         first = self.taken
         self.taken += math.prod(shape)

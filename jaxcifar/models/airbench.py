@@ -72,7 +72,7 @@ class Whitening(nn.Module):
 class Group(nn.Module):
     """Convolution, 2×2 max-pooling, BN, activation; then convolutions, each with BN, activation.
 
-    With `residual`, what comes in front of the later convolutions is added before the last
+    With `residual`, the input of the later convolutions is added before the last
     activation.
     """
 
@@ -102,7 +102,7 @@ class Airbench(Network, kw_only=True):
     Attributes:
       features: of the convolutions in each of the three groups.
       convolutions: in each group.
-      residual: whether a group adds what comes in front of its later convolutions.
+      residual: whether a group adds the input of its later convolutions.
       momentum: of BatchNorm's running statistics; see `jaxcifar.models.layers.BatchNorm`.
       others: see `jaxcifar.models.network.Network`.
     """

@@ -129,7 +129,7 @@ def global_average(x: jax.Array) -> jax.Array:
 def max_pool(x: jax.Array) -> jax.Array:
     """Takes the largest of each 2×2 of [N, H, W, C]: [N, ⌊H/2⌋, ⌊W/2⌋, C].
 
-    Of an odd height or width the last row or column is left out, as in PyTorch.
+    If the height or width is odd, the last row or column is left out, as in PyTorch.
 
     The gradient goes to the first of equals in reading order, as in PyTorch. (That of XLA's
     reduce_window, a select-and-scatter, is slow on CPUs.)

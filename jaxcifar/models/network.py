@@ -27,7 +27,7 @@ class Network(nn.Module):
       unbiased_variance: whether BatchNorm's running variance takes the unbiased variance of a
         batch, as in PyTorch, or the biased one, as in `flax.linen.BatchNorm`.
       platform: that the program is built for ("cpu", "gpu", "tpu").
-      normal: where initial weights come from: (key, shape, dtype) -> standard normal numbers.
+      normal: draws the initial weights: (key, shape, dtype) -> standard normal numbers.
       batch_norm: whether there are BatchNorm layers.
     """
 
@@ -68,7 +68,7 @@ class Network(nn.Module):
 
         Args:
           variables: {"params", "batch_stats"} from `init`.
-          images: [N, 32, 32, 3] float32, normalised. A network that needs a few takes the first.
+          images: [N, 32, 32, 3] float32, normalised. A network that needs a few uses the first.
         """
         del images
         return variables

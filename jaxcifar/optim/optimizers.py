@@ -26,7 +26,7 @@ def _sgd(momentum: float, nesterov: bool, bias_scale: float) -> optax.GradientTr
 
 
 # What config.optim.name names: gradients to steps of learning rate 1. The arguments are fields of
-# config.optim; whoever sets one for another optimizer is told.
+# config.optim; setting one for an optimizer that does not use it is an error.
 _OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": _adam,
     "adamw": _adamw,
@@ -98,7 +98,7 @@ def make_optimizer(
         `l2` of half that strength.)
       mask: which parameters decay, see `l1`.
       bias_scale: multiplies the gradients of the biases of BatchNorm before all else, for "sgd".
-        With SGD that is a learning rate of their own, while L2 pulls on them as on the rest.
+        With SGD that gives them their own learning rate, while L2 applies to them as to the rest.
       clip_norm: the largest norm of all gradients together, penalties included; longer ones are
         scaled to it, as by PyTorch's clip_grad_norm_. 0 is no limit.
 

@@ -1,0 +1,442 @@
+"""The documents: their commands, Python and links are right, and docs/config.md is up to date.
+
+Each command is checked as far as it can be without training: its module and verb exist, and its
+flags, config fields, rows, extras and files are known. What takes seconds is run. What needs a
+cluster is started by one of `LAUNCHERS`, and checked for what it launches.
+"""
+
+import argparse
+import fnmatch
+import importlib
+import pathlib
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import yaml
+from absl import flags
+
+from experiments import sweep, workers
+from experiments.runs.configs import parse_rows
+from jaxcifar import cli, main, options
+from jaxcifar.config import base_config, flatten
+from jaxcifar.errors import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+BUILD = runpy.run_path(str(ROOT / "docs" / "build.py"))
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"))
+}
+LAUNCHERS = {"srun", "mpirun", "gcloud"}
+FORMULAS = ("2 (n − 1)/n · B / w",)  # indented as code is
+
+
+# --- what the pages contain -------------------------------------------------------------------
+
+
+def blocks(text):
+    """(language, code) of each block: fenced, or indented by four spaces after an empty line."""
+    found, fence, indented, before = [], False, False, ""
+    for line in text.splitlines():
+        indented = not fence and line.startswith("    ") and (indented or not before)
+        if line.startswith("```"):
+            fence = not fence
+            if fence:
+                found.append((line[3:], []))
+        elif fence or indented:
+            if indented and not before:
+                found.append(("", []))
+            found[-1][1].append(line.removeprefix("    ") if indented else line)
+        before = line
+    return [(language, "\n".join(lines)) for language, lines in found]
+
+
+def fenced(text, language):
+    return [code for its, code in blocks(text) if its == language and code not in FORMULAS]
+
+
+def without_blocks(text):
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands_in(text):
+    """The commands of a block, each as its words."""
+    variables, found = {}, []
+    for line in text.replace("\\\n", " ").splitlines():
+        for name, value in variables.items():
+            line = line.replace(f"${name}", value)
+        words = shlex.split(line, comments=True)
+        if len(words) == 1 and re.match(r"\w+=", words[0]):
+            name, _, variables_value = words[0].partition("=")
+            variables[name] = variables_value
+            continue
+        while words:
+            end = words.index("&&") if "&&" in words else len(words)
+            command, words = words[:end], words[end + 1 :]
+            while re.match(r"[A-Z_]+=", command[0]):  # the environment
+                command = command[1:]
+            found.append(command)
+    return found
+
+
+def spans(text):
+    """Commands and fields of configs among the words; what is in [ ] is taken too."""
+    for span in re.findall(r"`([^`\n]+)`", without_blocks(text)):
+        if re.search(r"…|\b(VERB|FIELD|NAME|RUN|DIR|PICTURES|WORKDIR)\b", span):
+            continue
+        if re.match(r"(jaxcifar|make|python -m|pip install|pytest|git log) ", span):
+            yield shlex.split(re.sub(r"[\[\]]", "", span) if "'" not in span else span)
+        elif re.match(r"--config\.[\w.]+=", span):
+            yield ["python", "-m", "jaxcifar.main", *shlex.split(span)]
+        elif span.startswith("--config."):
+            assert span.removeprefix("--config.") in flatten(base_config()), span
+
+
+COMMANDS = [
+    pytest.param(command, id=f"{page}: {' '.join(command)}")
+    for page, text in PAGES.items()
+    for command in [
+        *(command for block in fenced(text, "") for command in commands_in(block)),
+        *spans(text),
+    ]
+]
+
+
+# --- checks of a command ----------------------------------------------------------------------
+
+
+class Parsed(Exception):
+    """A command's arguments are parsed; it goes no further."""
+
+
+def parsed(command, arguments):
+    """Returns what argparse makes of a command's arguments, and the rest that it does not know."""
+    parse_known_args, depth = argparse.ArgumentParser.parse_known_args, []
+
+    def known(self, *args, **kwargs):
+        depth.append(self)
+        found = parse_known_args(self, *args, **kwargs)
+        depth.pop()
+        if depth:  # of a subcommand, or within parse_args
+            return found
+        raise Parsed(*found)
+
+    def all_known(self, *args, **kwargs):
+        found, rest = parse_known_args(self, *args, **kwargs)
+        assert not rest, f"unknown: {rest}"
+        raise Parsed(found, [])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", known)
+        patch.setattr(argparse.ArgumentParser, "parse_args", all_known)
+        try:
+            command(arguments)
+        except Parsed as found:
+            return found.args
+    raise AssertionError("the command does not parse its arguments")
+
+
+def check_train(arguments):
+    """The flags of `jaxcifar.main`, which are absl's, and the fields of the config."""
+    known = {flag.name: flag for flag in flags.FLAGS.get_key_flags_for_module(main)}
+    files = [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
+    fields = [a for a in arguments if a.startswith("--config.")]
+    config = options.load(files[0]) if files else base_config()
+    options.with_options(config, fields)
+    for argument in {*arguments} - {*fields}:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if name == "config":
+            continue
+        flag = known[name if name in known else name.removeprefix("no")]
+        if equals:
+            flag.parser.parse(value)
+
+
+def check_sweep(arguments):
+    """Lists the work, or what it would submit."""
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if "--workers" in given:
+        workers.places(given["--workers"])
+    if "--shard" in given:
+        sweep.parse_shard(given["--shard"])
+    rest = [a for a in arguments if not a.startswith(("--workers=", "--shard="))]
+    how = {"--slurm": ["--print"], "--status": []}
+    more = [how[argument] for argument in rest if argument in how] or [["--dry-run"]]
+    assert sweep.main([*rest, *more[0]]) == 0
+
+
+def check_module(module, arguments):
+    if module == "venv":
+        return
+    if module == "jaxcifar.main":
+        check_train(arguments)
+        return
+    package = importlib.util.find_spec(module)
+    assert package, f"there is no module {module}"
+    if package.submodule_search_locations:
+        module = f"{module}.__main__"
+    if module == "experiments.sweep":
+        check_sweep(arguments)
+        return
+    found, rest = parsed(importlib.import_module(module).main, arguments)
+    options.with_options(base_config(), rest)
+    if getattr(found, "rows", None):
+        parse_rows(found.rows)
+
+
+def check_jaxcifar(arguments):
+    if not arguments or arguments == ["--help"]:
+        return
+    name, *rest = arguments
+    verb = cli.VERBS[name]
+    if "--help" not in rest:
+        check_module(verb.module.removesuffix(".__main__"), verb.translate(rest))
+
+
+def check_pip(arguments):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert arguments[0] == "install"
+    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        if option == "-c":
+            assert (ROOT / value).is_file()
+        elif named := re.fullmatch(r"(?:\.|jaxcifar)\[(.*)\]", option):
+            assert set(named[1].split(",")) <= set(extras["optional-dependencies"])
+        else:
+            assert (
+                option in ("install", "-e", ".") or arguments[arguments.index(option) - 1] == "-c"
+            )
+
+
+def check_pytest(arguments):
+    """Its own flags, by pytest itself; the paths and markers, by what there is."""
+    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        if option == "-m":
+            settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
+            markers = {marker.split(":")[0] for marker in settings["ini_options"]["markers"]}
+            assert set(re.findall(r"\w+", value)) - {"not", "and", "or"} <= markers
+        elif option.startswith("-"):
+            assert option in ("-n", "-q", "-x")
+        elif "/" in option:
+            assert (ROOT / option).exists()
+
+
+def check_make(arguments):
+    targets = [argument for argument in arguments if "=" not in argument]
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True)
+
+
+def check_git(arguments):
+    if arguments[0] == "log":
+        if not (ROOT / ".git").exists():
+            pytest.skip("not a checkout: there is no history")
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        assert done.stdout, "no commit is found"
+
+
+def check(command):
+    first, *rest = command
+    name = pathlib.Path(first).name
+    if name in LAUNCHERS:
+        shell = [word.removeprefix("--command=") for word in rest if word.startswith("--command=")]
+        launched = commands_in(shell[0]) if shell else [rest[rest.index("python") :]]
+        for one in launched:
+            check(one)
+    elif re.match(r"python[\d.]*$", name):
+        assert rest[0] == "-m", command
+        check_module(rest[1], rest[2:])
+    else:
+        {
+            "jaxcifar": check_jaxcifar,
+            "pip": check_pip,
+            "pytest": check_pytest,
+            "make": check_make,
+            "git": check_git,
+            "cd": lambda folder: None,
+        }[name](rest)
+
+
+@pytest.fixture
+def users_folder(tmp_path, monkeypatch):
+    """The current folder: configs of the repository's, and of the user's own."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "mine").mkdir()
+    for name in ("wide.py", "mine/wide.py", "mine/deep_one.py"):
+        shutil.copy(ROOT / "configs" / "row1.py", tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("users_folder", "one_device")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command):
+    check(command)
+
+
+@pytest.mark.usefixtures("users_folder", "one_device")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "jaxcifar trian row9",
+        "jaxcifar train row99",
+        "jaxcifar train row9 --train.epoch=3",
+        "jaxcifar train row9 --workdirs=runs/x",
+        "jaxcifar train row9 --distributed=maybe",
+        "jaxcifar eval runs/row9 --checkpoint=first",
+        "jaxcifar predict runs/row9 cat.png --topp=5",
+        "jaxcifar export runs/row9 --to=onnx",
+        "python -m jaxcifar.main --config=configs/row99.py",
+        "python -m jaxcifar.mian --config=configs/row9.py",
+        "python -m experiments.sweep --rows=13 --out=x",
+        "python -m experiments.sweep --rows=9 --outt=x",
+        "python -m experiments.sweep --rows=9 --out=x --config.train.epoch=3",
+        "python -m experiments.report figure results/",
+        "python -m experiments.landscape slice results/x --dimensoins=2",
+        "python -m experiments.torture --out=x --kils=1",
+        "srun --nodes=2 python -m jaxcifar.main --config=configs/row9.py --workdirs=x",
+        "pip install '.[cuda14]'",
+        "pip install -c constraint.txt -e .",
+        "pytest tests/parities",
+        "make tests",
+        "git log --grep='no such change was ever made' -p -1 --author=nobody",
+        "jaxcifarr train row9",
+    ],
+)
+def test_a_wrong_command_is_noticed(text, capsys):
+    (command,) = commands_in(text)
+    wrong = (UserError, SystemExit, AssertionError, LookupError, ValueError, OSError)
+    with pytest.raises((*wrong, subprocess.CalledProcessError)):
+        check(command)
+    capsys.readouterr()
+
+
+def test_blocks_are_found():
+    assert commands_in("A=1 b c \\\n  d  # e\n\nx='y z'\nq $x && r") == [
+        ["b", "c", "d"],
+        ["q", "y", "z"],
+        ["r"],
+    ]
+    text = "\n\n    a b\n      c\n\n    d\nx\n    y\n\n```\ne\n\n    f\n```\nz\n```python\n```\n"
+    assert blocks(text) == [("", "a b\n  c"), ("", "d"), ("", "e\n\n    f"), ("python", "")]
+    for page, least in (("README.md", 15), ("CONTRIBUTING.md", 8), ("docs/cluster.md", 9)):
+        assert sum(param.id.startswith(page) for param in COMMANDS) >= least
+    for page, text in PAGES.items():
+        assert {language for language, _ in blocks(text)} <= {"", "python", "yaml"}, page
+
+
+@pytest.mark.usefixtures("users_folder")
+def test_the_job_of_kubernetes():
+    (block,) = fenced(PAGES["docs/cluster.md"], "yaml")
+    (container,) = yaml.safe_load(block)["spec"]["template"]["spec"]["containers"]
+    words = [word.replace("$(JOB_COMPLETION_INDEX)", "0") for word in container["command"]]
+    check(words)
+
+
+@pytest.mark.usefixtures("users_folder", "one_device")
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, id=f"{page} {number}")
+        for page, text in PAGES.items()
+        for number, block in enumerate(fenced(text, "python"))
+    ],
+)
+def test_python(block):
+    names = {}
+    exec(compile(block, "a page", "exec"), names)
+    if "get_config" in names:
+        main_config = names["get_config"]()
+        assert main_config.to_dict() != base_config().to_dict()
+        options.with_options(main_config, [])
+
+
+def exit_code_of(words):
+    try:
+        return cli.main(words)
+    except SystemExit as end:  # as absl ends
+        return end.code or 0
+
+
+@pytest.mark.usefixtures("users_folder", "one_device")
+def test_getting_started(finished, users_folder, capsys):
+    """What the page does with a trained network, done."""
+    page = PAGES["docs/getting-started.md"]
+    commands = [words for block in fenced(page, "") for words in commands_in(block)]
+    assert ["jaxcifar", "train", "quickstart"] in commands
+    shutil.copytree(finished[0], users_folder / "runs" / "quickstart")
+    shutil.copy(ROOT / "docs" / "history_quickstart.png", users_folder / "picture.png")
+    use = [c for c in commands if c[:1] == ["jaxcifar"] and c[1] not in ("train", "--help")]
+    assert {words[1] for words in use} == {"runs", "eval", "predict", "export"}
+    for words in use:
+        assert exit_code_of(words[1:]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"best checkpoint \(step \d\): accuracy", printed)
+    assert "picture.png" in printed
+    assert (users_folder / "weights.npz").is_file()
+    for name in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE):
+        for file in re.findall(r"`([^`]+)`", name):
+            assert (users_folder / "runs" / "quickstart" / file).exists(), file
+
+
+# --- links, names, and the page of the config -------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    folder = (ROOT / page).parent
+    for path in re.findall(r"\]\((?!https?:)([^)#\s]*)", PAGES[page]):
+        # CONTRIBUTING.md is extending.md on the site.
+        assert path in ("", "extending.md") or (folder / path).exists(), path
+
+
+def test_files_that_are_named_exist():
+    for page, text in PAGES.items():
+        for path in re.findall(
+            r"`((?:jaxcifar|experiments|configs|tests|examples|docs)/[\w/]+\.\w+)`", text
+        ):
+            assert (ROOT / path).exists() or "NAME" in path, f"{page}: {path}"
+    table = PAGES["README.md"].split("| module |")[1]
+    for module in re.findall(r"`(\w+\.py|\w+/\w+\.py)`", table):
+        assert list((ROOT / "jaxcifar").rglob(module)), module
+
+
+def test_tests_that_are_named_exist():
+    files = {str(f.relative_to(ROOT / "tests")): f.read_text() for f in ROOT.glob("tests/**/*.py")}
+    tests = re.findall(r"^def (test_\w+)", "\n".join(files.values()), re.MULTILINE)
+    for page, text in PAGES.items():
+        for file, test in re.findall(r"`([\w/]+\.py)::(test_\w+)`", text):
+            assert f"def {test}(" in files[file], f"{page}: {file}::{test}"
+        for pattern in re.findall(r"`(test_[\w*]+)`", text):
+            assert fnmatch.filter(tests, pattern), f"{page}: {pattern}"
+
+
+def test_the_page_of_the_config_is_complete_and_up_to_date():
+    comments = BUILD["meanings"]()
+    assert [field for field in flatten(base_config()) if not comments.get(field)] == []
+    assert (ROOT / "docs" / "config.md").read_text() == BUILD["config_page"](), (
+        "run python docs/build.py"
+    )
+
+
+def test_the_site_is_built_and_loads_nothing_from_the_network(tmp_path):
+    pytest.importorskip("material", reason="pip install -e '.[docs]'")
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", f"--site-dir={site}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (site / "404.html").unlink()  # for servers, whose root it names
+    pages = {path.name: path.read_text() for path in site.glob("*.html")}
+    assert {f"{name}.html" for name in ("index", "extending", "config", "results")} <= set(pages)
+    for text in pages.values():
+        assert re.findall(r'(?:src|<link[^>]*href)="?(?:https?:)?//', text) == []
+        for path in re.findall(r'(?:src|href)="(?!https?:|#|data:|\.")([^"#?]+)', text):
+            assert (site / path).exists(), path
+    for style in site.rglob("*.css"):
+        assert re.findall(r"(?:url\(|@import )[\"']?(?:https?:)?//", style.read_text()) == []

@@ -1,0 +1,43 @@
+"""The examples run, and show what they say."""
+
+import pathlib
+import runpy
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Runs an example as a script; returns its names."""
+    monkeypatch.setattr(plt, "show", lambda: None)
+    yield lambda name: runpy.run_path(str(EXAMPLES / name))
+    plt.close("all")
+
+
+@pytest.mark.usefixtures("one_device")
+def test_batchnorm(run, monkeypatch, capsys):
+    monkeypatch.setenv("QUICK", "1")
+    found = run("batchnorm.py")
+    (axes,) = found["figure"].axes
+    printed = capsys.readouterr().out
+    for line in axes.lines:
+        losses = np.asarray(line.get_ydata())
+        assert np.isfinite(losses).all()
+        # At distance 0 is the network itself, whose validation loss was printed.
+        assert f"epoch 1: loss {losses[10]:.3f}" in printed
+    assert np.shape(found["hook"].found) == (128 // 64, 4)
+
+
+def test_regularizers(run):
+    found = run("regularizers.py")
+    wrong = found["w_true"] == 0
+    w = found["fitted"]
+    np.testing.assert_array_equal(w["proximal L1"] == 0, wrong)
+    assert np.abs(w["proximal L1"] - found["w_true"]).max() < 0.2
+    assert np.abs(w["L1"][wrong]).max() < 0.01
+    for name in ("no penalty", "L2"):
+        assert np.abs(w[name][wrong]).max() > 0.1
