@@ -22,7 +22,7 @@ import yaml
 from absl import flags
 
 from experiments import sweep, workers
-from experiments.runs.configs import parse_rows
+from experiments.runs.configs import named, parse_rows
 from jaxcifar import cli, main, options
 from jaxcifar.config import base_config, flatten
 from jaxcifar.errors import UserError
@@ -159,16 +159,14 @@ def check_train(arguments):
 
 
 def check_sweep(arguments):
-    """Lists the work, or what it would submit."""
-    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if "--workers" in given:
-        workers.places(given["--workers"])
-    if "--shard" in given:
-        sweep.parse_shard(given["--shard"])
-    rest = [a for a in arguments if not a.startswith(("--workers=", "--shard="))]
-    how = {"--slurm": ["--print"], "--status": []}
-    more = [how[argument] for argument in rest if argument in how] or [["--dry-run"]]
-    assert sweep.main([*rest, *more[0]]) == 0
+    """Its flags, rows, files, seeds and fields, as the command reads them before the data."""
+    found, rest = parsed(sweep.main, arguments)
+    sources = named(found.rows, found.configs)
+    assert sweep.checked(sources, sweep.parse_seeds(found.seeds), found.out, rest)
+    if found.workers:
+        workers.places(found.workers)
+    if found.shard:
+        sweep.parse_shard(found.shard)
 
 
 def check_module(module, arguments):
@@ -195,7 +193,7 @@ def check_jaxcifar(arguments):
         return
     name, *rest = arguments
     verb = cli.VERBS[name]
-    if "--help" not in rest:
+    if rest and "--help" not in rest:  # a verb alone is only named
         check_module(verb.module.removesuffix(".__main__"), verb.translate(rest))
 
 

@@ -96,7 +96,7 @@ def _whole(spec: Spec, found: Sequence[Source], split: str) -> list[Source]:
         part = (parts or found)[0]
         names = ", ".join(part.missing[:10]) + (", …" if len(part.missing) > 10 else "")
         raise UserError(
-            f"{part.path} contains only a part of {spec.title}; it lacks {names}. Unpack the "
+            f"{part.path} contains only a part of {spec.title}: {names} is missing. Unpack the "
             "archive again, or point --config.data.dir at a folder that is complete."
         )
     for part in parts if split == "train" else ():
