@@ -313,7 +313,7 @@ def _process(protocol: str, folder: pathlib.Path) -> Iterator[BaseProcess]:
     # A fork of a process that has imported everything and initialised nothing: importing takes
     # longer than the whole run.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["jaxcifar.train", "jaxcifar.restore"])
+    context.set_forkserver_preload(["jaxcifar.train", "jaxcifar.run.plots", "tensorboardX"])
     process = context.Process(target=_train, args=(protocol, folder, folder.parent / "xla"))
     process.start()
     try:

@@ -35,10 +35,20 @@ MODULES = {name: path for package in ("jaxcifar", "experiments") for name, path 
 
 def imported(name):
     """Returns the modules of the repository that a module imports, inside functions too."""
-    path = MODULES[name]
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    ours = ("jaxcifar", "experiments", "configs", "tests")
+    found = names(name, ast.walk(syntax(name)))
+    return {name for name in found if name.split(".")[0] in ours} - {name}
+
+
+def syntax(name):
+    return ast.parse(MODULES[name].read_text())
+
+
+def names(name, nodes):
+    """Returns what the import statements among `nodes` of a module import."""
+    package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -46,8 +56,7 @@ def imported(name):
             base = ".".join(filter(None, [base, node.module])) if node.level else node.module
             inside = {f"{base}.{alias.name}" for alias in node.names}
             found |= {name if name in MODULES else base for name in inside}
-    ours = ("jaxcifar", "experiments", "configs", "tests")
-    return {name for name in found if name.split(".")[0] in ours} - {name}
+    return found
 
 
 def room(name):
@@ -71,6 +80,18 @@ def test_the_package_needs_nothing_around_it():
         if name.startswith("jaxcifar"):
             around = [n for n in imported(name) if not n.startswith("jaxcifar")]
             assert not around, f"{name} imports {around}"
+
+
+def test_a_run_starts_before_pictures_and_tensorboard_are_imported():
+    """They take longer than all else together, and most commands end before they are needed."""
+    loaded, new = set(), {"jaxcifar.main", "jaxcifar.replay", "jaxcifar.runs", "experiments.sweep"}
+    while new:
+        loaded |= new
+        ours = [name for name in new if name in MODULES]
+        new = set().union(*(names(name, syntax(name).body) for name in ours)) - loaded
+    libraries = {name.split(".")[0] for name in loaded}
+    assert libraries >= {"jax", "orbax", "jaxcifar"}
+    assert not libraries & {"matplotlib", "tensorboardX", "PIL", "sklearn", "tensorflow_datasets"}
 
 
 def test_the_rooms_of_the_package_import_in_one_direction():

@@ -21,7 +21,6 @@ from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
 from jaxcifar.run.digest import sha256
 from jaxcifar.run.log import Record, RunLog, best_record, file_digest, read_lines, write_json
 from jaxcifar.run.machine import check_environment, environment
-from jaxcifar.run.plots import plot_history
 from jaxcifar.state import TrainState
 
 
@@ -326,6 +325,8 @@ class RunFolder:
           Its content: `result`, how many checkpoints were damaged, and by what the other files and
           result.json itself are recognised.
         """
+        from jaxcifar.run.plots import plot_history  # here, not above: it imports matplotlib
+
         files = list(_LOGS)
         if self._log is not None and self._about is not None:
             config, images = self._about["config"], self._about["data"]["train"]["name"]

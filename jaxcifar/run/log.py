@@ -12,13 +12,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
 
 from jaxcifar.errors import UserError, note
-
-_proto: Any = event_pb2  # its classes are made at import: no type checker sees them
 
 Record = dict[str, Any]
 Steps = dict[str, list[float]]  # the metrics of an epoch's steps
@@ -198,6 +193,14 @@ class _Events:
     _SUFFIX = ".jaxcifar"
 
     def __init__(self, folder: pathlib.Path):
+        # Here, not above: it imports PyTorch too where that is installed.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
+
+        # Its classes are made at import: no type checker sees them.
+        self._proto: Any = event_pb2
+        self._scalar = scalar
         folder.mkdir(exist_ok=True)
         for path in folder.glob(f"events.out.tfevents.*{self._SUFFIX}"):
             if path.is_file():
@@ -205,16 +208,18 @@ class _Events:
         self._writer = EventsWriter(str(folder / "events"), self._SUFFIX)
         (self.path,) = (p for p in folder.glob(f"events.*{self._SUFFIX}") if p.is_file())
         # Whatever earlier versions wrote there is out of date.
-        start = _proto.SessionLog(status=_proto.SessionLog.START)
-        self._writer.write_event(_proto.Event(wall_time=time.time(), step=1, session_log=start))
+        start = self._proto.SessionLog(status=self._proto.SessionLog.START)
+        self._write(step=1, session_log=start)
 
     def write(self, record: Record) -> None:
         for name, value in record.items():
             if name not in ("epoch", "step"):
-                scalar = summary.scalar(name.replace("_", "/", 1), value)
-                event = _proto.Event(wall_time=time.time(), step=record["epoch"], summary=scalar)
-                self._writer.write_event(event)
+                scalar = self._scalar(name.replace("_", "/", 1), value)
+                self._write(step=record["epoch"], summary=scalar)
         self._writer.flush()
+
+    def _write(self, **event: Any) -> None:
+        self._writer.write_event(self._proto.Event(wall_time=time.time(), **event))
 
     def close(self) -> None:
         self._writer.close()
