@@ -15,7 +15,8 @@ import pytest
 
 from jaxcifar.errors import Interrupted
 from jaxcifar.run.log import read_lines
-from tests import tiny
+from tests import member, tiny
+from tests.forked import Forked
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parent.parent
@@ -25,9 +26,12 @@ LIMIT = 240  # seconds; what ends by itself takes a tenth of it on a quiet machi
 
 
 class Member:
-    """One process of a run."""
+    """One process of a run.
 
-    def __init__(self, port, index, workdir, *, devices=4, **told):
+    It is a fork of one that has imported all, or with `python` one that starts as any other.
+    """
+
+    def __init__(self, port, index, workdir, *, devices=4, python=False, **told):
         told = {"workdir": str(workdir), "fields": FIELDS, "wait": 120} | told
         told["place"] = [f"127.0.0.1:{port}", 2, index]
         flags = re.sub(r"device_count=\d+", f"device_count={devices}", os.environ["XLA_FLAGS"])
@@ -37,6 +41,9 @@ class Member:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
             "TF_CPP_MIN_LOG_LEVEL": "3",
         }
+        if not python:
+            self.process = Forked(member.main, told, environment=environment, cwd=ROOT)
+            return
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.member", json.dumps(told)],
             **{"cwd": ROOT, "env": environment, "text": True},
@@ -93,7 +100,8 @@ def check_same_numbers(workdir, alone):
 
 def test_two_processes_are_one_run(alone, tmp_path):
     workdir = tmp_path / "run"
-    (code, said), (other_code, other_said) = two(workdir)
+    python = {"python": True}
+    (code, said), (other_code, other_said) = two(workdir, python, python)
     assert (code, other_code) == (0, 0), said + other_said
     check_same_numbers(workdir, alone)
     # The first one alone speaks.
