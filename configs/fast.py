@@ -3,7 +3,7 @@
     python -m jaxcifar.main --config=configs/fast.py
 
 Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024 (arXiv 2404.00498), whose 9.9 epochs
-are ten here. No training of it has been run to the end yet. The parts: docs/recipe.md.
+are ten here. What it has reached, and its parts: docs/recipe.md.
 """
 
 from jaxcifar.config import base_config

@@ -132,14 +132,15 @@ def test_latex_is_balanced_and_escaped(copied):
 
 def test_the_tables_of_the_kept_results_are_those_of_their_runs(monkeypatch):
     monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
-    found = read.sweeps("experiments/results")
-    assert len(found) == 1
-    for sweep in found:
-        folder = sweep.folder
-        assert tables.markdown(sweep) == (folder / "table.md").read_text()
-        assert tables.comma_separated(sweep) == (folder / "table.csv").read_text()
-        assert claims.markdown(claims.judge(sweep), sweep) == (folder / "claims.md").read_text()
-        assert all(run.shortened for run in sweep.runs)
+    found = {sweep.folder.name: sweep for sweep in read.sweeps("experiments/results")}
+    assert sorted(found) == ["recipe", "table4"]
+    for sweep in found.values():
+        assert tables.markdown(sweep) == (sweep.folder / "table.md").read_text()
+        assert tables.comma_separated(sweep) == (sweep.folder / "table.csv").read_text()
+    rows, recipe = found["table4"], found["recipe"]
+    assert claims.markdown(claims.judge(rows), rows) == (rows.folder / "claims.md").read_text()
+    assert all(run.shortened for run in rows.runs)
+    assert not any(run.shortened for run in recipe.runs)
 
 
 # --- what the original report does not have ---------------------------------------------------
