@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, note
 
 _WARNING = 180  # seconds before the time limit, at which a task saves; Slurm may be 60 s early
 _SHORTEST = 5  # minutes
@@ -131,9 +131,12 @@ def queue(out: pathlib.Path) -> dict[int, str]:
     # All of the user's: squeue fails when it is asked for a job that is long over.
     command = ["squeue", "--me", "--array", "--noheader", "--format=%F|%K|%T|%r"]
     listed = subprocess.run(command, capture_output=True, text=True)
+    if listed.returncode:
+        note(f"squeue does not answer ({listed.stderr.strip()}); what waits is not known.")
     ours, found = set(jobs.read_text().split()), {}
     for line in listed.stdout.splitlines():
         job, task, state, why = (line.strip().split("|") + [""] * 4)[:4]
         if job in ours and task.isdecimal():
-            found[int(task)] = "" if state in ("RUNNING", "COMPLETING") else why or state
+            reason = why if why not in ("", "None") else state.lower()
+            found[int(task)] = "" if state in ("RUNNING", "COMPLETING") else reason
     return found

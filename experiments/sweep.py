@@ -42,7 +42,7 @@ from experiments.runs.configs import Source, named
 from experiments.runs.read import read_json, read_records, write_origin
 from jaxcifar import data, sharding, task, train
 from jaxcifar.config import Config
-from jaxcifar.errors import Busy, Interrupted, UserError, exit_code, interruptible
+from jaxcifar.errors import Busy, Interrupted, Stop, UserError, exit_code, interruptible
 from jaxcifar.hooks import Hook, Run
 from jaxcifar.kernels import compilation
 from jaxcifar.options import user_path, with_options
@@ -397,7 +397,7 @@ Failed = list[tuple[Job, str]]
 _LOOK_AGAIN = 5.0  # seconds, at runs that another process trains
 
 
-def run(jobs: list[Job], began: float, sign: Signs) -> Failed:
+def run(jobs: list[Job], began: float, sign: Signs, stop: Stop) -> Failed:
     """Trains what is not done; returns what failed and why.
 
     A run that another process trains is looked at again until it is done or free.
@@ -406,6 +406,10 @@ def run(jobs: list[Job], began: float, sign: Signs) -> Failed:
       jobs: of the sweep.
       began: seconds of the epoch; a run that failed since, here or elsewhere, is not tried again.
       sign: gives signs of life.
+      stop: whether to end before the next run.
+
+    Raises:
+      Interrupted: it was stopped, within a run or between two.
     """
     failed: Failed = []
     waiting = [(number, job) for number, job in enumerate(jobs, start=1) if job.state != "done"]
@@ -415,6 +419,11 @@ def run(jobs: list[Job], began: float, sign: Signs) -> Failed:
         for number, job in waiting:
             if job.state == "done":  # by another process meanwhile
                 continue
+            if stop:
+                raise Interrupted(
+                    stop.signum,
+                    f"Stopped {stop.reason} before the next run. The same command goes on.",
+                )
             try:
                 why = job.damage or signs.failure(job.workdir, began)
                 if not why:
@@ -435,7 +444,9 @@ def run(jobs: list[Job], began: float, sign: Signs) -> Failed:
                 names = "; ".join(str(job) for _, job in busy)
                 print(f"Another process trains {names}: waiting for it.", flush=True)
             told = True
-            _pause(_LOOK_AGAIN)
+            again = time.monotonic() + _LOOK_AGAIN
+            while not stop and time.monotonic() < again:
+                time.sleep(0.2)
         waiting = busy
     return failed
 
@@ -459,15 +470,6 @@ def _train(job: Job, sign: Signs) -> str:
         signs.withdraw(job.workdir)
     signs.fail(job.workdir, why)
     return why
-
-
-def _pause(seconds: float) -> None:
-    with interruptible() as stop:
-        until = time.monotonic() + seconds
-        while not stop and time.monotonic() < until:
-            time.sleep(0.2)
-    if stop:
-        raise Interrupted(stop.signum, f"Stopped {stop.reason}, while another process trained.")
 
 
 def _share(jobs: list[Job], command: list[str], arguments: argparse.Namespace) -> Failed:
@@ -514,7 +516,7 @@ def _table(
 def _counts(jobs: list[Job], out: pathlib.Path) -> str:
     states = [job.state for job in jobs]
     counts = (f"{states.count(state)} {state}" for state in STATES if state in states)
-    return f"{len(jobs)} runs in {out}: {', '.join(counts)}"
+    return f"{len(jobs)} run{'s' * (len(jobs) != 1)} in {out}: {', '.join(counts)}"
 
 
 def _status(jobs: list[Job], arguments: argparse.Namespace) -> int:
@@ -528,7 +530,8 @@ def _status(jobs: list[Job], arguments: argparse.Namespace) -> int:
             for index, part in enumerate(shards(jobs, tasks)):
                 why = queue.get(index)
                 if why is not None:
-                    waiting |= {job.workdir: why or "its task runs" for job in part}
+                    why = why or "for its turn in a task that runs"
+                    waiting |= {job.workdir: why for job in part}
         at_once = list(queue.values()).count("")
         left = time_left(jobs, at_once=at_once, guess=False)
     except UserError as error:
@@ -555,12 +558,18 @@ def _submit(
     if all(job.state == "done" for job in jobs):
         print(f"{_counts(jobs, arguments.out)}; nothing left")
         return 0
-    _agree_on_plan(arguments, jobs_plan, keep=True)
+    _agree_on_plan(arguments, jobs_plan, keep=False)
+    if queued := slurm.queue(arguments.out):
+        raise UserError(
+            f"Tasks of this sweep are in the queue already: {', '.join(map(str, sorted(queued)))}. "
+            "Wait for them, or scancel their job first; --status says what each does."
+        )
     job = slurm.submit(text, arguments.out)
+    _agree_on_plan(arguments, jobs_plan, keep=True)
     print(
-        f"{_counts(jobs, arguments.out)}; submitted as job {job}, {tasks} tasks. Their output goes "
-        f"to {arguments.out / 'slurm'}; the same command with --status in the place of --slurm "
-        "and its options says how far they are."
+        f"{_counts(jobs, arguments.out)}; submitted as job {job}, {tasks} task{'s' * (tasks > 1)}. "
+        f"Output: {arguments.out / 'slurm'}. The same command with --status in the place of "
+        "--slurm and its options says how far all is."
     )
     return 0
 
@@ -624,30 +633,30 @@ def main(argv: list[str] | None = None) -> int:
         _check_count(f"--tasks is {arguments.tasks}", jobs_plan["tasks"], jobs)
         return _submit(jobs, command, arguments, jobs_plan)
 
-    jobs = plan(sources, seeds, arguments.out, options, shard)
-    if shard:
-        _agree_on_plan(arguments, jobs_plan | {"tasks": shard[1]}, keep=not arguments.dry_run)
-    left = time_left(jobs, guess=not arguments.workers)
-    print(f"{_counts(jobs, arguments.out)}; {left}", flush=True)
-    if arguments.dry_run:
-        print(_table(jobs))
-        return 0
     started, sign = time.monotonic(), Signs()
-    if arguments.workers:
-        failed = _share(jobs, command, arguments)
-    else:
-        compilation.use_cache()
-        index, count = parse_shard(arguments.worker)  # each begins elsewhere
-        first = index * len(jobs) // count
+    with interruptible() as stop:
+        jobs = plan(sources, seeds, arguments.out, options, shard)
+        if shard:
+            _agree_on_plan(arguments, jobs_plan | {"tasks": shard[1]}, keep=not arguments.dry_run)
+        left = time_left(jobs, guess=not arguments.workers)
+        print(f"{_counts(jobs, arguments.out)}; {left}", flush=True)
+        if arguments.dry_run:
+            print(_table(jobs))
+            return 0
         try:
-            failed = run(jobs[first:] + jobs[:first], arguments.began or time.time(), sign)
+            if arguments.workers:
+                failed = _share(jobs, command, arguments)
+            else:
+                compilation.use_cache()
+                index, count = parse_shard(arguments.worker)  # each begins elsewhere
+                first = index * len(jobs) // count
+                jobs = jobs[first:] + jobs[:first]
+                failed = run(jobs, arguments.began or time.time(), sign, stop)
         except Interrupted as error:
-            if error.signum == signal.SIGUSR1 and not sign.progressed:
-                print(
-                    f"jaxcifar: {error}\nNo step was made before. Give more time.", file=sys.stderr
-                )
-                return 75
-            raise
+            if error.signum != signal.SIGUSR1 or sign.progressed or arguments.workers:
+                raise
+            print(f"jaxcifar: {error}\nNo step was made before. Give more time.", file=sys.stderr)
+            return 75
     folder = shlex.quote(str(arguments.out))
     print(
         f"\n{len(jobs) - len(failed)} of {len(jobs)} runs are in {arguments.out}, after "
@@ -660,4 +669,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    code = exit_code(main)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a time limit concerns nobody any more
+    sys.exit(code)

@@ -5,6 +5,7 @@ import difflib
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from absl import logging
 
@@ -78,25 +79,32 @@ def interruptible() -> Iterator[Stop]:
 
     SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 (schedulers send the last ones before a time limit)
     ask for the end. Schedulers repeat SIGTERM: that does not cut the saving short. A second SIGINT
-    (Ctrl-C) does. A signal that was ignored before, as nohup does with SIGHUP, stays so.
+    (Ctrl-C) does. A signal that was ignored before, as nohup does with SIGHUP, stays so. Where one
+    such context is within another, both wish to stop.
     """
-    stop = Stop()
-
-    def handle(signum: int, _: object) -> None:
-        if signum == signal.SIGINT:
-            signal.signal(signum, before[signum])
-        stop.request(f"by {signal.Signals(signum).name}", signum)
-
-    before = {}
+    handler = _Handler(Stop())
     with contextlib.suppress(ValueError):  # not in the main thread: whoever runs it handles them
         for signum in _SIGNALS:
             if signal.getsignal(signum) is not signal.SIG_IGN:
-                before[signum] = signal.signal(signum, handle)
+                handler.before[signum] = signal.signal(signum, handler)
     try:
-        yield stop
+        yield handler.stop
     finally:
-        for signum, previous in before.items():
+        for signum, previous in handler.before.items():
             signal.signal(signum, previous)
+
+
+class _Handler:
+    def __init__(self, stop: Stop):
+        self.stop = stop
+        self.before: dict[int, Any] = {}  # the handlers whose place it took
+
+    def __call__(self, signum: int, frame: object) -> None:
+        if signum == signal.SIGINT:
+            signal.signal(signum, self.before[signum])
+        self.stop.request(f"by {signal.Signals(signum).name}", signum)
+        if isinstance(outer := self.before.get(signum), _Handler):
+            outer(signum, frame)
 
 
 def reason(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Whether this process is one of several of a run, by flags and the launcher's environment."""
 
 import re
+import urllib.request
 import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -53,7 +54,8 @@ def place(
         if given:
             raise UserError("--distributed=off takes no --coordinator_address, nor other places.")
         return None
-    found = _slurm(environment) or _open_mpi(environment) or _tpu_slice(environment)
+    # Open MPI first: within a Slurm job, mpirun and what it starts are in a step of Slurm too.
+    found = _open_mpi(environment) or _slurm(environment) or _tpu_slice(environment)
     if mode == "auto" and not given and (found is None or found.count == 1):
         return None
     there = found or Place("", 0, -1)
@@ -141,13 +143,32 @@ def _open_mpi(environment: Mapping[str, str]) -> Place | None:
 
 
 def _tpu_slice(environment: Mapping[str, str]) -> Place | None:
-    """What a TPU slice says in its environment; where it does not, its metadata server is asked."""
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
-    if hosts and "TPU_WORKER_ID" in environment:
-        names = [re.sub(r":\d+$", "", name.strip()) for name in hosts.split(",")]
-        port = environment.get("JAX_COORDINATOR_PORT", "8476")
-        return Place(f"{names[0]}:{port}", len(names), int(environment["TPU_WORKER_ID"]))
-    return None
+    index = environment.get("TPU_WORKER_ID")
+    # JAX sets the first where it finds TPUs, the second where there is no server to ask.
+    asks = environment.get("TPU_ML_PLATFORM") == "JAX" and "TPU_SKIP_MDS_QUERY" not in environment
+    if asks and not (hosts and index):
+        hosts = _metadata(environment, "worker-network-endpoints")
+        index = _metadata(environment, "agent-worker-number")
+    if not (hosts and index):
+        return None
+    # host · host:port · name:number:host
+    names = [re.sub(r"^.*:\d+:|:\d+$", "", name.strip()) for name in hosts.split(",")]
+    port = environment.get("JAX_COORDINATOR_PORT", "8476")
+    return Place(f"{names[0]}:{port}", len(names), int(index))
+
+
+def _metadata(environment: Mapping[str, str], key: str) -> str:
+    """What Google Cloud says of this virtual machine; "" where it does not answer."""
+    server = environment.get("GCE_METADATA_IP", "metadata.google.internal")
+    url = f"http://{server}/computeMetadata/v1/instance/attributes/{key}"
+    request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(request, timeout=10) as answer:
+            return answer.read().decode().strip()
+    except OSError:
+        return ""
 
 
 def _gpus(environment: Mapping[str, str], processes: int, local: int) -> tuple[int, ...] | None:

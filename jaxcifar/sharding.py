@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from jaxcifar import processes
 from jaxcifar.errors import UserError
 
 BATCH_AXIS = "batch"
@@ -21,7 +22,7 @@ def make_mesh() -> Mesh:
     """Returns a mesh of one axis over all devices of all processes.
 
     Raises:
-      UserError: JAX has no device.
+      UserError: JAX has no device, or has those of processes that do not know of each other.
     """
     try:
         devices = jax.devices()
@@ -33,6 +34,12 @@ def make_mesh() -> Mesh:
             "JAX_PLATFORMS to use what is there, or install jaxcifar for the accelerator "
             "('.[cuda12]', '.[cuda13]', '.[tpu]')."
         ) from error
+    if (hosts := jax.process_count()) > processes.count():
+        raise UserError(
+            f"JAX sees the devices of {hosts} processes, but this one was started alone: on a TPU "
+            "slice whose metadata server does not answer, for example. Start the training on every "
+            f"host with --coordinator_address=HOST:PORT, --num_processes={hosts} and --process_id."
+        )
     return Mesh(np.asarray(devices), (BATCH_AXIS,))
 
 

@@ -43,6 +43,18 @@ def test_schedulers_repeat_themselves_and_ctrl_c_does_not():
         assert stop
 
 
+def test_who_called_learns_of_a_signal_too():
+    with interruptible() as outer:
+        with interruptible() as inner:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert inner.signum == outer.signum == signal.SIGUSR1
+    with interruptible() as outer, interruptible():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert outer
+
+
 def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:

@@ -1,5 +1,8 @@
 """Which process of how many this is, by what launchers put into the environment."""
 
+import http.server
+import threading
+
 import pytest
 
 from jaxcifar.errors import UserError
@@ -74,6 +77,13 @@ def test_open_mpi_4():
     assert found == Place("10.96.0.1:4321", 8, 5, (1,))
 
 
+def test_mpirun_within_a_slurm_job():
+    # mpirun starts what it needs on other nodes by srun, and so does `srun --pty bash` here.
+    assert place(SLURM | OPEN_MPI).count == 8
+    interactive = SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
+    assert place(interactive | OPEN_MPI).index == 5
+
+
 def test_open_mpi_5_must_be_told_the_first_host():
     newer = {k: v for k, v in OPEN_MPI.items() if "MCA" not in k} | {"PMIX_NAMESPACE": "prte-7@1"}
     with pytest.raises(UserError, match="needs --coordinator_address=HOST:PORT"):
@@ -84,9 +94,55 @@ def test_open_mpi_5_must_be_told_the_first_host():
     assert place(on_one).address == "127.0.0.1:4321"
 
 
-def test_a_tpu_slice():
-    slice_ = {"TPU_WORKER_HOSTNAMES": "10.0.0.2,10.0.0.3", "TPU_WORKER_ID": "1"}
+@pytest.mark.parametrize("hosts", ["10.0.0.2,10.0.0.3", "10.0.0.2:8471, 10.0.0.3:8471"])
+def test_a_tpu_slice(hosts):
+    slice_ = {"TPU_WORKER_HOSTNAMES": hosts, "TPU_WORKER_ID": "1"}
     assert place(slice_) == Place("10.0.0.2:8476", 2, 1, None)
+    assert place(slice_ | {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}) is None
+
+
+@pytest.fixture
+def metadata():
+    """Answers as Google Cloud's metadata server does: (what it knows, what the environment has)."""
+    known = {}
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            found = known.get(self.path.removeprefix("/computeMetadata/v1/instance/attributes/"))
+            allowed = found is not None and self.headers["Metadata-Flavor"] == "Google"
+            self.send_response(200 if allowed else 404)
+            self.end_headers()
+            self.wfile.write((found if allowed else "no such attribute").encode())
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        yield known, {"TPU_ML_PLATFORM": "JAX", "GCE_METADATA_IP": address}
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "endpoints", ["10.0.0.2,10.0.0.3", "unknown:0:10.0.0.2,unknown:1:10.0.0.3"]
+)
+def test_a_tpu_slice_that_only_the_metadata_server_knows(metadata, endpoints):
+    known, environment = metadata
+    known |= {"worker-network-endpoints": endpoints, "agent-worker-number": "1"}
+    assert place(environment) == Place("10.0.0.2:8476", 2, 1, None)
+    assert place(environment, "off") is None
+    assert place(environment | {"TPU_SKIP_MDS_QUERY": "1"}) is None
+    # It is only asked where JAX has found TPUs.
+    assert place({name: environment[name] for name in ("GCE_METADATA_IP",)}) is None
+
+
+def test_a_tpu_machine_that_is_no_slice(metadata):
+    known, environment = metadata
+    assert place(environment) is None  # it knows nothing
+    known |= {"worker-network-endpoints": "10.0.0.2", "agent-worker-number": "0"}
+    assert place(environment) is None
+    assert place(environment | {"GCE_METADATA_IP": "127.0.0.1:9"}) is None  # nobody answers
 
 
 def test_flags_come_first():

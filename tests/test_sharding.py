@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxcifar import sharding
+from jaxcifar.errors import UserError
 
 
 def test_a_mesh_is_of_all_devices():
@@ -12,6 +14,12 @@ def test_a_mesh_is_of_all_devices():
     assert list(mesh.devices) == jax.devices()
     assert mesh.size == 8
     assert mesh.axis_names == (sharding.BATCH_AXIS,)
+
+
+def test_a_process_of_several_that_was_started_alone_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)  # as on a TPU slice of four hosts
+    with pytest.raises(UserError, match=r"sees the devices of 4 processes.*--num_processes=4"):
+        sharding.make_mesh()
 
 
 def test_replicated_is_whole_and_a_batch_is_split():

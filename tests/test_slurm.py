@@ -1,16 +1,20 @@
 """Sweeps on Slurm: the script (run by bash, Slurm's commands faked), shards, what is refused."""
 
+import contextlib
 import json
 import os
+import pathlib
+import re
 import signal
 import subprocess
 
 import pytest
+import yaml
 
 from experiments import slurm, sweep
 from experiments.runs import configs
 from jaxcifar import train
-from jaxcifar.errors import Interrupted, UserError, exit_code
+from jaxcifar.errors import Interrupted, UserError, exit_code, interruptible
 from jaxcifar.run import log
 from tests.conftest import OPTIONS, start_sweep, sweep_command
 
@@ -49,6 +53,13 @@ def fakes(tmp_path, monkeypatch):
     return folder
 
 
+def states(out, what, capsys):
+    """What --status says of the runs."""
+    capsys.readouterr()
+    assert start_sweep(out, *what, "--status") == 0
+    return [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()[2:]]
+
+
 # --- the script -------------------------------------------------------------------------------
 
 
@@ -76,11 +87,10 @@ def test_a_task_is_requeued_before_its_time_limit_and_its_run_is_the_serial_one(
     assert calls.read_text() == "requeue 77_1\n"
     assert not (out / "vgg2" / "seed1" / "result.json").exists()
 
-    (fakes / "queue").write_text("77|0|PENDING|Resources\n77|1|PENDING|BeginTime\n5|1|RUNNING|\n")
-    capsys.readouterr()
-    assert start_sweep(out, *what, "--status") == 0
-    states = [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert states == ["waiting: Resources", "waiting: BeginTime"]
+    (fakes / "queue").write_text(
+        "77|0|PENDING|Resources\n77|1|PENDING|BeginTime\n5|1|RUNNING|None\n"
+    )
+    assert states(out, what, capsys) == ["waiting: Resources", "waiting: BeginTime"]
 
     assert execute() == 0
     assert calls.read_text() == "requeue 77_1\n"
@@ -99,6 +109,45 @@ def test_no_requeue_without_progress(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "train_and_evaluate", stopped)
     assert start_sweep(tmp_path / "out", "vgg2", "0") == 75
     assert "Give more time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("progressed", "code"), [(False, 75), (True, 128 + signal.SIGUSR1)])
+@pytest.mark.parametrize("where", ["in a run's last moments", "between two runs"])
+def test_a_warning_that_no_run_answers_is_not_lost(where, progressed, code, tmp_path, monkeypatch):
+    trained = []
+
+    def train_one(config, workdir, hooks):
+        trained.append(workdir)
+        hooks[0].progressed |= progressed
+        with interruptible() if where == "in a run's last moments" else contextlib.nullcontext():
+            os.kill(os.getpid(), signal.SIGUSR1)
+        workdir.mkdir(parents=True)
+        (workdir / "result.json").write_text("{}")
+
+    monkeypatch.setattr(train, "train_and_evaluate", train_one)
+    before = signal.signal(signal.SIGUSR1, lambda *_: pytest.fail("nobody took the signal"))
+    try:
+        assert start_sweep(tmp_path / "out", "vgg2", "0-2") == code
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(trained) == 1
+
+
+def test_what_the_queue_says(fakes, tmp_path, capsys):
+    what, out = ("vgg2", "0-3"), tmp_path / "out"
+    array = (*what, "--slurm", "--tasks=4", "--time=1:00:00")
+    assert start_sweep(out, *array) == 0
+    assert "submitted as job 77, 4 tasks." in capsys.readouterr().out
+    # As Slurm 22.05 prints it, %r of a job that waits for nothing in particular included.
+    lines = ["0|RUNNING|None", "1|PENDING|None", "2|PENDING|Priority", "3|COMPLETING|None"]
+    (fakes / "queue").write_text("".join(f"77|{line}\n" for line in lines))
+    turn = "waiting: for its turn in a task that runs"
+    assert states(out, what, capsys) == [turn, "waiting: pending", "waiting: Priority", turn]
+    assert start_sweep(out, *array) == 2
+    assert "in the queue already: 0, 1, 2, 3." in capsys.readouterr().err
+    assert (out / "slurm" / "jobs").read_text() == "77\n"
+    (fakes / "squeue").write_text("#!/bin/bash\necho 'Unable to contact controller' >&2\nexit 1\n")
+    assert states(out, what, capsys) == ["new"] * 4
 
 
 def test_the_script_is_shown_and_nothing_submitted(tmp_path, monkeypatch, capsys):
@@ -162,6 +211,21 @@ def test_shards_are_of_about_equal_work(tmp_path):
         assert max(works) < 1.25 * sum(works) / count, count
 
 
+# --- Kubernetes -------------------------------------------------------------------------------
+
+
+def test_each_pod_of_the_documented_job_takes_one_shard():
+    text = (pathlib.Path(__file__).parents[1] / "docs" / "cluster.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    job = yaml.safe_load(block)["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    assert job["completionMode"] == "Indexed"  # it sets JOB_COMPLETION_INDEX
+    (shard,) = [word for word in container["command"] if word.startswith("--shard=")]
+    pods = [shard.replace("$(JOB_COMPLETION_INDEX)", str(i)) for i in range(job["completions"])]
+    taken = [sweep.parse_shard(pod.removeprefix("--shard=")) for pod in pods]
+    assert taken == [(i, job["completions"]) for i in range(job["completions"])]
+
+
 # --- what is refused --------------------------------------------------------------------------
 
 
@@ -223,3 +287,4 @@ def test_what_sbatch_says_is_passed_on(fakes, tmp_path, capsys):
     assert code == 2
     assert "no such partition" in capsys.readouterr().err
     assert not (tmp_path / "out" / "slurm" / "jobs").exists()
+    assert not (tmp_path / "out" / "sweep.json").exists()  # it may be another plan next time
