@@ -51,6 +51,11 @@ def main(changed: Sequence[str]) -> None:
     """
     logging.set_verbosity(logging.ERROR)  # Orbax logs every save
     place = launch.place(os.environ, _DISTRIBUTED.value, _ADDRESS.value, _COUNT.value, _INDEX.value)
+    if _MODE.value == "eval" and place and place.count > 1:
+        raise UserError(
+            f"Evaluation runs in one process, but this is one of {place.count}. Start it once, "
+            "without srun, mpirun and the flags of several processes, or with --distributed=off."
+        )
     with processes.together(place, _WAIT.value):
         _main(changed)
 

@@ -31,6 +31,11 @@ REFUSALS = [
     (("--mode=evaluate",), "train|eval"),
     (("--mode=eval",), "--workdir"),
     (("--mode=eval", "--workdir=nowhere"), "contains no run"),
+    (
+        ("--mode=eval", "--workdir=nowhere", "--start_timeout=1")
+        + ("--coordinator_address=127.0.0.1:9", "--num_processes=2", "--process_id=1"),
+        "runs in one process, but this is one of 2",
+    ),
 ]
 
 # Imports once; each command line is then a process of its own.
