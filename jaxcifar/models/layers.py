@@ -43,7 +43,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        y = conv2d(
+        y: Any = conv2d(
             x.astype(self.dtype), kernel.astype(self.dtype), self.stride, platform=self.platform
         )
         if self.use_bias:
