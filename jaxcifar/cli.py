@@ -80,11 +80,11 @@ def config_file(name: str) -> pathlib.Path:
 
 
 def _fields(arguments: Sequence[str]) -> list[str]:
-    """Puts "config." before the fields of a config: what has a dot, and the seed."""
+    """Puts "config." before the fields of a config: what has a dot, or stands beside the groups."""
     found = []
     for argument in arguments:
         name = argument.lstrip("-").partition("=")[0]
-        field = ("." in name and not name.startswith("config.")) or name == "seed"
+        field = ("." in name and not name.startswith("config.")) or name in ("seed", "init_from")
         found.append(f"--config.{argument.lstrip('-')}" if field else argument)
     return found
 

@@ -23,12 +23,24 @@ from jaxcifar.errors import UserError, nearest
 Config = Any  # an ml_collections.ConfigDict, whose fields a type checker cannot know
 
 
+class _Group(ConfigDict):
+    """Fields that keep their kind: ml_collections takes True for 1.0."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if isinstance(value, bool) and isinstance(self.get(key), float):
+            raise TypeError(f"{key} is {value}; it must be a number, such as {self[key]!r}.")
+        super().__setitem__(key, value)
+
+
 def base_config() -> Config:
     """Returns the defaults: row 1 of the report's Table 3."""
-    config: Config = ConfigDict()
+    config: Config = _Group()
     config.seed = 0  # initialisation, batch order, augmentation and dropout all follow from it
+    config.init_from = ""  # the folder of a run, or of imported weights, whose best checkpoint
+    #                        gives the first weights; another number of classes: all but the last
+    #                        layer. Optimizer, averages and schedule begin anew. "": random weights
 
-    config.model = ConfigDict()
+    config.model = _Group()
     config.model.name = "resnet18"  # one of jaxcifar.models.MODELS
     config.model.activation = "relu"  # "relu" "gelu" "silu" "leaky_relu" "mish"
     config.model.dropout_rate = 0.2  # ResNet: before the FC layer; DenseNet: in each dense layer
@@ -38,7 +50,7 @@ def base_config() -> Config:
     config.model.dtype = "auto"  # of the computation: "float32" "bfloat16"; "auto": bfloat16 on
     #        GPUs and TPUs. Parameters, statistics and logits are always float32
 
-    config.data = ConfigDict()
+    config.data = _Group()
     config.data.name = "cifar10"  # "cifar10" "cifar100" "digits" "synthetic"
     config.data.dir = ""  # the folder of CIFAR; "": $JAXCIFAR_DATA, else ~/.cache/jaxcifar/data
     config.data.augment = "weak"  # "none" "weak" "strong"
@@ -50,7 +62,7 @@ def base_config() -> Config:
     config.data.test_augment = "none"  # views of a test image whose logits are averaged: "none"
     #                   (the image alone) "mirror_translate" (six)
 
-    config.augment = ConfigDict()  # the strengths; "weak" uses the first, "strong" all of them
+    config.augment = _Group()  # the strengths; "weak" uses the first, "strong" all of them
     config.augment.padding = 4  # pixels on each side before the random crop
     config.augment.padding_mode = "zeros"  # what is added: "zeros" "reflect"
     config.augment.flip = "random"  # left to right: "random" "alternating" (each image every other
@@ -68,7 +80,7 @@ def base_config() -> Config:
     config.augment.mixup = 0.0  # parameter of the Beta distribution of the weights; 0: no mixing
     config.augment.cutmix = 0.0  # the same, of the areas; where both are on, a coin chooses
 
-    config.optim = ConfigDict()
+    config.optim = _Group()
     config.optim.name = "adam"  # "adam" "adamw" "sgd"
     config.optim.learning_rate = 1e-3  # the highest one, before the schedule lowers it
     config.optim.momentum = 0.0  # of SGD
@@ -86,7 +98,7 @@ def base_config() -> Config:
     config.optim.clip_norm = 0.0  # the largest norm of the whole gradient; 0: no limit
     config.optim.warmup_epochs = 0.0  # the learning rate rises in them; then the schedule begins
 
-    config.train = ConfigDict()
+    config.train = _Group()
     config.train.batch_size = 256  # over all devices
     config.train.epochs = 50  # passes over the training set
     config.train.limit_train_images = 0  # use only the first N; 0: all
@@ -235,7 +247,7 @@ def _check_type(field: str, value: Any, default: Any) -> None:
     if isinstance(default, tuple):
         lengths, wanted = ((2,), "two numbers") if default else ((0, 3), "() or three numbers")
         good = isinstance(value, tuple | list) and len(value) in lengths
-        good = good and all(isinstance(v, int | float) for v in value)
+        good = good and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
     elif isinstance(default, bool):
         good, wanted = isinstance(value, bool), "True or False"
     elif isinstance(default, float):

@@ -27,18 +27,22 @@ _BYTES = math.prod(_IMAGE)
 
 
 @functools.lru_cache(_KEPT)
-def init(task: Task) -> Callable[[jax.Array, Hyperparams, jax.Array], TrainState]:
-    """Returns (seed, hyperparams, images) -> the state before the first step.
+def init(task: Task) -> Callable[..., TrainState]:
+    """Returns (seed, hyperparams, images, weights={}) -> the state before the first step.
 
-    The images are the training set, see `on_devices`; most networks do not look at it.
+    The images are the training set, see `on_devices`; most networks do not look at it. The weights
+    take the place of random ones, see `jaxcifar.state.create_state`.
     """
 
-    def create(seed: jax.Array, hyperparams: Hyperparams, images: jax.Array) -> TrainState:
+    def create(
+        seed: jax.Array, hyperparams: Hyperparams, images: jax.Array, weights: dict | None = None
+    ) -> TrainState:
         return create_state(
             task.model,
             task.make_optimizer(hyperparams),
             seed,
             images=task.inference.normalize(as_images(images)),
+            weights=weights,
             keep_ema=task.ema_decay > 0,
             keep_slow=task.lookahead_steps > 0,
         )

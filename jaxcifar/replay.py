@@ -25,7 +25,8 @@ from jaxcifar.kernels import compilation
 from jaxcifar.options import user_path
 from jaxcifar.run.checkpoint import Checkpointer
 from jaxcifar.run.digest import leaves
-from jaxcifar.run.folder import check_images, read_about
+from jaxcifar.run.folder import check_images, check_start, read_about
+from jaxcifar.start import start_of
 from jaxcifar.state import TrainState
 from jaxcifar.task import Task, build, check_config, hyperparams
 
@@ -66,7 +67,9 @@ def replay(
         state, _ = checkpoints.restore(programs.abstract_state(task), last)
     else:
         seed = sharding.replicate(np.uint32(config.seed), mesh)
-        state = programs.init(task)(seed, numbers, images)
+        start = start_of(config, mesh)
+        check_start(about.get("init_from"), start.facts, workdir)
+        state = programs.init(task)(seed, numbers, images, start.weights)
     first = int(state.step)
     say(f"{workdir}: from the checkpoint of step {first}" if last else f"{workdir}: from step 0")
     end = config.train.epochs * task.steps_per_epoch

@@ -23,7 +23,7 @@ from jaxcifar.run.folder import (
     read_about,
     saved_config,
 )
-from jaxcifar.state import TrainState, abstract_variables
+from jaxcifar.state import abstract_variables, first_state
 from jaxcifar.task import (
     Inference,
     build_inference,
@@ -213,13 +213,12 @@ def start_from(config: Config, workdir: str | pathlib.Path, variables: dict[str,
             raise UserError(f"{workdir} holds a run already. Choose another --workdir.")
         # The state that an optimizer starts from does not depend on the length of an epoch.
         tx = optimization(config).make(hyperparams(config), steps_per_epoch=1)
-        params = jax.tree.map(jnp.asarray, variables["params"])
-        state = TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=variables["batch_stats"],
-            opt_state=tx.init(params),
-            key=jax.random.split(jax.random.key(np.uint32(config.seed)))[1],
+        state = first_state(
+            jax.tree.map(jnp.asarray, variables),
+            tx,
+            jax.random.split(jax.random.key(np.uint32(config.seed)))[1],
+            keep_ema=config.train.ema_decay > 0,
+            keep_slow=config.train.lookahead_steps > 0,
         )
         dtype = jnp.dtype(_model(config, mesh).dtype).name
         folder.open(config, {}, {"dtype": dtype}, mesh)

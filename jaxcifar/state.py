@@ -1,12 +1,15 @@
 """Everything a training step updates, in one pytree."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -48,13 +51,15 @@ def create_state(
     seed: int | jax.Array,
     *,
     images: jax.Array | None = None,
+    weights: Mapping[str, Any] | None = None,
     keep_ema: bool = False,
     keep_slow: bool = False,
 ) -> TrainState:
     """Returns the state before the first step; initialisation follows from `seed`.
 
     With `images` [N, 32, 32, 3], normalised training images, it also follows from them where the
-    model wants it (`jaxcifar.models.network.Network.fitted`). With `keep_ema` or `keep_slow`, the
+    model wants it (`jaxcifar.models.network.Network.fitted`). `weights`, {"params", "batch_stats"}
+    or a part of them, take the place of what was initialised. With `keep_ema` or `keep_slow`, the
     average, or the slow weights, start at the initial variables.
 
     Compiles fastest with `jaxcifar.kernels.compilation.jit(…, fast_compile=True)`.
@@ -63,6 +68,20 @@ def create_state(
     variables = model.init(init_key, jnp.zeros((1, 32, 32, 3)), train=False)
     if images is not None:
         variables = model.fitted(variables, images)  # pyright: ignore
+    if weights:
+        variables = unflatten_dict(flatten_dict(variables) | flatten_dict(weights))
+    return first_state(variables, tx, key, keep_ema=keep_ema, keep_slow=keep_slow)
+
+
+def first_state(
+    variables: Mapping[str, Any],
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    keep_ema: bool = False,
+    keep_slow: bool = False,
+) -> TrainState:
+    """Returns the state before the first step from given variables and a run's key."""
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

@@ -7,6 +7,7 @@ seed and the step.
 import contextlib
 import math
 import pathlib
+import shlex
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from jaxcifar.run.folder import Position, RunFolder
 from jaxcifar.run.log import best_record, score
 from jaxcifar.run.machine import peak_memory
 from jaxcifar.run.progress import Progress
+from jaxcifar.start import Start, start_of
 from jaxcifar.state import TrainState
 from jaxcifar.task import Task, build, check_config, hyperparams
 
@@ -69,6 +71,7 @@ def train_and_evaluate(
     with interruptible() as stop, RunFolder(pathlib.Path(workdir)) as folder:
         if result := folder.result(config):
             return result
+        start = Start() if folder.has_checkpoint() else start_of(config, mesh)
         splits = load_splits(config)
         images_of = {name: part["sha256"] for name, part in splits.provenance.items()}
         processes.check_same("data (SHA-256)", images_of)
@@ -76,9 +79,11 @@ def train_and_evaluate(
         numbers = sharding.replicate(hyperparams(config), mesh)
         images, labels = programs.on_devices(splits.train, mesh)
         validation = programs.on_devices(splits.validation, mesh)
-        folder.open(config, splits.provenance, task.in_force, mesh)
+        folder.open(config, splits.provenance, task.in_force, mesh, start.facts)
         state, position = folder.restore(programs.abstract_state(task), task.steps_per_epoch) or (
-            programs.init(task)(sharding.replicate(np.uint32(config.seed), mesh), numbers, images),
+            programs.init(task)(
+                sharding.replicate(np.uint32(config.seed), mesh), numbers, images, start.weights
+            ),
             Position(),
         )
         _add_learning_rates(position, task, config)
@@ -91,6 +96,8 @@ def train_and_evaluate(
         quiet = quiet or not processes.is_first()
         with Progress(epochs, task.steps_per_epoch, position.epochs_done, quiet) as progress:
             _announce(run, splits, position, progress)
+            if start.text:
+                progress.say(start.text)
             if position.epochs_done < epochs:
                 compiled.train(task.steps_per_call)
                 compiled.evaluate(len(splits.validation))
@@ -357,7 +364,7 @@ def _diverged(what: str, step: int, run: Run, folder: RunFolder) -> UserError:
     rows = np.asarray(run.order)[(step - 1) % steps_per_epoch]
     return UserError(
         f"{what} is not finite (epoch {(step - 1) // steps_per_epoch + 1}). {kept} "
-        f"To look at it: python -m jaxcifar.replay {run.workdir}. A "
+        f"To look at it: python -m jaxcifar.replay {shlex.quote(str(run.workdir))}. A "
         f"smaller optim.learning_rate than {run.config.optim.learning_rate:g} may help, in another "
         f"workdir.\n  learning rate of the step: {rate:.6g}\n"
         f"  rows of its batch: {', '.join(map(str, rows))}"

@@ -207,6 +207,51 @@ def test_linear_layers_without_an_activation_between_are_another_network():
         interop.from_torch("vgg_a", side_by_side)
 
 
+def other_names(name):
+    """A name in torchvision's ResNet-18 -> that of code that puts each block into a Sequential."""
+    name = re.sub(r"^conv1\.", "conv1.0.", name)
+    name = re.sub(r"^bn1\.", "conv1.1.", name)
+    name = re.sub(r"^layer(\d)", lambda m: f"conv{int(m[1]) + 1}_x", name)
+    name = name.replace("downsample", "shortcut")
+    for number, layer in ((0, "conv1"), (1, "bn1"), (3, "conv2"), (4, "bn2")):
+        name = re.sub(rf"(_x\.\d)\.{layer}", rf"\1.residual_function.{number}", name)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("stem", "in_order"),
+    [("conv1", True), ("conv1", False), ("stem", True)],  # sorted, "stem" comes behind "fc"
+)
+def test_other_names_are_matched_by_order(stem, in_order, capsys):
+    """By that of the file, which is PyTorch's or none, or of the sorted names."""
+    variables = random_variables("resnet18", width=0.125)
+    for stats in jax.tree.leaves(variables["batch_stats"]):
+        np.abs(stats, out=stats)
+    state_dict = interop.to_torch("resnet18", variables)
+    keys = sorted(state_dict, key=other_names) if in_order else state_dict
+    other = {re.sub("^conv1", stem, other_names(key)): state_dict[key] for key in keys}
+    assert {f"{stem}.0.weight", "conv3_x.0.residual_function.3.weight"} < other.keys()
+    module, back = interop.fit("resnet18", other)
+    assert "matched by order and shape" in capsys.readouterr().err
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    expected = create_model("resnet18", width=0.125).apply(variables, images, train=False)
+    assert np.isfinite(expected).all()
+    np.testing.assert_array_equal(module.apply(back, images, train=False), expected)
+
+
+def test_two_readings_are_none():
+    """Two layers of one shape, of which the file has b first, and the sorted names a."""
+    state_dict = interop.to_torch("resnet18", random_variables("resnet18", width=0.125))
+    other = {}
+    for key in sorted(state_dict, key=other_names):
+        name = re.sub(r"(_x\.1)\.residual_function\.([01])", r"\1.b.\2", other_names(key))
+        name = re.sub(r"(_x\.1)\.residual_function\.([34])", r"\1.a.\2", name)
+        other[name] = state_dict[key]
+    with pytest.raises(UserError, match=r"missing \(100\)") as error:
+        interop.from_torch("resnet18", other)
+    assert len(str(error.value).splitlines()) <= 3
+
+
 def test_no_bias_before_batch_norm_is_a_bias_of_zero():
     variables = random_variables("vgg_a_bn", **NARROW)
     state_dict = interop.to_torch("vgg_a_bn", variables)
@@ -239,7 +284,7 @@ def test_import_and_export(weights, tmp_path, capsys, one_device):
     workdir = tmp_path / "run"
     arguments = ["import", str(path), "--model=vgg_a_bn", "--activation=gelu"]
     assert interop.main([*arguments, f"--workdir={workdir}"]) == 0
-    assert "--mode=eval" in capsys.readouterr().out
+    assert f"jaxcifar eval {workdir}\n" in capsys.readouterr().out
     config, step, loaded = restore.load_variables(workdir)
     assert (config.model.name, config.model.activation, step) == ("vgg_a_bn", "gelu", 0)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded), variables)

@@ -300,5 +300,9 @@ def test_one_message(answers, number):
     assert len(ours) + len(argparse) == 1, error
 
 
+def test_nothing_was_made(answers):
+    assert answers[1] == []
+
+
 def test_the_table_is_long():
     assert len({row[:2] for row in TABLE}) == len(TABLE) >= 80

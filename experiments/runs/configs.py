@@ -7,7 +7,7 @@ from typing import NamedTuple
 from experiments.runs.rows import ROWS
 from jaxcifar.config import Config
 from jaxcifar.errors import UserError, choose
-from jaxcifar.options import load
+from jaxcifar.options import load, user_path
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -53,6 +53,7 @@ def parse_files(text: str) -> list[str]:
     """
     files: dict[pathlib.Path, str] = {}
     for part in filter(None, map(str.strip, text.split(","))):
+        part = str(user_path(part))
         matches = [part] if pathlib.Path(part).exists() else sorted(glob.glob(part, recursive=True))
         if not matches:
             raise UserError(f"--configs has {part!r}, which matches no file.")

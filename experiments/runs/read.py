@@ -10,6 +10,7 @@ import functools
 import json
 import pathlib
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -187,7 +188,7 @@ def sweeps(folder: str | pathlib.Path, problems: list[str] | None = None) -> lis
     if not found and not problems:
         raise UserError(
             f"{folder} contains no runs (no config.json below it). Make some with "
-            f"python -m experiments.sweep --rows=… --out={folder}."
+            f"python -m experiments.sweep --rows=… --out={shlex.quote(str(folder))}."
         )
     return [_sweep(place, runs, problems) for place, runs in found.items() if runs]
 

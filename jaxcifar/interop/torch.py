@@ -12,6 +12,7 @@ PyTorch itself is needed only to read its own files.
 
 import argparse
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -25,7 +26,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcifar import data, restore
 from jaxcifar.config import base_config
-from jaxcifar.errors import UserError, exit_code
+from jaxcifar.errors import UserError, exit_code, note
 from jaxcifar.interop.files import named_arrays, read
 from jaxcifar.models import ACTIVATIONS, MODELS, create_model
 from jaxcifar.models.densenet import DenseNet
@@ -63,7 +64,8 @@ def from_torch(
     torchvision's names are expected. Accepted too: `shortcut` for downsample and `linear` for fc
     or classifier, as in common CIFAR-10 code; DenseNet's names without `features.`; VGG's three
     linear layers under other numbers, in their order; convolutions without the bias that a
-    BatchNorm behind them cancels. The state_dict may be in a wrapper (`{"net": …, "epoch": 9}`),
+    BatchNorm behind them cancels; other names altogether, where the order of the layers and their
+    shapes allow only one reading. The state_dict may be in a wrapper (`{"net": …, "epoch": 9}`),
     and its names may all begin alike (`module.`, `model.`, `0.`). `num_batches_tracked` is not
     needed and not kept.
 
@@ -96,8 +98,7 @@ def fit(
     for key, value in arrays.items():
         given.setdefault(_plain_name(key), []).append((key, value))
     module = _module(name, width, {plain: entries[0][1] for plain, entries in given.items()})
-    if isinstance(module, VGG):
-        given = _with_numbered_head(given)
+    given = _with_numbered_head(given) if isinstance(module, VGG) else _by_order(module, given)
     problems: dict[str, list[str]] = {}
     flat: dict[Path, jax.Array] = {}
     expected = {path: _torch_name(module, path) for path in _shapes(module)}
@@ -118,7 +119,7 @@ def fit(
             problems.setdefault("twice there", []).append(keys)
         else:
             key, value = entries[0]
-            wanted = _transposed(np.empty(leaf.shape), to_torch=True).shape
+            wanted = _torch_shape(leaf)
             if value.shape != wanted:
                 what = f"{key} is {value.shape} instead of {wanted}"
                 problems.setdefault("of another shape", []).append(what)
@@ -233,6 +234,68 @@ def _with_numbered_head(
     }
 
 
+def _by_order(
+    module: nn.Module, given: dict[str, list[tuple[str, np.ndarray]]]
+) -> dict[str, list[tuple[str, np.ndarray]]]:
+    """Gives layers that other code names torchvision's names, by their order and their shapes.
+
+    Their order is that of the file, as PyTorch keeps it. Other files sort their names: where that
+    order fits as well, and would match other layers, nothing is matched.
+    """
+    if all(_plain_name(_torch_name(module, path)) in given for path in _shapes(module)):
+        return given
+    expected: dict[str, dict[str, tuple[int, ...]]] = {}
+    for path, leaf in _in_order(module).items():
+        layer, _, kind = _plain_name(_torch_name(module, path)).rpartition(".")
+        expected.setdefault(layer, {})[kind] = _torch_shape(leaf)
+    layers: dict[str, dict[str, tuple[int, ...]]] = {}
+    places: dict[str, list] = {}  # of each layer, by the name that the file has
+    for name, entries in given.items():
+        layer, _, kind = name.rpartition(".")
+        layers.setdefault(layer, {})[kind] = entries[0][1].shape
+        places.setdefault(layer, _numbers_in_order(entries[0][0].rpartition(".")[0]))
+    readings = {
+        order
+        for order in (tuple(layers), tuple(sorted(layers, key=places.__getitem__)))
+        if [layers[layer] for layer in order] == list(expected.values())
+    }
+    if len(readings) != 1:
+        return given
+    new = dict(zip(readings.pop(), expected, strict=True))
+    if any(new[layer] != layer for layer in expected.keys() & new.keys()):
+        return given
+    note(
+        f"the names are of other code: its {len(new)} layers were matched by order and shape. "
+        "Evaluate it to see that they are right"
+    )
+    renamed = {}
+    for name, entries in given.items():
+        layer, _, kind = name.rpartition(".")
+        renamed[f"{new[layer]}.{kind}"] = entries
+    return renamed
+
+
+def _in_order(module: nn.Module) -> dict[Path, Any]:
+    """Returns what `_shapes` does, in the order in which the network calls its layers."""
+    order: list[Path] = []
+
+    def init(key: jax.Array, images: jax.Array) -> None:
+        # Looked at here, since jax.eval_shape returns dicts in the order of their keys.
+        variables = nn.Module.init(module, key, images, train=False)
+        order.extend(path[1:-1] for path in flatten_dict(variables))
+
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)), images)
+    place = {layer: number for number, layer in reversed(list(enumerate(order)))}
+    shapes = _shapes(module)
+    return {path: shapes[path] for path in sorted(shapes, key=lambda path: place[path[1:-1]])}
+
+
+def _numbers_in_order(name: str) -> list[tuple[bool, int, str]]:
+    """A key that sorts layer2 before layer10."""
+    return [(p.isdigit(), int(p) if p.isdigit() else 0, p) for p in re.split(r"(\d+)", name)]
+
+
 def _parts(names: Iterable[str], expected: set[str]) -> list[str]:
     """Returns what nearly all names of a network stand behind; "model" of model.conv1.weight."""
     counts: Counter[str] = Counter()
@@ -267,8 +330,10 @@ def _width(module: nn.Module, given: Mapping[str, Any]) -> float:
             and path[1] not in ("fc", "classifier", "fc3")
         ):
             ratios.append(array.shape[0] / leaf.shape[-1])
-    if not ratios:
-        return 1.0
+    if not ratios:  # the names are of other code: those of the widest convolutions
+        found = [array.shape[0] for array in given.values() if array.ndim == 4]
+        wanted = [leaf.shape[-1] for leaf in _shapes(module).values() if leaf.ndim == 4]
+        return max(found) / max(wanted) if found else 1.0
     # Those far from most are of a layer that does not fit, which is said later.
     return max(ratio for ratio in ratios if abs(ratio / np.median(ratios) - 1) < 0.25)
 
@@ -291,6 +356,11 @@ def _transposed(array: np.ndarray, *, to_torch: bool) -> np.ndarray:
     if array.ndim == 4:
         return array.transpose((3, 2, 0, 1) if to_torch else (2, 3, 1, 0))
     return array.T
+
+
+def _torch_shape(leaf: Any) -> tuple[int, ...]:
+    """The shape of a leaf in PyTorch."""
+    return _transposed(np.empty(leaf.shape), to_torch=True).shape
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -320,15 +390,15 @@ def _import(arguments: argparse.Namespace) -> str:
     config.data.name = name
     config.data.mean, config.data.std = arguments.mean, arguments.std
     restore.start_from(config, arguments.workdir, variables)
-    known = data.without_images(name)
+    known, workdir = data.without_images(name), shlex.quote(str(arguments.workdir))
     stem = "five poolings" if isinstance(module, VGG) else "a 3×3 stem of stride 1, no pooling"
     return (
         f"{arguments.file} is now a run in {arguments.workdir}: {arguments.model}, width "
         f"{config.model.width:g}, {classes} classes.\nAssumed, because weights do not say it: "
         f"{stem}; {arguments.activation}; RGB images, normalised by mean "
         f"{arguments.mean or known.mean} and std {arguments.std or known.std} (--mean, --std); the "
-        f"classes of {name} in their order.\nTo evaluate it: "
-        f"python -m jaxcifar.main --mode=eval --workdir={arguments.workdir}"
+        f"classes of {name} in their order.\nTo evaluate it: jaxcifar eval {workdir}\nTo train on "
+        f"from it, by a config of this network: jaxcifar train CONFIG --init_from={workdir}"
     )
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import time
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxcifar import processes, sharding
-from jaxcifar.config import Config, complete, differences
+from jaxcifar.config import Config, changed_fields, complete, differences
 from jaxcifar.errors import Busy, UserError, in_short, note, of_file
 from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
 from jaxcifar.run.digest import sha256
@@ -98,7 +99,8 @@ class RunFolder:
         self._about = self._about or read_about(self.path)
         if self._about is None:
             return None
-        check_same(complete(self._about["config"]), config, self.path)
+        saved, can_go_on = complete(self._about["config"]), self.has_checkpoint()
+        check_same(saved, config, self.path, can_go_on=can_go_on)
         path = self.path / "result.json"
         if not path.exists():
             return None
@@ -144,8 +146,18 @@ class RunFolder:
         return None
 
     @processes.on_first
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint, whole or not."""
+        return Checkpointer(self.path / "checkpoints", read_only=True).last() is not None
+
+    @processes.on_first
     def open(
-        self, config: Config, provenance: dict[str, dict], in_force: dict[str, Any], mesh: Mesh
+        self,
+        config: Config,
+        provenance: dict[str, dict],
+        in_force: dict[str, Any],
+        mesh: Mesh,
+        start: dict[str, Any] | None = None,
     ) -> None:
         """Records the start of a run in config.json, and opens its checkpoints.
 
@@ -154,20 +166,25 @@ class RunFolder:
           provenance: of the images of each part.
           in_force: what the "auto" fields of the config became.
           mesh: the devices in use.
+          start: of the weights that it starts from, see `jaxcifar.start.Start.facts`; None where it
+            has a checkpoint, or they are random.
 
         Raises:
-          UserError: the run began with other images, in another dtype, or with other settings of
-            JAX that it depends on.
+          UserError: the run began with other images or weights, in another dtype, or with other
+            settings of JAX that it depends on.
         """
         now = environment(in_force, mesh)
         content = {"config": config.to_dict(), "data": provenance, "environment": now}
         before = self._about or read_about(self.path)
+        check_start(before and before.get("init_from"), start, self.path)
         # Imported weights have no images until they are trained.
         if before is not None and before.get("data"):
             _check_alike(before, config, provenance, in_force["dtype"], self.path)
             starts = before.get("resumed", [])
             check_environment(starts[-1] if starts else before["environment"], now, self.path)
             content = before | {"resumed": [*starts, now]}
+        if start is not None:
+            content["init_from"] = start
         self._about = content
         write_json(self.path / "config.json", content)
         self._checkpoints = Checkpointer(self.path / "checkpoints")
@@ -356,8 +373,9 @@ def _lock(workdir: pathlib.Path):
     """Makes `workdir` and holds it, so that no two runs write there at once.
 
     Held are the file .lock and the folder itself, which keeps others out when the file is deleted;
-    but network file systems lock files only.
+    but network file systems lock files only. What was made is deleted if nothing was written to it.
     """
+    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
     with contextlib.ExitStack() as stack:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -376,7 +394,17 @@ def _lock(workdir: pathlib.Path):
                     f"Another process is training in {workdir}. Wait for it, or choose another "
                     "--workdir."
                 ) from error
+        stack.callback(_delete_if_empty, made)
         yield
+
+
+def _delete_if_empty(made: list[pathlib.Path]) -> None:
+    """Deletes a folder that holds nothing but .lock, and those above it that were made with it."""
+    with contextlib.suppress(OSError):  # of a folder that holds something
+        for path in made:
+            if path is made[0] and os.listdir(path) == [".lock"]:
+                (path / ".lock").unlink()
+            path.rmdir()
 
 
 def _check_shared(workdir: pathlib.Path) -> None:
@@ -474,18 +502,34 @@ def read_about(workdir: pathlib.Path) -> dict[str, Any] | None:
     )
 
 
-def check_same(saved: Config, config: Config, workdir: pathlib.Path) -> None:
+def check_same(
+    saved: Config, config: Config, workdir: pathlib.Path, *, can_go_on: bool = False
+) -> None:
     """Checks that a run's config computes what `config` does.
+
+    Args:
+      saved: of the run.
+      config: to compare.
+      workdir: of the run.
+      can_go_on: whether the message may say how another run starts from its weights.
 
     Raises:
       UserError: it does not; the message lists the differences.
     """
-    if changed := differences(saved.to_dict(), config.to_dict()):
-        raise UserError(
-            f"{workdir} holds a run of another config (there -> here):\n  "
-            + "\n  ".join(changed)
-            + "\nUse the same values to resume it, or a new --workdir."
-        )
+    if changed := changed_fields(saved.to_dict(), config.to_dict()):
+        lines = [
+            f"{workdir} holds a run of another config (there -> here):",
+            *(f"  {line}" for line in differences(saved.to_dict(), config.to_dict())),
+            "Use the same values to resume it, or a new --workdir.",
+        ]
+        if "train.epochs" in changed:
+            lines.append("The schedule of a run follows from its epochs, so it keeps their number.")
+        if can_go_on and not changed.keys() & {"init_from", "model.name", "model.width"}:
+            lines.append(
+                "A new run can start from its weights: "
+                f"--config.init_from={shlex.quote(str(workdir))} --workdir=NEW"
+            )
+        raise UserError("\n".join(lines))
 
 
 def _check_alike(
@@ -499,6 +543,27 @@ def _check_alike(
             "it began on, or choose another --workdir."
         )
     check_images(content["data"], provenance, workdir)
+
+
+def check_start(
+    saved: dict[str, Any] | None, start: dict[str, Any] | None, workdir: pathlib.Path
+) -> None:
+    """Checks that a run without a checkpoint starts from the weights that it began with.
+
+    Args:
+      saved: what config.json says of them.
+      start: see `RunFolder.open`.
+      workdir: of the run.
+
+    Raises:
+      UserError: they are others.
+    """
+    if saved and start and saved["digests"] != start["digests"]:
+        raise UserError(
+            f"{workdir} holds a run that began with other weights from {saved['source']} (of step "
+            f"{saved['step']}; there now: step {start['step']}), and has no checkpoint of its own. "
+            "Bring those back, or choose another --workdir."
+        )
 
 
 def check_images(

@@ -1,0 +1,120 @@
+"""What a run starts from: random weights, or those of another run (`config.init_from`)."""
+
+import shlex
+from typing import Any, NamedTuple
+
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from jaxcifar import data, kernels, models, processes, restore, sharding
+from jaxcifar.config import Config, changed_fields
+from jaxcifar.errors import UserError
+from jaxcifar.options import user_path
+from jaxcifar.run.digest import digests, shapes
+from jaxcifar.state import abstract_variables
+from jaxcifar.task import create_model
+
+
+class Start(NamedTuple):
+    """What a run starts from.
+
+    Attributes:
+      weights: {"params", "batch_stats"} or a part of them; None: all are random.
+      facts: of them, for config.json.
+      text: says where they are from.
+    """
+
+    weights: dict[str, Any] | None = None
+    facts: dict[str, Any] | None = None
+    text: str = ""
+
+
+def start_of(config: Config, mesh: Mesh) -> Start:
+    """Returns what a run starts from whose folder has no checkpoint yet, by `config.init_from`.
+
+    The weights are those of the best checkpoint, averaged where it keeps an average. Where the
+    number of classes is another, the classifier is left out: all whose shape depends on it.
+
+    Args:
+      config: of the run that starts.
+      mesh: of the devices that get the weights.
+
+    Raises:
+      UserError: there is no such run, it has no checkpoint, its network is another, or the
+        processes of the run do not find the same weights.
+    """
+    given = config.init_from
+    if not given:
+        return Start()
+    path = user_path(given)
+    if path.is_file():
+        raise UserError(
+            f"config.init_from is {given!r}, a file. Make a run of it first: jaxcifar import "
+            f"{shlex.quote(given)} --model={config.model.name} --workdir=runs/imported"
+        )
+    try:
+        source, step, variables = restore.load_variables(path, mesh=mesh)
+    except UserError as error:
+        raise UserError(f"config.init_from is {given!r}: {error}") from error
+    found, _ = digests(sharding.of_this_process(variables))
+    sums = {part: digest.bits for part, digest in found.items()}
+    processes.check_same("weights (config.init_from)", sums)
+
+    model = create_model(config, data.num_classes(config.data.name), kernels.platform_of(mesh))
+    classes = data.num_classes(source.data.name), model.num_classes
+    new = _classifier(model) if len(set(classes)) > 1 else set()
+    taken = {
+        name: leaf for name, leaf in flatten_dict(variables, sep="/").items() if name not in new
+    }
+    _check_fit(config, source, shapes(taken), shapes(abstract_variables(model)), new)
+    facts = {
+        "source": str(path.absolute()),
+        "checkpoint": "best",
+        "step": step,
+        "digests": sums,
+        "new": sorted(new),
+    }
+    lines = [f"starts from {given}: {source.model.name} on {source.data.name}, step {step}"]
+    if new:
+        lines.append(
+            f"the classifier is new: {config.data.name} has {classes[1]} classes, "
+            f"{source.data.name} {classes[0]}"
+        )
+    protocols = source.data.protocol, config.data.protocol
+    if source.data.name == config.data.name and protocols == ("test", "holdout"):
+        lines.append("it was trained on the images that this run holds out to validate on")
+    for field, (there, here) in changed_fields(source.to_dict(), config.to_dict()).items():
+        if field.startswith("model.") or field in ("data.mean", "data.std"):
+            lines.append(f"config.{field} was {there!r} there, and is {here!r} here")
+    return Start(unflatten_dict(taken, sep="/"), facts, "\n".join(lines))
+
+
+def _classifier(model: models.Network) -> set[str]:
+    """Returns the names of all variables whose shape depends on the number of classes."""
+    own = shapes(abstract_variables(model))
+    other = shapes(abstract_variables(model.clone(num_classes=model.num_classes + 1)))
+    return {name for name in own if own[name] != other[name]}
+
+
+def _check_fit(
+    config: Config,
+    source: Config,
+    given: dict[str, tuple[int, ...]],
+    wanted: dict[str, tuple[int, ...]],
+    new: set[str],
+) -> None:
+    missing = [name for name in wanted if name not in given and name not in new]
+    unknown = [name for name in given if name not in wanted]
+    other = [name for name in given if given[name] != wanted.get(name, given[name])]
+    if not (missing or unknown or other):
+        return
+    counts = [
+        f"{len(names)} {what} ({names[0]}{', …' * (len(names) > 1)})"
+        for names, what in ((missing, "missing"), (unknown, "unknown"), (other, "of another shape"))
+        if names
+    ]
+    raise UserError(
+        f"config.init_from is {config.init_from!r}, a {source.model.name} of width "
+        f"{source.model.width:g}, whose weights do not fit a {config.model.name} of width "
+        f"{config.model.width:g}: {', '.join(counts)}. Set config.model as it is there."
+    )

@@ -1,0 +1,232 @@
+"""Starting from the weights of another run: which are taken, what is recorded, what is refused."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from jaxcifar import cli, restore
+from jaxcifar.errors import Interrupted, UserError
+from jaxcifar.hooks import Hook
+from jaxcifar.models import create_model
+from jaxcifar.optim import make_optimizer
+from jaxcifar.replay import replay
+from jaxcifar.run.digest import digests
+from jaxcifar.run.log import read_lines
+from jaxcifar.start import start_of
+from jaxcifar.state import create_state
+from tests.tiny import SignalAt, mesh, run, state_of, tiny, without_times
+
+ONE = mesh(1)
+
+
+class Look(Hook):
+    """Keeps the state before the first step."""
+
+    def start(self, run):
+        self.state = jax.device_get(run.state)
+
+
+class Fail(Hook):
+    """Ends a run before it has a checkpoint."""
+
+    def start(self, run):
+        raise ZeroDivisionError("on purpose")
+
+
+@pytest.fixture(scope="module")
+def first(finished):
+    """The folder of a finished run, as `config.init_from`."""
+    return str(finished[0])
+
+
+@pytest.fixture
+def moving(finished, tmp_path):
+    """A copy of it, which may be deleted."""
+    return shutil.copytree(finished[0], tmp_path / "first")
+
+
+def huge(variables):
+    """The variables of a network whose first step is not finite."""
+    return jax.tree.map(lambda x: np.full_like(x, 1e30), variables)
+
+
+def equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_the_weights_are_those_of_the_best_checkpoint(first, finished, tmp_path):
+    look, expected = Look(), state_of(first, "best")
+    run(tiny(init_from=first, train__ema_decay=0.9, seed=3), tmp_path / "a", look)
+    state = look.state
+    equal(state.variables, expected)
+    equal(state.ema, expected)
+    assert state.step == 0
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    assert len(moments) == 2 * len(jax.tree.leaves(state.params))
+    assert not any(leaf.any() for leaf in moments)
+    run(tiny(init_from=first, train__lookahead_steps=2), tmp_path / "b", look)
+    equal(look.state.slow, expected)
+    start = json.loads((tmp_path / "a" / "config.json").read_text())["init_from"]
+    sums, _ = digests(restore.load_variables(first, mesh=ONE)[2])
+    assert start == {
+        "source": first,
+        "checkpoint": "best",
+        "step": finished[1]["best"]["step"],
+        "digests": {part: digest.bits for part, digest in sums.items()},
+        "new": [],
+    }
+
+
+def test_averages_are_taken_where_the_source_keeps_them(tmp_path):
+    source = tmp_path / "source"
+    run(tiny(train__ema_decay=0.5, train__epochs=1), source)
+    look = Look()
+    run(tiny(init_from=str(source), train__epochs=1), tmp_path / "next", look)
+    equal(look.state.variables, state_of(source))
+    assert look.state.ema is None
+
+
+def test_imported_weights(first, tmp_path):
+    """Into a config with an average, and on from there."""
+    source, variables = tmp_path / "imported", state_of(first)
+    restore.start_from(tiny(train__ema_decay=0.9), source, variables)
+    look = Look()
+    run(tiny(init_from=str(source), train__epochs=1), tmp_path / "next", look)
+    equal(look.state.variables, variables)
+    run(tiny(train__ema_decay=0.9), source, look)
+    equal(look.state.ema, variables)
+
+
+def test_a_resumption_needs_no_source(moving, first, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    config = tiny(init_from=str(moving))
+    run(config, whole)
+    with pytest.raises(Interrupted):
+        run(config, halves, SignalAt(2))
+    shutil.rmtree(moving)
+    run(config, halves)
+    ours, theirs = (read_lines(f / "metrics.jsonl") for f in (halves, whole))
+    assert without_times(ours) == without_times(theirs)
+    random = read_lines(pathlib.Path(first) / "metrics.jsonl")
+    assert ours[0]["train_loss"] != random[0]["train_loss"]
+    assert "init_from" in json.loads((halves / "config.json").read_text())
+
+
+def test_a_source_that_changed_before_the_first_checkpoint(moving, first, tmp_path):
+    config, workdir = tiny(init_from=str(moving)), tmp_path / "next"
+    with pytest.raises(RuntimeError, match="on purpose"):
+        run(config, workdir, Fail())
+    shutil.rmtree(moving)
+    with pytest.raises(UserError, match=r"init_from is .*first': .*first contains no run"):
+        run(config, workdir)
+    variables = jax.tree.map(np.array, state_of(first))  # copies, which can be written to
+    variables["params"]["fc3"]["bias"][0] += 1
+    restore.start_from(tiny(), moving, variables)
+    with pytest.raises(UserError, match=r"other weights .*step 6; there now: step 0") as error:
+        run(config, workdir)
+    assert "choose another --workdir" in str(error.value)
+    shutil.rmtree(moving)
+    shutil.copytree(first, moving)
+    assert run(config, workdir)["last"]["epoch"] == 2
+
+
+def test_another_number_of_classes(first):
+    """All weights but the classifier's, and that is said."""
+    config = tiny(init_from=first, data__name="cifar100")
+    start = start_of(config, ONE)
+    new = ["params/fc3/bias", "params/fc3/kernel"]
+    assert start.facts
+    assert start.facts["new"] == new
+    assert "the classifier is new: cifar100 has 100 classes, synthetic 10" in start.text
+    model = create_model("vgg_a_bn", num_classes=100, width=0.05)
+
+    def state(**options):
+        made = create_state(model, make_optimizer("sgd", 0.1), 0, **options)
+        return flatten_dict(made.variables, sep="/")
+
+    random, found = state(), state(weights=start.weights)
+    given = flatten_dict(state_of(first), sep="/")
+    assert found.keys() == random.keys() == given.keys()
+    for name in found:
+        np.testing.assert_array_equal(found[name], (random if name in new else given)[name])
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model__activation": "gelu"}, "config.model.activation was 'relu' there, and is 'gelu'"),
+        ({"data__mean": (0.5,) * 3}, "config.data.mean was () there, and is (0.5, 0.5, 0.5) here"),
+        ({"data__protocol": "holdout"}, "trained on the images that this run holds out"),
+    ],
+)
+def test_what_else_differs_is_said(first, fields, said):
+    assert said in start_of(tiny(init_from=first, **fields), ONE).text
+    assert start_of(tiny(init_from=first), ONE).text.count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model__width": 0.1}, r"a vgg_a_bn of width 0\.05, .* a vgg_a_bn of width 0\.1: .*shape"),
+        (
+            {"model__name": "vgg_a"},
+            r"vgg_a of width 0\.05: 32 unknown \(.*, …\)\. Set config\.model",
+        ),
+        ({"model__name": "resnet18"}, r"\d+ missing \(.*, …\), \d+ unknown .*Set config\.model"),
+        ({"model__name": "resnet18", "data__name": "cifar100"}, r"\d+ missing .*, \d+ unknown"),
+    ],
+)
+def test_weights_of_another_network_are_refused(first, tmp_path, fields, message):
+    with pytest.raises(UserError, match=message) as error:
+        run(tiny(init_from=first, **fields), tmp_path / "runs" / "next")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_source(tmp_path, first):
+    (tmp_path / "weights.pt").touch()
+    shutil.copytree(first, tmp_path / "bare", ignore=lambda *_: ["checkpoints"])
+    for name, message in (
+        ("nowhere", "nowhere contains no run"),
+        ("weights.pt", "a file. Make a run of it first: jaxcifar import .* --model=vgg_a_bn"),
+        ("bare", "contains no best checkpoint yet"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(tiny(init_from=str(tmp_path / name)), tmp_path / "next")
+    with pytest.raises(UserError, match="not a local folder"):
+        run(tiny(init_from="gs://bucket/run"), tmp_path / "next")
+    assert not (tmp_path / "next").exists()
+
+
+def test_a_run_of_other_epochs_says_how_to_go_on(first, stopped, tmp_path):
+    with pytest.raises(UserError) as error:
+        run(tiny(train__epochs=3), first)
+    lines = str(error.value).splitlines()
+    assert "  train.epochs: 2 -> 3" in lines
+    assert "The schedule of a run follows from its epochs, so it keeps their number." in lines
+    assert lines[-1].endswith(f"--config.init_from={first} --workdir=NEW")
+    # Where the weights would not fit, or the run is one that starts from weights already.
+    for fields in ({"model__width": 0.1}, {"model__name": "vgg_a"}, {"init_from": "x"}):
+        with pytest.raises(UserError, match="another config") as error:
+            run(tiny(**fields), first)
+        assert "new run" not in str(error.value)
+    with pytest.raises(UserError, match="init_from: '' -> ") as error:
+        run(tiny(init_from=first), shutil.copytree(stopped, tmp_path / "run"))
+
+
+def test_a_replay_starts_from_the_same_weights(first, tmp_path):
+    restore.start_from(tiny(), tmp_path / "huge", huge(state_of(first)))
+    config = tiny(init_from=str(tmp_path / "huge"))
+    with pytest.raises(UserError, match="loss of step 1 is not finite"):
+        run(config, tmp_path / "next")
+    assert replay(tmp_path / "next", mesh=ONE, say=lambda _: None) == 1
+
+
+def test_on_the_command_line():
+    assert cli.train_arguments(["row9", "--init_from=runs/x"])[1:] == ["--config.init_from=runs/x"]
