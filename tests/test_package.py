@@ -37,6 +37,7 @@ ORDER = (
     "runs",
     "hooks",
     "restore",
+    "start",
     "train",
     "replay",
     "predict",
