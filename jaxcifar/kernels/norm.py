@@ -1,4 +1,4 @@
-"""The moments of each channel, scaling by them, biases; with the gradients written out."""
+"""The moments of each channel, and scaling by them, with the gradients written out."""
 
 from functools import partial, reduce
 
@@ -76,20 +76,3 @@ def _scale_and_shift_backward(platform, saved, dy):
 
 
 scale_and_shift.defvjp(_scale_and_shift_forward, _scale_and_shift_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def add_bias(x: jax.Array, bias: jax.Array, platform: str) -> jax.Array:
-    """Returns x + bias for each channel of [N, …, C]; both have one dtype."""
-    return x + bias
-
-
-def _add_bias_forward(x, bias, platform):
-    return add_bias(x, bias, platform), None
-
-
-def _add_bias_backward(platform, _, dy):
-    return dy, channel_sum(at_least_float32(dy), platform).astype(dy.dtype)
-
-
-add_bias.defvjp(_add_bias_forward, _add_bias_backward)

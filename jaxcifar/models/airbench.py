@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxcifar.kernels.conv import valid_conv2x2
-from jaxcifar.kernels.norm import add_bias
-from jaxcifar.kernels.pool import max_pool
 from jaxcifar.models import initializers, layers
 from jaxcifar.models.initializers import Normal
 from jaxcifar.models.network import Network
@@ -66,8 +64,9 @@ class Whitening(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros, shape[-1:], jnp.float32)
         kernel = kernel.value.astype(self.dtype)
-        y = valid_conv2x2(x.astype(self.dtype), kernel, platform=self.platform)
-        return add_bias(y, bias.astype(self.dtype), self.platform)
+        return valid_conv2x2(x.astype(self.dtype), kernel, platform=self.platform) + bias.astype(
+            self.dtype
+        )
 
 
 class Group(nn.Module):
@@ -83,11 +82,10 @@ class Group(nn.Module):
     act: Any
     conv: Any
     norm: Any
-    platform: str
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = max_pool(self.conv(self.features, name="conv1")(x), platform=self.platform)
+        x = layers.max_pool(self.conv(self.features, name="conv1")(x))
         x = shortcut = self.act(self.norm(name="norm1")(x, train=train))
         for number in range(2, self.convolutions + 1):
             x = self.conv(self.features, name=f"conv{number}")(x)
@@ -128,7 +126,6 @@ class Airbench(Network, kw_only=True):
                 act=self.act,
                 conv=conv,
                 norm=norm,
-                platform=self.platform,
                 name=f"group{number}",
             )(x, train=train)
         x = x.max(axis=(1, 2))

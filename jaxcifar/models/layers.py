@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxcifar.kernels.conv import conv2d
 from jaxcifar.kernels.features import Features
-from jaxcifar.kernels.norm import add_bias, at_least_float32, moments, scale_and_shift
+from jaxcifar.kernels.norm import at_least_float32, moments, scale_and_shift
 from jaxcifar.models.initializers import Initializer, xavier_normal
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -43,12 +43,12 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        y: Any = conv2d(
+        y = conv2d(
             x.astype(self.dtype), kernel.astype(self.dtype), self.stride, platform=self.platform
         )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            y = add_bias(y, bias.astype(self.dtype), self.platform)
+            y = y + bias.astype(self.dtype)
         return y
 
 
@@ -124,6 +124,25 @@ class Linear(nn.Module):
 def global_average(x: jax.Array) -> jax.Array:
     """Averages [N, H, W, C] over H and W, in float32: [N, C]."""
     return at_least_float32(x).mean(axis=(1, 2))
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """Takes the largest of each 2×2 of [N, H, W, C]: [N, ⌊H/2⌋, ⌊W/2⌋, C].
+
+    If the height or width is odd, the last row or column is left out, as in PyTorch.
+
+    The gradient goes to the first of equals in reading order, as in PyTorch. (That of XLA's
+    reduce_window, a select-and-scatter, is slow on CPUs.)
+    """
+    n, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    x = x.reshape(n, height // 2, 2, width // 2, 2, channels)
+
+    def larger(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(a >= b, a, b)
+
+    upper = larger(x[:, :, 0, :, 0], x[:, :, 0, :, 1])
+    return larger(upper, larger(x[:, :, 1, :, 0], x[:, :, 1, :, 1]))
 
 
 def avg_pool(x: jax.Array) -> jax.Array:

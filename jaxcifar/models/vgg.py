@@ -9,7 +9,6 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from jaxcifar.kernels.pool import max_pool
 from jaxcifar.models import initializers, layers
 from jaxcifar.models.network import Network
 
@@ -38,7 +37,7 @@ class VGG(Network):
                 if self.batch_norm:
                     x = norm(name=f"bn{number}")(x, train=train)
                 x = self.act(x)
-            x = max_pool(x, platform=self.platform)
+            x = layers.max_pool(x)
         x = x.reshape(x.shape[0], -1)  # no len(): the batch may be symbolic
         for number in (1, 2):
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)

@@ -8,7 +8,7 @@ import pytest
 
 from jaxcifar.kernels.features import Features
 from jaxcifar.models import layers
-from jaxcifar.models.layers import ACTIVATIONS, BatchNorm, avg_pool
+from jaxcifar.models.layers import ACTIVATIONS, BatchNorm, avg_pool, max_pool
 
 
 def test_gelu_is_the_exact_one():
@@ -103,6 +103,33 @@ def test_average_pooling():
     x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
     squares = np.stack([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)])
     np.testing.assert_allclose(avg_pool(x), squares.mean(0), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 4, 3), (3, 7, 5, 2), (1, 2, 3, 4)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_max_pooling_and_its_gradient_go_square_by_square(shape, dtype):
+    n, height, width, channels = shape
+    # Of few values, so that there are equals in most squares.
+    x = jax.random.randint(jax.random.key(0), shape, 0, 3).astype(dtype)
+    dy = jax.random.normal(jax.random.key(1), (n, height // 2, width // 2, channels)).astype(dtype)
+    y, vjp = jax.vjp(max_pool, x)
+    (dx,) = vjp(dy)
+
+    expected, gradient = np.zeros(dy.shape), np.zeros(shape)
+    pixels, arriving = np.asarray(x, np.float64), np.asarray(dy, np.float64)
+    for i, h, w, c in np.ndindex(*dy.shape):
+        square = pixels[i, 2 * h : 2 * h + 2, 2 * w : 2 * w + 2, c]
+        first = np.unravel_index(square.argmax(), (2, 2))  # of equals, in reading order
+        expected[i, h, w, c] = square.max()
+        gradient[i, 2 * h + first[0], 2 * w + first[1], c] = arriving[i, h, w, c]
+    assert y.dtype == dx.dtype == dtype
+    np.testing.assert_array_equal(np.asarray(y, np.float64), expected)
+    np.testing.assert_array_equal(np.asarray(dx, np.float64), gradient)
+
+
+def test_max_pooling_does_not_hide_a_nan():
+    x = jnp.arange(4.0).reshape(1, 2, 2, 1).at[0, 1, 1, 0].set(jnp.nan)
+    assert np.isnan(max_pool(x)).all()
 
 
 def test_global_average_is_float32():
