@@ -31,7 +31,7 @@ class Member:
     It is a fork of one that has imported all, or with `python` one that starts as any other.
     """
 
-    def __init__(self, port, index, workdir, *, devices=4, python=False, **told):
+    def __init__(self, port, index, workdir, *, devices=4, python=False, cwd=ROOT, **told):
         told = {"workdir": str(workdir), "fields": FIELDS, "wait": 120} | told
         told["place"] = [f"127.0.0.1:{port}", 2, index]
         flags = re.sub(r"device_count=\d+", f"device_count={devices}", os.environ["XLA_FLAGS"])
@@ -42,7 +42,7 @@ class Member:
             "TF_CPP_MIN_LOG_LEVEL": "3",
         }
         if not python:
-            self.process = Forked(member.main, told, environment=environment, cwd=ROOT)
+            self.process = Forked(member.main, told, environment=environment, cwd=cwd)
             return
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.member", json.dumps(told)],
@@ -119,6 +119,33 @@ def test_a_signal_to_one_stops_all_and_one_process_goes_on(alone, tmp_path):
     assert 0 < sum(map(len, losses(workdir))) < 6 or not (workdir / "metrics.jsonl").read_text()
     tiny.run(tiny.tiny(**FIELDS), workdir, devices=8)
     check_same_numbers(workdir, alone)
+
+
+def test_two_processes_start_from_the_weights_of_a_run(alone, tmp_path):
+    of_one, of_two, source = tmp_path / "one", tmp_path / "two", tmp_path / "source"
+    shutil.copytree(alone, source)
+    fields = FIELDS | {"init_from": str(source)}
+    tiny.run(tiny.tiny(**fields), of_one, devices=8)
+    told = {"fields": fields}
+    ends = two(of_two, told, told | {"term": 4})
+    assert [code for code, _ in ends] == [128 + signal.SIGTERM] * 2, ends
+    assert f"starts from {source}" in ends[0][1]
+    shutil.rmtree(source)  # what goes on needs it no more
+    ends = two(of_two, told, told)
+    assert [code for code, _ in ends] == [0, 0], ends
+    check_same_numbers(of_two, of_one)
+    assert losses(of_one)[0][0] != losses(alone)[0][0]
+
+
+def test_the_weights_to_start_from_are_the_same_everywhere(alone, tmp_path):
+    fields, other = FIELDS | {"init_from": "run"}, tmp_path / "other"
+    tiny.run(tiny.tiny(**FIELDS, seed=1), other / "run", devices=8)
+    shutil.copytree(alone, tmp_path / "first" / "run")
+    workdir, told = tmp_path / "new", {"fields": fields}
+    ends = two(workdir, told | {"cwd": str(tmp_path / "first")}, told | {"cwd": str(other)})
+    assert [code for code, _ in ends] == [2, 2], ends
+    assert "weights (config.init_from) of process 1" in ends[0][1]
+    assert not (workdir / "checkpoints").exists()
 
 
 def test_two_processes_go_on_where_one_was_stopped(alone, tmp_path):
