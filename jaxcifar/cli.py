@@ -1,6 +1,6 @@
 """The command `jaxcifar`: a verb for each thing that can be done.
 
-Every verb is a module's own command, which works without it too: `jaxcifar train row9` is
+Each verb runs the command of a module, which also works by itself: `jaxcifar train row9` is
 `python -m jaxcifar.main --config=configs/row9.py`.
 """
 
@@ -11,18 +11,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 _HERE = pathlib.Path(__file__).parent
-CHECKOUT = _HERE.parent  # where the package is not installed from a wheel
+CHECKOUT = _HERE.parent  # unless the package was installed from a wheel
 _CONFIGS = next((path for path in (_HERE / "configs", CHECKOUT / "configs") if path.is_dir()), None)
 
 
 class Verb(NamedTuple):
-    """A command of a module.
+    """A verb, and the command of a module that carries it out.
 
     Attributes:
-      module: whose function `command` takes the arguments and returns the exit code.
-      does: what it does, in a few words.
-      examples: of arguments.
-      translate: the arguments as the module takes them.
+      module: has a function named `command`, which takes arguments and returns the exit code.
+      does: what the verb does, in a few words.
+      examples: example arguments.
+      translate: turns the verb's arguments into the module's.
       command: the function's name.
     """
 
@@ -34,10 +34,10 @@ class Verb(NamedTuple):
 
 
 def train_arguments(arguments: Sequence[str]) -> list[str]:
-    """ROW or FILE, and fields of its config without "config.", as `jaxcifar.main` takes them.
+    """Turns a config's name or file, and options without "config.", into `jaxcifar.main`'s flags.
 
     Raises:
-      UserError: no config is named, or there is none of that name.
+      UserError: not exactly one config is named, or there is none of that name.
     """
     from jaxcifar.errors import UserError
 
@@ -52,17 +52,17 @@ def train_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def eval_arguments(arguments: Sequence[str]) -> list[str]:
-    """WORKDIR, and fields of its config without "config.", as `jaxcifar.main` takes them."""
+    """Turns a workdir, and options without "config.", into `jaxcifar.main`'s flags."""
     named = [f"--workdir={argument}" for argument in arguments if not argument.startswith("-")]
     rest = [argument for argument in arguments if argument.startswith("-")]
     return ["--mode=eval", *named, *_fields(rest)]
 
 
 def config_file(name: str) -> pathlib.Path:
-    """Returns the config file of a name: a path, or that of a config that came with the package.
+    """Returns the file that a config's name stands for; a path stands for itself.
 
     Raises:
-      UserError: there is none.
+      UserError: the package has no config of that name.
     """
     from jaxcifar.errors import UserError, nearest
 
@@ -73,17 +73,18 @@ def config_file(name: str) -> pathlib.Path:
     known.sort(key=lambda name: (name.rstrip("0123456789"), len(name), name))
     if _CONFIGS is None or name not in known:
         raise UserError(
-            f"There is no config {name!r}.{nearest(name, known)} There are {', '.join(known)}; a "
-            "file is given by its path."
+            f"There is no config {name!r}.{nearest(name, known)} There are {', '.join(known)}; "
+            "for a file of your own, give its path, such as ./mine.py."
         )
     return _CONFIGS / f"{name}.py"
 
 
 def _fields(arguments: Sequence[str]) -> list[str]:
-    """Puts "config." before the fields of a config: what has a dot, or stands beside the groups."""
+    """Puts "config." before the options that are fields of a config."""
     found = []
     for argument in arguments:
         name = argument.lstrip("-").partition("=")[0]
+        # A field is in a group, and so has a dot, or is one of the two outside the groups.
         field = ("." in name and not name.startswith("config.")) or name in ("seed", "init_from")
         found.append(f"--config.{argument.lstrip('-')}" if field else argument)
     return found
@@ -110,20 +111,20 @@ VERBS = {
     ),
     "predict": Verb(
         "jaxcifar.predict",
-        "what a network sees in pictures",
+        "classify pictures with a run's network",
         ("runs/row9 cat.png", "runs/row9 pictures/ --top=5 --json"),
     ),
     "runs": Verb("jaxcifar.runs", "list the runs below a folder", ("", "results/ --json")),
-    "replay": Verb("jaxcifar.replay", "look into a step that diverged", ("runs/row9",)),
+    "replay": Verb("jaxcifar.replay", "look into the step at which a run diverged", ("runs/row9",)),
     "import": Verb(
         "jaxcifar.interop.torch",
-        "make a run of weights from PyTorch",
+        "make a run from PyTorch weights",
         ("weights.pt --model=resnet18 --workdir=runs/imported",),
         lambda arguments: ["import", *arguments],
     ),
     "export": Verb(
         "jaxcifar.interop.export",
-        "write a run's network for others",
+        "write a run's network for use elsewhere",
         ("runs/row9 --to=stablehlo", "runs/row9 --to=torch --out=weights.pt"),
     ),
     "sweep": Verb(
@@ -162,7 +163,7 @@ def usage() -> str:
 
 
 def help_of(name: str) -> str:
-    """Returns the examples of a verb, and how its options are listed."""
+    """Returns what a verb does, with examples."""
     verb = VERBS[name]
     examples = "\n".join(f"  jaxcifar {name} {example}".rstrip() for example in verb.examples)
     return f"jaxcifar {name}: {verb.does}. For example:\n\n{examples}\n"
@@ -190,7 +191,7 @@ def _run(words: list[str]) -> int:
         return 0
     if name not in VERBS:
         raise UserError(
-            f"There is no verb {name!r}.{nearest(name, VERBS)} There are {', '.join(VERBS)}."
+            f"There is no verb {name!r}.{nearest(name, VERBS)} The verbs are {', '.join(VERBS)}."
         )
     verb = VERBS[name]
     if verb.module.startswith("experiments"):
@@ -205,10 +206,10 @@ def _run(words: list[str]) -> int:
 
 
 def find_experiments(verb: str) -> None:
-    """Makes experiments/ importable, from wherever the command is typed.
+    """Makes experiments/ importable, whatever the current folder.
 
     Raises:
-      UserError: this is no checkout, but an installed package.
+      UserError: jaxcifar runs from an installed package, not from a checkout.
     """
     from jaxcifar.errors import UserError
 

@@ -1,4 +1,4 @@
-"""What may look into a run while it trains: measurements, profilers, tests.
+"""Hooks, which look into a run while it trains: measurements, profilers, tests.
 
 class PrintLoss(Hook):
     def after_epoch(self, run, record):
@@ -23,16 +23,16 @@ from jaxcifar.task import Hyperparams, Task
 
 @dataclasses.dataclass
 class Run:
-    """A run in progress, to be read; the loop alone writes to it.
+    """A run in progress. Hooks read it; only the loop writes to it.
 
     Attributes:
-      config, workdir, task, hyperparams: of the run.
-      images, labels: the training set, on every device: [N, 3072] uint8 and [N] int32, see
-        `jaxcifar.programs.on_devices`; `jaxcifar.programs.batch` takes a step's from it.
+      config, workdir, task, hyperparams: what the run was started with, and as.
+      images, labels: the training set on every device, [N, 3072] uint8 and [N] int32, see
+        `jaxcifar.programs.on_devices`; `jaxcifar.programs.batch` takes a step's batch from it.
       step: training steps done.
-      state: after them. The next step uses its arrays up, so a hook must not keep them.
+      state: the state after them. The next step donates its arrays, so a hook must not keep them.
       order: the rows of the epoch's batches [steps_per_epoch, batch].
-      stop: `stop.request("why")` ends the run at the next step; it is saved, and can be resumed.
+      stop: `stop.request("why")` ends the run at the next step; it is saved and can be resumed.
     """
 
     config: Config
@@ -48,25 +48,25 @@ class Run:
 
 
 class Hook:
-    """Override what is wanted. All calls come from the thread that trains."""
+    """Override the methods you need. All are called by the thread that trains."""
 
     def start(self, run: Run) -> None:
-        """Before the first step, or the first after a resumption."""
+        """Before the first step of this start, or resumption, of the run."""
 
     def before_step(self, run: Run) -> None:
-        """Before each call of the training program: `run.step` steps are done.
+        """Before each call of the training program, when `run.step` steps are done.
 
-        A call makes `config.train.steps_per_call` steps.
+        A call makes `run.task.steps_per_call` steps.
         """
 
     def before_evaluation(self, run: Run) -> None:
         """After the last step of an epoch."""
 
     def after_epoch(self, run: Run, record: dict[str, Any]) -> None:
-        """After an epoch was evaluated, logged and saved; `record` is its line in metrics.jsonl."""
+        """After an epoch is evaluated, logged and saved; `record` is its line in metrics.jsonl."""
 
     def end(self, run: Run, result: dict[str, Any]) -> None:
-        """After the run is complete; `result` is result.json."""
+        """After the run is complete; `result` is the content of result.json."""
 
 
 class Hooks:
@@ -79,7 +79,7 @@ class Hooks:
         """Calls the method `name` of every hook.
 
         Raises:
-          RuntimeError: a hook raised something else than `UserError` or `Interrupted`.
+          RuntimeError: a hook raised anything but `UserError` or `Interrupted`.
         """
         for hook in self._hooks:
             with _named(hook, name, run):
@@ -96,6 +96,6 @@ def _named(hook: Hook, name: str, run: Run) -> Iterator[None]:
     except Exception as error:
         raise RuntimeError(
             f"The hook {type(hook).__name__}.{name} failed at step {run.step} "
-            f"({type(error).__name__}: {error}). The run in {run.workdir} is as its last "
-            "checkpoint left it; the same command resumes it."
+            f"({type(error).__name__}: {error}). The run in {run.workdir} can be resumed from its "
+            "last checkpoint by the same command."
         ) from error

@@ -1,4 +1,4 @@
-"""Trains or evaluates by a config file.
+"""Trains or evaluates a network as a config file says.
 
 python -m jaxcifar.main --config=configs/row9.py [--config.train.epochs=3 …]
 python -m jaxcifar.main --mode=eval --workdir=runs/row9 [--checkpoint=last --config.data.dir=…]
@@ -21,22 +21,26 @@ from jaxcifar.run.folder import saved_config
 from jaxcifar.run.progress import duration
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A config file, such as configs/row9.py; its fields are --config.FIELD=VALUE."
+    "config", None, "A config file, such as configs/row9.py; --config.FIELD=VALUE sets its fields."
 )
-_WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder; runs/NAME for configs/NAME.py.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", "The run's folder; runs/NAME for configs/NAME.py by default."
+)
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
-_CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", restore.WHICH, "Which one to evaluate.")
+_CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint", "best", restore.WHICH, "Which checkpoint to evaluate."
+)
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
     "auto",
     launch.MODES,
-    "One run over several processes: auto under Slurm (srun), Open MPI and on TPU slices.",
+    "Whether several processes share the run; auto detects Slurm (srun), Open MPI and TPU slices.",
 )
 _ADDRESS = flags.DEFINE_string(
-    "coordinator_address", None, "HOST:PORT where the first process listens for the others."
+    "coordinator_address", None, "HOST:PORT at which the first process listens for the others."
 )
 _COUNT = flags.DEFINE_integer("num_processes", None, "How many processes share the run.")
-_INDEX = flags.DEFINE_integer("process_id", None, "The number of this one, from 0.")
+_INDEX = flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
 _WAIT = flags.DEFINE_float("start_timeout", 300.0, "Seconds to wait for the other processes.")
 _CACHE = flags.DEFINE_bool(
     "compilation_cache", True, "Keep compiled programs in ~/.cache/jaxcifar/xla for later runs."
@@ -44,10 +48,10 @@ _CACHE = flags.DEFINE_bool(
 
 
 def main(changed: Sequence[str]) -> None:
-    """Trains or evaluates, as one of the processes of a run or alone.
+    """Trains or evaluates, alone or as one of the processes of a run.
 
     Args:
-      changed: the program's name, then options for the config of the run in --workdir.
+      changed: the program's name, then options that change the config of the run in --workdir.
     """
     logging.set_verbosity(logging.ERROR)  # Orbax logs every save
     place = launch.place(os.environ, _DISTRIBUTED.value, _ADDRESS.value, _COUNT.value, _INDEX.value)
@@ -90,12 +94,12 @@ def _say(text: str) -> None:
 
 
 def summary(result: dict[str, Any], config: Config, workdir: str | pathlib.Path) -> str:
-    """Returns the lines that end a run.
+    """Returns the lines that are printed at the end of a run.
 
     Args:
-      result: of `jaxcifar.train.train_and_evaluate`.
-      config: of the run.
-      workdir: of the run.
+      result: what `jaxcifar.train.train_and_evaluate` returned.
+      config: the run's config.
+      workdir: the run's folder.
     """
     lines = [
         f"{name} epoch {record['epoch']}: validation accuracy {record['val_accuracy']:.2%}, "
@@ -110,7 +114,8 @@ def summary(result: dict[str, Any], config: Config, workdir: str | pathlib.Path)
         )
     elif config.data.protocol == "test":
         lines.append(
-            "(validated on the test set, as in the original report: it chose the best epoch too)"
+            "(validated on the test set, which also chose the best epoch, as in the original "
+            "report)"
         )
     lines.append(
         f"training {duration(result['train_seconds'])}, "
@@ -122,10 +127,10 @@ def summary(result: dict[str, Any], config: Config, workdir: str | pathlib.Path)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """The command: one message and exit code 2 for what the user can fix, no traceback.
+    """Runs the command; what the user can fix ends in one message and exit code 2, no traceback.
 
     Args:
-      arguments: of the command line; None are those of this process.
+      arguments: of the command line; None means those of this process.
     """
     argv = sys.argv if arguments is None else [sys.argv[0], *arguments]
     return exit_code(lambda: app.run(main, argv=list(argv), flags_parser=_parse_flags))
@@ -138,8 +143,8 @@ def options_help() -> str:
         [
             flags.FLAGS.module_help(sys.modules[__name__]),
             "",
-            "Fields of the config, with their defaults; a row sets its own. What they mean is said "
-            "in jaxcifar/config.py:",
+            "Fields of the config with their defaults, which a row may change. jaxcifar/config.py "
+            "explains them:",
             "",
             *fields,
         ]
@@ -147,23 +152,23 @@ def options_help() -> str:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """Returns the program's name, and the options for a run's own config (of an evaluation)."""
+    """Parses the flags; returns the program's name, and options for the config of a saved run."""
     program, *arguments = argv
     files = [argument for argument in arguments if argument.startswith("--config=")]
     of_run: list[str] = []
     for argument in files:
         file = options.user_path(argument.removeprefix("--config="))
-        options.load(file)  # it says what is wrong with the file
+        options.load(file)  # for its messages about what is wrong with the file
         arguments[arguments.index(argument)] = f"--config={file}"
     if not files and "--mode=eval" in arguments:
         of_run = [argument for argument in arguments if argument.startswith("--config.")]
         arguments = [argument for argument in arguments if argument not in of_run]
-    # ml_collections looks in sys.argv for the fields that the command line sets.
+    # ml_collections takes the fields that the command line sets from sys.argv.
     before, sys.argv = sys.argv, [program, *arguments]
     try:
         rest = flags.FLAGS(sys.argv)
         if _CONFIG.value is not None:
-            _CONFIG.value.keys()  # a config file that failed to load says so when first used
+            _CONFIG.value.keys()  # a config file that failed to load raises only when used
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(
             f"A flag or the config cannot be used: {reason(error)}{options.hint(arguments)}"

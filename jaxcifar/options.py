@@ -1,4 +1,4 @@
-"""What a command line names: paths, config files, and the fields that options change."""
+"""What a command line refers to: paths, config files, and the fields that options change."""
 
 import argparse
 import difflib
@@ -20,17 +20,20 @@ class BadPath(UserError, argparse.ArgumentTypeError):
 
 
 def user_path(text: str) -> pathlib.Path:
-    """Returns the path that a user wrote. It expands "~", as no shell does after "=".
+    """Returns the path that a user wrote, with "~" expanded, which no shell does after "=".
 
     Raises:
-      BadPath: there is no home folder, or the path is the address of a bucket.
+      BadPath: there is no home folder, or the path is a URL, such as that of a bucket.
     """
     if re.match(r"[a-z][a-z0-9]+://", text):
-        raise BadPath(f"{text!r} is not a local folder or file. Mount it, or copy it afterwards.")
+        raise BadPath(
+            f"{text!r} is not a local path. Mount the bucket, or use a local path and copy "
+            "the files afterwards."
+        )
     try:
         return pathlib.Path(text).expanduser()
     except RuntimeError as error:
-        raise BadPath(f"{text!r}: {error} Set HOME, or write the whole path.") from error
+        raise BadPath(f"{text!r}: {error} Set HOME, or give the full path.") from error
 
 
 def load(path: str | pathlib.Path) -> Config:
@@ -44,8 +47,8 @@ def load(path: str | pathlib.Path) -> Config:
         raise UserError(f"There is no config file {path}.")
     if path.suffix != ".py":
         raise UserError(
-            f"{path} is not a config file, which is Python (.py). To resume a run, give the config "
-            "file that it was started with, and its folder as --workdir."
+            f"{path} is not a config file: those are Python (.py). To resume a run, give the "
+            "config file that it was started with, and its folder as --workdir."
         )
     loader = importlib.machinery.SourceFileLoader(f"config_file_{path.stem}", str(path))
     spec = importlib.util.spec_from_loader(loader.name, loader)
@@ -55,7 +58,7 @@ def load(path: str | pathlib.Path) -> Config:
         loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
         config = get_config() if callable(get_config) else None
-    except (Exception, SystemExit) as error:  # whatever the file's own code raises
+    except (Exception, SystemExit) as error:  # the file's code may raise anything
         raise UserError(
             f"The config file {path} cannot be loaded: {type(error).__name__}: {reason(error)}"
         ) from error

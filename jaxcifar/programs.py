@@ -1,6 +1,6 @@
-"""The compiled programs of a task: initialise, order, train, evaluate. Pure functions of it.
+"""The compiled programs of a task: initialise, order, train, evaluate. Each is a pure function.
 
-Each is compiled for its task when first asked for, and kept while it is in use.
+A program is compiled for its task when it is first asked for, and the latest few are kept.
 """
 
 import functools
@@ -21,17 +21,17 @@ from jaxcifar.task import Hyperparams, Inference, Task
 
 # (state, hyperparams, images, labels, order) -> (state, metrics [steps])
 Train = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-_KEPT = 4  # programs of each kind; a DenseNet's takes some 100 MB
+_KEPT = 4  # programs of each kind; a DenseNet's takes about 100 MB
 _IMAGE = 32, 32, 3
 _BYTES = math.prod(_IMAGE)
 
 
 @functools.lru_cache(_KEPT)
 def init(task: Task) -> Callable[..., TrainState]:
-    """Returns (seed, hyperparams, images, weights={}) -> the state before the first step.
+    """Returns (seed, hyperparams, images, weights=None) -> the state before the first step.
 
-    The images are the training set, see `on_devices`; most networks do not look at it. The weights
-    take the place of random ones, see `jaxcifar.state.create_state`.
+    The images are the training set, see `on_devices`; few networks look at it. The weights replace
+    random ones, see `jaxcifar.state.create_state`.
     """
 
     def create(
@@ -56,7 +56,7 @@ def init(task: Task) -> Callable[..., TrainState]:
 
 
 def abstract_state(task: Task) -> TrainState:
-    """Returns the shapes, dtypes and shardings of a state."""
+    """Returns the shapes, dtypes and shardings of a task's state."""
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     images = jax.ShapeDtypeStruct((task.n_train, _BYTES), jnp.uint8)
     state = jax.eval_shape(init(task), seed, Hyperparams.abstract(), images)
@@ -67,11 +67,11 @@ def abstract_state(task: Task) -> TrainState:
 def order(task: Task) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Returns (key, epoch) -> the rows of an epoch's batches [steps_per_epoch, batch] int32.
 
-    A fresh permutation, of (seed, epoch) alone.
+    Each epoch has its own permutation, which depends only on seed and epoch.
     """
 
     def rows_of(key: jax.Array, epoch: jax.Array) -> jax.Array:
-        # No step has this number, so no step's draws are used again here.
+        # No step has this number, so these draws are not those of any step.
         key = jax.random.fold_in(jax.random.fold_in(key, np.uint32(2**32 - 1)), epoch)
         rows = jax.random.permutation(key, task.n_train)
         rows = rows[: task.steps_per_epoch * task.batch_size]
@@ -83,33 +83,34 @@ def order(task: Task) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
 
 def on_devices(images: data.Dataset, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
-    """Puts an image set on every device, as the programs take it.
+    """Puts a set of images on every device, in the form that the programs take.
 
     Returns:
-      Images [N, 3072] uint8 and labels [N] int32. An image is a row of bytes: as [N, 32, 32, 3] a
-      TPU would lay the whole set out anew for each call, in four times the memory.
+      Images [N, 3072] uint8 and labels [N] int32. Each image is a row of bytes, because given
+      [N, 32, 32, 3] a TPU would copy the whole set to another layout in each call, in four times
+      the memory.
     """
     return sharding.replicate((images.images.reshape(-1, _BYTES), images.labels), mesh)
 
 
 def as_images(rows: jax.Array) -> jax.Array:
-    """Returns [n, 32, 32, 3] of rows [n, 3072] of what `on_devices` made."""
+    """Returns rows [n, 3072] of what `on_devices` made as images [n, 32, 32, 3]."""
     return rows.reshape(-1, *_IMAGE)
 
 
 def loss(task: Task) -> Loss:
-    """Returns the loss of a batch as a training step of the task sees it."""
+    """Returns the loss of a batch as the task's training step computes it."""
     return make_loss(task.model, task.prepare, task.cross_entropy)
 
 
 def batch(
     task: Task, state: TrainState, images: jax.Array, labels: jax.Array, order: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the images [batch, 32, 32, 3] and labels of a step, split over the devices.
+    """Returns the images [batch, 32, 32, 3] and labels [batch] of a step, split over the devices.
 
     Args:
-      task: of the run.
-      state: that is about to make the step.
+      task: the run's task.
+      state: the state before the step.
       images, labels: the training set, see `on_devices`.
       order: the rows of the epoch's batches.
     """
@@ -117,14 +118,14 @@ def batch(
     rows = jax.lax.with_sharding_constraint(order[place], sharding.batch_sharding(task.mesh))
     chosen = as_images(images[rows])
     if task.alternating_flip:
-        # No step and no order has this number.
+        # Neither a step nor the order has this number.
         key = jax.random.fold_in(state.key, np.uint32(2**32 - 2))
         chosen = augment.alternating_flip(key, chosen, rows, epoch)
     return chosen, labels[rows]
 
 
 def training(task: Task, steps: int) -> Any:
-    """Returns the function that `train` compiles, jitted but not yet traced."""
+    """Returns the jitted function that `train` compiles."""
 
     def run(
         state: TrainState,
@@ -161,7 +162,7 @@ def training(task: Task, steps: int) -> Any:
 
 
 def training_arguments(task: Task) -> tuple:
-    """Returns the shapes, dtypes and shardings that `train` takes."""
+    """Returns the shapes, dtypes and shardings of the arguments of `train`."""
     images = jax.ShapeDtypeStruct((task.n_train, _BYTES), jnp.uint8)
     labels = jax.ShapeDtypeStruct((task.n_train,), jnp.int32)
     rows = jax.ShapeDtypeStruct((task.steps_per_epoch, task.batch_size), jnp.int32)
@@ -173,7 +174,7 @@ def training_arguments(task: Task) -> tuple:
 def train(task: Task, steps: int) -> Train:
     """Returns (state, hyperparams, images, labels, order) -> (state, metrics [steps]), compiled.
 
-    It makes the next `steps` training steps and uses the state up. `order` is that of the epoch.
+    It makes the next `steps` training steps, and donates the state. `order` is the epoch's.
     """
     return training(task, steps).lower(*training_arguments(task)).compile()
 
@@ -182,7 +183,7 @@ def train(task: Task, steps: int) -> Train:
 def evaluate_batch(inference: Inference, n: int) -> Callable[..., dict[str, jax.Array]]:
     """Returns (variables, images, labels, first) -> sums over a batch of `n` images, compiled.
 
-    The batch is images `first` … `first + batch_size − 1`, as far as they exist.
+    The batch is images `first` to `first + batch_size − 1`, as far as there are any.
     """
     eval_step = make_eval_step(inference.logits)
     whole = sharding.replicated(inference.mesh)
@@ -211,10 +212,10 @@ def evaluate(
     """Returns {"loss", "accuracy", "images"} over all images, each counted once.
 
     Args:
-      inference: whose model, normalisation and batches are used.
-      variables: of the model.
+      inference: the model, its normalisation and the batch size.
+      variables: {"params", "batch_stats"} of the model.
       images, labels: see `on_devices`.
-      stop: asked after each batch; where it returns True, the evaluation ends and returns None.
+      stop: asked after each batch; once it returns True, the evaluation ends and returns None.
     """
     compiled = evaluate_batch(inference, len(labels))
     firsts = np.arange(0, len(labels), inference.batch_size, dtype=np.int32)
@@ -222,7 +223,7 @@ def evaluate(
     for first in sharding.replicate(list(firsts), inference.mesh):
         sums.append(compiled(variables, images, labels, first))
         if len(sums) > 1:
-            jax.block_until_ready(sums[-2])  # no long queue that a signal would wait for
+            jax.block_until_ready(sums[-2])  # a signal must not wait for a long queue
         if stop():
             return None
     on_host = jax.device_get(sums)

@@ -1,9 +1,9 @@
-"""Computes the steps after a run's last checkpoint again, to see where a number stops being finite.
+"""Recomputes the steps after a run's last checkpoint, to find where numbers stop being finite.
 
 python -m jaxcifar.replay WORKDIR
 
-The run is only read. Every step follows from the checkpoint and its own number, so the step at
-which a run diverged is the same here; on as many devices of the same kind, to the bit.
+The run is only read. A step depends on nothing but the checkpoint and its own number, so the step
+at which the run diverged is reproduced: bit for bit on the same number of devices of the same kind.
 """
 
 import argparse
@@ -34,22 +34,22 @@ from jaxcifar.task import Task, build, check_config, hyperparams
 def replay(
     workdir: str | pathlib.Path, *, mesh: Mesh | None = None, say: Callable[[str], None] = print
 ) -> int | None:
-    """Trains from the last checkpoint to the first step with a number that is not finite.
+    """Trains from the last checkpoint to the first step that yields a non-finite number.
 
-    Says, for that step, its batch and learning rate, and whether each of these is finite, in the
-    order in which they are computed: parameters, inputs, the output of each layer, the loss, the
-    gradient of each parameter.
+    For that step it reports the batch, the learning rate, and the largest value and the number of
+    non-finite values of, in order of computation: the parameters, the inputs, the output of each
+    layer, the loss, and the gradient of each parameter.
 
     Args:
-      workdir: of a run.
-      mesh: of the devices; None is all.
-      say: gets each line.
+      workdir: the run's folder.
+      mesh: the devices to use; None means all of them.
+      say: called with each line of the report.
 
     Returns:
-      The number of the step, counted from 1; None where all are finite.
+      The number of the step, counted from 1; None if all numbers are finite.
 
     Raises:
-      UserError: no run there, other images, or a checkpoint that cannot be read.
+      UserError: there is no run, the images differ, or the checkpoint cannot be read.
     """
     workdir, mesh = pathlib.Path(workdir), mesh or sharding.make_mesh()
     about = read_about(workdir)
@@ -77,7 +77,7 @@ def replay(
     for step in range(first, end):
         epoch, place = divmod(step, task.steps_per_epoch)
         order = programs.order(task)(state.key, sharding.replicate(np.int32(epoch + 1), mesh))
-        before = jax.tree.map(jax.numpy.copy, state)  # the step uses `state` up
+        before = jax.tree.map(jax.numpy.copy, state)  # the step donates `state`
         state, metrics = step_of(state, numbers, images, labels, order)
         if np.isfinite(metrics["loss"]).all() and _all_finite(state.variables):
             continue
@@ -97,8 +97,8 @@ _Size = tuple[str, float, int]  # name, largest absolute value, how many are not
 
 
 def _look(task: Task, state: TrainState, images: jax.Array, labels: jax.Array) -> list[_Size]:
-    """What the step after `state` computes, in that order."""
-    # Within a network that computes twice to save memory nothing can be looked at.
+    """What the step after `state` computes, in order."""
+    # Rematerialised layers cannot be observed from outside.
     model = task.model.clone(remat=False) if getattr(task.model, "remat", False) else task.model
     loss, names = programs.loss(dataclasses.replace(task, model=model)), []
 
@@ -157,7 +157,7 @@ def _all_finite(tree: Any) -> bool:
 
 
 def _report(found: list[_Size]) -> list[str]:
-    """A line for each, with an arrow at the first that is not finite."""
+    """A line for each, with an arrow at the first that has non-finite values."""
     lines, first = [], True
     for name, size, bad in found:
         mark, first = ("->", False) if bad and first else ("  ", first)

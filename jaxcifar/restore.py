@@ -1,4 +1,4 @@
-"""What is done with a run's checkpoints: load the variables, evaluate them, start from others."""
+"""Working with a run's checkpoints: load the variables, evaluate them, make a run of given ones."""
 
 import functools
 import pathlib
@@ -42,12 +42,13 @@ def load_variables(
     """Returns a run's config, the step of a checkpoint, and its variables for `model.apply`.
 
     Args:
-      workdir: of a run, which may still be training.
+      workdir: the run's folder. The run may still be training.
       which: "best" (highest validation accuracy) or "last".
-      mesh: of the devices that get the variables; None is all.
+      mesh: the devices that receive the variables; None means all of them.
 
     Raises:
-      UserError: no run or no such checkpoint there, or it is damaged; no other is taken for it.
+      UserError: there is no run or no such checkpoint, or the checkpoint is damaged. Another
+        checkpoint is never used in its place.
     """
     about, step, variables = _load(pathlib.Path(workdir), which, mesh)
     return complete(about["config"]), step, variables
@@ -85,18 +86,18 @@ def _load(
                     f"{error} --checkpoint={other} may be whole; the command that trained the run "
                     "goes on from the newest that is."
                 ) from error
-            tried = saved  # a run that goes on may have replaced it by another
+            tried = saved  # a run in progress may have replaced it meanwhile
 
 
 def _of_checkpoint(
     about: dict[str, Any], progress: dict[str, Any], workdir: pathlib.Path
 ) -> dict[str, Any]:
-    """What a checkpoint says that its run is, where it says so; else config.json."""
+    """The run's description: the one saved in the checkpoint if it has one, else config.json."""
     there = progress.get("about", about)
     if changed := differences(there["config"], about["config"]):
         note(
-            f"{workdir / 'config.json'} is not that of the checkpoint, which is used: "
-            f"{', '.join(changed)}"
+            f"{workdir / 'config.json'} differs from the config saved with the checkpoint; the "
+            f"checkpoint's is used: {', '.join(changed)}"
         )
         return there
     return about
@@ -112,17 +113,18 @@ def evaluate_workdir(
     """Evaluates a run's checkpoint on the test set.
 
     Args:
-      workdir: of a run.
+      workdir: the run's folder.
       which: "best" (highest validation accuracy) or "last".
-      config: None is the run's own; else it must be the same but for how it is carried out.
-      mesh: of the devices; None is all.
+      config: None means the run's own. Otherwise it may differ from that only in how the
+        evaluation is carried out, such as its batch size or where the data are.
+      mesh: the devices to use; None means all of them.
 
     Returns:
       {"checkpoint", "step", "loss", "accuracy", "images", "data"}.
 
     Raises:
-      UserError: no run or no checkpoint there, a damaged one, one of another config, or the test
-        images are not those that the run began with.
+      UserError: there is no run or no checkpoint, the checkpoint is damaged or belongs to a
+        different config, or the test images differ from those that the run started with.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     about, step, variables = _load(pathlib.Path(workdir), which, mesh)
@@ -144,13 +146,13 @@ def evaluate_workdir(
 def evaluate(
     config: Config, variables: dict[str, Any], images: data.Dataset, *, mesh: Mesh | None = None
 ) -> dict[str, Any]:
-    """Returns {"loss", "accuracy", "images"} of a config's network on an image set.
+    """Returns {"loss", "accuracy", "images"} of a config's network on a set of images.
 
     Args:
-      config: of the network, and how many images at a time.
-      variables: of the network.
-      images: to evaluate on.
-      mesh: of the devices; None is all.
+      config: describes the network and sets the batch size (`train.eval_batch_size`).
+      variables: the network's {"params", "batch_stats"}.
+      images: the images to evaluate on.
+      mesh: the devices to use; None means all of them.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     scores = programs.evaluate(
@@ -158,19 +160,19 @@ def evaluate(
         sharding.replicate(variables, mesh),
         *programs.on_devices(images, mesh),
     )
-    assert scores is not None, "nothing asked it to stop"
+    assert scores is not None, "without `stop`, an evaluation always completes"
     return scores
 
 
 def probabilities(
     inference: Inference, variables: dict[str, Any], images: np.ndarray
 ) -> np.ndarray:
-    """Returns a network's probabilities for images, [N, classes] float32.
+    """Returns a network's class probabilities for images, [N, classes] float32.
 
     Args:
       inference: see `jaxcifar.task.build_inference`.
-      variables: of its model.
-      images: [N, 32, 32, 3] uint8, of which all devices get `inference.batch_size` at a time.
+      variables: {"params", "batch_stats"} of its model.
+      images: [N, 32, 32, 3] uint8, processed in batches of `inference.batch_size`.
     """
 
     @functools.partial(compilation.jit, platform=inference.platform)
@@ -180,23 +182,24 @@ def probabilities(
     n, size = len(images), min(len(images), inference.batch_size)
     if n == 0:
         return np.zeros((0, inference.model.num_classes), np.float32)
-    padded = np.concatenate([images, images[: -n % size]])  # all batches have one shape
+    padded = np.concatenate([images, images[: -n % size]])  # so that all batches have one shape
     batches = [of_batch(variables, padded[i : i + size]) for i in range(0, n, size)]
     return np.concatenate(jax.device_get(batches))[:n]
 
 
 def start_from(config: Config, workdir: str | pathlib.Path, variables: dict[str, Any]) -> None:
-    """Makes a workdir whose run starts from given variables, at step 0 and epoch 0.
+    """Creates a run that starts from given variables, at step 0 and epoch 0.
 
-    It can be evaluated as it is, or trained on from there.
+    The run can be evaluated as it is, or trained from there.
 
     Args:
-      config: of the run.
-      workdir: is made; must hold no run.
+      config: the run's config.
+      workdir: the run's folder, created if necessary; it must not hold a run yet.
       variables: {"params", "batch_stats"} of the config's model.
 
     Raises:
-      UserError: the config cannot be used, or the workdir holds a run.
+      UserError: the config is invalid, the variables do not fit its model, or the workdir already
+        holds a run.
     """
     mesh = sharding.make_mesh()
     check_config(config, mesh)
@@ -204,14 +207,14 @@ def start_from(config: Config, workdir: str | pathlib.Path, variables: dict[str,
         wanted, given = (jax.tree.map(lambda x: x.shape, tree) for tree in (like, variables[name]))
         if wanted != given:
             raise UserError(
-                f"The {name} given are not of {config.model.name} with "
+                f"The {name} do not fit {config.model.name} with "
                 f"{data.num_classes(config.data.name)} classes and width {config.model.width:g}: "
                 "names or shapes differ."
             )
     with RunFolder(pathlib.Path(workdir)) as folder:
         if saved_config(folder.path) is not None:
-            raise UserError(f"{workdir} holds a run already. Choose another --workdir.")
-        # The state that an optimizer starts from does not depend on the length of an epoch.
+            raise UserError(f"{workdir} already holds a run. Choose another --workdir.")
+        # An optimizer's initial state does not depend on the length of an epoch.
         tx = optimization(config).make(hyperparams(config), steps_per_epoch=1)
         state = first_state(
             jax.tree.map(jnp.asarray, variables),

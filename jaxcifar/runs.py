@@ -1,14 +1,14 @@
-"""Lists the runs below a folder: what they are, how far along, and how well they do.
+"""Lists the runs below a folder: what they are, how far along they are, and how well they do.
 
 python -m jaxcifar.runs [DIR]
 
 The state is one of
   finished   all epochs are done
-  running    a process on this machine is training it, or a sweep on another machine has given a
-             sign of life
-  stale      the other machine has given none for ten minutes
+  running    a process on this machine is training it, or a sweep on another machine showed a
+             sign of life in the last ten minutes
+  stale      the other machine has shown none for ten minutes
   failed     the last attempt of a sweep failed; the reason follows
-  imported   weights from elsewhere, not trained further
+  imported   weights from elsewhere, not trained here
   stopped    the command that started it resumes it
   damaged    a file cannot be read; the command that started it may restore it
 """
@@ -92,7 +92,7 @@ def _state(workdir: pathlib.Path, otherwise: str) -> str:
 
 
 def _locked(workdir: pathlib.Path) -> bool:
-    """Whether a process on this machine holds a run; the lock itself is not touched."""
+    """Whether a process on this machine holds the run's lock, found out without touching it."""
     with contextlib.suppress(OSError):
         here = os.stat(workdir / ".lock")
         place = f"{os.major(here.st_dev):02x}:{os.minor(here.st_dev):02x}:{here.st_ino}"
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("folder", nargs="?", default="runs", help="that has runs (default runs/)")
+    parser.add_argument("folder", nargs="?", default="runs", help="where to look (default runs/)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(argv)
     found = find(options.user_path(arguments.folder))

@@ -1,8 +1,8 @@
 """Where arrays live: one mesh axis over all devices, batches split along it, the rest replicated.
 
-`jax.jit` over such arrays computes BatchNorm statistics and gradients over the whole batch, so
-that one device and many give the same numbers but for rounding; no code elsewhere knows how many
-there are.
+Under `jax.jit`, BatchNorm statistics and gradients of such arrays are those of the whole batch:
+one device and many give the same numbers except for rounding, and no other code needs to know how
+many there are.
 """
 
 import os
@@ -22,7 +22,7 @@ def make_mesh() -> Mesh:
     """Returns a mesh of one axis over all devices of all processes.
 
     Raises:
-      UserError: JAX has no device, or has those of processes that do not know of each other.
+      UserError: JAX has no device, or it sees other processes that this one was not joined with.
     """
     try:
         devices = jax.devices()
@@ -44,7 +44,7 @@ def make_mesh() -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of state and data sets: a whole copy on every device."""
+    """The sharding of state and data sets: a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -54,10 +54,10 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts a whole copy of each array of `tree` on every device.
+    """Puts a full copy of each array of `tree` on every device.
 
-    Where the devices are of several processes, all must have the same arrays: `device_put` would
-    send each to every process to see that.
+    If the devices belong to several processes, all must pass the same arrays. This is not checked:
+    `device_put` would check it by sending each array to every process.
     """
     whole = replicated(mesh)
     if not mesh.is_multi_process:
@@ -72,10 +72,10 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def of_this_process(tree: Any) -> Any:
-    """Returns arrays, or their shapes and shardings, as this process can use them alone.
+    """Returns arrays, or their abstract forms, in a form that this process can use on its own.
 
-    Of what is replicated over the devices of several processes, that is the copy on the first of
-    its own devices; all else is returned as it is.
+    An array that is replicated over several processes becomes the copy on this process's first
+    device; anything else is returned unchanged.
     """
 
     def one(x: Any) -> Any:
@@ -90,12 +90,12 @@ def of_this_process(tree: Any) -> Any:
 
 
 def of_all(tree: Any, like: Any) -> Any:
-    """Returns what `of_this_process` made of something like `like`, as it was before."""
+    """Undoes `of_this_process`: replicates `tree` over the devices of `like`."""
     mesh = jax.tree.leaves(like)[0].sharding.mesh
     return replicate(tree, mesh) if mesh.is_multi_process else tree
 
 
 def abstract(tree: Any, mesh: Mesh) -> Any:
-    """Returns the shapes and dtypes of `tree`, as they are when a copy is on every device."""
+    """Returns the abstract form of `tree` when replicated: shapes, dtypes and shardings."""
     whole = replicated(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree)

@@ -19,9 +19,9 @@ class Start(NamedTuple):
     """What a run starts from.
 
     Attributes:
-      weights: {"params", "batch_stats"} or a part of them; None: all are random.
-      facts: of them, for config.json.
-      text: says where they are from.
+      weights: {"params", "batch_stats"}, or a part of them; None if all are random.
+      facts: a record of their origin, for config.json.
+      text: where they come from, for the user.
     """
 
     weights: dict[str, Any] | None = None
@@ -30,17 +30,18 @@ class Start(NamedTuple):
 
 
 def start_of(config: Config, mesh: Mesh) -> Start:
-    """Returns what a run starts from whose folder has no checkpoint yet, by `config.init_from`.
+    """Returns what a run without a checkpoint starts from, as `config.init_from` says.
 
-    The weights are those of the best checkpoint, averaged where it keeps an average. Where the
-    number of classes is another, the classifier is left out: all whose shape depends on it.
+    The weights are those of the source's best checkpoint: the moving average, if it keeps one. If
+    the two runs differ in the number of classes, the classifier (every variable whose shape
+    depends on that number) is left out.
 
     Args:
-      config: of the run that starts.
-      mesh: of the devices that get the weights.
+      config: the config of the new run.
+      mesh: the devices that receive the weights.
 
     Raises:
-      UserError: there is no such run, it has no checkpoint, its network is another, or the
+      UserError: the source does not exist, has no checkpoint or has a different network, or the
         processes of the run do not find the same weights.
     """
     given = config.init_from
@@ -49,7 +50,7 @@ def start_of(config: Config, mesh: Mesh) -> Start:
     path = user_path(given)
     if path.is_file():
         raise UserError(
-            f"config.init_from is {given!r}, a file. Make a run of it first: jaxcifar import "
+            f"config.init_from is {given!r}, a file. Make it a run first: jaxcifar import "
             f"{shlex.quote(given)} --model={config.model.name} --workdir=runs/imported"
         )
     try:
@@ -82,10 +83,10 @@ def start_of(config: Config, mesh: Mesh) -> Start:
         )
     protocols = source.data.protocol, config.data.protocol
     if source.data.name == config.data.name and protocols == ("test", "holdout"):
-        lines.append("it was trained on the images that this run holds out to validate on")
+        lines.append("it was trained on the images that this run holds out for validation")
     for field, (there, here) in changed_fields(source.to_dict(), config.to_dict()).items():
         if field.startswith("model.") or field in ("data.mean", "data.std"):
-            lines.append(f"config.{field} was {there!r} there, and is {here!r} here")
+            lines.append(f"config.{field} was {there!r} there and is {here!r} here")
     return Start(unflatten_dict(taken, sep="/"), facts, "\n".join(lines))
 
 
@@ -116,5 +117,5 @@ def _check_fit(
     raise UserError(
         f"config.init_from is {config.init_from!r}, a {source.model.name} of width "
         f"{source.model.width:g}, whose weights do not fit a {config.model.name} of width "
-        f"{config.model.width:g}: {', '.join(counts)}. Set config.model as it is there."
+        f"{config.model.width:g}: {', '.join(counts)}. Set config.model to the same values."
     )

@@ -16,14 +16,14 @@ class TrainState(flax.struct.PyTreeNode):
     """The state of a run after `step` training steps.
 
     Attributes:
-      step: scalar int32.
+      step: the number of steps done, scalar int32.
       params: the trained parameters, float32.
-      batch_stats: BatchNorm's running statistics, float32; {} for a model without.
-      opt_state: of the optax transformation.
-      key: the run's PRNG key. It never changes: step n draws from fold_in(key, n), so that any
-        step can be computed again from the seed and its number alone.
-      ema: the exponential moving average of `variables`, where it is kept; else None.
-      slow: the slow weights and statistics of Lookahead, where it is used; else None.
+      batch_stats: BatchNorm's running statistics, float32; {} for a model without BatchNorm.
+      opt_state: the state of the optax transformation.
+      key: the run's PRNG key. It never changes: step n draws from fold_in(key, n), so any step
+        can be recomputed from the seed and its number alone.
+      ema: the exponential moving average of `variables`, or None if the run keeps none.
+      slow: the slow weights and statistics of Lookahead, or None if it is not used.
     """
 
     step: jax.Array
@@ -41,7 +41,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def averaged(self) -> dict:
-        """The average where it is kept, else `variables`: what a run is judged by."""
+        """The moving average if there is one, else `variables`: what a run is judged by."""
         return self.variables if self.ema is None else self.ema
 
 
@@ -55,14 +55,19 @@ def create_state(
     keep_ema: bool = False,
     keep_slow: bool = False,
 ) -> TrainState:
-    """Returns the state before the first step; initialisation follows from `seed`.
+    """Returns the state before the first step.
 
-    With `images` [N, 32, 32, 3], normalised training images, it also follows from them where the
-    model wants it (`jaxcifar.models.network.Network.fitted`). `weights`, {"params", "batch_stats"}
-    or a part of them, take the place of what was initialised. With `keep_ema` or `keep_slow`, the
-    average, or the slow weights, start at the initial variables.
+    Args:
+      model: a linen module with a `train` argument.
+      tx: the optimizer.
+      seed: determines the initial weights and everything random in the run.
+      images: normalised training images [N, 32, 32, 3], for models that fit part of their weights
+        to them (`jaxcifar.models.network.Network.fitted`).
+      weights: {"params", "batch_stats"}, or a part of them, to use instead of initial ones.
+      keep_ema: also keep a moving average, which starts at the initial variables.
+      keep_slow: also keep Lookahead's slow weights, which start there too.
 
-    Compiles fastest with `jaxcifar.kernels.compilation.jit(…, fast_compile=True)`.
+    It compiles fastest with `jaxcifar.kernels.compilation.jit(…, fast_compile=True)`.
     """
     init_key, key = jax.random.split(jax.random.key(seed))
     variables = model.init(init_key, jnp.zeros((1, 32, 32, 3)), train=False)
@@ -81,7 +86,7 @@ def first_state(
     keep_ema: bool = False,
     keep_slow: bool = False,
 ) -> TrainState:
-    """Returns the state before the first step from given variables and a run's key."""
+    """Returns the state before the first step, from given variables and a run's key."""
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
@@ -89,17 +94,17 @@ def first_state(
         opt_state=tx.init(variables["params"]),
         key=key,
     )
-    # A copy: a step gives the memory of its argument away, each array once.
+    # Copies, because a step donates its argument's memory and no array may be donated twice.
     copy = functools.partial(jax.tree.map, jnp.copy, state.variables)
     return state.replace(ema=copy() if keep_ema else None, slow=copy() if keep_slow else None)
 
 
-@functools.lru_cache(16)  # to trace a network takes a second, and there are a dozen
+@functools.lru_cache(16)  # tracing a network takes about a second
 def abstract_variables(model: nn.Module) -> dict:
-    """Returns the shapes and dtypes of a model's {"params", "batch_stats"}; not to be changed."""
+    """Returns the shapes and dtypes of a model's {"params", "batch_stats"}. Do not modify it."""
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    # Flax's own init: that of `jaxcifar.models` traces a network twice.
+    # Flax's own init, because that of `jaxcifar.models` traces a network twice.
     init = functools.partial(nn.Module.init, model, train=False)
     shapes = jax.eval_shape(init, key, images)
     return {"params": {}, "batch_stats": {}} | shapes

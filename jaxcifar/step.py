@@ -18,23 +18,23 @@ Loss = Callable[[Any, TrainState, jax.Array, jax.Array], tuple[jax.Array, tuple]
 
 
 class Lookahead(NamedTuple):
-    """Every few steps, slow weights move towards the weights, which then return to them.
+    """Every few steps, slow weights move towards the fast ones, which are then reset to them.
 
     Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back", 2019; with slow weights that
-    become slower over the run, and with statistics that go with them, as in Jordan, "94% on
-    CIFAR-10 in 3.29 Seconds on a Single GPU", 2024: at step t of T, for multiples t of k,
+    move less and less over the run, and with BatchNorm's statistics treated alike, as in Jordan,
+    "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024: at step t of T, for multiples t of k,
     slow ← d · slow + (1 − d) · fast and fast ← slow, with d = 0.95⁵ (t / T)³.
 
     Attributes:
       every: k.
-      steps: T, of the whole run.
+      steps: T, the length of the whole run.
     """
 
     every: int
     steps: float | jax.Array
 
     def synchronize(self, state: TrainState) -> TrainState:
-        """Returns the state after what Lookahead does behind a training step."""
+        """Returns the state after Lookahead's part of a training step."""
         decay = 0.95**5 * (state.step.astype(jnp.float32) / self.steps) ** 3
         due = state.step % self.every == 0
 
@@ -53,16 +53,16 @@ def make_loss(
 ) -> Loss:
     """Returns loss(params, state, images, labels) -> (cross-entropy, (logits, batch_stats)).
 
-    The mean cross-entropy in nats of the batch as the step that `state` is about to make sees it:
-    in training mode, with that step's augmentation and dropout, at any parameters.
+    This is the mean cross-entropy of the batch, in nats, as the next step after `state` sees it: in
+    training mode, with that step's augmentation and dropout, at any parameters.
 
     Args:
-      model: a linen module with `train` and BatchNorm state.
-      prepare: (key, images, labels) -> (inputs, targets): augmentation and normalisation, and what
-        the logits are compared with.
+      model: a linen module with a `train` argument and BatchNorm state.
+      prepare: (key, images, labels) -> (inputs, targets): augments and normalises the images, and
+        makes what the logits are compared with.
       cross_entropy: (logits, targets) -> [N].
 
-    The loss takes images [N, 32, 32, 3] and labels [N] int32; logits are [N, classes] float32, and
+    The loss takes images [N, 32, 32, 3] and labels [N] int32. Its logits are [N, classes] float32;
     `batch_stats` are the running statistics after the batch.
     """
 
@@ -94,16 +94,16 @@ def make_train_step(
     """Returns train_step(state, images, labels) -> (state, metrics).
 
     Args:
-      loss: of a batch, see `make_loss`.
-      tx: the optimizer; it contains the gradients of the penalties.
-      schedule: of the learning rate in `tx`, to report it.
-      regularizers: whose transforms are in `tx`, to report their penalties.
-      ema_decay: d; where the state keeps an average of the variables v, it becomes
-        d · average + (1 − d) · v after each step (PyTorch's get_ema_avg_fn).
+      loss: the loss of a batch, see `make_loss`.
+      tx: the optimizer, which adds the gradients of the penalties itself.
+      schedule: the learning rate in `tx`, so that it can be reported.
+      regularizers: those whose transforms are in `tx`, so that the penalties can be reported.
+      ema_decay: d. If the state keeps an average of the variables v, each step makes it
+        d · average + (1 − d) · v (PyTorch's get_ema_avg_fn).
       lookahead: for a state that keeps slow weights.
 
-    The metrics are scalars float32 of this batch: "loss" (the objective: cross-entropy and
-    penalties), "ce" (cross-entropy), "accuracy", and with a schedule the "learning_rate".
+    The metrics are float32 scalars of this batch: "loss" (the objective: cross-entropy plus
+    penalties), "ce" (cross-entropy), "accuracy" and, given a schedule, "learning_rate".
     """
 
     def train_step(
@@ -142,11 +142,11 @@ def make_eval_step(
     """Returns eval_step(variables, images, labels, mask) -> sums over the batch.
 
     Args:
-      logits_of: (variables, images) -> logits [N, classes]: the network in evaluation.
+      logits_of: (variables, images) -> logits [N, classes]: the network in evaluation mode.
 
-    The step takes images [N, 32, 32, 3], labels [N] and mask [N] bool, False where an example is
-    padding, and returns sums over the examples that count: "loss" (cross-entropy) float32,
-    "correct" and "count" int32.
+    The step takes images [N, 32, 32, 3], labels [N] and mask [N] bool, which is False for padding,
+    and returns sums over the other examples: "loss" (cross-entropy) float32, "correct" and "count"
+    int32.
     """
 
     def eval_step(

@@ -1,7 +1,7 @@
 """The training loop: a config and a folder in, a trained network and its history out.
 
-A run is the same run however often it is stopped and resumed: everything random follows from the
-seed and the step.
+A run gives the same numbers however often it is stopped and resumed, because everything random
+depends only on the seed and the step.
 """
 
 import contextlib
@@ -39,33 +39,33 @@ def train_and_evaluate(
     mesh: Mesh | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Trains by `config` in `workdir`, from the start or from where it was stopped.
+    """Trains as `config` says, in `workdir`: from the start, or from where it was stopped.
+
+    A damaged checkpoint is set aside, and the run continues from the one before it. Other files of
+    the workdir that are damaged or lost are restored from the checkpoint. Each such repair is
+    reported in a line on stderr.
 
     Args:
-      config: from `jaxcifar.config.base_config()`.
-      workdir: is made where it does not exist. Afterwards it holds config.json, metrics.jsonl (one
-        line per epoch), steps.jsonl (the metrics of each step), result.json, history.png,
-        tensorboard/ and checkpoints/.
-      hooks: look in while it trains.
-      mesh: of the devices; None is all of them.
-      quiet: show no progress.
+      config: starts from `jaxcifar.config.base_config()`.
+      workdir: the run's folder, created if necessary. Afterwards it holds config.json,
+        metrics.jsonl (one line per epoch), steps.jsonl (the metrics of each step), result.json,
+        history.png, tensorboard/ and checkpoints/.
+      hooks: called while it trains, see `jaxcifar.hooks`.
+      mesh: the devices to use; None means all of them.
+      quiet: do not show progress.
 
     Returns:
       The content of result.json.
 
-    A damaged checkpoint is set aside and the run goes on from the one before it; other files of
-    the workdir that were damaged or lost are made again from the checkpoint. Each is said in a
-    line of stderr.
-
     Raises:
-      UserError: the config, the data or the workdir cannot be used, the disk is full, no
-        checkpoint is whole, or the loss is not finite.
-      Interrupted: a signal or a hook asked for the end; everything so far is saved.
+      UserError: the config, the data or the workdir cannot be used, the disk is full, every
+        checkpoint is damaged, or the loss is not finite.
+      Interrupted: a signal or a hook ended the run, and everything so far is saved.
       RuntimeError: a hook failed.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     check_config(config, mesh)
-    own = ("data.dir", "train.checkpoint_minutes")  # a host may have its own
+    own = ("data.dir", "train.checkpoint_minutes")  # these may differ between hosts
     fields = {name: value for name, value in flatten(config).items() if name not in own}
     processes.check_same("config", fields)
     with interruptible() as stop, RunFolder(pathlib.Path(workdir)) as folder:
@@ -145,8 +145,7 @@ def _train_epoch(
             metrics.fetch()
             _check_finite(run, position, folder)
             raise _stopped(run, position, folder)
-        # One step at a time, until a run that resumed from within a longer call is where such a
-        # call can begin.
+        # A run that was saved in the middle of a longer call makes single steps up to its end.
         steps = 1 if run.step % task.steps_per_call else task.steps_per_call
         program = compiled.train(steps)
         with jax.transfer_guard("disallow"):  # a hidden copy to or from the host is an error
@@ -167,7 +166,7 @@ def _train_epoch(
 
 
 def _stop_is_agreed(run: Run) -> bool:
-    """Whether to stop, because any process of the run was asked to."""
+    """Whether to stop because some process of the run was asked to."""
     (wish,) = processes.agree("stop", run.stop.signum + 1 if run.stop else 0)
     if wish > 1:
         run.stop.request(f"by {signal.Signals(wish - 1).name}", wish - 1)
@@ -177,7 +176,7 @@ def _stop_is_agreed(run: Run) -> bool:
 
 
 class _EpochMetrics:
-    """Moves the metrics of an epoch's steps from the device into a position."""
+    """Moves the metrics of an epoch's steps from the device to the run's position."""
 
     def __init__(self, position: Position):
         self.finite = True  # the losses fetched so far
@@ -186,17 +185,17 @@ class _EpochMetrics:
         self._began = time.monotonic()
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of a call, and waits for the call before it.
+        """Adds the metrics of a call, and waits until the call before it is done.
 
-        The device works on this one while the host prepares the next: it never idles, and a signal
-        never waits for a long queue.
+        So the device works on this call while the host prepares the next one: the device never
+        idles, and a signal never has to wait for a long queue.
         """
         self._calls.append(metrics)
         if len(self._calls) > 1:
             jax.block_until_ready(self._calls[-2])
 
     def fetch(self, *, but_last: bool = False) -> bool:
-        """Fetches all calls, or all that are done; returns whether there were any."""
+        """Fetches the metrics of all calls, or of all but the last; returns if there were any."""
         calls = self._calls[:-1] if but_last else self._calls[:]
         for call in jax.device_get(calls):
             self.finite &= bool(np.isfinite(call["loss"]).all())
@@ -210,39 +209,39 @@ class _EpochMetrics:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens here is no part of the epoch's training time."""
+        """Excludes what happens inside from the epoch's training time."""
         began = time.monotonic()
         yield
         self._began += time.monotonic() - began
 
 
 class _Compiled:
-    """The programs of a task, and the seconds that compiling them took."""
+    """The compiled programs of a task, and how many seconds their compilation took."""
 
     def __init__(self, task: Task):
         self._task, self.seconds = task, 0.0
 
     def train(self, steps: int) -> programs.Train:
-        """Returns `programs.train` of so many steps."""
+        """Returns the program that makes `steps` training steps."""
         return self._timed(programs.train, self._task, steps)
 
     def evaluate(self, images: int) -> None:
-        """Compiles the evaluation of so many images."""
+        """Compiles the evaluation of a set of `images` images."""
         self._timed(programs.evaluate_batch, self._task.inference, images)
 
     def _timed(self, make: Any, *what: Any) -> Any:
         began, compiled = time.monotonic(), make.cache_info().misses
         program = make(*what)
-        if make.cache_info().misses > compiled:  # else another run of this process did
+        if make.cache_info().misses > compiled:  # else an earlier run of this process did
             self.seconds += time.monotonic() - began
         return program
 
 
 def load_splits(config: Config) -> data.Splits:
-    """Returns the images of a run by its config.
+    """Returns the images that a config names, split into training, validation and test sets.
 
     Raises:
-      UserError: the data are missing or damaged, or fewer than the config asks for.
+      UserError: the data are missing or damaged, or there are fewer than the config asks for.
     """
     train = data.load(config.data.name, "train", data_dir=config.data.dir)
     try:
@@ -261,7 +260,7 @@ def _order(task: Task, state: TrainState, epoch: int) -> jax.Array:
 
 
 def _add_learning_rates(position: Position, task: Task, config: Config) -> None:
-    """Completes a checkpoint within an epoch from before the learning rate was a metric."""
+    """Completes a mid-epoch checkpoint from before the learning rate was a metric."""
     if position.steps and "learning_rate" not in position.steps:
         schedule = task.optimization.make_schedule(hyperparams(config), task.steps_per_epoch)
         first = position.epochs_done * task.steps_per_epoch
@@ -289,7 +288,7 @@ def _announce(run: Run, splits: data.Splits, position: Position, progress: Progr
 
 
 def _evaluate(run: Run, validation: tuple[jax.Array, jax.Array]) -> dict[str, float] | None:
-    """The validation's part of an epoch's record; None where the run was stopped."""
+    """The validation part of an epoch's record; None if the run was stopped meanwhile."""
     found = {}
     for prefix, variables in (("val", run.state.variables), ("ema_val", run.state.ema)):
         if variables is not None:
@@ -312,10 +311,10 @@ def _record(epoch: int, run: Run, position: Position, scores: dict[str, float]) 
         "train_ce": means["ce"],
         "train_accuracy": means["accuracy"],
         **scores,
-        # Of the epoch's last step, with the digits that a float32 has.
+        # That of the epoch's last step, with as many digits as a float32 has.
         "learning_rate": float(f"{position.steps['learning_rate'][-1]:.7g}"),
         "images_per_second": run.task.steps_per_epoch * run.task.batch_size / position.seconds,
-        "seconds": position.seconds,  # of training alone
+        "seconds": position.seconds,  # of training, without evaluation
     }
 
 
@@ -351,22 +350,22 @@ def _check_finite(run: Run, position: Position, folder: RunFolder) -> None:
 
 
 def _diverged(what: str, step: int, run: Run, folder: RunFolder) -> UserError:
-    """Returns what to raise: it names all that is needed to look at the step, counted from 1."""
+    """Returns the error to raise, which says what it takes to look at the step (from 1)."""
     folder.wait()
     last, steps_per_epoch = folder.last(), run.task.steps_per_epoch
     kept = (
-        f"The last good checkpoint is of step {last.step}, in {run.workdir / 'checkpoints'}."
+        f"The last good checkpoint, of step {last.step}, is in {run.workdir / 'checkpoints'}."
         if last
-        else "There is no checkpoint from before it."
+        else "There is no earlier checkpoint."
     )
     optimization, numbers = run.task.optimization, hyperparams(run.config)
     rate = float(optimization.make_schedule(numbers, steps_per_epoch)(step - 1))
     rows = np.asarray(run.order)[(step - 1) % steps_per_epoch]
     return UserError(
         f"{what} is not finite (epoch {(step - 1) // steps_per_epoch + 1}). {kept} "
-        f"To look at it: python -m jaxcifar.replay {shlex.quote(str(run.workdir))}. A "
-        f"smaller optim.learning_rate than {run.config.optim.learning_rate:g} may help, in another "
-        f"workdir.\n  learning rate of the step: {rate:.6g}\n"
+        f"To look into it: python -m jaxcifar.replay {shlex.quote(str(run.workdir))}. A smaller "
+        f"optim.learning_rate than {run.config.optim.learning_rate:g}, in another workdir, may "
+        f"help.\n  learning rate of the step: {rate:.6g}\n"
         f"  rows of its batch: {', '.join(map(str, rows))}"
     )
 
@@ -378,7 +377,7 @@ def _result(
     compile_seconds: float,
     folder: RunFolder,
 ) -> dict[str, Any]:
-    folder.wait()  # result.json says that all is there: it comes last
+    folder.wait()  # result.json says that everything is there, so it comes last
     result = {
         "best": best_record(records),
         "last": records[-1],
@@ -398,13 +397,13 @@ def _result(
 
 
 def _best(record: dict[str, Any], folder: RunFolder) -> Saved:
-    """The best checkpoint, which must be of the epoch of the best record."""
+    """The best checkpoint, which must belong to the epoch of the best record."""
     best = folder.best()
     if best is None or best.step != record["step"]:
         raise UserError(
             f"{folder.path} is damaged: the best epoch is {record['epoch']} (step "
             f"{record['step']}), but the best checkpoint is of step {best.step if best else 'none'}"
-            ". Bring back what was there, or train again in another workdir."
+            ". Restore the folder from a copy, or train again in another workdir."
         )
     return best
 
@@ -415,8 +414,8 @@ def _restored(best: Saved, record: dict[str, Any], run: Run, folder: RunFolder) 
     except Damaged as error:
         raise UserError(
             f"The checkpoint of the best epoch, {record['epoch']}, is lost, and with it the "
-            f"accuracy on the test set: {error} Bring it back from a copy, or train again in "
-            "another workdir."
+            f"accuracy on the test set: {error} Restore it from a copy, or train again in another "
+            "workdir."
         ) from error
 
 

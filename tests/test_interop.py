@@ -294,7 +294,7 @@ def test_import_and_export(weights, tmp_path, capsys, one_device):
     assert all(np.array_equal(one[key], other[key]) for key in other.files)
     # Nothing is overwritten.
     assert interop.main([*arguments, f"--workdir={workdir}"]) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already holds a run" in capsys.readouterr().err
 
 
 def test_command_refuses(tmp_path, capsys):

@@ -86,7 +86,7 @@ def test_imported_weights_are_the_start(finished, tmp_path):
     restore.start_from(config, tmp_path, jax.device_get(variables))
     found = restore.evaluate_workdir(tmp_path, mesh=ONE)
     assert (found["step"], found["accuracy"]) == (0, result["last"]["val_accuracy"])
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         restore.start_from(config, tmp_path, variables)
     assert run(tiny(), tmp_path)["last"]["epoch"] == 2
 

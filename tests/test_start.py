@@ -159,8 +159,8 @@ def test_another_number_of_classes(first):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"model__activation": "gelu"}, "config.model.activation was 'relu' there, and is 'gelu'"),
-        ({"data__mean": (0.5,) * 3}, "config.data.mean was () there, and is (0.5, 0.5, 0.5) here"),
+        ({"model__activation": "gelu"}, "config.model.activation was 'relu' there and is 'gelu'"),
+        ({"data__mean": (0.5,) * 3}, "config.data.mean was () there and is (0.5, 0.5, 0.5) here"),
         ({"data__protocol": "holdout"}, "trained on the images that this run holds out"),
     ],
 )
@@ -194,12 +194,12 @@ def test_what_is_no_source(tmp_path, first):
     shutil.copytree(first, tmp_path / "bare", ignore=lambda *_: ["checkpoints"])
     for name, message in (
         ("nowhere", "nowhere contains no run"),
-        ("weights.pt", "a file. Make a run of it first: jaxcifar import .* --model=vgg_a_bn"),
+        ("weights.pt", "a file. Make it a run first: jaxcifar import .* --model=vgg_a_bn"),
         ("bare", "contains no best checkpoint yet"),
     ):
         with pytest.raises(UserError, match=message):
             run(tiny(init_from=str(tmp_path / name)), tmp_path / "next")
-    with pytest.raises(UserError, match="not a local folder"):
+    with pytest.raises(UserError, match="not a local path"):
         run(tiny(init_from="gs://bucket/run"), tmp_path / "next")
     assert not (tmp_path / "next").exists()
 

@@ -207,7 +207,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, steps_per_call):
         run(tiny(train__steps_per_call=steps_per_call), tmp_path, Spoil(step))
     message = str(error.value)
     assert f"training loss of step {step + 1} is not finite (epoch 2)" in message
-    assert "last good checkpoint is of step 3" in message
+    assert "last good checkpoint, of step 3," in message
     assert "smaller optim.learning_rate than 0.001" in message
     assert Checkpointer(tmp_path / "checkpoints", read_only=True).last() == Saved(3, evaluated=True)
     assert [line["epoch"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1]
@@ -216,7 +216,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, steps_per_call):
 def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(UserError, match="validation loss after epoch 1 is not finite") as error:
         run(tiny(), tmp_path, Spoil(3, where="before_evaluation"))
-    assert "There is no checkpoint from before it." in str(error.value)
+    assert "There is no earlier checkpoint." in str(error.value)
     assert Checkpointer(tmp_path / "checkpoints", read_only=True).last() is None
     assert not read_lines(tmp_path / "metrics.jsonl")
 
