@@ -1,10 +1,10 @@
-# docker build -t jaxcifar -f Dockerfile .
-# docker run --rm --user "$(id -u)" --env HOME=/tmp -v "$PWD:/here" -w /here jaxcifar train quickstart
-FROM python:3.11-slim
+# docker build -t jaxcifar .
+# docker run --rm --user "$(id -u):$(id -g)" --env HOME=/tmp -v "$PWD:/here" -w /here jaxcifar train quickstart
+FROM python:3.11.14-slim-bookworm
 COPY pyproject.toml README.md LICENSE constraints.txt /src/
 COPY configs /src/configs
 COPY jaxcifar /src/jaxcifar
-RUN pip install --no-cache-dir -c /src/constraints.txt '/src' && rm -r /src
+RUN pip install --no-cache-dir -c /src/constraints.txt /src && rm -r /src
 RUN useradd --create-home jaxcifar
 USER jaxcifar
 WORKDIR /home/jaxcifar

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tomllib
 import zipfile
 
 import pytest
+from packaging.requirements import Requirement
 
 import jaxcifar
 
@@ -116,22 +118,63 @@ def test_all_packages_are_installed():
     assert set(listed["packages"]) == here | {"jaxcifar.configs"}
 
 
-def test_configs_and_types_are_in_both_distributions(tmp_path):
+ROOT = PACKAGE.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+COPIED = {"pyproject.toml", "README.md", "LICENSE", "constraints.txt", "configs", "jaxcifar"}
+
+
+def test_the_distributions_have_what_belongs_there_and_no_more(tmp_path):
+    """Built from what an image has, and from what else setuptools might take."""
     pytest.importorskip("setuptools", "77", reason="setuptools 77 builds the distributions")
-    root, copy = PACKAGE.parent, tmp_path / "copy"
-    copy.mkdir()
-    for name in ("jaxcifar", "configs"):
-        shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(root / name, copy)
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in (*COPIED, "MANIFEST.in", "tests", "experiments"):
+        path, copy = ROOT / name, tmp_path / "copy" / name
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copytree(path, copy, ignore=ignored) if path.is_dir() else shutil.copy(path, copy)
     code = "from setuptools import build_meta as b; b.build_wheel('dist'); b.build_sdist('dist')"
+    copy = tmp_path / "copy"
     subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, capture_output=True)
     (wheel,), (source,) = (copy / "dist").glob("*.whl"), (copy / "dist").glob("*.tar.gz")
     installed = set(zipfile.ZipFile(wheel).namelist())
     with tarfile.open(source) as archive:
-        packed = {name.partition("/")[2] for name in archive.getnames()}
-    for path in (root / "configs").glob("*.py"):
-        assert f"jaxcifar/configs/{path.name}" in installed
-        assert f"configs/{path.name}" in packed
-    for path in [*FILES, PACKAGE / "py.typed"]:
-        assert str(path.relative_to(root)) in installed & packed
+        packed = {m.name.partition("/")[2] for m in archive.getmembers() if m.isfile()}
+
+    package = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*.py")}
+    package.add("jaxcifar/py.typed")
+    configs = {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
+    facts = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt")
+    assert installed == {
+        *package,
+        *(f"jaxcifar/{config}" for config in configs),
+        *(f"jaxcifar-{jaxcifar.__version__}.dist-info/{name}" for name in facts),
+    }
+    written = {name for name in packed if name.startswith("jaxcifar.egg-info/")}
+    assert packed - written == {
+        *(*package, *configs, "LICENSE", "MANIFEST.in", "PKG-INFO", "README.md"),
+        *("pyproject.toml", "setup.cfg"),
+    }
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.gpu"])
+def test_an_image_is_pinned_and_has_all_that_it_copies(name):
+    text = (ROOT / name).read_text()
+    assert re.search(r"^FROM python:3\.\d+\.\d+-slim-\w+$", text, re.MULTILINE)
+    assert "pip install --no-cache-dir -c /src/constraints.txt" in text
+    copied = {
+        source
+        for line in re.findall("^COPY (.*)$", text, re.MULTILINE)
+        for source in line.split()[:-1]
+    }
+    passed = set(re.findall("^!(.*)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
+    assert passed == copied == COPIED
+
+
+def test_the_pinned_versions_are_allowed():
+    """constraints.txt has a version of each dependency, and one that pyproject.toml allows."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.lower().replace("_", "-").split("==") for line in lines if line[0] != "#")
+    extras = PROJECT["optional-dependencies"].values()
+    for text in {*PROJECT["dependencies"], *(text for extra in extras for text in extra)}:
+        requirement = Requirement(text)
+        version = pinned[requirement.name.lower().replace("_", "-")]
+        assert requirement.specifier.contains(version), text
