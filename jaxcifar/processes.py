@@ -304,7 +304,7 @@ class _Team:
         )
 
     def start_jax(self) -> None:
-        """Starts JAX over all processes.
+        """Starts JAX over all processes, and connects their devices.
 
         Raises:
           UserError: the processes are not alike.
@@ -328,6 +328,10 @@ class _Team:
         here = jax.local_devices()
         kind = {"JAX": jax.__version__, "devices": len(here), "device": here[0].device_kind}
         check_same("machine", kind)
+        # Devices connect when they first exchange something, and on CPUs they have 30 seconds for
+        # that: here all are about to. Later exchanges wait for the slowest to compile.
+        while not any(agree("start", 1)):
+            pass
 
     # --- exchanging ---
 

@@ -51,15 +51,16 @@ class Member:
             stderr=subprocess.PIPE,
         )
 
-    def end(self):
-        """Returns (exit code, what was printed), without the lines of Gloo, which greets anyone."""
+    def end(self, *, gloo=False):
+        """Returns (exit code, what was printed), without what Gloo says when devices connect."""
         try:
             printed = self.process.communicate(timeout=LIMIT)
         except subprocess.TimeoutExpired:
             self.process.kill()
             pytest.fail(f"it hung, and had said: {self.process.communicate()}")
         lines = "".join(printed).splitlines(keepends=True)
-        return self.process.returncode, "".join(x for x in lines if not x.startswith("[Gloo]"))
+        wanted = [line for line in lines if gloo or not line.startswith("[Gloo]")]
+        return self.process.returncode, "".join(wanted)
 
 
 def free_port():
@@ -168,6 +169,14 @@ def test_a_killed_process_ends_the_others(alone, tmp_path):
     assert "the same command resumes the run" in said
     tiny.run(tiny.tiny(**FIELDS), workdir, devices=8)
     check_same_numbers(workdir, alone)
+
+
+def test_the_devices_are_connected_before_anything_takes_long(tmp_path):
+    # Gloo gives them 30 seconds, which is less than processes are apart after compiling.
+    port, raises = free_port(), {"raise": 0}
+    first, second = (Member(port, index, tmp_path / "run", **raises) for index in (0, 1))
+    assert "[Gloo] Rank 0 is connected" in first.end(gloo=True)[1]
+    second.end()
 
 
 def test_a_finished_run_is_finished_for_all(alone, tmp_path):
