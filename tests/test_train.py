@@ -15,6 +15,7 @@ from jaxcifar import data, programs, restore
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.hooks import Hook
 from jaxcifar.run.checkpoint import Checkpointer, Saved
+from jaxcifar.run.folder import RunFolder
 from jaxcifar.run.log import read_lines
 from tests.tiny import SignalAt, Spoil, Watch, run, state_of, tiny, without_times
 
@@ -61,6 +62,38 @@ def test_a_run_leaves_its_files(finished):
     assert result["parameters"] == sum(x.size for x in jax.tree.leaves(variables["params"]))
     assert next((workdir / "tensorboard").iterdir()).stat().st_size > 500
     assert (workdir / "history.png").read_bytes()[:4] == b"\x89PNG"
+
+
+class Pictures(Hook):
+    """Keeps what history.png holds after each epoch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def after_epoch(self, run, record):
+        path = run.workdir / "history.png"
+        self.seen.append(path.read_bytes() if path.is_file() else None)
+
+
+def test_the_picture_is_kept_up_to_date_while_a_run_trains(tmp_path, monkeypatch):
+    pictures = Pictures()
+    run(tiny(), tmp_path / "short", pictures)
+    assert pictures.seen == [None, None]  # it is not time for one
+    monkeypatch.setattr(RunFolder, "SECONDS_BETWEEN_PICTURES", 0.0)
+    run(tiny(), tmp_path / "long", pictures := Pictures())
+    first, second = pictures.seen
+    assert first.startswith(b"\x89PNG")
+    assert first != second == (tmp_path / "long" / "history.png").read_bytes()
+
+
+def test_a_picture_that_cannot_be_drawn_harms_no_run(tmp_path, monkeypatch, finished, capfd):
+    monkeypatch.setattr(RunFolder, "SECONDS_BETWEEN_PICTURES", 0.0)
+    (tmp_path / "history.png").mkdir()
+    result = run(tiny(), tmp_path)
+    same_run(tmp_path, finished[0])
+    # While it trains, it is tried once; and once more at the end.
+    assert capfd.readouterr().err.count("history.png cannot be drawn (IsADirectoryError") == 2
+    assert run(tiny(), tmp_path) == result
 
 
 def test_running_again_returns_the_result(finished):

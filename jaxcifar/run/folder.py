@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import fcntl
 import json
+import math
 import os
 import pathlib
 import re
@@ -59,6 +60,8 @@ class RunFolder:
       UserError: it cannot be written.
     """
 
+    SECONDS_BETWEEN_PICTURES = 180.0  # one takes about half a second, and the devices wait for it
+
     def __init__(self, path: pathlib.Path):
         if re.match(r"[a-z0-9]+:/", str(path)):
             raise UserError(f"The workdir {path} is an address. Give a folder on this machine.")
@@ -70,6 +73,7 @@ class RunFolder:
         self._damaged = 0  # checkpoints set aside so far
         self._checkpoints: Checkpointer | None = None
         self._log: RunLog | None = None
+        self._drawn_at = time.monotonic()  # history.png, or the start
 
     def __enter__(self) -> "RunFolder":
         with contextlib.ExitStack() as stack:
@@ -330,9 +334,14 @@ class RunFolder:
 
     @processes.on_first
     def log(self, record: Record, steps: dict[str, list[float]]) -> None:
-        """Logs a finished epoch: its record, and the metrics of its steps."""
+        """Logs a finished epoch: its record, and the metrics of its steps.
+
+        history.png is drawn anew if the last one is `SECONDS_BETWEEN_PICTURES` old.
+        """
         assert self._log is not None, "start_log() comes first"
         self._log.write(record, steps)
+        if time.monotonic() - self._drawn_at >= self.SECONDS_BETWEEN_PICTURES:
+            self._drawn_at = time.monotonic() if self._draw() else math.inf
 
     @processes.on_first
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
@@ -342,19 +351,32 @@ class RunFolder:
           Its content: `result`, how many checkpoints were damaged, and by what the other files and
           result.json itself are recognised.
         """
-        from jaxcifar.run.plots import plot_history  # here, not above: it imports matplotlib
-
         files = list(_LOGS)
         if self._log is not None and self._about is not None:
-            config, images = self._about["config"], self._about["data"]["train"]["name"]
-            title = f"{config['model']['name']} on {images}, seed {config['seed']}"
-            plot_history(self._log.records, title, self.path / "history.png")
-            files += ["history.png", str(self._log.events.relative_to(self.path))]
+            files.append(str(self._log.events.relative_to(self.path)))
+            if self._draw():
+                files.append("history.png")
         content = {"damaged_checkpoints": self._damaged} | result
         content["files"] = {name: file_digest(self.path / name) for name in files}
         content["sha256"] = _digest_of(content)
         write_json(self.path / "result.json", content)
         return content
+
+    def _draw(self) -> bool:
+        """Draws history.png. A failure is reported, but is no reason to lose a run."""
+        assert self._log is not None, "start_log() comes first"
+        assert self._about is not None, "open() comes first"
+        path = self.path / "history.png"
+        try:
+            from jaxcifar.run.plots import plot_history  # here, not above: it imports matplotlib
+
+            config, images = self._about["config"], self._about["data"]["train"]["name"]
+            title = f"{config['model']['name']} on {images}, seed {config['seed']}"
+            plot_history(self._log.records, title, path)
+        except Exception as error:
+            note(f"{path} cannot be drawn ({in_short(error)}). The run is complete without it.")
+            return False
+        return True
 
 
 _LOGS = ("metrics.jsonl", "steps.jsonl")

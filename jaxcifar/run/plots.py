@@ -1,5 +1,6 @@
 """Plot style, what several pictures share, and the training history that each run leaves."""
 
+import os
 import pathlib
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -52,7 +53,9 @@ def drawing(*paths: pathlib.Path, size: tuple[float, float], title: str = "") ->
             lines = [textwrap.fill(line, int(13 * size[0])) for line in title.split("\n")]
             figure.suptitle("\n".join(lines), fontsize=11)
         for path in paths:
-            figure.savefig(path, dpi=150)
+            temporary = path.with_name(path.name + ".tmp")  # a viewer never meets half a picture
+            figure.savefig(temporary, dpi=150, format=path.suffix[1:])
+            os.replace(temporary, path)
 
 
 def grid(axes: Axes, *, whole_x: bool = False) -> None:

@@ -30,7 +30,9 @@ def test_what_is_drawn(tmp_path, monkeypatch):
     figures = []
     save = mpl.figure.Figure.savefig
     monkeypatch.setattr(
-        mpl.figure.Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a)
+        mpl.figure.Figure,
+        "savefig",
+        lambda self, *a, **k: figures.append(self) or save(self, *a, **k),
     )
     plot_history(RUN, "title", tmp_path / "history.png")
     loss, accuracy = figures[0].axes
