@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from jaxcifar import processes
 from jaxcifar.config import Config
 from jaxcifar.errors import Interrupted, Stop, UserError
 from jaxcifar.state import TrainState
@@ -67,6 +68,57 @@ class Hook:
 
     def end(self, run: Run, result: dict[str, Any]) -> None:
         """After the run is complete; `result` is the content of result.json."""
+
+
+class Profile(Hook):
+    """Traces the first training steps: where the time goes, on the host and on the devices.
+
+    The trace is written to the run's folder profile/: for TensorBoard, if its plugin xprof is
+    installed, and as perfetto_trace.json.gz, which https://ui.perfetto.dev opens. It holds `steps`
+    steps or a few more, because it consists of whole calls of the training program, and fewer if
+    the run ends before. Of several processes the first writes its own.
+
+    Args:
+      steps: at least 1.
+
+    Attributes:
+      traced: the steps in the trace, once it is written; else 0.
+    """
+
+    def __init__(self, steps: int):
+        self._steps, self._first = steps, -1
+        self.traced = 0
+
+    def before_step(self, run: Run) -> None:
+        if self._first < 0 and processes.is_first():
+            self._first = run.step
+            jax.block_until_ready(run.state)
+            # Without Python's own calls, which would fill a trace and slow the steps.
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0
+            jax.profiler.start_trace(
+                run.workdir / "profile", create_perfetto_trace=True, profiler_options=options
+            )
+        elif run.stop:
+            self._write(run)
+        else:
+            self._write_if_done(run)
+
+    def before_evaluation(self, run: Run) -> None:
+        self._write_if_done(run)
+
+    def end(self, run: Run, result: dict[str, Any]) -> None:
+        self._write(run)
+
+    def _write_if_done(self, run: Run) -> None:
+        if run.step - self._first >= self._steps:
+            self._write(run)
+
+    def _write(self, run: Run) -> None:
+        if self._first >= 0 and not self.traced:
+            jax.block_until_ready(run.state)
+            jax.profiler.stop_trace()
+            self.traced = run.step - self._first
 
 
 class Hooks:

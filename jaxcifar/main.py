@@ -16,6 +16,7 @@ from ml_collections import config_flags
 from jaxcifar import launch, options, processes, restore, train
 from jaxcifar.config import Config, base_config, flatten
 from jaxcifar.errors import UserError, exit_code, reason
+from jaxcifar.hooks import Profile
 from jaxcifar.kernels import compilation
 from jaxcifar.run.folder import saved_config
 from jaxcifar.run.progress import duration
@@ -29,6 +30,12 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
 _CHECKPOINT = flags.DEFINE_enum(
     "checkpoint", "best", restore.WHICH, "Which checkpoint to evaluate."
+)
+_PROFILE = flags.DEFINE_integer(
+    "profile",
+    None,
+    "Trace so many training steps, into the run's folder profile/, for ui.perfetto.dev.",
+    lower_bound=1,
 )
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
@@ -69,6 +76,8 @@ def _main(changed: Sequence[str]) -> None:
         compilation.use_cache()
     config = _CONFIG.value
     if _MODE.value == "eval":
+        if _PROFILE.value:
+            raise UserError("--profile traces training steps; --mode=eval makes none.")
         if not _WORKDIR.value:
             raise UserError("--mode=eval needs the folder of a run: --workdir=runs/NAME.")
         workdir = options.user_path(_WORKDIR.value)
@@ -84,8 +93,13 @@ def _main(changed: Sequence[str]) -> None:
         raise UserError("Name a config file, such as --config=configs/quickstart.py.")
     file: Any = flags.FLAGS["config"]
     workdir = options.user_path(_WORKDIR.value or f"runs/{pathlib.Path(file.config_filename).stem}")
-    result = train.train_and_evaluate(config, workdir)
+    profile = Profile(_PROFILE.value) if _PROFILE.value else None
+    result = train.train_and_evaluate(config, workdir, hooks=[profile] if profile else [])
     _say(summary(result, config, workdir))
+    if profile and profile.traced:
+        _say(f"a trace of {profile.traced} steps is in {workdir / 'profile'}")
+    elif profile:
+        _say("no step was left to trace: give a new --workdir")
 
 
 def _say(text: str) -> None:

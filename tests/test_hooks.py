@@ -1,15 +1,17 @@
 """Hooks: what they see and when, how they stop a run, and what becomes of one that fails."""
 
+import gzip
+import json
 import signal
 
 import numpy as np
 import pytest
 
 from jaxcifar.errors import Interrupted, UserError
-from jaxcifar.hooks import Hook
+from jaxcifar.hooks import Hook, Profile
 from jaxcifar.run.checkpoint import Checkpointer, Saved
 from jaxcifar.run.log import read_lines
-from tests.tiny import Watch, run, tiny, without_times
+from tests.tiny import SignalAt, Watch, run, tiny, without_times
 
 
 @pytest.mark.parametrize(("steps_per_call", "befores"), [(1, [0, 1, 2, 3, 4, 5]), (3, [0, 3])])
@@ -77,6 +79,35 @@ def test_a_hook_can_ask_for_the_end(finished, tmp_path):
     watch = Watch()
     run(tiny(), tmp_path, watch)
     assert watch.steps == [3, 4, 5]
+    ours, theirs = (read_lines(f / "metrics.jsonl") for f in (tmp_path, finished[0]))
+    assert without_times(ours) == without_times(theirs)
+
+
+def traced(workdir):
+    """The calls of the training program in the trace of a run."""
+    (folder,) = (workdir / "profile" / "plugins" / "profile").iterdir()
+    assert list(folder.glob("*.xplane.pb"))  # for TensorBoard
+    with gzip.open(folder / "perfetto_trace.json.gz") as file:
+        events = json.load(file)["traceEvents"]
+    return sum(event.get("name") == "train" for event in events)
+
+
+@pytest.mark.parametrize(
+    ("steps", "steps_per_call", "traced_steps", "calls"),
+    [(2, 1, 2, 2), (4, 1, 4, 4), (4, 3, 6, 2), (100, 1, 6, 6)],
+)
+def test_a_profile_is_of_so_many_steps(tmp_path, steps, steps_per_call, traced_steps, calls):
+    profile = Profile(steps)
+    run(tiny(train__steps_per_call=steps_per_call), tmp_path, profile)
+    assert (profile.traced, traced(tmp_path)) == (traced_steps, calls)
+
+
+def test_a_profile_changes_no_number_and_ends_if_the_run_is_stopped(finished, tmp_path):
+    profile = Profile(100)
+    with pytest.raises(Interrupted):
+        run(tiny(), tmp_path, SignalAt(2), profile)
+    assert (profile.traced, traced(tmp_path)) == (2, 2)
+    run(tiny(), tmp_path, profile)
     ours, theirs = (read_lines(f / "metrics.jsonl") for f in (tmp_path, finished[0]))
     assert without_times(ours) == without_times(theirs)
 

@@ -95,6 +95,9 @@ TABLE = [
     (MAIN, "good.py", "'good.py' is not a flag"),
     (MAIN, "--config=good.py --mode=test", "train|eval"),
     (MAIN, "--config=good.py --checkpoint=first", "best"),
+    (MAIN, "--config=good.py --profile=0", "--profile=0", "positive integer"),
+    (MAIN, "--config=good.py --profile=many", "--profile=many", "int()"),
+    (MAIN, "--mode=eval --workdir=run --profile=3", "--mode=eval makes none"),
     (MAIN, "--config=good.py --wrokdir=x", "workdir"),
     # Names and numbers that only a config as a whole shows to be wrong.
     (MAIN, f"{MADE} --config.model.name=resnet20", "model.name is 'resnet20'", "resnet50"),
