@@ -1,4 +1,4 @@
-"""How a command ends early: an error the user can fix, or a signal; each with one message."""
+"""How a command ends early: by an error that the user can fix, or by a signal; in one message."""
 
 import contextlib
 import difflib
@@ -11,18 +11,18 @@ from absl import logging
 
 
 class UserError(ValueError):
-    """An error the user can fix, in a config, a command or a file: one message that says how.
+    """An error that the user can fix, in a config, a command or a file; its message says how.
 
-    The commands print it without a traceback and exit with code 2.
+    Commands print the message without a traceback, and exit with code 2.
     """
 
 
 class Busy(UserError):
-    """Another process works on it now; it may be free, or done, later."""
+    """Another process is working on this; later it may be free, or done."""
 
 
 class Interrupted(Exception):
-    """The work was stopped by a signal and saved; the same command resumes it."""
+    """A signal stopped the work, which was saved; the same command resumes it."""
 
     def __init__(self, signum: int, message: str):
         super().__init__(message)
@@ -30,30 +30,30 @@ class Interrupted(Exception):
 
 
 def of_file(error: OSError, path: object = "") -> UserError:
-    """Returns the error of a file or folder as one that the user can fix: its path and reason.
+    """Returns an error of the file system as a `UserError` that gives the path and the reason.
 
-    Where the error does not know the path, as that of a write does not, it is `path`.
+    `path` is used if the error itself names none, as for a failed write.
     """
     where = error.filename or path
     return UserError(f"{where}: {error.strerror or error}." if where else f"{error}.")
 
 
 def in_short(error: Exception) -> str:
-    """Returns the first line of an error, as far as a message has room for it."""
+    """Returns the first line of an error, shortened for use within a message."""
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0].partition(' See full')[0][:200]}".removesuffix(": ")
 
 
 def note(text: str) -> None:
-    """Tells the user, in a line of stderr, what was found wrong and mended."""
+    """Tells the user, in a line on stderr, what was found and what is done about it."""
     print(f"jaxcifar: {text}", file=sys.stderr, flush=True)
 
 
 class Stop:
-    """A wish that the work ends at the next place where it can be saved; true once there is one.
+    """A request to end the work at the next point where it can be saved; true once it is made.
 
     Attributes:
-      signum: the signal it came from; 0 for another reason.
+      signum: the signal that made it; 0 if it was made otherwise.
       reason: why, in a few words.
     """
 
@@ -65,7 +65,7 @@ class Stop:
         return bool(self.reason)
 
     def request(self, reason: str, signum: int = 0) -> None:
-        """Asks for the end; the first reason is kept."""
+        """Makes the request; of several, the first counts."""
         if not self:
             self.signum, self.reason = signum, reason
 
@@ -75,15 +75,15 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Stop]:
-    """Turns signals into a wish to stop, while the context lasts.
+    """Turns signals into a request to stop, for the duration of a `with` block.
 
-    SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 (schedulers send the last ones before a time limit)
-    ask for the end. Schedulers repeat SIGTERM: that does not cut the saving short. A second SIGINT
-    (Ctrl-C) does. A signal that was ignored before, as nohup does with SIGHUP, stays so. Where one
-    such context is within another, both wish to stop.
+    These are SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2; schedulers send the last two before a
+    time limit. A repeated SIGTERM, which schedulers send, does not interrupt the saving; a second
+    SIGINT (Ctrl-C) does. Signals that were ignored before, as nohup does with SIGHUP, stay ignored.
+    If such blocks are nested, the request is made in all of them.
     """
     handler = _Handler(Stop())
-    with contextlib.suppress(ValueError):  # not in the main thread: whoever runs it handles them
+    with contextlib.suppress(ValueError):  # outside the main thread, leave signals to the caller
         for signum in _SIGNALS:
             if signal.getsignal(signum) is not signal.SIG_IGN:
                 handler.before[signum] = signal.signal(signum, handler)
@@ -97,7 +97,7 @@ def interruptible() -> Iterator[Stop]:
 class _Handler:
     def __init__(self, stop: Stop):
         self.stop = stop
-        self.before: dict[int, Any] = {}  # the handlers whose place it took
+        self.before: dict[int, Any] = {}  # the handlers that it replaced
 
     def __call__(self, signum: int, frame: object) -> None:
         if signum == signal.SIGINT:
@@ -108,8 +108,8 @@ class _Handler:
 
 
 def reason(error: Exception) -> str:
-    """Returns the words of an error that absl or ml_collections raised for a flag."""
-    # ml_collections wraps a KeyError that knows the nearest name in an AttributeError.
+    """Returns the message of an error that absl or ml_collections raised for a flag."""
+    # ml_collections wraps a KeyError, which suggests the nearest name, in an AttributeError.
     if error.args and isinstance(error.args[0], KeyError):
         error = error.args[0]
     return str(error.args[0] if isinstance(error, KeyError) else error)
@@ -118,12 +118,12 @@ def reason(error: Exception) -> str:
 def exit_code(command: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit code.
 
-    That is what it returns (None: 0), or 2 after a `UserError` or an `OSError`, or 128 + the
-    signal's number after `Interrupted`. The message is printed to stderr.
+    That is what it returns (0 for None), or 2 after a `UserError` or an `OSError`, or 128 plus the
+    signal's number after `Interrupted`. Their messages are printed to stderr.
     """
     logging.set_verbosity(logging.ERROR)  # Orbax logs every save
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # not where a notebook or a test took its place
+        if hasattr(stream, "reconfigure"):  # a notebook or a test may have replaced it
             stream.reconfigure(errors="replace")  # pyright: ignore # an ASCII terminal shows "?"
     try:
         return command() or 0
@@ -142,10 +142,10 @@ def nearest(value: str, allowed: Iterable[str]) -> str:
 
 
 def choose(what: str, value: str, allowed: Iterable[str]) -> str:
-    """Returns `value` when it is one of `allowed`.
+    """Returns `value` if it is one of `allowed`.
 
     Raises:
-      UserError: it is not; the message names the value, the nearest name and all allowed ones.
+      UserError: it is not; the message gives the value, the nearest name and all allowed ones.
     """
     names = list(allowed)
     if value not in names:

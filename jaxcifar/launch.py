@@ -1,4 +1,4 @@
-"""Whether this process is one of several of a run, by flags and the launcher's environment."""
+"""Finds out from flags and the environment whether this process is one of several of a run."""
 
 import re
 import urllib.request
@@ -9,17 +9,17 @@ from typing import NamedTuple
 from jaxcifar.errors import UserError, choose
 
 MODES = ("auto", "on", "off")
-_PORTS = 61_440, 4_096  # the first, and how many: where no ports are handed out
+_PORTS = 61_440, 4_096  # the first and how many: beyond the range of ephemeral ports
 
 
 class Place(NamedTuple):
     """The place of a process among those of its run.
 
     Attributes:
-      address: HOST:PORT where the first process listens.
+      address: HOST:PORT at which the first process listens.
       count: how many processes there are.
-      index: the number of this one, from 0.
-      local_devices: the numbers of the GPUs that it uses, among those it sees; None is all.
+      index: the number of this process, from 0.
+      local_devices: which of the GPUs that it sees the process uses; None means all of them.
     """
 
     address: str
@@ -35,26 +35,31 @@ def place(
     count: int | None = None,
     index: int | None = None,
 ) -> Place | None:
-    """Returns the place of this process; None where it is alone.
+    """Returns the place of this process; None if it is alone.
 
     Args:
-      environment: of the process. Steps of Slurm, runs of Open MPI and TPU slices are known by it.
-      mode: "off" is alone whatever there is; "on" is never alone; "auto" is among others where
-        `address`, `count` or `index` is given, or the environment has more than one process.
-      address: HOST:PORT of the first process; None is as the environment says.
-      count: of processes, likewise.
-      index: of this process, likewise.
+      environment: the process's environment, by which steps of Slurm, runs of Open MPI and TPU
+        slices are detected.
+      mode: "off" means that the process is alone, whatever is detected; "on" that it is not; "auto"
+        that it is alone unless `address`, `count` or `index` is given, or the environment has more
+        than one process.
+      address: HOST:PORT of the first process; None means as detected.
+      count: the number of processes; None means as detected.
+      index: the number of this process; None means as detected.
 
     Raises:
-      UserError: what is there does not suffice, or is impossible.
+      UserError: the information is incomplete or impossible.
     """
     choose("--distributed", mode, MODES)
     given = (address, count, index) != (None, None, None)
     if mode == "off":
         if given:
-            raise UserError("--distributed=off takes no --coordinator_address, nor other places.")
+            raise UserError(
+                "--distributed=off excludes --coordinator_address, --num_processes and "
+                "--process_id. Leave out one or the other."
+            )
         return None
-    # Open MPI first: within a Slurm job, mpirun and what it starts are in a step of Slurm too.
+    # Open MPI first: in a Slurm job, mpirun and what it starts are part of a Slurm step too.
     found = _open_mpi(environment) or _slurm(environment) or _tpu_slice(environment)
     if mode == "auto" and not given and (found is None or found.count == 1):
         return None
@@ -91,7 +96,7 @@ def place(
 
 
 def _slurm(environment: Mapping[str, str]) -> Place | None:
-    """In a step, that is under srun: an allocation or a login to its node is not enough."""
+    """Detects a Slurm step, as started by srun; an allocation, or a login to its node, is none."""
     try:
         nodes = environment["SLURM_STEP_NODELIST"]
         count = int(environment["SLURM_STEP_NUM_TASKS"])
@@ -99,7 +104,7 @@ def _slurm(environment: Mapping[str, str]) -> Place | None:
         job, step = environment["SLURM_JOB_ID"], environment.get("SLURM_STEP_ID", "0")
     except (KeyError, ValueError):
         return None
-    # node1 · node1,other2 · node[001-015,020],other2 · a list within a name: rack[1-2]node[3-4]
+    # node1 · node1,other2 · node[001-015,020],other2 · a range within a name: rack[1-2]node[3-4]
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
     host = re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0] if first else nodes)
     tasks = _tasks_on_node(environment)
@@ -112,7 +117,7 @@ def _slurm(environment: Mapping[str, str]) -> Place | None:
 
 
 def _tasks_on_node(environment: Mapping[str, str]) -> int:
-    """Of SLURM_STEP_TASKS_PER_NODE, such as "2(x3),1": the nodes' counts, in their order."""
+    """This node's entry in SLURM_STEP_TASKS_PER_NODE, such as "2(x3),1" for four nodes."""
     counts: list[int] = []
     for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
         number, _, times = part.rstrip(")").partition("(x")
@@ -129,7 +134,7 @@ def _open_mpi(environment: Mapping[str, str]) -> Place | None:
     except (KeyError, ValueError):
         return None
     here = int(environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", 1))
-    # Open MPI 4 says where mpirun runs, which is the host of the first process as a rule.
+    # Open MPI 4 says where mpirun runs, which is usually the host of the first process.
     mpirun = environment.get("OMPI_MCA_orte_hnp_uri", "")
     job = mpirun.partition(".")[0] or environment.get("PMIX_NAMESPACE", "")
     launcher = re.search(r"tcp://([^,:]+)|tcp6://(\[[^,\]]+)", mpirun)
@@ -137,7 +142,7 @@ def _open_mpi(environment: Mapping[str, str]) -> Place | None:
         host = "127.0.0.1"
     elif launcher:
         host = launcher[1] or f"{launcher[2]}]"
-    else:  # of Open MPI 5 each host knows only itself
+    else:  # under Open MPI 5 each host knows only itself
         return Place("", count, index, _gpus(environment, here, local))
     return Place(f"{host}:{_port(environment, job)}", count, index, _gpus(environment, here, local))
 
@@ -145,7 +150,7 @@ def _open_mpi(environment: Mapping[str, str]) -> Place | None:
 def _tpu_slice(environment: Mapping[str, str]) -> Place | None:
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     index = environment.get("TPU_WORKER_ID")
-    # JAX sets the first where it finds TPUs, the second where there is no server to ask.
+    # JAX sets the first if it finds TPUs, the second if there is no metadata server.
     asks = environment.get("TPU_ML_PLATFORM") == "JAX" and "TPU_SKIP_MDS_QUERY" not in environment
     if asks and not (hosts and index):
         hosts = _metadata(environment, "worker-network-endpoints")
@@ -159,7 +164,7 @@ def _tpu_slice(environment: Mapping[str, str]) -> Place | None:
 
 
 def _metadata(environment: Mapping[str, str], key: str) -> str:
-    """What Google Cloud says of this virtual machine; "" where it does not answer."""
+    """An attribute of this virtual machine in Google Cloud; "" if the server does not answer."""
     server = environment.get("GCE_METADATA_IP", "metadata.google.internal")
     url = f"http://{server}/computeMetadata/v1/instance/attributes/{key}"
     request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
@@ -172,16 +177,16 @@ def _metadata(environment: Mapping[str, str], key: str) -> str:
 
 
 def _gpus(environment: Mapping[str, str], processes: int, local: int) -> tuple[int, ...] | None:
-    """Its share of the GPUs that each process of a host sees; None is all that it sees.
+    """Which of the GPUs that it sees a process uses; None means all of them.
 
     Raises:
-      UserError: they cannot be shared equally.
+      UserError: the processes of a host see the same GPUs and cannot share them equally.
     """
     visible = environment.get("CUDA_VISIBLE_DEVICES", environment.get("ROCR_VISIBLE_DEVICES"))
-    if visible is None:  # no GPU, or all of the host's: one each, or all for the only process
+    if visible is None:  # no GPUs, or all of the host's: one for each process, or all for one
         return (local,) if processes > 1 else None
     gpus = len([name for name in visible.split(",") if name])
-    if gpus <= 1:  # its own, which it sees as number 0
+    if gpus <= 1:  # the process's own, which it sees as number 0
         return None
     if gpus % processes:
         raise UserError(

@@ -1,11 +1,12 @@
-"""The processes of a run: who they are, what they agree on, and how they end.
+"""The processes that share a run: how they meet, what they agree on, and how they end.
 
-All of them issue the same computations in the same order. So whatever depends on a clock, a signal
-or a file is decided by the first process and told to the others (`share`), or agreed (`agree`).
+All must issue the same computations in the same order. So whatever depends on a clock, a signal or
+a file is decided by the first process and sent to the others (`share`), or agreed on (`agree`).
 
-The first process alone writes, and speaks. To it, each other holds a connection, from before JAX
-starts to the end: the operating system closes it when a process dies, and says when a host is gone.
-Then all end, while JAX by itself would wait for minutes or for ever.
+Only the first process writes files and prints. Each of the others keeps a connection to it, from
+before JAX starts until the end. The operating system closes that connection when a process dies,
+and reports when a host is gone. Then all processes end, whereas JAX would wait for minutes, or for
+ever.
 """
 
 import contextlib
@@ -29,8 +30,8 @@ from jaxcifar.errors import Interrupted, UserError, in_short, of_file
 from jaxcifar.launch import Place
 
 _F = TypeVar("_F", bound=Callable)
-_GRACE = 5.0  # seconds between the end of one process and that of all, where they did not agree
-_CAUSE = 3.0  # seconds in which what broke an exchange between devices comes to light
+_GRACE = 5.0  # seconds that the others have to end by themselves after one ended unexpectedly
+_CAUSE = 3.0  # seconds to wait for the cause of a failed exchange between devices to become known
 _RESUME = "All processes have ended; the same command resumes the run from its last checkpoint."
 
 
@@ -57,7 +58,7 @@ def index() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and speaks."""
+    """Whether this is the process that writes files and prints."""
     return index() == 0
 
 
@@ -68,10 +69,10 @@ def share(make: Callable[[], Any]) -> Any:
     """Returns what `make` returns in the first process; the others wait for it.
 
     Args:
-      make: is called in the first process only, and returns what JSON can express.
+      make: called in the first process only; returns something that JSON can express.
 
     Raises:
-      UserError: as `make` does, in every process; so does an `OSError` as such.
+      UserError: `make` raised it, or an `OSError`; every process raises it then.
     """
     global _alone
     if _team is None or _alone:
@@ -93,7 +94,7 @@ def share(make: Callable[[], Any]) -> Any:
 
 
 def on_first(method: _F) -> _F:
-    """Makes of a function one that is carried out by the first process, see `share`."""
+    """Decorates a function so that only the first process carries it out, see `share`."""
 
     @functools.wraps(method)
     def shared(*args: Any, **kwargs: Any) -> Any:
@@ -103,17 +104,18 @@ def on_first(method: _F) -> _F:
 
 
 def gather(value: Any) -> list[Any]:
-    """Returns the values, which JSON can express, of all processes, in their order."""
+    """Returns the values of all processes, in order; JSON must be able to express them."""
     if _team is None or _alone:
         return [value]
     return _team.gather(json.loads(json.dumps(value)))
 
 
 def check_same(what: str, values: dict[str, Any]) -> None:
-    """Checks that named values, which JSON can express, are the same in all processes.
+    """Checks that named values, which JSON must be able to express, are equal in all processes.
 
     Raises:
-      UserError: they are not, in every process; the message names all that differ from the first's.
+      UserError: they are not (raised in every process); the message lists what differs from the
+        first process.
     """
     first, *others = gather(values)
     for process, other in enumerate(others, start=1):
@@ -129,18 +131,19 @@ _pending: dict[str, jax.Array] = {}
 
 
 def agree(about: str, *values: int) -> list[int]:
-    """Returns the largest of each value over all processes.
+    """Returns the maximum of each value over all processes.
 
-    Several processes learn it a call later: what this returns is of the call before about the same,
-    unless that was answered already. So none waits for another, and the devices never for the host.
-    All must call it equally often, with equally many values.
+    With several processes the answer comes one call later: this returns the maxima of the previous
+    call with the same `about`, or zeros if those were returned already. So no process waits for
+    another, and devices never wait for the host. All processes must call this equally often, with
+    equally many values.
     """
     if _team is None:
         return list(values)
     if about in _pending:
         found = np.asarray(_pending.pop(about)).tolist()
         if any(found):
-            return found  # what was wished meanwhile may be answered by it
+            return found  # it may already answer what was asked for meanwhile
     mesh, largest = _largest()
     rows = np.asarray([values], np.int32)
     shape, split = (mesh.size, len(values)), NamedSharding(mesh, PartitionSpec("devices"))
@@ -160,18 +163,18 @@ def _largest() -> tuple[Mesh, Callable[[jax.Array], jax.Array]]:
 
 @contextlib.contextmanager
 def together(place: Place | None, seconds: float) -> Iterator[None]:
-    """Carries out what is inside in all processes of a run.
+    """Joins the processes of a run for the duration of a `with` block.
 
-    JAX must not have looked for devices before. If one process fails, all end within a minute, with
-    one message that names it; this process then ends here, without returning. Else all end alike:
-    the exceptions of the first go on, and those of the others become their exit codes.
+    JAX must not have initialised its devices before. If one process fails, all end within a minute
+    with one message that names it; this process then exits here. Otherwise all end alike: an
+    exception of the first is passed on, and those of the others become their exit codes.
 
     Args:
-      place: of this process; None is to do nothing.
-      seconds: to wait for the other processes.
+      place: the place of this process; None if it is alone, which makes this do nothing.
+      seconds: how long to wait for the other processes.
 
     Raises:
-      UserError: the processes cannot meet, or are not alike.
+      UserError: the processes cannot meet, or differ in their JAX version or devices.
     """
     global _team
     if place is None:
@@ -208,16 +211,16 @@ def _code_and_text(error: BaseException) -> tuple[int, str]:
 
 
 class _Team:
-    """This process's connections: the first has one to each other, the others one to the first."""
+    """This process's connections: one to each other process in the first, one to it elsewhere."""
 
     def __init__(self, place: Place, seconds: float):
         self.place = place
-        self._ends: dict[int, End] = {}  # of others, in the order in which they became known
-        self._closed: set[int] = set()  # others whose connection is closed
-        self._verdict: bool | None = None  # whether all agree on the end, by the first
-        self._changed = threading.Condition()  # of these
-        self._started = False  # JAX
-        self._ending = False  # the main thread is in end()
+        self._ends: dict[int, End] = {}  # of the others, in the order in which they became known
+        self._closed: set[int] = set()  # the others whose connection is closed
+        self._verdict: bool | None = None  # whether all end alike, as the first process decides
+        self._changed = threading.Condition()  # notified when one of these changes
+        self._started = False  # whether JAX has started
+        self._ending = False  # whether the main thread is in end()
         self._writing = threading.Lock()
         self._inbox: dict[int, queue.Queue] = {}
         self._peers: dict[int, Any] = {}
@@ -254,7 +257,7 @@ class _Team:
                 except TimeoutError:
                     missing = sorted(set(range(1, place.count)) - set(self._peers))
                     self._refuse(
-                        f"Of the {place.count} processes of the run, these did not come within "
+                        f"Of the {place.count} processes of the run, these did not connect within "
                         f"{seconds:.0f} seconds: {', '.join(map(str, missing))}. Start the "
                         f"command on every host, with --coordinator_address={place.address}."
                     )
@@ -266,7 +269,7 @@ class _Team:
         try:
             process, processes = json.loads(stream.readline())["jaxcifar"]
         except (OSError, ValueError, KeyError, TypeError):
-            accepted.close()  # something else came along
+            accepted.close()  # not a process of the run
             return
         if process in self._peers or not 0 < process < self.place.count:
             self._peers[-1] = stream
@@ -289,7 +292,7 @@ class _Team:
         while (left := deadline - time.monotonic()) > 0:
             try:
                 found = socket.create_connection((host, port), timeout=min(left, 10))
-            except OSError as error:  # it may not have started yet, nor its name be known
+            except OSError as error:  # it may not have started, or its name may not resolve yet
                 why = error
                 time.sleep(min(left, 0.2))
                 continue
@@ -298,23 +301,24 @@ class _Team:
             _write(stream, {"jaxcifar": [self.place.index, self.place.count]})
             return stream
         raise UserError(
-            f"Process {self.place.index} cannot reach the first process at {self.place.address} "
-            f"({why and why.strerror}) since {seconds:.0f} seconds. Start the command on every "
-            "host, with the --coordinator_address of the first, which all must be able to reach."
+            f"Process {self.place.index} could not reach the first process at "
+            f"{self.place.address} within {seconds:.0f} seconds ({why and why.strerror}). Start "
+            "the command on every host, with a --coordinator_address of the first process that "
+            "all can reach."
         )
 
     def start_jax(self) -> None:
         """Starts JAX over all processes, and connects their devices.
 
         Raises:
-          UserError: the processes are not alike.
+          UserError: the processes differ in their JAX version or devices.
         """
         everywhere, port = socket.has_dualstack_ipv6(), 0
         if self.place.index == 0:
             with socket.create_server(("", 0)) as free:
                 port = free.getsockname()[1]
         port = share(lambda: port)
-        # Its handler of SIGTERM would take the place of ours.
+        # Its SIGTERM handler would replace ours.
         jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(
             f"{self.place.address.rpartition(':')[0]}:{port}",
@@ -339,7 +343,7 @@ class _Team:
         """Sends a message to the first process, or from it to all others."""
         for stream in self._peers.values():
             with self._writing, contextlib.suppress(OSError, ValueError):
-                _write(stream, message)  # where it cannot be, its end will be known in a moment
+                _write(stream, message)  # if that fails, its end will be known in a moment
 
     def receive(self, peer: int) -> dict[str, Any]:
         """Waits for the next message of a process."""
@@ -370,7 +374,7 @@ class _Team:
     # --- ending ---
 
     def _note(self, peer: int, end: End, *, closed: bool = False) -> None:
-        """Takes note that a process has ended; ends this one where it does not end by itself."""
+        """Notes that a process has ended, and ends this one unless it ends by itself."""
         with self._changed:
             if closed:
                 self._closed.add(peer)
@@ -383,16 +387,16 @@ class _Team:
         self._leave(end)
 
     def end(self, code: int, text: str, error: BaseException | None) -> None:
-        """Returns where all processes end with the same exit code; else ends this one.
+        """Returns if all processes end with the same exit code; otherwise exits.
 
         Args:
-          code: the exit code.
+          code: this process's exit code.
           text: what to tell the user.
-          error: that was raised here.
+          error: the exception that was raised here, if any.
         """
         expected = error is None or isinstance(error, (UserError, Interrupted, OSError))
         mine = End(self.place.index, code, text)
-        if not expected and is_first():  # it may follow from the end of another
+        if not expected and is_first():  # the failure of another process may be its cause
             self._wait(_CAUSE, lambda: bool(self._failed()))
         with self._changed:
             self._ending = True
@@ -408,7 +412,7 @@ class _Team:
         self._leave(cause)
 
     def _judge(self, mine: End, expected: bool) -> tuple[End, bool]:
-        """In the first process: returns why all end, and whether they agree on it."""
+        """In the first process: returns the cause of the end, and whether all end alike."""
         others = [end for end in self._failed() if not expected or end.code != mine.code]
         cause = (others or [mine])[0]
         if cause.code:
@@ -427,7 +431,7 @@ class _Team:
         return cause, agreed
 
     def _ask(self, mine: End, expected: bool) -> tuple[End, bool]:
-        """In another process: the same, as the first one decides."""
+        """In another process: returns the same, as the first process decides."""
         self.tell({"end": mine})
         self._wait(
             2 * _GRACE if mine.code else None,
@@ -441,7 +445,7 @@ class _Team:
         return [end for end in self._ends.values() if end.code]
 
     def _leave(self, cause: End) -> NoReturn:
-        """Ends this process, without waiting for what JAX waits for; the first one last."""
+        """Exits, without waiting as JAX would; the first process exits last."""
         self.tell({"end": cause})
         if is_first():
             self._wait(_GRACE + 2, lambda: len(self._closed) == len(self._peers))
@@ -467,7 +471,7 @@ def _write(stream: Any, message: dict[str, Any]) -> None:
 
 
 def _keep_watch(connection: socket.socket) -> None:
-    """Lets the operating system find out within half a minute that a host is gone."""
+    """Makes the operating system notice within half a minute that a host is gone."""
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     options = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}

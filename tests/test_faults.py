@@ -81,7 +81,7 @@ def test_an_oserror_of_a_command_is_one_message(tmp_path, capsys):
 
 
 def test_an_address_is_no_workdir():
-    with pytest.raises(UserError, match="gs:/bucket/run is an address"):
+    with pytest.raises(UserError, match="gs:/bucket/run is a URL"):
         RunFolder(pathlib.Path("gs://bucket/run"))
 
 

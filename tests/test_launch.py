@@ -156,7 +156,7 @@ def test_flags_come_first():
         (("maybe",), "--distributed"),
         (("on",), "needs --coordinator_address=HOST:PORT, --num_processes, --process_id"),
         (("auto", "node1:4321"), "needs --num_processes, --process_id"),
-        (("off", "node1:4321", 2, 0), "takes no --coordinator_address"),
+        (("off", "node1:4321", 2, 0), "excludes --coordinator_address"),
         (("on", "node1", 2, 0), "--coordinator_address is 'node1'"),
         (("on", "node1:99999", 2, 0), "--coordinator_address is 'node1:99999'"),
         (("on", "node1:4321", 2, 2), "--process_id is 2"),

@@ -223,21 +223,21 @@ def test_processes_that_are_not_alike(second, message, tmp_path):
 def test_another_folder(tmp_path):
     (code, said), (other_code, _) = two(tmp_path / "a", second={"workdir": str(tmp_path / "b")})
     assert code == other_code == 2
-    assert "is not that of process 1" in said
+    assert "of process 1 is not the same folder as that of process 0" in said
     assert not (tmp_path / "b").exists()
 
 
 def test_a_process_that_never_comes(tmp_path):
     code, said = Member(free_port(), 0, tmp_path / "run", wait=2).end()
     assert code == 2
-    assert "did not come within 2 seconds: 1." in said
+    assert "did not connect within 2 seconds: 1." in said
     assert not (tmp_path / "run").exists()
 
 
 def test_a_first_process_that_is_not_there(tmp_path):
     code, said = Member(free_port(), 1, tmp_path / "run", wait=2).end()
     assert code == 2
-    assert "Process 1 cannot reach the first process at 127.0.0.1" in said
+    assert "Process 1 could not reach the first process at 127.0.0.1" in said
 
 
 def test_a_port_in_use(tmp_path):

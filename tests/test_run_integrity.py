@@ -208,7 +208,7 @@ def test_no_whole_checkpoint_is_one_message_and_nothing_is_changed(stopped):
     numbers = [path.name for path in (stopped / "checkpoints").iterdir()]
     for number in numbers:
         flip_arrays(stopped, number)
-    with pytest.raises(UserError, match=r"No checkpoint in .* is whole; nothing was changed"):
+    with pytest.raises(UserError, match=r"All checkpoints in .* are damaged; nothing was changed"):
         run(tiny(), stopped)
     assert sorted(path.name for path in (stopped / "checkpoints").iterdir()) == sorted(numbers)
 
@@ -245,9 +245,9 @@ def test_readable_arrays_that_are_not_those_saved_are_refused(tmp_path):
     shutil.rmtree(tmp_path / "0" / "0" / "state")
     shutil.copytree(tmp_path / "1" / "0" / "state", tmp_path / "0" / "0" / "state")
     reader = Checkpointer(tmp_path / "0", read_only=True)
-    with pytest.raises(Damaged, match="not as saved are its key and params"):
+    with pytest.raises(Damaged, match="Changed since it was saved: key, params"):
         reader.restore(state, Saved(0, False))
-    with pytest.raises(Damaged, match="not as saved are its params"):
+    with pytest.raises(Damaged, match="Changed since it was saved: params"):
         reader.restore_variables(state.variables, Saved(0, False))
 
 

@@ -209,7 +209,7 @@ def test_a_run_of_other_epochs_says_how_to_go_on(first, stopped, tmp_path):
         run(tiny(train__epochs=3), first)
     lines = str(error.value).splitlines()
     assert "  train.epochs: 2 -> 3" in lines
-    assert "The schedule of a run follows from its epochs, so it keeps their number." in lines
+    assert "A run keeps its number of epochs, because its schedule depends on it." in lines
     assert lines[-1].endswith(f"--config.init_from={first} --workdir=NEW")
     # Where the weights would not fit, or the run is one that starts from weights already.
     for fields in ({"model__width": 0.1}, {"model__name": "vgg_a"}, {"init_from": "x"}):

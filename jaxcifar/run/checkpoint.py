@@ -1,12 +1,12 @@
 """Saving and restoring a run with Orbax: the best checkpoint and the two newest.
 
-A checkpoint is a folder named by a number (see `Saved`) that appears whole or not at all:
+A checkpoint is a folder named by a number (see `Saved`) that appears complete or not at all:
 
   state/     the arrays of a `TrainState`, as Orbax stores them
   progress/  one JSON file: {"progress", "val_accuracy", "best", "digests", "sha256"}
 
-"digests" recognises the state's arrays and "sha256" all else in the file; both are compared when
-the checkpoint is read. Nothing else in the package knows Orbax, whose interface changes often.
+"digests" protects the arrays of the state, "sha256" everything else in the file; both are verified
+when the checkpoint is read. No other module depends on Orbax, whose interface changes often.
 """
 
 import contextlib
@@ -33,21 +33,22 @@ from jaxcifar.state import TrainState
 
 _KEPT = 2  # of the newest, beside the best
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written
-_DELETED = ".deleted"  # ends the name of one that is being deleted
+_DELETED = ".deleted"  # the end of the name of a folder that is being deleted
 
 
 class Damaged(UserError):
-    """A checkpoint cannot be read, or is not what was saved."""
+    """A checkpoint cannot be read, or differs from what was saved."""
 
 
 class NotFinite(UserError):
-    """A state was not saved, because a variable in it is not a number or infinite."""
+    """A state was not saved, because a variable in it is infinite or not a number."""
 
 
 class Saved(NamedTuple):
-    """Which checkpoint: that after `step` steps, before or after the evaluation of its epoch.
+    """Identifies a checkpoint: after `step` steps, with the epoch evaluated or not.
 
-    (A run stopped at the end of an epoch may be saved before and, resumed, after its evaluation.)
+    (A run that is stopped at the end of an epoch may be saved before the epoch's evaluation and,
+    after it is resumed, once more after it.)
     """
 
     step: int
@@ -55,17 +56,17 @@ class Saved(NamedTuple):
 
     @property
     def number(self) -> int:
-        """The name of its folder."""
+        """The number that its folder is named by."""
         return 2 * self.step + self.evaluated
 
     @classmethod
     def of(cls, number: int) -> "Saved":
-        """The checkpoint in the folder `number`."""
+        """Returns the checkpoint whose folder is named `number`."""
         return cls(number // 2, number % 2 == 1)
 
 
 class _Document(NamedTuple):
-    """The JSON file of a checkpoint; `digests` is None where an earlier version wrote it."""
+    """The JSON file of a checkpoint; `digests` is None if an earlier version wrote it."""
 
     progress: dict[str, Any]
     val_accuracy: float | None
@@ -76,12 +77,13 @@ class _Document(NamedTuple):
 class Checkpointer:
     """The checkpoints of one run.
 
-    A checkpoint holds the state and `progress`, a JSON-ready dict. Writing goes on in the
-    background while training does; a checkpoint that a kill left half-written is not seen again.
+    A checkpoint holds the state and `progress`, a JSON-serialisable dict. It is written in the
+    background while training continues. A checkpoint that was half-written when the process was
+    killed is ignored, and deleted later.
 
     Args:
-      directory: made where it does not exist.
-      read_only: touch nothing there; another process may be writing.
+      directory: where they are, created if necessary.
+      read_only: change nothing there; another process may be writing.
     """
 
     def __init__(self, directory: pathlib.Path, *, read_only: bool = False):
@@ -98,7 +100,7 @@ class Checkpointer:
     # --- which there are ----------------------------------------------------------------------
 
     def all(self) -> list[Saved]:
-        """The checkpoints, from the oldest to the newest."""
+        """Returns the checkpoints, from the oldest to the newest."""
         try:
             names = os.listdir(self.directory)
         except FileNotFoundError:
@@ -106,25 +108,25 @@ class Checkpointer:
         return [Saved.of(number) for number in sorted(map(int, filter(_is_number, names)))]
 
     def last(self) -> Saved | None:
-        """The newest checkpoint; None where there is none."""
+        """Returns the newest checkpoint; None if there is none."""
         there = self.all()
         return there[-1] if there else None
 
     def best(self) -> Saved | None:
-        """The checkpoint of highest validation accuracy, the first of equals.
+        """Returns the checkpoint with the highest validation accuracy, the earliest of equals.
 
-        It may be lost or damaged, which `restore` says. None before the first epoch's end, but
-        where there is a checkpoint of step 0 (of imported weights), that one.
+        It may be lost or damaged; `restore` finds out. Before the end of the first epoch it is the
+        checkpoint of step 0, which imported weights have, or None.
 
         Raises:
-          Damaged: the newest evaluated checkpoint, which knows, cannot be read.
+          Damaged: the newest evaluated checkpoint, which names the best one, cannot be read.
         """
         if best := self._newest_best():
             return Saved.of(best[0])
         return Saved(0, False) if Saved(0, False) in self.all() else None
 
     def progress(self, saved: Saved) -> dict[str, Any]:
-        """Returns the progress of a checkpoint without its state.
+        """Returns the progress in a checkpoint, without its state.
 
         Raises:
           Damaged: it cannot be read.
@@ -136,7 +138,7 @@ class Checkpointer:
     def save(
         self, step: int, state: TrainState, progress: dict, val_accuracy: float | None
     ) -> None:
-        """Saves the state after `step` steps; with a `val_accuracy` it may become the best.
+        """Starts to save the state after `step` steps. Given a `val_accuracy`, it may become best.
 
         Raises:
           NotFinite: a variable of the state is not finite; nothing is saved.
@@ -170,7 +172,7 @@ class Checkpointer:
             )
 
     def wait(self) -> None:
-        """Returns when everything is written, and on the disk.
+        """Waits until everything is written and synced to the disk.
 
         Raises:
           UserError: it cannot be written.
@@ -187,13 +189,13 @@ class Checkpointer:
             self._delete_old()
 
     def close(self) -> None:
-        """Waits, then lets go of the directory."""
+        """Waits, then releases what the writer holds."""
         try:
             self.wait()
         finally:
             if self._writer is not None:
                 writer, self._writer = self._writer, None
-                with contextlib.suppress(Exception):  # wait() has said it
+                with contextlib.suppress(Exception):  # wait() has reported it
                     writer.close()
 
     def _best_with(self, saved: Saved, val_accuracy: float | None) -> tuple[int, float] | None:
@@ -203,7 +205,7 @@ class Checkpointer:
         return best
 
     def _newest_best(self) -> tuple[int, float] | None:
-        """The number and accuracy of the best, as the newest checkpoints know it."""
+        """The number and accuracy of the best checkpoint, according to the newest ones."""
         for saved in reversed(self.all()):
             try:
                 best = self._document(saved).best
@@ -220,11 +222,11 @@ class Checkpointer:
         path = self._path(saved)
         try:
             yield path
-        except Exception as error:  # Orbax lets through what its storage layers raise
+        except Exception as error:  # Orbax passes on whatever its storage layers raise
             self._writing = None
             raise UserError(
-                f"The checkpoint {path} cannot be written: {in_short(error)}. Those before it are "
-                "as they were; the same command resumes the run from there."
+                f"The checkpoint {path} cannot be written: {in_short(error)}. Earlier checkpoints "
+                "are untouched; the same command resumes the run from there."
             ) from error
 
     def _delete_old(self) -> None:
@@ -240,48 +242,50 @@ class Checkpointer:
         """Returns (state, progress) of a checkpoint, as they were saved.
 
         Args:
-          like: a state of the same structure, of arrays or of `jax.ShapeDtypeStruct`s with
-            shardings: where the restored arrays are put.
-          saved: one that `last` or `best` returned.
+          like: a state of the same structure, made of arrays or of `jax.ShapeDtypeStruct`s, whose
+            shardings say where to put the restored arrays.
+          saved: a checkpoint that `last` or `best` returned.
 
         Raises:
           UserError: the checkpoint belongs to a different model or optimizer.
-          Damaged: it cannot be read, or is not what was saved.
+          Damaged: it cannot be read, or differs from what was saved.
         """
         document = self._document(saved)
         with self._reading(saved) as path:
             metadata = _metadata(path)
             _check_shapes(path, document, metadata, _parts(like))
-            # A field that is None there and here may be of a later version.
+            # A field that is None on both sides may have been added by a later version.
             wanted = {name: tree for name, tree in _parts(like).items() if name in metadata}
             with ocp.StandardCheckpointer(multiprocessing_options=_this_process()) as reader:
                 state = like.replace(**reader.restore(path / "state", wanted))
             if not jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key):
-                # Several processes write and read it as the numbers that it is made of.
+                # With several processes, a key is written and read as its raw data.
                 state = state.replace(key=jax.random.wrap_key_data(state.key))
             _check_digests(path, document, _parts(state))
         if int(state.step) != saved.step:
-            raise Damaged(f"The checkpoint {path} is damaged: its state is of step {state.step}.")
+            raise Damaged(
+                f"The checkpoint {path} is damaged: its state is that of step {state.step}."
+            )
         return state, document.progress
 
     def restore_newest(
         self, like: TrainState, check: Callable[[Saved, dict], None]
     ) -> tuple[TrainState, dict, int] | None:
-        """Returns (state, progress, damaged) of the newest checkpoint that is whole.
+        """Returns (state, progress, damaged) of the newest intact checkpoint.
 
         The `damaged` checkpoints after it are set aside: their folders are renamed.
 
         Args:
           like: see `restore`.
-          check: of a checkpoint and its progress; raises what this function raises, or `Damaged`
-            where they contradict each other.
+          check: called with a checkpoint and its progress; raises `Damaged` if they contradict
+            each other. Other exceptions are passed on.
 
         Returns:
-          None where there is no checkpoint.
+          None if there is no checkpoint.
 
         Raises:
-          UserError: one belongs to a different model or optimizer, or none is whole; they are
-            left as they are.
+          UserError: a checkpoint belongs to a different model or optimizer, or all are damaged;
+            they are left as they are.
         """
         damaged: list[tuple[Saved, Damaged]] = []
         for saved in reversed(self.all()):
@@ -298,8 +302,8 @@ class Checkpointer:
             raise UserError(
                 "\n  ".join(
                     [
-                        f"No checkpoint in {self.directory} is whole; nothing was changed there. "
-                        "Bring one back from a copy, or start in a new workdir.",
+                        f"All checkpoints in {self.directory} are damaged; nothing was changed "
+                        "there. Restore one from a copy, or start in a new workdir.",
                         *(str(error) for _, error in damaged),
                     ]
                 )
@@ -307,7 +311,7 @@ class Checkpointer:
         return None
 
     def set_aside(self, saved: Saved, why: Exception) -> None:
-        """Renames the folder of a damaged checkpoint, and says so."""
+        """Renames the folder of a damaged checkpoint, and tells the user."""
         path, n = self._path(saved), 1
         while (aside := path.with_name(f"damaged-{path.name}-{n}")).exists():
             n += 1
@@ -316,17 +320,15 @@ class Checkpointer:
         note(f"{why} It was set aside as {aside.name}.")
 
     def restore_variables(self, like: dict[str, Any], saved: Saved) -> dict[str, Any]:
-        """Returns the variables of a checkpoint, averaged where it keeps an average.
-
-        Its optimizer may be any.
+        """Returns the variables of a checkpoint: their moving average, if it keeps one.
 
         Args:
-          like: {"params", "batch_stats"}, see `restore`.
-          saved: one that `last` or `best` returned.
+          like: {"params", "batch_stats"}, see `restore`. The optimizer does not matter.
+          saved: a checkpoint that `last` or `best` returned.
 
         Raises:
           UserError: the checkpoint belongs to a different model.
-          Damaged: it cannot be read, or is not what was saved.
+          Damaged: it cannot be read, or differs from what was saved.
         """
         document = self._document(saved)
         with self._reading(saved) as path:
@@ -355,22 +357,22 @@ class Checkpointer:
                 return _of_earlier_version(path, content)
             expected = content.pop("sha256")
             if sha256(content) != expected:
-                raise ValueError("its progress is not what was saved")
+                raise ValueError("its progress differs from what was saved")
             content["digests"] = {k: Digest(*v) for k, v in content["digests"].items()}
             best = content["best"]
             return _Document(**content | {"best": best and (best[0], best[1])})
 
     @contextlib.contextmanager
     def _reading(self, saved: Saved) -> Iterator[pathlib.Path]:
-        """Yields the folder of a checkpoint; says what is wrong where it cannot be read."""
+        """Yields the folder of a checkpoint; turns errors of reading it into `Damaged`."""
         path = self._path(saved)
         try:
             yield path
         except UserError:
             raise
-        except PermissionError as error:  # it may be whole
+        except PermissionError as error:  # it may be intact
             raise of_file(error) from error
-        except Exception as error:  # Orbax lets through what its storage layers raise
+        except Exception as error:  # Orbax passes on whatever its storage layers raise
             gone = "" if path.exists() else "it is not there, "
             raise Damaged(
                 f"The checkpoint {path} cannot be read ({gone}{in_short(error)})."
@@ -379,13 +381,13 @@ class Checkpointer:
 
 @functools.cache
 def _silence() -> None:
-    """Keeps back the tracebacks that the threads of Orbax print of errors that are raised here."""
+    """Suppresses the tracebacks that Orbax's threads print for errors that are raised here too."""
 
     def of_storage(record: logging.LogRecord) -> bool:
         return "orbax" in record.pathname or "never retrieved" in record.getMessage()
 
     def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":  # a callback that came too late
+        if str(unraisable.exc_value) != "Event loop is closed":  # from a late callback
             before(unraisable)
 
     for name in ("absl", "asyncio"):
@@ -398,7 +400,7 @@ def _is_number(name: str) -> bool:
 
 
 def _of_earlier_version(path: pathlib.Path, progress: dict[str, Any]) -> _Document:
-    """What versions before 0.2 wrote: "progress" alone, and the accuracy in another file."""
+    """Reads what versions before 0.2 wrote: only "progress", and the accuracy in another file."""
     scores = {}
     for other in path.parent.iterdir():
         if _is_number(other.name) and int(other.name) <= int(path.name) and int(other.name) % 2:
@@ -415,7 +417,7 @@ def _parts(state: TrainState) -> dict[str, Any]:
 
 
 def _handler(*json_items: str) -> ocp.CompositeCheckpointHandler:
-    """Of a folder with the item "state" and others."""
+    """Returns the handler of a folder with the item "state" and some of JSON."""
     alone = _this_process()
     others = {item: ocp.JsonCheckpointHandler(multiprocessing_options=alone) for item in json_items}
     return ocp.CompositeCheckpointHandler(
@@ -426,10 +428,11 @@ def _handler(*json_items: str) -> ocp.CompositeCheckpointHandler:
 
 
 def _this_process() -> Any:
-    """Lets a process read or write without the others of its run, for which Orbax would wait."""
+    """Lets a process read or write alone, where Orbax would wait for the others of the run."""
     if processes.count() == 1:
         return ocp.options.MultiprocessingOptions()
-    whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)  # not its share of each
+    # Each array as a whole, where Orbax would leave shares of it to the other processes.
+    whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     ocp.type_handlers.register_type_handler(jax.Array, whole, override=True)
     i = processes.index()
     return ocp.options.MultiprocessingOptions(i, {i}, barrier_sync_key_prefix=f"process{i}")
@@ -455,8 +458,8 @@ def _check_shapes(
     for name in sorted(saved_shapes.keys() | like_shapes.keys()):
         if saved_shapes.get(name) != like_shapes.get(name):
             message = (
-                f"{name} has shape {saved_shapes.get(name, 'none (it is absent)')} there, "
-                f"and {like_shapes.get(name, 'none (it is absent)')} in this config's model."
+                f"{name} has shape {saved_shapes.get(name, 'none (it is absent)')} in it, and "
+                f"{like_shapes.get(name, 'none (it is absent)')} in this config's model."
             )
             if known is not None and alike:
                 raise Damaged(f"The checkpoint {path} is damaged: {message}")
@@ -464,16 +467,16 @@ def _check_shapes(
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Returns {path: shape} but of the key, whose stored form differs."""
+    """Returns {path: shape}, without the PRNG key, whose stored form differs."""
     return {name: shape for name, shape in shapes(tree).items() if name != "key"}
 
 
 def _check_digests(path: pathlib.Path, document: _Document, parts: dict[str, Any]) -> None:
     if document.digests is None:
-        note(f"The checkpoint {path} is of an earlier version of jaxcifar: not verified.")
+        note(f"The checkpoint {path} cannot be verified: an earlier version of jaxcifar wrote it.")
         return
     found, _ = digests(parts)
     if changed := [name for name in found if found[name].bits != document.digests[name].bits]:
         raise Damaged(
-            f"The checkpoint {path} is damaged: not as saved are its {' and '.join(changed)}."
+            f"The checkpoint {path} is damaged. Changed since it was saved: {', '.join(changed)}."
         )

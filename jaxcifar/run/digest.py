@@ -1,4 +1,4 @@
-"""What a state is recognised by: sums of its bits that a single changed bit changes."""
+"""Digests of a state: sums over its bits that change if any single bit does."""
 
 import functools
 import hashlib
@@ -12,16 +12,16 @@ import numpy as np
 
 from jaxcifar.kernels import compilation
 
-# The parts whose numbers the network computes with: they must be finite.
+# The parts that the network computes with, which must be finite.
 _VARIABLES = ("params", "batch_stats", "ema")
 
 
 class Digest(NamedTuple):
-    """Of one part of a state.
+    """The digest of one part of a state.
 
     Attributes:
-      bits: of its arrays, 16 hex digits.
-      shapes: of the names and shapes of its arrays, 16 hex digits.
+      bits: digest of the arrays' content, 16 hex digits.
+      shapes: digest of the arrays' names and shapes, 16 hex digits.
     """
 
     bits: str
@@ -31,10 +31,10 @@ class Digest(NamedTuple):
 def digests(parts: Mapping[str, Any]) -> tuple[dict[str, Digest], bool]:
     """Returns (the digest of each part, whether all variables are finite).
 
-    A word of 32 bits is mixed with its place in the part, by a function that maps no two words at
-    one place to the same number; a digest is the sum of those numbers, modulo 2³², for two such
-    functions. So a single changed word always changes it, and the order of the sum, the number of
-    devices and how the arrays lie on them never do.
+    Each 32-bit word is mixed with its position in the part by a function that is one-to-one in the
+    word, and the results are summed modulo 2³²; a digest is two such sums, by different functions.
+    So a change of any single word always changes it, and it does not depend on the order of
+    summation, the number of devices, or the layout of the arrays on them.
 
     Args:
       parts: name -> pytree of arrays, such as {"params": …, "opt_state": …}. Those named "params",
@@ -50,7 +50,7 @@ def digests(parts: Mapping[str, Any]) -> tuple[dict[str, Digest], bool]:
 
 
 def shapes_digest(tree: Any) -> str:
-    """Returns 16 hex digits that follow from the names and shapes of a pytree's arrays."""
+    """Returns a digest of the names and shapes of a pytree's arrays, 16 hex digits."""
     return sha256(shapes(tree))[:16]
 
 
@@ -60,17 +60,17 @@ def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def leaves(tree: Any) -> dict[str, Any]:
-    """Returns {path: array} of a pytree, under the names that Orbax stores them by."""
+    """Returns {path: array} of a pytree, by the names that Orbax stores them under."""
     found = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        # Orbax stores dataclass fields and tuple places as dict keys.
+        # Orbax stores dataclass fields and tuple indices as dict keys.
         names = [getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path]
         found["/".join(map(str, names))] = leaf
     return found
 
 
 def sha256(content: Any) -> str:
-    """Returns the SHA-256 of a JSON-ready value, whatever the order of its keys."""
+    """Returns the SHA-256 of a JSON-serialisable value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -94,7 +94,7 @@ def _sum(name: str, tree: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         by_dtype.setdefault(leaf.dtype.name, []).append(leaf.reshape(-1))
     sums, finite, before = np.zeros(2, np.uint32), jnp.bool_(True), 0
     for _, leaves in sorted(by_dtype.items()):
-        # Joined as they are, which XLA copies fast; then there is one loop, however many leaves.
+        # Concatenating is a fast copy, after which a single loop serves however many leaves.
         words = _words(jax.lax.optimization_barrier(jnp.concatenate(leaves)))
         place = _mix(jax.lax.iota(jnp.uint32, words.size) + np.uint32(before))
         sums += jnp.stack([_mix(words ^ place).sum(), _mix((words + place) ^ _SALT).sum()])
@@ -108,7 +108,7 @@ _SALT, _INFINITY = np.uint32(0x9E3779B9), np.uint32(0x7F800000)
 
 
 def _words(array: jax.Array) -> jax.Array:
-    """The bits of an array [N], as uint32."""
+    """The bits of the elements of an array [N], as uint32."""
     if array.dtype == bool:
         return array.astype(jnp.uint32)
     word = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
@@ -116,7 +116,7 @@ def _words(array: jax.Array) -> jax.Array:
 
 
 def _mix(word: jax.Array) -> jax.Array:
-    """The last part of MurmurHash3: one to one on 32 bits."""
+    """The finalizer of MurmurHash3, which is one-to-one on 32 bits."""
     word = (word ^ (word >> 16)) * np.uint32(0x85EBCA6B)
     word = (word ^ (word >> 13)) * np.uint32(0xC2B2AE35)
     return word ^ (word >> 16)

@@ -1,4 +1,4 @@
-"""The folder of a run: who holds it, which config it belongs to, what it ran on, what is in it."""
+"""The folder of a run: its lock, its config, its checkpoints, logs and result."""
 
 import contextlib
 import dataclasses
@@ -28,12 +28,12 @@ from jaxcifar.state import TrainState
 
 @dataclasses.dataclass
 class Position:
-    """Where a run is, beside its state.
+    """How far a run is; everything about that which is not in its state.
 
     Attributes:
       epochs_done: epochs trained and evaluated.
-      steps: the metrics of the steps of the epoch in progress, a list for each metric.
-      seconds: that those steps took.
+      steps: the metrics of the steps done in the current epoch, one list per metric.
+      seconds: how long those steps took.
     """
 
     epochs_done: int = 0
@@ -42,34 +42,34 @@ class Position:
 
 
 class RunFolder:
-    """The folder of one run, held by this process from `with` to its end.
+    """The folder of one run, locked by this process for the duration of a `with` block.
 
-    Holds config.json, checkpoints/, metrics.jsonl, steps.jsonl, tensorboard/, result.json. All but
-    the checkpoints can be made again from the newest of them.
+    It contains config.json, checkpoints/, metrics.jsonl, steps.jsonl, tensorboard/, history.png and
+    result.json. All but the checkpoints can be restored from the newest checkpoint.
 
-    Of several processes of a run the first holds it, writes it and decides what is believed, for
-    all. All of them must call the same methods in the same order.
+    If several processes share the run, the first one locks the folder, writes to it and decides
+    for all which of its files to trust. All must call the same methods in the same order.
 
-    An `OSError` inside `with`, such as of a full disk, becomes a `UserError` that names the path.
+    An `OSError` inside the block, such as a full disk, becomes a `UserError` that names the path.
 
     Args:
-      path: made where it does not exist.
+      path: the folder, created if necessary.
 
     Raises:
-      Busy: another process holds it.
-      UserError: it cannot be written.
+      Busy: another process holds the lock.
+      UserError: the folder cannot be written to.
     """
 
     SECONDS_BETWEEN_PICTURES = 180.0  # one takes about half a second, and the devices wait for it
 
     def __init__(self, path: pathlib.Path):
         if re.match(r"[a-z0-9]+:/", str(path)):
-            raise UserError(f"The workdir {path} is an address. Give a folder on this machine.")
+            raise UserError(f"The workdir {path} is a URL. Give a local folder.")
         self.path = path
         self.saved_at = time.monotonic()  # the last checkpoint, or the start
         self._closing = contextlib.ExitStack()
         self._about: dict[str, Any] | None = None  # the content of config.json
-        self._history: list[dict[str, Any]] | None = []  # the finished epochs of the checkpoint
+        self._history: list[dict[str, Any]] | None = []  # the epochs that the checkpoint recorded
         self._damaged = 0  # checkpoints set aside so far
         self._checkpoints: Checkpointer | None = None
         self._log: RunLog | None = None
@@ -93,12 +93,14 @@ class RunFolder:
 
     @processes.on_first
     def result(self, config: Config) -> dict[str, Any] | None:
-        """Returns the content of result.json where the run is of `config` and complete.
+        """Returns the content of result.json, or None if the run is not complete.
 
-        It is not believed where it is damaged, or not of the logs and checkpoints that are there.
+        A result.json that is damaged, or that does not belong to the logs and checkpoints in the
+        folder, does not count.
 
         Raises:
-          UserError: the folder holds a run of another config.
+          UserError: the folder holds a run of another config, or result.json is damaged and there
+            is no checkpoint to restore it from.
         """
         self._about = self._about or read_about(self.path)
         if self._about is None:
@@ -117,41 +119,41 @@ class RunFolder:
             return self._mended(result)
         if Checkpointer(self.path / "checkpoints", read_only=True).last() is None:
             raise UserError(
-                f"{path} cannot be believed ({wrong}), and there is no checkpoint to make it again "
-                "from. Bring back what was there, or start in a new workdir."
+                f"{path} is damaged ({wrong}), and there is no checkpoint to restore it from. "
+                "Restore the folder from a copy, or start in a new workdir."
             )
-        note(f"{path} cannot be believed ({wrong}); it is made again from the last checkpoint.")
+        note(f"{path} is damaged ({wrong}); it is restored from the last checkpoint.")
         return None
 
     def _mended(self, result: dict[str, Any]) -> dict[str, Any]:
-        """A result after its picture and TensorBoard file were made again, where they changed."""
+        """Restores the picture and the TensorBoard file if they changed; returns the result."""
         files = result.get("files", {})
         changed = [name for name in files if file_digest(self.path / name) != files[name]]
         if not changed:
             return result
-        note(f"made again in {self.path}: {', '.join(changed)}")
+        note(f"restored in {self.path}: {', '.join(changed)}")
         self.start_log(result["last"]["epoch"], from_checkpoint=False)
         return self.finish(result)
 
     def _contradiction(self, result: dict[str, Any]) -> str | None:
-        """What is wrong with a result, in a few words; None where nothing is."""
+        """What is wrong with a result, in a few words; None if nothing is."""
         if "sha256" in result and result["sha256"] != _digest_of(result):
-            return "not as it was written"
+            return "it was changed after it was written"
         for name in _LOGS:
             if "files" in result and file_digest(self.path / name) != result["files"].get(name):
-                return f"{name} is another"
+                return f"{name} was changed after it was written"
         if "files" not in result:  # of an earlier version
             records = read_lines(self.path / "metrics.jsonl")
             if (result["best"], result["last"]) != (best_record(records), records[-1]):
-                return "metrics.jsonl has other numbers"
+                return "metrics.jsonl has different numbers"
         last = Checkpointer(self.path / "checkpoints", read_only=True).last()
         if last and "last" in result and last != Saved(result["last"]["step"], evaluated=True):
-            return "the last checkpoint is of another step"
+            return "the last checkpoint belongs to another step"
         return None
 
     @processes.on_first
     def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint, whole or not."""
+        """Whether there is a checkpoint, intact or not."""
         return Checkpointer(self.path / "checkpoints", read_only=True).last() is not None
 
     @processes.on_first
@@ -163,25 +165,25 @@ class RunFolder:
         mesh: Mesh,
         start: dict[str, Any] | None = None,
     ) -> None:
-        """Records the start of a run in config.json, and opens its checkpoints.
+        """Records this start of the run in config.json, and opens the checkpoints.
 
         Args:
-          config: of the run.
-          provenance: of the images of each part.
-          in_force: what the "auto" fields of the config became.
+          config: the run's config.
+          provenance: where the images of each split came from.
+          in_force: what the config's "auto" fields were resolved to.
           mesh: the devices in use.
-          start: of the weights that it starts from, see `jaxcifar.start.Start.facts`; None where it
-            has a checkpoint, or they are random.
+          start: the origin of the initial weights, see `jaxcifar.start.Start.facts`; None if they
+            are random, or if the run already has a checkpoint.
 
         Raises:
-          UserError: the run began with other images or weights, in another dtype, or with other
-            settings of JAX that it depends on.
+          UserError: the run was started with other images, other weights, another dtype, or other
+            settings of JAX that its numbers depend on.
         """
         now = environment(in_force, mesh)
         content = {"config": config.to_dict(), "data": provenance, "environment": now}
         before = self._about or read_about(self.path)
         check_start(before and before.get("init_from"), start, self.path)
-        # Imported weights have no images until they are trained.
+        # A run made of imported weights has no images until it is trained.
         if before is not None and before.get("data"):
             _check_alike(before, config, provenance, in_force["dtype"], self.path)
             starts = before.get("resumed", [])
@@ -222,19 +224,19 @@ class RunFolder:
         return sharding.of_all(state, like)
 
     def restore(self, like: TrainState, steps_per_epoch: int) -> tuple[TrainState, Position] | None:
-        """Returns the state and position of the newest checkpoint that is whole.
+        """Returns the state and position of the newest intact checkpoint.
 
-        Those after it are set aside, as is the best one where it is damaged.
+        Damaged checkpoints after it are set aside, and so is a damaged best one.
 
         Args:
           like: see `jaxcifar.run.checkpoint.Checkpointer.restore`.
-          steps_per_epoch: of the run.
+          steps_per_epoch: training steps in an epoch of the run.
 
         Returns:
-          None where there is no checkpoint.
+          None if there is no checkpoint.
 
         Raises:
-          UserError: one is of another config or model, or none is whole.
+          UserError: a checkpoint belongs to another config or model, or all are damaged.
         """
         here: list[TrainState] = []  # in the first process
 
@@ -264,7 +266,7 @@ class RunFolder:
             if step != saved.step:
                 raise Damaged(
                     f"The checkpoint {self.checkpoints.directory / str(saved.number)} is damaged: "
-                    f"it is of step {saved.step}, its progress of step {step}."
+                    f"it is that of step {saved.step}, but its progress says step {step}."
                 )
 
         found = self.checkpoints.restore_newest(like, check)
@@ -272,7 +274,7 @@ class RunFolder:
             if (self.path / "metrics.jsonl").is_file() and (
                 self.path / "metrics.jsonl"
             ).stat().st_size:
-                note(f"there is no checkpoint in {self.path}: the run begins again")
+                note(f"there is no checkpoint in {self.path}: the run starts from the beginning")
             return None
         state, progress, damaged = found
         self._history = progress.get("history")
@@ -291,18 +293,19 @@ class RunFolder:
                 self._damaged += 1
                 self.checkpoints.set_aside(best, error)
             note(
-                f"The best checkpoint so far, of step {best.step}, is lost; the run goes on from "
-                "its last."
+                f"The best checkpoint so far, of step {best.step}, is lost; the run continues from "
+                "the last one."
             )
 
     @processes.on_first
     def start_log(self, epochs_done: int, *, from_checkpoint: bool = True) -> list[Record]:
-        """Opens the logs behind the epochs done; returns the records of those.
+        """Opens the logs to continue them after `epochs_done` epochs; returns those records.
 
-        Where it can be, what they hold of those epochs is what the checkpoint knows.
+        What the logs say about those epochs is replaced by what the checkpoint recorded, if it was
+        written by a version that records it.
 
         Raises:
-          UserError: they lack an epoch that the checkpoint, of an earlier version, cannot restore.
+          UserError: an epoch is missing from the logs, and the checkpoint has no record of it.
         """
         self._log = RunLog(self.path, epochs_done, self._history if from_checkpoint else None)
         self._closing.callback(self._log.close)
@@ -311,11 +314,11 @@ class RunFolder:
     def save(
         self, step: int, state: TrainState, position: Position, val_accuracy: float | None = None
     ) -> None:
-        """Saves a checkpoint after `step` steps; with a `val_accuracy` it may become the best.
+        """Saves a checkpoint after `step` steps. Given a `val_accuracy`, it may become the best.
 
         Raises:
-          NotFinite: the state is not; nothing is saved.
-          UserError: it cannot be written, or the folder is no more this run's.
+          NotFinite: the state has non-finite variables; nothing is saved.
+          UserError: the checkpoint cannot be written.
         """
         processes.share(lambda: self._save(step, state, position, val_accuracy))
         self.saved_at = time.monotonic()
@@ -323,7 +326,7 @@ class RunFolder:
     def _save(
         self, step: int, state: TrainState, position: Position, val_accuracy: float | None
     ) -> None:
-        # Copied: Orbax writes in the background, while the lists grow.
+        # Copies, because Orbax writes in the background while the lists grow.
         steps = {name: list(values) for name, values in position.steps.items()}
         progress = dataclasses.asdict(dataclasses.replace(position, steps=steps)) | {
             "about": self._about,
@@ -348,8 +351,8 @@ class RunFolder:
         """Draws history.png and writes result.json, which says that the run is complete.
 
         Returns:
-          Its content: `result`, how many checkpoints were damaged, and by what the other files and
-          result.json itself are recognised.
+          Its content: `result`, the number of damaged checkpoints, and digests of the other files
+          and of result.json itself.
         """
         files = list(_LOGS)
         if self._log is not None and self._about is not None:
@@ -392,10 +395,11 @@ def _position(progress: dict[str, Any]) -> Position:
 
 @contextlib.contextmanager
 def _lock(workdir: pathlib.Path):
-    """Makes `workdir` and holds it, so that no two runs write there at once.
+    """Creates `workdir` and locks it, so that no two runs write to it at the same time.
 
-    Held are the file .lock and the folder itself, which keeps others out when the file is deleted;
-    but network file systems lock files only. What was made is deleted if nothing was written to it.
+    Both the file .lock and the folder itself are locked. The folder's lock keeps others out even if
+    the file is deleted, but network file systems lock only files. Folders that were created here
+    are deleted at the end if nothing was written to them.
     """
     made = [path for path in (workdir, *workdir.parents) if not path.exists()]
     with contextlib.ExitStack() as stack:
@@ -405,7 +409,7 @@ def _lock(workdir: pathlib.Path):
             folder = os.open(workdir, os.O_RDONLY)
             stack.callback(os.close, folder)
         except OSError as error:
-            raise UserError(f"The workdir {workdir} cannot be written: {error}.") from error
+            raise UserError(f"The workdir {workdir} cannot be written to: {error}.") from error
         for held in (file, folder):
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -421,8 +425,8 @@ def _lock(workdir: pathlib.Path):
 
 
 def _delete_if_empty(made: list[pathlib.Path]) -> None:
-    """Deletes a folder that holds nothing but .lock, and those above it that were made with it."""
-    with contextlib.suppress(OSError):  # of a folder that holds something
+    """Deletes a folder that contains only .lock, and the parents that were created with it."""
+    with contextlib.suppress(OSError):  # a folder is not empty
         for path in made:
             if path is made[0] and os.listdir(path) == [".lock"]:
                 (path / ".lock").unlink()
@@ -430,15 +434,15 @@ def _delete_if_empty(made: list[pathlib.Path]) -> None:
 
 
 def _check_shared(workdir: pathlib.Path) -> None:
-    """Checks that the folder is the same for all processes of a run, after the first locked it."""
+    """Checks that all processes of a run see the folder that the first one locked."""
     if processes.count() == 1:
         return
     mark = processes.share(lambda: _mark(workdir / ".lock"))
     for process, sees in enumerate(processes.gather(_sees(workdir / ".lock", mark))):
         if not sees:
             raise UserError(
-                f"The workdir {workdir} of process 0 is not that of process {process}. All "
-                "processes of a run need the same folder, on a file system that all hosts share."
+                f"The workdir {workdir} of process {process} is not the same folder as that of "
+                "process 0. All processes of a run need a folder on a file system that they share."
             )
 
 
@@ -458,7 +462,7 @@ def _sees(path: pathlib.Path, mark: str) -> bool:
 
 
 def saved_config(workdir: pathlib.Path) -> Config | None:
-    """Returns the config of the run in `workdir`, complete; None where there is no run.
+    """Returns the complete config of the run in `workdir`; None if there is no run.
 
     Raises:
       UserError: see `read_about`.
@@ -468,32 +472,32 @@ def saved_config(workdir: pathlib.Path) -> Config | None:
 
 
 def check_finished(workdir: pathlib.Path, which: str, saved: Saved) -> None:
-    """Checks that the "best" or "last" checkpoint of a finished run is the one that it ended with.
+    """Checks that a finished run's "best" or "last" checkpoint is the one in its result.json.
 
     Raises:
-      UserError: it is not; result.json names another step.
+      UserError: result.json names another step.
     """
     try:
         step = json.loads((workdir / "result.json").read_text())[which]["step"]
     except (OSError, ValueError, KeyError, TypeError):
-        return  # it trains, or the training command will say what is wrong
+        return  # it is in progress, or the training command will say what is wrong
     if step != saved.step:
         raise UserError(
             f"The {which} checkpoint in {workdir} is of step {saved.step}, but its result.json "
             f"says {step}: a checkpoint was lost, or result.json is damaged. The command that "
-            "trained it mends what can be mended."
+            "trained the run repairs what can be repaired."
         )
 
 
 def read_about(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the content of config.json, or what the newest checkpoint knows of it.
+    """Returns the content of config.json, or of its copy in the newest checkpoint that has one.
 
     Returns:
-      None where there is no run.
+      None if there is no run.
 
     Raises:
-      UserError: config.json is damaged or missing, and no checkpoint can replace it; or it has a
-        field that is unknown today.
+      UserError: config.json is damaged or missing, and no checkpoint has a copy; or it has a field
+        that this version does not know.
     """
     path = workdir / "config.json"
     try:
@@ -514,26 +518,26 @@ def read_about(workdir: pathlib.Path) -> dict[str, Any] | None:
     for saved in reversed(checkpoints.all()):
         with contextlib.suppress(Damaged):
             if about := checkpoints.progress(saved).get("about"):
-                note(f"{path} {wrong}; what the checkpoint of step {saved.step} knows is used.")
+                note(f"{path} {wrong}; the copy in the checkpoint of step {saved.step} is used.")
                 return about
     if wrong == "is missing" and checkpoints.last() is None:
         return None
     raise UserError(
-        f"{path} {wrong}, and no checkpoint there knows its content. Bring it back from a copy, or "
-        "choose another --workdir."
+        f"{path} {wrong}, and no checkpoint has a copy of it. Restore it from elsewhere, or choose "
+        "another --workdir."
     )
 
 
 def check_same(
     saved: Config, config: Config, workdir: pathlib.Path, *, can_go_on: bool = False
 ) -> None:
-    """Checks that a run's config computes what `config` does.
+    """Checks that a run's config computes the same as `config`.
 
     Args:
-      saved: of the run.
-      config: to compare.
-      workdir: of the run.
-      can_go_on: whether the message may say how another run starts from its weights.
+      saved: the run's config.
+      config: the config to compare with.
+      workdir: the run's folder, for the message.
+      can_go_on: whether the message may suggest a new run that starts from this one's weights.
 
     Raises:
       UserError: it does not; the message lists the differences.
@@ -545,7 +549,7 @@ def check_same(
             "Use the same values to resume it, or a new --workdir.",
         ]
         if "train.epochs" in changed:
-            lines.append("The schedule of a run follows from its epochs, so it keeps their number.")
+            lines.append("A run keeps its number of epochs, because its schedule depends on it.")
         if can_go_on and not changed.keys() & {"init_from", "model.name", "model.width"}:
             lines.append(
                 "A new run can start from its weights: "
@@ -562,7 +566,7 @@ def _check_alike(
         raise UserError(
             f"{workdir} holds a run in {before}, but model.dtype is {config.model.dtype!r}, "
             f"which is {dtype} on this {jax.default_backend()}. Resume it on a device like the one "
-            "it began on, or choose another --workdir."
+            "it was started on, or choose another --workdir."
         )
     check_images(content["data"], provenance, workdir)
 
@@ -570,37 +574,37 @@ def _check_alike(
 def check_start(
     saved: dict[str, Any] | None, start: dict[str, Any] | None, workdir: pathlib.Path
 ) -> None:
-    """Checks that a run without a checkpoint starts from the weights that it began with.
+    """Checks that a run without a checkpoint starts from the same weights as before.
 
     Args:
-      saved: what config.json says of them.
+      saved: what config.json says about them.
       start: see `RunFolder.open`.
-      workdir: of the run.
+      workdir: the run's folder, for the message.
 
     Raises:
-      UserError: they are others.
+      UserError: the weights differ.
     """
     if saved and start and saved["digests"] != start["digests"]:
         raise UserError(
-            f"{workdir} holds a run that began with other weights from {saved['source']} (of step "
-            f"{saved['step']}; there now: step {start['step']}), and has no checkpoint of its own. "
-            "Bring those back, or choose another --workdir."
+            f"{workdir} holds a run that was started from other weights of {saved['source']} (step "
+            f"{saved['step']}; now it has step {start['step']}), and has no checkpoint of its own. "
+            "Restore those weights, or choose another --workdir."
         )
 
 
 def check_images(
     saved: dict[str, dict], provenance: dict[str, dict], workdir: pathlib.Path
 ) -> None:
-    """Compares the images of a run by part, each as `jaxcifar.data.Dataset.provenance`.
+    """Compares the images of a run, split by split, by `jaxcifar.data.Dataset.provenance`.
 
     Raises:
-      UserError: those of a part are not the `saved` ones. Parts that only one side has are not
-        compared.
+      UserError: a split's images differ from the `saved` ones. Splits that only one side has are
+        not compared.
     """
     for part, facts in provenance.items():
         if part in saved and saved[part]["sha256"] != facts["sha256"]:
             raise UserError(
                 f"{workdir} holds a run on other {part} images (from {saved[part]['source']}; "
-                f"these are from {facts['source']}): their SHA-256 differs. Bring those back, or "
-                "choose another --workdir."
+                f"these are from {facts['source']}): their SHA-256 differs. Use the same images, "
+                "or choose another --workdir."
             )

@@ -1,4 +1,4 @@
-"""What a run writes while it trains, and the readers of it."""
+"""The files that a run writes while it trains, and how to read them."""
 
 import base64
 import contextlib
@@ -22,12 +22,12 @@ Steps = dict[str, list[float]]  # the metrics of an epoch's steps
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes JSON by `replace`."""
+    """Writes a JSON file by `replace`."""
     replace(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_lines(path: pathlib.Path) -> list[Record]:
-    """Reads a file of JSON lines; [] where there is none. A half-written last line is left out.
+    """Reads a file of JSON lines; [] if there is none. A half-written last line is ignored.
 
     Raises:
       ValueError: a line is damaged.
@@ -39,7 +39,7 @@ def read_lines(path: pathlib.Path) -> list[Record]:
 
 
 def replace(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a reader, a kill or a power cut never meets half of it."""
+    """Writes a file atomically: no reader, kill or power cut ever leaves half of it."""
     temporary = path.with_name(path.name + ".tmp")
     _write(temporary, "w", text)
     os.replace(temporary, path)
@@ -47,14 +47,14 @@ def replace(path: pathlib.Path, text: str) -> None:
 
 
 def write_shared(path: pathlib.Path, content: Any) -> None:
-    """Writes a JSON file that other processes may write at the same moment; the last one wins."""
+    """Writes a JSON file that other processes may write at the same time; the last one wins."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(temporary, path)
 
 
 def append(path: pathlib.Path, line: str) -> None:
-    """Appends a line to a file, and returns when it is on the disk."""
+    """Appends a line to a file, and syncs it to the disk."""
     _write(path, "a", line + "\n")
 
 
@@ -65,12 +65,12 @@ def _write(path: pathlib.Path, mode: str, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        error.filename = str(path)  # a full disk does not say where
+        error.filename = str(path)  # the error of a full disk does not name the file
         raise
 
 
 def sync(path: pathlib.Path) -> None:
-    """Returns when a file, or the names in a folder, are on the disk."""
+    """Syncs a file, or the names in a folder, to the disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -79,7 +79,7 @@ def sync(path: pathlib.Path) -> None:
 
 
 def file_digest(path: pathlib.Path) -> str | None:
-    """Returns the SHA-256 of a file; None where there is none that can be read."""
+    """Returns the SHA-256 of a file; None if it cannot be read."""
     with contextlib.suppress(OSError):
         return hashlib.sha256(path.read_bytes()).hexdigest()
     return None
@@ -89,25 +89,26 @@ def file_digest(path: pathlib.Path) -> str | None:
 
 
 class RunLog:
-    """metrics.jsonl, steps.jsonl and TensorBoard events of a run: one entry for each epoch.
+    """The metrics.jsonl, steps.jsonl and TensorBoard events of a run: one entry per epoch.
 
-    metrics.jsonl has the means of each epoch; steps.jsonl the metrics of each of its steps, as
-    lists. What an interrupted run logged after the checkpoint it resumes from is dropped here, and
-    logged again as those epochs are trained again: no epoch appears twice, and none is missing.
+    metrics.jsonl has the means over each epoch; steps.jsonl has the metrics of its steps, as lists.
+    What an interrupted run logged after the checkpoint that it resumes from is dropped, and logged
+    again as those epochs are trained again: no epoch appears twice, and none is missing.
 
     Args:
-      workdir: of the run.
-      epochs_done: as far as the checkpoint.
-      saved: the `history` of the checkpoint, from which damaged files are made again; None where
-        an earlier version wrote it, without.
+      workdir: the run's folder.
+      epochs_done: the number of epochs before the checkpoint.
+      saved: the `history` in the checkpoint, from which damaged files are restored; None if an
+        earlier version, which kept none, wrote the checkpoint.
 
     Attributes:
-      records: of the epochs so far.
-      events: the TensorBoard file.
-      history: the same and the metrics of the epochs' steps, JSON-ready: what checkpoints keep.
+      records: the records of the epochs so far.
+      events: the path of the TensorBoard file.
+      history: the records, and the metrics of the epochs' steps, JSON-serialisable; checkpoints
+        keep it.
 
     Raises:
-      UserError: without `saved`, an epoch is missing from a file, or damaged.
+      UserError: `saved` is None, and an epoch is missing from a file or damaged.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class RunLog:
             self._events.write(record)
 
     def write(self, record: Record, steps: Steps) -> None:
-        """Appends one epoch: its record, and the metrics of its steps."""
+        """Appends an epoch: its record, and the metrics of its steps."""
         epoch = _pack(record, steps)
         append(self._steps, _steps_line(epoch))
         append(self._metrics, json.dumps(record))
@@ -161,7 +162,7 @@ def _steps_line(epoch: dict[str, Any]) -> str:
 
 
 def _read(path: pathlib.Path, epochs: int) -> list[Record]:
-    """The lines of epochs 1 … `epochs` of a file."""
+    """Returns the lines of epochs 1 to `epochs` in a file."""
     try:
         lines = read_lines(path)[:epochs] if epochs else []
         complete = [line["epoch"] for line in lines] == list(range(1, epochs + 1))
@@ -169,45 +170,45 @@ def _read(path: pathlib.Path, epochs: int) -> list[Record]:
         complete = False
     if not complete:
         raise UserError(
-            f"{path} is damaged: it must hold epochs 1 to {epochs}, and the checkpoint is of an "
-            "earlier version, which cannot bring them back. Start in a new workdir."
+            f"{path} is damaged: epochs 1 to {epochs} must be in it, and the checkpoint, which an "
+            "earlier version wrote, has no copy of them. Start in a new workdir."
         )
     return lines
 
 
 def _start(path: pathlib.Path, text: str) -> None:
-    """Makes `text` all that a file holds; says so where that was not its beginning."""
+    """Makes `text` the content of a file; tells the user if the file did not start with it."""
     try:
         before = path.read_text() if path.exists() else ""
     except ValueError:
         before = "damaged"
     if text and not before.startswith(text):
-        note(f"{path} was damaged, and was made again from the checkpoint.")
+        note(f"{path} was damaged, and was restored from the checkpoint.")
     if before != text or not path.exists():
         replace(path, text)
 
 
 class _Events:
-    """A TensorBoard file of all epochs. It is written at once, by no other thread."""
+    """A TensorBoard file of all epochs, written synchronously."""
 
     _SUFFIX = ".jaxcifar"
 
     def __init__(self, folder: pathlib.Path):
-        # Here, not above: it imports PyTorch too where that is installed.
+        # Imported here because it imports PyTorch too, if that is installed.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
         from tensorboardX.summary import scalar
 
-        # Its classes are made at import: no type checker sees them.
+        # Type checkers do not see its classes, which are made at import.
         self._proto: Any = event_pb2
         self._scalar = scalar
         folder.mkdir(exist_ok=True)
         for path in folder.glob(f"events.out.tfevents.*{self._SUFFIX}"):
             if path.is_file():
-                path.unlink()  # of an earlier start: all that it held is written again
+                path.unlink()  # from an earlier start; all of its content is written again
         self._writer = EventsWriter(str(folder / "events"), self._SUFFIX)
         (self.path,) = (p for p in folder.glob(f"events.*{self._SUFFIX}") if p.is_file())
-        # Whatever earlier versions wrote there is out of date.
+        # Tells TensorBoard to disregard what earlier versions wrote there.
         start = self._proto.SessionLog(status=self._proto.SessionLog.START)
         self._write(step=1, session_log=start)
 
@@ -226,10 +227,10 @@ class _Events:
 
 
 def score(record: Record) -> float:
-    """Returns the accuracy that an epoch is judged by: the average's, where one is kept."""
+    """Returns the accuracy that an epoch is judged by: that of the moving average, if any."""
     return record.get("ema_val_accuracy", record["val_accuracy"])
 
 
 def best_record(records: Iterable[Record]) -> Record:
-    """Returns the record of the highest score, the first of equals."""
+    """Returns the record with the highest score, the earliest of equals."""
     return max(records, key=lambda record: (score(record), -record["epoch"]))

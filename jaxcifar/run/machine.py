@@ -1,4 +1,4 @@
-"""What a run ran on: versions, commit, devices, memory."""
+"""What a run ran on: versions, commit, devices and memory."""
 
 import os
 import pathlib
@@ -18,16 +18,16 @@ from jaxcifar.errors import UserError, note
 
 
 def environment(in_force: dict[str, Any], mesh: Mesh | None = None) -> dict[str, Any]:
-    """Returns versions, commit, machine and time, JSON-ready, with `in_force` among them.
+    """Returns versions, commit, machine and time, JSON-serialisable, together with `in_force`.
 
     Args:
-      in_force: what "auto" fields of a config became.
-      mesh: the devices in use; None is all.
+      in_force: what the config's "auto" fields were resolved to.
+      mesh: the devices in use; None means all of them.
     """
     mesh = mesh or sharding.make_mesh()
     settings: Any = jax.config  # whose fields a type checker cannot know
     return {
-        "jaxcifar": jaxcifar.__version__,  # installed or not
+        "jaxcifar": jaxcifar.__version__,  # known even if it is not installed
         **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
         "python": platform.python_version(),
         "commit": git_commit(),
@@ -49,26 +49,26 @@ def _cores() -> int | None:
     return len(affinity(0)) if affinity else os.cpu_count()
 
 
-# With another of these a run computes something else; with another of those, the same but for
-# rounding, which grows.
+# A change in the first changes what a run computes; one in the second changes only rounding, but
+# the difference grows.
 _DECISIVE = {"x64": "jax_enable_x64", "prng": "JAX's random numbers"}
 _ROUNDING = ("device", "devices", "processes", "cpus", "jax", "jaxlib", "matmul_precision")
 
 
 def check_environment(before: dict[str, Any], now: dict[str, Any], workdir: pathlib.Path) -> None:
-    """Compares where a run is resumed with where it was, each as `environment` returns it.
+    """Compares the environment of a resumed run with the one before; see `environment`.
 
-    What changes its numbers by rounding is said; what an earlier version did not record is not
-    compared.
+    A difference that only changes rounding is reported. What an earlier version did not record is
+    not compared.
 
     Raises:
-      UserError: it would not be the same run.
+      UserError: the resumed run would compute something else.
     """
     for name, what in _DECISIVE.items():
         if before.get(name, now[name]) != now[name]:
             raise UserError(
-                f"{workdir} holds a run with {what} as {before[name]}, here {now[name]}. Set it as "
-                "it was to resume the run, or choose another --workdir."
+                f"{workdir} holds a run with {what} set to {before[name]}, but here it is "
+                f"{now[name]}. Set it as before to resume the run, or choose another --workdir."
             )
     changed = [
         f"{name} {before[name]} -> {now[name]}"
@@ -76,11 +76,11 @@ def check_environment(before: dict[str, Any], now: dict[str, Any], workdir: path
         if name in before and before[name] != now[name]
     ]
     if changed:
-        note(f"resumed where numbers are rounded otherwise than before: {', '.join(changed)}")
+        note(f"resumed under conditions that change rounding: {', '.join(changed)}")
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, with '+' where files differ from it; None outside git."""
+    """Returns the commit of this code, with '+' if files differ from it; None outside git."""
     here = pathlib.Path(__file__).parent
 
     def git(*args: str) -> str:
@@ -96,7 +96,7 @@ def git_commit() -> str | None:
 
 
 def peak_memory() -> int:
-    """Bytes: of the fullest device where it tells, else of the process."""
+    """Returns the peak memory in bytes: of the fullest device if known, else of the process."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     device_peak = max(stat.get("peak_bytes_in_use", 0) for stat in stats)
     unit = 1 if platform.system() == "Darwin" else 1024

@@ -1,4 +1,4 @@
-"""Plot style, what several pictures share, and the training history that each run leaves."""
+"""The style of plots, parts that several share, and the training history of a run."""
 
 import os
 import pathlib
@@ -43,7 +43,7 @@ def drawing(*paths: pathlib.Path, size: tuple[float, float], title: str = "") ->
     Args:
       paths: their endings choose the formats.
       size: width and height in inches.
-      title: above the picture; long lines of it are broken.
+      title: above the picture; long lines are wrapped.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
@@ -59,7 +59,7 @@ def drawing(*paths: pathlib.Path, size: tuple[float, float], title: str = "") ->
 
 
 def grid(axes: Axes, *, whole_x: bool = False) -> None:
-    """Draws a light grid; `whole_x` for ticks at whole numbers only, as of epochs."""
+    """Draws a light grid; `whole_x` puts ticks at whole numbers only, as for epochs."""
     axes.grid(color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
     if whole_x:
@@ -67,14 +67,14 @@ def grid(axes: Axes, *, whole_x: bool = False) -> None:
 
 
 def png_and_pdf(folder: pathlib.Path, stem: str) -> list[pathlib.Path]:
-    """Returns the files of a picture that is kept in both formats."""
+    """Returns the paths of a picture that is kept in both formats."""
     return [folder / f"{stem}.png", folder / f"{stem}.pdf"]
 
 
 def over_seeds(axes: Axes, x: Sequence[float], values: Any, **style: Any) -> None:
     """Draws the mean of values [seeds, len(x)] as a line, in a band from lowest to highest.
 
-    Few points get markers, so that a single one is seen.
+    If there are few points they get markers, so that even a single one is visible.
     """
     values = np.asarray(values)
     marker = {"marker": "o" if len(x) <= 12 else "", "markersize": 3.5}
@@ -109,7 +109,7 @@ def plot_history(
     with drawing(*paths, size=(9, 3.6), title=title) as figure:
         loss, accuracy = figure.subplots(1, 2)
         for kind, name in (("train", "training"), ("val", "validation")):
-            # The objective may contain a penalty; cross-entropy compares with validation's.
+            # The objective may include a penalty; cross-entropy compares with the validation loss.
             losses = "train_ce" if kind == "train" else "val_loss"
             for axes, quantity, scale in ((loss, losses, 1), (accuracy, f"{kind}_accuracy", 100)):
                 values = [[scale * record[quantity] for record in run] for run in runs]

@@ -40,26 +40,26 @@ class Progress:
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        """Prints one line above the bar."""
+        """Prints a line above the bar."""
         self._console.print(text, markup=False)
 
     def due(self) -> bool:
-        """Whether it is time to show the step again; the caller may then fetch its metrics."""
+        """Whether it is time to show the step again, for which the caller fetches its metrics."""
         return time.monotonic() - self._shown >= self._every
 
     def started(self, step: int) -> None:
-        """Training begins (again) after `step` steps; time left is counted from here."""
+        """Notes that training starts or resumes after `step` steps, to estimate the time left."""
         self._first_step, self._started = step, time.monotonic()
 
     def step(
         self, step: int, steps: dict[str, list[float]], seconds: float, batch_size: int
     ) -> None:
-        """Shows where within an epoch the run is.
+        """Shows how far within an epoch the run is.
 
         Args:
-          step: training steps that were started.
+          step: training steps started so far.
           steps: the metrics of the epoch's finished steps.
-          seconds: that they took.
+          seconds: how long those took.
           batch_size: images in a step.
         """
         self._shown = time.monotonic()

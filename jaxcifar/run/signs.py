@@ -1,7 +1,7 @@
-"""What a sweep leaves in a workdir beside the run itself: a sign of life, or why it failed.
+"""What a sweep adds to a run's workdir: a sign of life, or the reason of a failure.
 
-.running is there while the run trains, and is touched as it goes on; failed.json says why the last
-attempt failed, and is gone once the run is complete.
+.running exists while the run trains, and is touched regularly. failed.json says why the last
+attempt failed, and is deleted when the run is complete.
 """
 
 import contextlib
@@ -23,36 +23,36 @@ class Running(NamedTuple):
     host: str
     job: str  # of Slurm, "77_3"; "" elsewhere
     age: float  # seconds
-    alive: bool  # it may well go on
+    alive: bool  # it is probably still running
 
 
 def give(workdir: pathlib.Path) -> None:
-    """Says that this process trains here."""
+    """Leaves a sign that this process trains here."""
     write_shared(workdir / ".running", _who())
 
 
 def renew(workdir: pathlib.Path) -> None:
-    """Gives the same sign again."""
-    with contextlib.suppress(OSError):  # a full disk is for the run itself to report
+    """Renews the sign."""
+    with contextlib.suppress(OSError):  # the run itself will report a full disk
         (workdir / ".running").touch()
 
 
 def withdraw(workdir: pathlib.Path) -> None:
-    """Takes the sign away, where it is this process's."""
+    """Removes the sign, if this process left it."""
     sign = _read(workdir / ".running")
     if sign and (sign["host"], sign["pid"]) == (_who()["host"], _who()["pid"]):
         (workdir / ".running").unlink(missing_ok=True)
 
 
 def running(workdir: pathlib.Path) -> Running | None:
-    """Returns a run's last sign of life; None where nothing trains there, or all ended well."""
+    """Returns a run's last sign of life; None if nothing trains there, or it ended properly."""
     path = workdir / ".running"
     sign = _read(path)
     if not sign:
         return None
     try:
         age = max(0.0, time.time() - path.stat().st_mtime)
-    except FileNotFoundError:  # it ended meanwhile
+    except FileNotFoundError:  # the run ended meanwhile
         return None
     here = sign["host"] == socket.gethostname()
     alive = age < _SILENT and not (here and _is_dead(sign["pid"]))
@@ -60,13 +60,13 @@ def running(workdir: pathlib.Path) -> Running | None:
 
 
 def fail(workdir: pathlib.Path, message: str) -> None:
-    """Writes failed.json, where anything can be written."""
+    """Writes failed.json, if the folder can be written to."""
     with contextlib.suppress(OSError):
         write_shared(workdir / "failed.json", _who() | {"message": message})
 
 
 def failure(workdir: pathlib.Path, since: float = 0.0) -> str:
-    """Returns why a run failed after `since`, in seconds of the epoch; "" where it did not."""
+    """Returns why a run failed after `since` (seconds since the epoch); "" if it did not."""
     path = workdir / "failed.json"
     content = _read(path)
     with contextlib.suppress(OSError):
@@ -89,7 +89,7 @@ def _who() -> dict[str, Any]:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:
-    """The content of one of the files; None where there is none, or it cannot be used."""
+    """The content of one of the two files; None if it does not exist or cannot be used."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):

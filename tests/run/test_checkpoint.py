@@ -75,7 +75,7 @@ def test_what_cannot_be_restored_is_named(tmp_path):
     with pytest.raises(UserError, match=r"/2 belongs to a different model: params/conv1/bias has"):
         checkpoints.restore(wide, last)
     variables = {"params": wide.params, "batch_stats": {}}
-    with pytest.raises(UserError, match=r"params/conv1/bias has shape \(3,\) there, and \(6,\)"):
+    with pytest.raises(UserError, match=r"params/conv1/bias has shape \(3,\) in it, and \(6,\)"):
         checkpoints.restore_variables(variables, last)
     with pytest.raises(UserError, match=r"opt_state/.* there, .*in this config's model"):
         checkpoints.restore(small_state(optimizer="adam"), last)
