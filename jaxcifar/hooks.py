@@ -148,6 +148,6 @@ def _named(hook: Hook, name: str, run: Run) -> Iterator[None]:
     except Exception as error:
         raise RuntimeError(
             f"The hook {type(hook).__name__}.{name} failed at step {run.step} "
-            f"({type(error).__name__}: {error}). The run in {run.workdir} can be resumed from its "
-            "last checkpoint by the same command."
+            f"({type(error).__name__}: {error}). The same command resumes the run in "
+            f"{run.workdir} from its last checkpoint."
         ) from error

@@ -132,7 +132,7 @@ def test_a_hook_that_fails_is_named(finished, tmp_path, method, step):
         run(tiny(), tmp_path, Raise(method, KeyError("lost")))
     message = str(error.value)
     assert f"hook Raise.{method} failed at step {step} (KeyError: 'lost')" in message
-    assert "the same command resumes it" in message
+    assert "The same command resumes the run" in message
     assert isinstance(error.value.__cause__, KeyError)
     last = Checkpointer(tmp_path / "checkpoints", read_only=True).last()
     assert last == {"after_epoch": Saved(3, True), "end": Saved(6, True)}.get(method)

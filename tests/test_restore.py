@@ -93,7 +93,7 @@ def test_imported_weights_are_the_start(finished, tmp_path):
 
 def test_weights_of_another_model_are_no_start(finished, tmp_path):
     variables = state_of(finished[0])
-    with pytest.raises(UserError, match=r"not of vgg_a_bn with 10 classes and width 0\.1"):
+    with pytest.raises(UserError, match=r"do not fit vgg_a_bn with 10 classes and width 0\.1"):
         restore.start_from(tiny(model__width=0.1), tmp_path, variables)
     assert not list(tmp_path.iterdir())
 

@@ -77,6 +77,6 @@ def test_what_cannot_be_restored_is_named(tmp_path):
     variables = {"params": wide.params, "batch_stats": {}}
     with pytest.raises(UserError, match=r"params/conv1/bias has shape \(3,\) in it, and \(6,\)"):
         checkpoints.restore_variables(variables, last)
-    with pytest.raises(UserError, match=r"opt_state/.* there, .*in this config's model"):
+    with pytest.raises(UserError, match=r"opt_state/.* in it, .*in this config's model"):
         checkpoints.restore(small_state(optimizer="adam"), last)
     checkpoints.close()
