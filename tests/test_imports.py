@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 EXPERIMENTS = {
     "cost": set(),
     "torch_models": set(),
+    "torch_recipe": {"torch_models"},
     "runs": set(),
     "slurm": set(),
     "workers": set(),
