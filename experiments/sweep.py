@@ -634,7 +634,7 @@ def main(argv: list[str] | None = None) -> int:
         return _submit(jobs, command, arguments, jobs_plan)
 
     started, sign = time.monotonic(), Signs()
-    with interruptible() as stop:
+    with interruptible(signal.SIGUSR1) as stop:  # what follows from it depends on the progress
         jobs = plan(sources, seeds, arguments.out, options, shard)
         if shard:
             _agree_on_plan(arguments, jobs_plan | {"tasks": shard[1]}, keep=not arguments.dry_run)

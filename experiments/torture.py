@@ -2,21 +2,24 @@
 
 python -m experiments.torture --out=/tmp/torture --kills=20 --signals=2 --flips=30 --damage=all
 
-  kills     SIGKILL at random moments, in separate processes; those that end one are counted
+  kills     SIGKILL at random moments, in separate processes
   signals   SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2, so many of each, at random moments
   damage    every file of an unfinished and of a finished run cut in half, emptied, one bit of it
             flipped, deleted, and replaced by a folder
   flips     single bits, anywhere in the checkpoints
 
---cost instead measures what the digest of a checkpoint costs: one of a ResNet-18's state beside one
-training step, in turns.
+Kills and signals are counted where they end a process: those that come too late are sent again, in
+another run. Two other measurements stand alone: --soak=2000 trains so many tiny epochs in one
+process, and fails where memory, open files, threads, disk or the time of an epoch keep growing;
+--cost says what the digest of a checkpoint costs: one of a ResNet-18's state beside one training
+step, in turns.
 
 Each run is resumed by the same call, and each damaged one evaluated before. It must end with the
 numbers of the undisturbed run, to the bit, or be refused with one message. (Where the best
 checkpoint is older than the newest two and is lost, there is none before it to go on from: then
 all numbers must be the same, and its loss be said.) Anything else is a failure. What was done is
-kept in OUT/cases.jsonl: the same command goes on where it was stopped. The exit code is 1 where
-anything failed.
+kept in OUT/cases.jsonl: the same command goes on where it was stopped, and another --seed adds to
+it. At the end there is a table of all cases, in Markdown. The exit code is 1 where anything failed.
 """
 
 import argparse
@@ -28,6 +31,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import platform
 import random
 import shutil
 import signal
@@ -35,6 +39,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -48,6 +53,7 @@ from jaxcifar.hooks import Hook, Run
 from jaxcifar.options import user_path
 from jaxcifar.run.digest import digests
 from jaxcifar.run.log import append, read_lines
+from jaxcifar.run.machine import environment
 from jaxcifar.task import build, hyperparams
 
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -113,13 +119,6 @@ class StopAt(Hook):
             run.stop.request("on purpose")
 
 
-class Slow(Hook):
-    """Makes a run long enough to be hit."""
-
-    def before_step(self, run: Run) -> None:
-        time.sleep(0.1)
-
-
 class Torture:
     """All cases of one output folder, and the runs that they start from."""
 
@@ -127,7 +126,10 @@ class Torture:
         self.out, self.seed = out, seed
         out.mkdir(parents=True, exist_ok=True)
         self.cases = out / "cases.jsonl"
-        self.done = {case["case"]: case for case in read_lines(self.cases)}
+        self.done = {case["case"]: case for case in read_lines(self.cases) if case["seed"] == seed}
+        # Its own, as a process of an earlier start that was killed may still write.
+        self.folder = out / f"work-{seed}-{os.getpid()}"
+        self.where = _where()
         self.expected: dict[str, dict[str, Any]] = {}
         for protocol in ("test", "holdout"):
             finished, stopped = (self.sample(protocol, end) for end in ("finished", "stopped"))
@@ -152,21 +154,24 @@ class Torture:
     def run(
         self,
         case: str,
+        kind: str,
         protocol: str,
-        work: Callable[[pathlib.Path, random.Random], str],
-        counts: collections.Counter | None = None,
-    ):
+        work: Callable[[pathlib.Path, random.Random, collections.Counter], str],
+    ) -> int:
         """Does a case once: `work` disturbs and resumes a run in a folder, and says how it ended.
 
-        It returns "" and the numbers are compared, or the message that the run was refused with.
-        What it counted in `counts` is kept with the outcome.
+        It counts under `kind` how often it disturbed the run. It returns "" and the numbers are
+        compared, or the message that the run was refused with.
+
+        Returns:
+          How often the run was disturbed.
         """
         if case in self.done:
-            return
-        folder = self.out / "work"
+            return self.done[case]["times"]
+        folder, times = self.folder, collections.Counter()
         shutil.rmtree(folder, ignore_errors=True)
         try:
-            said = work(folder, random.Random(f"{self.seed} {case}"))
+            said = work(folder, random.Random(f"{self.seed} {case}"), times)
             outcome = _REFUSED
             if not said:
                 outcome, ours = _SAME, numbers(folder)
@@ -179,65 +184,78 @@ class Torture:
             raise
         except Exception:  # whatever it is, it is what is looked for
             outcome, said = _FAILED, traceback.format_exc()
-        self.done[case] = {"case": case, "outcome": outcome, "said": said, **(counts or {})}
+        self.done[case] = {
+            "case": case,
+            "seed": self.seed,
+            "kind": kind,
+            "times": times[kind],
+            "outcome": outcome,
+            "said": said,
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "where": self.where,
+        }
         append(self.cases, json.dumps(self.done[case]))
         if outcome == _FAILED:
             print(f"FAILED {case}: {said}", flush=True)
+            with contextlib.suppress(OSError):
+                folder.rename(self.out / f"failed-{self.seed}-{case.replace('/', '-')}")
+        shutil.rmtree(folder, ignore_errors=True)
+        return times[kind]
 
-    def damaged(self, protocol: str, end: str, name: str, how: str) -> None:
+    def damaged(self, protocol: str, end: str, name: str, how: str, number: int = 0) -> None:
         """One file of a run is damaged."""
 
-        def work(folder: pathlib.Path, random: random.Random) -> str:
+        def work(folder: pathlib.Path, random: random.Random, times: collections.Counter) -> str:
             source = self.sample(protocol, end)
             shutil.copytree(source, folder)
             damage(folder / name, how, random)
+            times[how] += 1
             for which in restore.WHICH if name.startswith(("checkpoints", "config")) else ():
                 one, other = self.evaluated(protocol, end, which), _evaluated(folder, which)
                 if not isinstance(other, str) and one != other:
                     raise AssertionError(f"evaluates to {other}, not {one}")
             return _resumed(tiny_config(protocol), folder)
 
-        self.run(f"{how.replace('-', ' ')} {protocol}-{end} {name}", protocol, work)
+        self.run(f"{how} {number} {protocol}-{end} {name}", how, protocol, work)
 
     def killed(self, number: int) -> int:
-        """A run is killed up to three times; returns how often it had not ended before."""
+        """A run is killed up to four times; returns how often that ended a process."""
         protocol = ("test", "holdout")[number % 2]
-        draw = random.Random(f"{self.seed} kills {number}")
-        kills, counts = draw.randint(1, 3), collections.Counter(kills=0)
 
-        def work(folder: pathlib.Path, random: random.Random) -> str:
-            for _ in range(kills):
+        def work(folder: pathlib.Path, random: random.Random, times: collections.Counter) -> str:
+            for _ in range(random.randint(1, 4)):
                 with _process(protocol, folder) as process:
-                    _wait(process, folder, random, anywhen=random.random() < 0.3)
+                    _wait(process, folder, random)
                     process.kill()
                     process.join()
-                    counts["kills"] += process.exitcode == -signal.SIGKILL
+                    times["SIGKILL"] += process.exitcode == -signal.SIGKILL
             return _resumed(tiny_config(protocol), folder)
 
-        self.run(f"kill {number}", protocol, work, counts)
-        return self.done[f"kill {number}"]["kills"]
+        return self.run(f"SIGKILL {number}", "SIGKILL", protocol, work)
 
-    def signalled(self, name: str, number: int) -> None:
-        """A run gets a signal."""
+    def signalled(self, name: str, number: int) -> int:
+        """A run gets a signal; returns whether that ended the process."""
         protocol, signum = ("test", "holdout")[number % 2], signal.Signals[name]
 
-        def work(folder: pathlib.Path, random: random.Random) -> str:
+        def work(folder: pathlib.Path, random: random.Random, times: collections.Counter) -> str:
             with _process(protocol, folder) as process:
-                _wait(process, folder, random, anywhen=False)
+                _wait(process, folder, random)
                 if process.is_alive():
                     os.kill(process.pid, signum)
                 process.join(timeout=120)
                 code, said = process.exitcode, _said(folder).read_text()
-            expected = 128 + signum if "saved at step" in said else 0  # it had ended before
-            if code != expected or "Traceback" in said:
+            # Else it had ended before, or had not begun.
+            expected = (128 + signum,) if "Stopped by" in said else (0, -signum)
+            if code not in expected or "Traceback" in said:
                 raise AssertionError(f"exit code {code}: {said}")
+            times[name] += "Stopped by" in said
             return _resumed(tiny_config(protocol), folder)
 
-        self.run(f"signal {name} {number}", protocol, work)
+        return self.run(f"{name} {number}", name, protocol, work)
 
 
 def damage(path: pathlib.Path, how: str, random: random.Random) -> None:
-    """Damages a file: "half", "empty", "flip" (a bit of it), "delete" or "folder"."""
+    """Damages a file: "half", "empty", "flip" or "bit" (a bit of it), "delete" or "folder"."""
     content = bytearray(path.read_bytes())
     if how in ("delete", "folder"):
         path.unlink()
@@ -295,11 +313,9 @@ def _train(protocol: str, folder: pathlib.Path, cache: pathlib.Path) -> None:
     for stream, name in ((1, os.devnull), (2, str(_said(folder)))):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     for name in _SIGNALS:  # nohup and a shell's "&" leave some ignored, and a run keeps that
-        default = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
-        signal.signal(signal.Signals[name], default)
+        signal.signal(signal.Signals[name], signal.SIG_DFL)
     _share_compiled(cache)
-    config, hooks = tiny_config(protocol), [Slow()]
-    run = lambda: train.train_and_evaluate(config, folder, hooks=hooks)  # noqa: E731
+    run = lambda: train.train_and_evaluate(tiny_config(protocol), folder)  # noqa: E731
     sys.exit(exit_code(lambda: None if run() else 1))
 
 
@@ -329,17 +345,81 @@ def _share_compiled(cache: pathlib.Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def _wait(
-    process: BaseProcess, folder: pathlib.Path, random: random.Random, *, anywhen: bool
-) -> None:
-    """Waits for a random moment: of the whole process, or after its run has begun."""
-    began = os.path.getmtime(folder / "config.json") if (folder / "config.json").exists() else 0.0
-    while not anywhen and process.is_alive():
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.getmtime(folder / "config.json") > began:
-                break
-        time.sleep(0.02)
-    time.sleep(random.uniform(0, 8 if anywhen else 5))
+def _wait(process: BaseProcess, folder: pathlib.Path, random: random.Random) -> None:
+    """Waits for a random moment: of a process's time, or of the progress that its run makes.
+
+    That is, when a random one of the checkpoints to come begins to be written, or the result is.
+    """
+    if random.random() < 0.3:
+        time.sleep(random.uniform(0, 4))
+        return
+    end = 2 * 4 * 3 + 2  # epochs and steps of `tiny_config`
+    wanted = random.randint(_newest(folder) + 1, end)
+    while process.is_alive() and _newest(folder) < wanted:
+        if (folder / "result.json").exists():
+            break
+        time.sleep(0.003)
+    time.sleep(random.uniform(0, 0.2))
+
+
+def _newest(folder: pathlib.Path) -> int:
+    """The largest number of a checkpoint, written or begun; 0 where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        names = (name.partition(".")[0] for name in os.listdir(folder / "checkpoints"))
+        return max((int(name) for name in names if name.isdigit()), default=0)
+    return 0
+
+
+# What may be added in an epoch, on average: what the run remembers of each is about 3 kB. A leak of
+# one file in fifty epochs would be noticed, as would be 40 MB in all of 2,000 epochs.
+_LIMITS = {"RSS, kB": 20, "open files": 0.02, "threads": 0.02, "disk, kB": 8, "CPU time, ms": 0.1}
+
+
+class Gauges(Hook):
+    """Reads after each epoch what the process uses: [epochs, len(_LIMITS)]."""
+
+    def __init__(self) -> None:
+        self.read: list[list[float]] = []
+        self._used = time.process_time()
+
+    def after_epoch(self, run: Run, record: dict[str, Any]) -> None:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        disk = 0
+        for path in run.workdir.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # Orbax renames its folders
+                disk += path.stat().st_size
+        files, threads = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
+        kilo, used = 1e-3 * os.sysconf("SC_PAGE_SIZE"), time.process_time()
+        cpu = 1e3 * (used - self._used)
+        self.read.append([kilo * pages, files, threads, 1e-3 * disk, cpu])
+        self._used = time.process_time()  # not the time of this
+
+
+def soak(epochs: int, folder: pathlib.Path) -> tuple[str, bool]:
+    """Returns a table of what so many epochs in this process used, and whether it kept growing.
+
+    The slopes are of straight lines through all epochs but the first quarter.
+    """
+    config, gauges = tiny_config("test"), Gauges()
+    config.train.epochs = epochs
+    shutil.rmtree(folder, ignore_errors=True)
+    train.train_and_evaluate(config, folder, hooks=[gauges], quiet=True)
+    read, limits = np.array(gauges.read), list(_LIMITS.values())
+    late = np.arange(epochs // 4, epochs)
+    slopes = np.polyfit(late, read[late], 1)[0]
+    lines = ["| epochs | " + " | ".join(_LIMITS) + " |", "|---" * (1 + len(_LIMITS)) + "|"]
+    tenth = max(1, epochs // 10)
+    for end in range(tenth, epochs + 1, tenth):
+        cells = np.median(read[end - tenth : end], axis=0)
+        lines.append(
+            f"| {end - tenth + 1} … {end} | " + " | ".join(f"{x:,.0f}" for x in cells) + " |"
+        )
+    for name, cells in (("growth an epoch", slopes), ("limit", limits)):
+        lines.append(f"| {name} | " + " | ".join(f"{x:.3g}" for x in cells) + " |")
+    grows = [name for name, slope in zip(_LIMITS, slopes, strict=True) if slope > _LIMITS[name]]
+    verdict = f"These keep growing: {', '.join(grows)}." if grows else "Nothing keeps growing."
+    dated = f"{time.strftime('%Y-%m-%d', time.gmtime())}, {_where()}."
+    return "\n".join([*lines, "", f"Medians. {verdict}", dated]), bool(grows)
 
 
 def cost() -> str:
@@ -368,47 +448,64 @@ def cost() -> str:
     )
 
 
+def _where() -> str:
+    """The machine, the versions and the commit, in words."""
+    now = environment({})
+    packages = [f"{name} {version(name)}" for name in ("jax", "flax", "orbax-checkpoint")]
+    return (
+        f"{now['cpus']} cores ({now['device']}), {platform.system()} {platform.machine()}, Python "
+        f"{now['python']}, {', '.join(packages)}, commit {now['commit']}"
+    )
+
+
 def table(cases: list[dict[str, Any]]) -> str:
-    """Returns the table at the end: how many cases of each kind ended how."""
-    counts: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
-    for case in cases:
-        counts[case["case"].split()[0]][case["outcome"]] += 1
+    """Returns the table at the end, in Markdown: what was done how often, and how it ended."""
     outcomes = (_SAME, _LOST, _REFUSED, _FAILED)
-    lines = ["| what | cases | " + " | ".join(outcomes) + " |", "|---" * 6 + "|"]
-    for kind, found in counts.items():
-        each = " | ".join(str(found[outcome]) for outcome in outcomes)
-        lines.append(f"| {kind} | {found.total()} | {each} |")
+    rows: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+    for case in cases:
+        rows[case["kind"]].update({"times": case["times"], "runs": 1, case["outcome"]: 1})
+    header = ("times", "runs", *outcomes)
+    lines = ["| what | " + " | ".join(header) + " |", "|---" * (1 + len(header)) + "|"]
+    for kind, found in rows.items():
+        lines.append(f"| {kind} | " + " | ".join(str(found[name]) for name in header) + " |")
+    dates = sorted({case["date"] for case in cases})
+    where = "; ".join(dict.fromkeys(case["where"] for case in cases))
+    lines += ["", f"{' to '.join(dates[:: max(1, len(dates) - 1)])}, {where}."]
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.torture")
     parser.add_argument("--out", type=user_path, required=True, help="folder for all runs")
-    parser.add_argument("--kills", type=int, default=0, help="SIGKILLs that hit a run")
+    parser.add_argument("--kills", type=int, default=0, help="SIGKILLs that end a process")
     parser.add_argument("--signals", type=int, default=0, help="of each kind")
     parser.add_argument("--flips", type=int, default=0, help="single bits of checkpoints")
     parser.add_argument("--damage", choices=("none", "all"), default="none", help="of each file")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--soak", type=int, default=0, help="epochs in one process, instead")
     parser.add_argument("--cost", action="store_true", help="measure the digest instead")
     arguments = parser.parse_args(argv)
     return exit_code(lambda: _torture(arguments))
 
 
 def _torture(arguments: argparse.Namespace) -> int:
-    for name in ("kills", "signals", "flips"):
+    for name in ("kills", "signals", "flips", "soak"):
         if getattr(arguments, name) < 0:
             raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 0.")
+    if 0 < arguments.soak < 20:
+        raise UserError(f"--soak is {arguments.soak}; it takes at least 20 epochs.")
     _share_compiled(arguments.out / "xla")
     if arguments.cost:
         print(cost())
         return 0
+    if arguments.soak:
+        found, grows = soak(arguments.soak, arguments.out / "soak")
+        print(found)
+        return int(grows)
     torture = Torture(arguments.out, arguments.seed)
-    kills = number = 0
-    while kills < arguments.kills and number < 2 * arguments.kills:  # none may hit a living run
-        kills, number = kills + torture.killed(number), number + 1
+    _until(arguments.kills, torture.killed)
     for name in _SIGNALS:
-        for number in range(arguments.signals):
-            torture.signalled(name, number)
+        _until(arguments.signals, functools.partial(torture.signalled, name))
     if arguments.damage == "all":
         for protocol, end in (("holdout", "stopped"), ("test", "finished")):
             for name in files(torture.sample(protocol, end)):
@@ -420,10 +517,17 @@ def _torture(arguments: argparse.Namespace) -> int:
         there = files(torture.sample(protocol, "stopped"), checkpoints=True)
         sizes = [(torture.sample(protocol, "stopped") / name).stat().st_size for name in there]
         (name,) = draw.choices(there, sizes)
-        torture.damaged(protocol, "stopped", name, f"bit-{number}")
-    cases = list(torture.done.values())
-    print(table(cases), f"SIGKILLs: {kills}", f"all cases: {torture.cases}", sep="\n\n")
+        torture.damaged(protocol, "stopped", name, "bit", number)
+    cases = read_lines(torture.cases)
+    print(table(cases), f"All cases: {torture.cases}", sep="\n\n")
     return int(any(case["outcome"] == _FAILED for case in cases))
+
+
+def _until(times: int, case: Callable[[int], int]) -> None:
+    """Does cases until something was done so many times, or it seems that it never will be."""
+    done = number = 0
+    while done < times and number < 3 * times + 10:
+        done, number = done + case(number), number + 1
 
 
 if __name__ == "__main__":

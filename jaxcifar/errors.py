@@ -2,10 +2,12 @@
 
 import contextlib
 import difflib
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import logging
 
@@ -74,19 +76,43 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Stop]:
+def interruptible(*signums: int) -> Iterator[Stop]:
     """Turns signals into a request to stop, for the duration of a `with` block.
 
-    These are SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2; schedulers send the last two before a
-    time limit. A repeated SIGTERM, which schedulers send, does not interrupt the saving; a second
-    SIGINT (Ctrl-C) does. Signals that were ignored before, as nohup does with SIGHUP, stay ignored.
-    If such blocks are nested, the request is made in all of them.
+    Use it for work that an abrupt end would lose. The signals are SIGINT, SIGTERM, SIGHUP, SIGUSR1
+    and SIGUSR2; schedulers send the last two before a time limit. A repeated SIGTERM, which
+    schedulers send, does not interrupt the saving; a second SIGINT (Ctrl-C) does. Signals that were
+    ignored before, as nohup does with SIGHUP, stay ignored. If such blocks are nested, the request
+    is made in all of them.
+
+    Args:
+      signums: the signals, if not all of these.
     """
-    handler = _Handler(Stop())
+    with _handling(_Handler(), signums or _SIGNALS) as stop:
+        yield stop
+
+
+class _Handler:
+    def __init__(self, *, of_command: bool = False):
+        self.stop, self.of_command = Stop(), of_command
+        self.before: dict[int, Any] = {}  # the handlers that it replaced
+
+    def __call__(self, signum: int, frame: object) -> None:
+        if isinstance(outer := self.before.get(signum), _Handler):
+            outer(signum, frame)
+        if signum == signal.SIGINT and not self.of_command:
+            signal.signal(signum, signal.default_int_handler)
+        self.stop.request(f"by {signal.Signals(signum).name}", signum)
+
+
+@contextlib.contextmanager
+def _handling(handler: _Handler, signums: Iterable[int]) -> Iterator[Stop]:
     with contextlib.suppress(ValueError):  # outside the main thread, leave signals to the caller
-        for signum in _SIGNALS:
+        for signum in signums:
             if signal.getsignal(signum) is not signal.SIG_IGN:
-                handler.before[signum] = signal.signal(signum, handler)
+                handler.before[signum] = before = signal.signal(signum, handler)
+                if isinstance(before, _Handler) and before.stop:
+                    handler.stop.request(before.stop.reason, before.stop.signum)
     try:
         yield handler.stop
     finally:
@@ -94,17 +120,50 @@ def interruptible() -> Iterator[Stop]:
             signal.signal(signum, previous)
 
 
-class _Handler:
-    def __init__(self, stop: Stop):
-        self.stop = stop
-        self.before: dict[int, Any] = {}  # the handlers that it replaced
+def leave(code: int, text: str) -> NoReturn:
+    """Ends the process at once, from any thread, with a message."""
+    try:
+        if sys.stdout.isatty():
+            print("\x1b[?25h")  # a progress bar hides the cursor
+        sys.stdout.flush()
+        note(text)
+    finally:  # whoever reads its output may be gone
+        os._exit(code)
 
-    def __call__(self, signum: int, frame: object) -> None:
-        if signum == signal.SIGINT:
-            signal.signal(signum, self.before[signum])
-        self.stop.request(f"by {signal.Signals(signum).name}", signum)
-        if isinstance(outer := self.before.get(signum), _Handler):
-            outer(signum, frame)
+
+@contextlib.contextmanager
+def _ended_by_signals(leave: Callable[[int, str], NoReturn]) -> Iterator[None]:
+    """Lets signals end the process at once, except inside `interruptible`.
+
+    Python's handlers have to wait while XLA compiles, so a thread that is woken by the wake-up
+    descriptor ends the process. (The default actions would do, but for the first process of a
+    container, which the kernel protects from them.)
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+
+    def watch() -> None:
+        while signum := os.read(readable, 1)[0]:
+            handler = signal.getsignal(signum)
+            if isinstance(handler, _Handler) and handler.of_command:
+                name = signal.Signals(signum).name
+                leave(128 + signum, f"Stopped by {name}. Nothing that was saved is lost.")
+
+    with _handling(_Handler(of_command=True), _SIGNALS):
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        before = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            os.write(writable, b"\0")
+            thread.join()
+            os.close(readable)
+            os.close(writable)
 
 
 def reason(error: Exception) -> str:
@@ -115,24 +174,35 @@ def reason(error: Exception) -> str:
     return str(error.args[0] if isinstance(error, KeyError) else error)
 
 
-def exit_code(command: Callable[[], int | None]) -> int:
+def exit_code(
+    command: Callable[[], int | None], leave: Callable[[int, str], NoReturn] = leave
+) -> int:
     """Runs a command and returns its exit code.
 
-    That is what it returns (0 for None), or 2 after a `UserError` or an `OSError`, or 128 plus the
-    signal's number after `Interrupted`. Their messages are printed to stderr.
+    That is what the command returns (0 for None), 2 after a `UserError` or an `OSError`, or 128
+    plus the signal's number after `Interrupted`. The message goes to stderr. Outside of
+    `interruptible`, a signal ends the process at once, with that exit code as well.
+
+    Args:
+      command: to run.
+      leave: ends the process, from any thread, with an exit code and a message.
     """
     logging.set_verbosity(logging.ERROR)  # Orbax logs every save
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook or a test may have replaced it
             stream.reconfigure(errors="replace")  # pyright: ignore # an ASCII terminal shows "?"
     try:
-        return command() or 0
+        with _ended_by_signals(leave):
+            return command() or 0
     except (UserError, Interrupted) as error:
         print(f"jaxcifar: {error}", file=sys.stderr)
         return 128 + error.signum if isinstance(error, Interrupted) else 2
     except OSError as error:  # a full disk, no permission, a folder where a file is expected
         print(f"jaxcifar: {of_file(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("jaxcifar: Stopped by a second SIGINT. What was not saved is lost.", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def nearest(value: str, allowed: Iterable[str]) -> str:

@@ -147,7 +147,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
       arguments: of the command line; None means those of this process.
     """
     argv = sys.argv if arguments is None else [sys.argv[0], *arguments]
-    return exit_code(lambda: app.run(main, argv=list(argv), flags_parser=_parse_flags))
+    command = lambda: app.run(main, argv=list(argv), flags_parser=_parse_flags)  # noqa: E731
+    return exit_code(command, processes.leave)
 
 
 def options_help() -> str:

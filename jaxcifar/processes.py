@@ -26,6 +26,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxcifar import errors
 from jaxcifar.errors import Interrupted, UserError, in_short, of_file
 from jaxcifar.launch import Place
 
@@ -193,6 +194,15 @@ def together(place: Place | None, seconds: float) -> Iterator[None]:
         team.end(0, "", None)
     finally:
         _team = None
+
+
+def leave(code: int, text: str) -> NoReturn:
+    """Ends this process at once, from any thread, and with it the others of its run."""
+    if _team is None:
+        errors.leave(code, text)
+    end = End(index(), code, text)
+    _say(end)
+    _team._leave(end)
 
 
 def _code_and_text(error: BaseException) -> tuple[int, str]:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from jaxcifar import data, processes, programs, sharding
 from jaxcifar.config import Config, flatten
-from jaxcifar.errors import Interrupted, UserError, interruptible
+from jaxcifar.errors import Interrupted, Stop, UserError, interruptible
 from jaxcifar.hooks import Hook, Hooks, Run
 from jaxcifar.run.checkpoint import Damaged, NotFinite, Saved
 from jaxcifar.run.folder import Position, RunFolder
@@ -60,7 +60,7 @@ def train_and_evaluate(
     Raises:
       UserError: the config, the data or the workdir cannot be used, the disk is full, every
         checkpoint is damaged, or the loss is not finite.
-      Interrupted: a signal or a hook ended the run, and everything so far is saved.
+      Interrupted: a signal or a hook ended the training, and everything so far is saved.
       RuntimeError: a hook failed.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
@@ -68,7 +68,7 @@ def train_and_evaluate(
     own = ("data.dir", "train.checkpoint_minutes")  # these may differ between hosts
     fields = {name: value for name, value in flatten(config).items() if name not in own}
     processes.check_same("config", fields)
-    with interruptible() as stop, RunFolder(pathlib.Path(workdir)) as folder:
+    with RunFolder(pathlib.Path(workdir)) as folder:
         if result := folder.result(config):
             return result
         start = Start() if folder.has_checkpoint() else start_of(config, mesh)
@@ -91,17 +91,19 @@ def train_and_evaluate(
 
         step = position.epochs_done * task.steps_per_epoch + len(position.steps.get("loss", ()))
         order = _order(task, state, position.epochs_done + 1)
-        run = Run(config, folder.path, task, numbers, images, labels, step, state, order, stop)
+        run = Run(config, folder.path, task, numbers, images, labels, step, state, order, Stop())
         called, compiled, epochs = Hooks(hooks), _Compiled(task), config.train.epochs
         quiet = quiet or not processes.is_first()
-        with Progress(epochs, task.steps_per_epoch, position.epochs_done, quiet) as progress:
-            _announce(run, splits, position, progress)
-            if start.text:
-                progress.say(start.text)
-            if position.epochs_done < epochs:
-                compiled.train(task.steps_per_call)
-                compiled.evaluate(len(splits.validation))
-            progress.say(f"compiled in {compiled.seconds:.1f}s")
+        progress = Progress(epochs, task.steps_per_epoch, position.epochs_done, quiet)
+        _announce(run, splits, position, progress)
+        if start.text:
+            progress.say(start.text)
+        if position.epochs_done < epochs:
+            compiled.train(task.steps_per_call)
+            compiled.evaluate(len(splits.validation))
+        progress.say(f"compiled in {compiled.seconds:.1f}s")
+        # Before and after, a signal loses nothing: the same command does it again.
+        with interruptible() as run.stop, progress:
             progress.started(step)
             called.call("start", run)
             for epoch in range(position.epochs_done + 1, epochs + 1):
@@ -121,6 +123,7 @@ def train_and_evaluate(
                 _save(run, position, folder, score(record))
                 progress.epoch(record)
                 called.call("after_epoch", run, record)
+            folder.wait()
         result = _result(run, splits, records, compiled.seconds, folder)
         called.call("end", run, result)
         return result
@@ -381,7 +384,6 @@ def _result(
     compile_seconds: float,
     folder: RunFolder,
 ) -> dict[str, Any]:
-    folder.wait()  # result.json says that everything is there, so it comes last
     result = {
         "best": best_record(records),
         "last": records[-1],

@@ -2,13 +2,14 @@
 
 It trains `tests.tiny.tiny(**fields)`, and may be told to misbehave: {"place": [address, count,
 index], "workdir", "fields", "wait", "kill": step, "term": step, "raise": step,
-"spoil": step, "images": whether they are others}.
+"spoil": step, "images": whether they are others, "term_early": before the first step}.
 """
 
 import json
 import os
 import signal
 import sys
+import time
 
 from jaxcifar import data, launch, processes, train
 from jaxcifar.errors import exit_code
@@ -41,6 +42,8 @@ def main(told):
             return found.take(slice(1, None), "all but the first")
 
         data.load = load_others
+    if told.get("term_early"):
+        data.load = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60)
     hooks = [Misbehave(told), *([tiny.Spoil(told["spoil"])] if "spoil" in told else [])]
 
     def command():
@@ -49,7 +52,7 @@ def main(told):
             config = tiny.tiny(**told.get("fields", {}))
             train.train_and_evaluate(config, told["workdir"], hooks=hooks)
 
-    return exit_code(command)
+    return exit_code(command, processes.leave)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """How a command ends early: signals, messages and exit codes."""
 
+import hashlib
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
@@ -53,6 +57,76 @@ def test_who_called_learns_of_a_signal_too():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         assert outer
+
+
+def test_what_begins_after_a_signal_knows_of_it():
+    with interruptible() as outer:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with interruptible() as inner:
+            assert inner.signum == outer.signum == signal.SIGTERM
+
+
+def test_some_signals_alone():
+    before = [signal.getsignal(signum) for signum in SIGNALS]
+    with interruptible(signal.SIGUSR1) as stop:
+        assert [signal.getsignal(signum) for signum in SIGNALS[:3]] == before[:3]
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop
+    assert [signal.getsignal(signum) for signum in SIGNALS] == before
+
+
+def command(phase):
+    def work():
+        print("ready", flush=True)
+        if phase == "compiling":
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
+        with interruptible() as stop:
+            print("training", flush=True)
+            while not stop or phase == "saving":
+                time.sleep(0.01)
+            raise Interrupted(stop.signum, f"saved, {stop.reason}")
+
+    return exit_code(work)
+
+
+def ended(phase, *signums):
+    """The exit code and stderr of such a process, after signals."""
+    script = (
+        "import signal, sys; from tests import test_errors as t\n"
+        "for s in t.SIGNALS: signal.signal(s, signal.SIG_DFL)\n"  # a script's "&" ignores some
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"sys.exit(t.command({phase!r}))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout
+    try:
+        for word in ("ready", "training")[: 1 if phase == "compiling" else 2]:
+            assert process.stdout.readline() == f"{word}\n"
+        for signum in signums:
+            process.send_signal(signum)
+            time.sleep(0.5)  # two that come together are one
+        return process.wait(timeout=60), process.communicate()[1]
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("signum", SIGNALS, ids=lambda s: s.name)
+def test_a_command_with_nothing_to_lose_ends_at_once(signum):
+    code, said = ended("compiling", signum)
+    assert code == 128 + signum
+    assert said == f"jaxcifar: Stopped by {signum.name}. Nothing that was saved is lost.\n"
+
+
+def test_a_command_that_has_something_to_lose_saves_it():
+    assert ended("training", signal.SIGTERM) == (143, "jaxcifar: saved, by SIGTERM\n")
+
+
+def test_a_second_ctrl_c_is_one_message_too():
+    code, said = ended("saving", signal.SIGTERM, signal.SIGINT, signal.SIGINT)
+    assert (code, said.count("\n")) == (130, 1)
+    assert said.startswith("jaxcifar: Stopped by a second SIGINT.")
 
 
 def test_an_ignored_signal_stays_ignored():

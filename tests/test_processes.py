@@ -122,6 +122,15 @@ def test_a_signal_to_one_stops_all_and_one_process_goes_on(alone, tmp_path):
     check_same_numbers(workdir, alone)
 
 
+def test_a_signal_before_the_first_step_stops_all_at_once(alone, tmp_path):
+    workdir = tmp_path / "run"
+    ends = two(workdir, second={"term_early": True})
+    assert [code for code, _ in ends] == [128 + signal.SIGTERM] * 2, ends
+    assert "process 1: Stopped by SIGTERM. Nothing" in ends[0][1]
+    tiny.run(tiny.tiny(**FIELDS), workdir, devices=8)
+    check_same_numbers(workdir, alone)
+
+
 def test_two_processes_start_from_the_weights_of_a_run(alone, tmp_path):
     of_one, of_two, source = tmp_path / "one", tmp_path / "two", tmp_path / "source"
     shutil.copytree(alone, source)

@@ -1,0 +1,79 @@
+"""The harness that kills and damages runs: a small share of it, and what it counts and notices."""
+
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+import pytest
+
+from experiments import torture
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_a_small_share_and_what_is_done_is_not_done_again(tmp_path):
+    command = [sys.executable, "-m", "experiments.torture", f"--out={tmp_path}"]
+    command += ["--kills=2", "--signals=1", "--flips=2"]
+    environment = os.environ | {"XLA_FLAGS": ""}  # one device
+
+    def cases():
+        found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert found.returncode == 0, found.stdout + found.stderr
+        assert f"All cases: {tmp_path / 'cases.jsonl'}" in found.stdout
+        return (tmp_path / "cases.jsonl").read_text()
+
+    before = cases()
+    times = dict.fromkeys(("SIGKILL", "bit", *torture._SIGNALS), 0)
+    for case in map(json.loads, before.splitlines()):
+        times[case["kind"]] += case["times"]
+        assert case["outcome"] != "FAILED"
+    assert times.pop("SIGKILL") >= 2
+    assert times.pop("bit") == 2
+    assert set(times.values()) == {1}
+    assert cases() == before
+
+
+def test_every_changed_number_is_noticed():
+    expected = {"metrics": [{"epoch": 1, "val_loss": 2.0}], "best": 1, "last checkpoint": (6, b"a")}
+    assert torture.differences(dict(expected), expected) == ""
+    assert torture.differences(expected | {"last checkpoint": (6, b"b")}, expected) == (
+        "last checkpoint"
+    )
+    assert torture.differences({"best": 2}, expected) == "metrics, best, last checkpoint"
+
+
+@pytest.mark.parametrize("how", ["half", "empty", "flip", "bit", "delete", "folder"])
+def test_damage(how, tmp_path):
+    path, content = tmp_path / "file", bytes(range(64))
+    path.write_bytes(content)
+    torture.damage(path, how, random.Random(0))
+    if how in ("delete", "folder"):
+        assert path.is_dir() == (how == "folder")
+        return
+    expected = {"half": 32, "empty": 0}.get(how, 64)
+    damaged = path.read_bytes()
+    assert len(damaged) == expected
+    if expected == 64:
+        changed = [(a ^ b).bit_count() for a, b in zip(content, damaged, strict=True)]
+        assert sum(changed) == 1
+
+
+def test_the_table_counts_runs_and_what_was_done_to_them():
+    here = {"date": "2026-01-02", "where": "a machine"}
+    cases = [
+        here | {"kind": "SIGKILL", "times": 3, "outcome": "same numbers"},
+        here | {"kind": "SIGKILL", "times": 1, "outcome": "FAILED", "date": "2026-01-04"},
+        here | {"kind": "bit", "times": 1, "outcome": "refused"},
+    ]
+    assert torture.table(cases).splitlines() == [
+        "| what | times | runs | same numbers | same, best lost | refused | FAILED |",
+        "|---|---|---|---|---|---|---|",
+        "| SIGKILL | 4 | 2 | 1 | 0 | 0 | 1 |",
+        "| bit | 1 | 1 | 0 | 0 | 1 | 0 |",
+        "",
+        "2026-01-02 to 2026-01-04, a machine.",
+    ]
