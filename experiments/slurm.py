@@ -1,4 +1,4 @@
-"""A sweep as an array of Slurm jobs: the script, its submission, what the queue says."""
+"""A sweep as an array of Slurm jobs: the script, its submission, and the state of the queue."""
 
 import pathlib
 import re
@@ -24,8 +24,8 @@ _SCRIPT = """\
 #SBATCH --open-mode=append
 #SBATCH --output="{output}"
 {options}
-# USR1 comes before the time limit: the task saves and ends with 138, and is put back here. SIGTERM
-# (143) is preemption, where Slurm itself puts the task back, or scancel, where nobody should.
+# USR1 comes before the time limit: the task saves, exits with 138, and is requeued here. SIGTERM
+# (143) means preemption, after which Slurm requeues the task, or scancel, after which none should.
 cd {folder} || exit 2
 srun --kill-on-bad-exit=1 ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}} \\
     {command} --shard="$SLURM_ARRAY_TASK_ID/{tasks}"
@@ -38,10 +38,10 @@ exit $code
 
 
 def minutes(text: str) -> float:
-    """Returns the minutes of a time as Slurm writes it: 90, 1:30:00, 2-12:00.
+    """Returns the minutes of a time in Slurm's notation: 90, 1:30:00, 2-12:00.
 
     Raises:
-      UserError: it is no such time.
+      UserError: it is not such a time.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if not match:
@@ -62,19 +62,19 @@ def script(
     """Returns the script of an array of `tasks` jobs, each of which runs a shard of a command.
 
     Args:
-      command: that takes --shard=i/N.
+      command: a command that takes --shard=i/N.
       out: the sweep's folder; the tasks' output goes to slurm/ in it.
-      tasks: how many.
-      time: the limit of each, as Slurm writes it.
-      options: more options of sbatch.
+      tasks: the number of tasks.
+      time: the time limit of each task, in Slurm's notation.
+      options: more options for sbatch.
 
     Raises:
-      UserError: the time is none, or too short to save in.
+      UserError: the time limit is invalid, or too short for a task to save.
     """
     if minutes(time) < _SHORTEST:
         raise UserError(
-            f"--time is {time}, but a task saves {_WARNING} seconds before its end, or a minute "
-            f"earlier. Give {_SHORTEST} minutes or more."
+            f"--time is {time}, but a task is told to save {_WARNING} seconds before its limit, or "
+            f"up to a minute earlier. Give {_SHORTEST} minutes or more."
         )
     return _SCRIPT.format(
         last=tasks - 1,
@@ -96,16 +96,16 @@ def check_sbatch() -> None:
     """
     if not shutil.which("sbatch"):
         raise UserError(
-            "There is no sbatch on the PATH. Run this where Slurm jobs are submitted from, or let "
-            "--print show the script and submit it there."
+            "There is no sbatch on the PATH. Run this on a machine from which Slurm jobs are "
+            "submitted, or print the script with --print and submit it there."
         )
 
 
 def submit(text: str, out: pathlib.Path) -> str:
-    """Submits a script, which is kept in OUT/slurm/; returns the job's id.
+    """Submits a script, which is kept in OUT/slurm/; returns the job's ID.
 
     Raises:
-      UserError: Slurm refuses it.
+      UserError: Slurm rejects it.
     """
     folder = out / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def submit(text: str, out: pathlib.Path) -> str:
     path.write_text(text)
     done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"sbatch refuses {path}: {done.stderr.strip()}")
+        raise UserError(f"sbatch rejects {path}: {done.stderr.strip()}")
     job = done.stdout.strip().split(";")[0]  # ID, or ID;CLUSTER
     with (folder / "jobs").open("a") as file:
         file.write(job + "\n")
@@ -121,18 +121,18 @@ def submit(text: str, out: pathlib.Path) -> str:
 
 
 def queue(out: pathlib.Path) -> dict[int, str]:
-    """Returns what the queue says of each task submitted for OUT that has not ended.
+    """Returns {task: why it waits} for the tasks submitted for OUT that have not ended.
 
-    It is the reason why a task waits, or "" for one that runs. Nothing where there is no Slurm.
+    The reason is "" for a task that runs. Without Slurm the result is empty.
     """
     jobs = out / "slurm" / "jobs"
     if not jobs.exists() or not shutil.which("squeue"):
         return {}
-    # All of the user's: squeue fails when it is asked for a job that is long over.
+    # Ask for all of the user's jobs: squeue fails if asked for one that ended long ago.
     command = ["squeue", "--me", "--array", "--noheader", "--format=%F|%K|%T|%r"]
     listed = subprocess.run(command, capture_output=True, text=True)
     if listed.returncode:
-        note(f"squeue does not answer ({listed.stderr.strip()}); what waits is not known.")
+        note(f"squeue does not answer ({listed.stderr.strip()}); what is waiting is unknown.")
     ours, found = set(jobs.read_text().split()), {}
     for line in listed.stdout.splitlines():
         job, task, state, why = (line.strip().split("|") + [""] * 4)[:4]

@@ -1,23 +1,24 @@
-"""Trains rows of the original report, or any configs, over several seeds; can be run repeatedly.
+"""Trains rows of the original report, or any configs, with several seeds. Can be run repeatedly.
 
     python -m experiments.sweep --rows=1-12 --seeds=0-2 --out=results/table3
     python -m experiments.sweep --rows=vgg1-vgg8 --out=results/table4 --config.train.epochs=3
     python -m experiments.sweep --configs=mine/wide.py,mine/deep_*.py --seeds=0-4 --out=results/mine
 
-Runs go to OUT/NAME/seedN, where NAME is the row, or the config file without .py. Finished ones are
-skipped, an unfinished one is resumed, and one that fails does not stop the others but is named at
-the end. One that another process trains is left to it, and looked at again: sweeps of one folder
-share its work. Runs that differ only in numbers (seed, learning rate, L1, L2, epochs) share one
-compiled step. `--config.FIELD=VALUE` changes all of them.
+Runs go to OUT/NAME/seedN, where NAME is the row, or the config file without .py. Finished runs are
+skipped and unfinished ones are resumed. A run that fails does not stop the others; it is named at
+the end. A run that another process is training is left to that process and checked again later, so
+several sweeps of one folder share its work. Runs that differ only in numbers (seed, learning rate,
+L1, L2, epochs) share one compiled step. `--config.FIELD=VALUE` changes all runs.
 
     … --workers=auto                             a process for each GPU of this machine
     … --slurm --tasks=12 --time=4:00:00 --sbatch="--gpus-per-node=1"       an array of Slurm jobs
     … --shard=3/12                               the fourth of twelve parts, as such a job runs it
-    … --status                                   how far all is; starts nothing
+    … --status                                   shows the progress of all runs; starts nothing
 
-docs/cluster.md has more on these. Exit codes: 0 all is done; 1 some runs failed; 2 the command or
-a file must be changed; 75 SIGUSR1 came before a step was made (a job that needs more --time); 128
-plus a signal's number: stopped by it, all is saved, and the same command goes on.
+docs/cluster.md says more about these. Exit codes: 0 all runs are done; 1 some runs failed; 2 the
+command or a file must be changed; 75 SIGUSR1 came before a step was made (the job needs more
+--time); 128 plus a signal's number: that signal stopped it, everything is saved, and the same
+command resumes it.
 """
 
 import argparse
@@ -59,8 +60,8 @@ class Job(NamedTuple):
     seed: int
     config: Config  # the source's, with options and seed
     workdir: pathlib.Path
-    images: int = 0  # that an epoch trains on, and evaluates
-    test_images: int = 0
+    images: int = 0  # that an epoch trains on
+    test_images: int = 0  # that it evaluates
 
     @property
     def name(self) -> str:
@@ -80,29 +81,29 @@ class Job(NamedTuple):
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; [] where they are damaged."""
+        """The lines of metrics.jsonl; [] if they are damaged."""
         with contextlib.suppress(UserError):
             return read_records(self.workdir / "metrics.jsonl")
         return []
 
     @property
     def damage(self) -> str:
-        """Which file of the run cannot be read, and why; "" where all can."""
+        """Which file of the run cannot be read, and why; "" if all can be."""
         try:
             for name in ("config.json", "result.json"):
                 if (self.workdir / name).exists():
                     read_json(self.workdir / name)
             read_records(self.workdir / "metrics.jsonl")
         except UserError as error:
-            return f"{error} Delete {self.workdir}, and start again."
+            return f"{error} Delete {self.workdir} and start again."
         return ""
 
     def describe(self, waiting: str = "", *, ages: bool = True) -> str:
-        """Returns the state in words, with who trains it or why it waits.
+        """Returns the state in words, with the host that trains the run or the reason why it waits.
 
         Args:
-          waiting: what it waits for in a queue; "" where it is in none.
-          ages: whether to say how long ago a run gave a sign of life.
+          waiting: what it waits for in a queue; "" if it is in none.
+          ages: whether to say how long ago the run showed a sign of life.
         """
         state, sign = self.state, signs.running(self.workdir)
         if state == "done":
@@ -145,18 +146,18 @@ def plan(
     options: list[str],
     shard: tuple[int, int] | None = None,
 ) -> list[Job]:
-    """Returns the runs of a sweep, checked as far as can be before they start.
+    """Returns the runs of a sweep, checked as far as is possible before they start.
 
     Args:
       sources: rows and config files.
-      seeds: of each one's runs.
+      seeds: the seeds that each is trained with.
       out: the sweep's folder.
       options: "--config.FIELD=VALUE" for all runs.
       shard: (i, N) for part i of N only, see `shards`.
 
     Raises:
-      UserError: a config or an option is impossible, a workdir contains a run of another config,
-        the data are not there, or there are fewer runs than shards.
+      UserError: a config or an option is invalid, a workdir contains a run of another config, the
+        data are missing, or there are fewer runs than shards.
     """
     jobs = checked(sources, seeds, out, options)
     if shard:
@@ -170,7 +171,7 @@ def plan(
 def checked(
     sources: list[Source], seeds: list[int], out: pathlib.Path, options: list[str]
 ) -> list[Job]:
-    """Returns the runs of a sweep as `plan` does, but looks at no data: unsorted, without sizes."""
+    """Returns the runs of a sweep as `plan` does, but without reading data: unsorted, unsized."""
     if any(option.startswith("--config.seed") for option in options):
         raise UserError("--config.seed would be the same for all runs. Give --seeds instead.")
     jobs, mesh = [], sharding.make_mesh()
@@ -185,7 +186,7 @@ def checked(
             except (UserError, KeyError, TypeError) as error:
                 raise UserError(f"{source.file or source.name}: {error}") from error
             saved = None
-            with contextlib.suppress(UserError):  # damaged: that run fails, in its turn
+            with contextlib.suppress(UserError):  # damaged: that run will fail when its turn comes
                 saved = saved_config(job.workdir)
             if saved:
                 check_same(saved, config, job.workdir)
@@ -194,7 +195,7 @@ def checked(
 
 
 def groups(jobs: list[Job]) -> list[list[Job]]:
-    """Returns the jobs, those together that share compiled programs."""
+    """Returns the jobs in groups that share compiled programs."""
     mesh, found = sharding.make_mesh(), []
     for job in jobs:
         shared = task.build(job.config, _images(job)[0], mesh)
@@ -208,7 +209,7 @@ def groups(jobs: list[Job]) -> list[list[Job]]:
 
 
 def _images(job: Job) -> tuple[data.Dataset, data.Dataset]:
-    """The images that a run trains on, and those that each epoch evaluates."""
+    """The images that a run trains on, and those that it evaluates after each epoch."""
     where = job.config.data
     return _split(where.name, where.dir, where.protocol, job.config.train.limit_train_images)
 
@@ -242,10 +243,10 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def shards(jobs: list[Job], count: int) -> list[list[Job]]:
-    """Splits the jobs into parts of about equal work, whatever of it is done already.
+    """Splits the jobs into parts of about equal work, regardless of what is already done.
 
-    Runs that share compiled programs stay together up to a quarter of a part. The parts depend on
-    the jobs alone, so that each of many machines finds the same.
+    Runs that share compiled programs stay together, up to a quarter of a part. The parts depend
+    only on the jobs, so that all machines compute the same ones.
     """
     pieces = [[_with_sizes(job) for job in group] for group in groups(jobs)]
     fair = sum(map(_work, pieces)) / count
@@ -272,15 +273,15 @@ def _check_count(what: str, count: int, jobs: list[Job]) -> None:
 
 
 def _agree_on_plan(arguments: argparse.Namespace, jobs_plan: dict[str, Any], keep: bool) -> None:
-    """Checks that the shards are those that others compute in this folder.
+    """Checks that other processes compute the same shards in this folder.
 
     Args:
       arguments: of the command.
-      jobs_plan: what the shards follow from.
-      keep: whether to write it down, where nobody has.
+      jobs_plan: what the shards are derived from.
+      keep: whether to write it to OUT/sweep.json if nobody has yet.
 
     Raises:
-      UserError: OUT/sweep.json says otherwise.
+      UserError: OUT/sweep.json has another plan.
     """
     path = arguments.out / "sweep.json"
     if path.exists():
@@ -292,8 +293,8 @@ def _agree_on_plan(arguments: argparse.Namespace, jobs_plan: dict[str, Any], kee
         ]:
             raise UserError(
                 f"{path} is of another plan (there -> here):\n  " + "\n  ".join(changed) + "\n"
-                "Tasks of two plans would do the same work. Use the same values or another --out; "
-                f"or when none of those tasks is left, delete {path}."
+                "Tasks of two plans would do the same work twice. Use the same values or another "
+                f"--out; or, if none of those tasks is left, delete {path}."
             )
     elif keep:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -304,7 +305,7 @@ def _agree_on_plan(arguments: argparse.Namespace, jobs_plan: dict[str, Any], kee
 
 
 def work_left(job: Job) -> float:
-    """Returns the multiply-adds that a run still takes, evaluation counted."""
+    """Returns the multiply-adds that a run still needs, evaluation included."""
     return (job.config.train.epochs - len(job.records)) * _epoch_work(job)
 
 
@@ -314,7 +315,7 @@ def _epoch_work(job: Job) -> float:
 
 
 def multiply_adds_per_second(jobs: list[Job]) -> float | None:
-    """Returns the median speed of all epochs that were trained so far; None where there is none."""
+    """Returns the median speed of all epochs trained so far; None if there are none."""
     speeds = sorted(
         3 * record["images_per_second"] * forward_multiply_adds(*_size(job))
         for job in jobs
@@ -344,12 +345,12 @@ def guessed_multiply_adds_per_second() -> float:
 
 
 def time_left(jobs: list[Job], *, at_once: int = 1, guess: bool = True) -> str:
-    """Says how long the jobs that are not done will take, by the speed of the epochs so far.
+    """Says how long the remaining jobs will take, judging by the speed of the epochs so far.
 
     Args:
-      jobs: of a sweep.
+      jobs: the jobs of a sweep.
       at_once: how many of them run at the same time.
-      guess: whether to measure this device, where no epoch is done.
+      guess: whether to measure the speed of this device if no epoch is done yet.
     """
     left = [job for job in jobs if job.state != "done"]
     work = sum(map(work_left, left)) / max(1, min(at_once, len(left)))
@@ -367,7 +368,7 @@ def time_left(jobs: list[Job], *, at_once: int = 1, guess: bool = True) -> str:
 
 
 class Signs(Hook):
-    """Gives signs of life of the runs of a sweep, one run after the other.
+    """Shows signs of life of the runs of a sweep, one run after the other.
 
     Attributes:
       progressed: whether any of them has made a step.
@@ -398,18 +399,19 @@ _LOOK_AGAIN = 5.0  # seconds, at runs that another process trains
 
 
 def run(jobs: list[Job], began: float, sign: Signs, stop: Stop) -> Failed:
-    """Trains what is not done; returns what failed and why.
+    """Trains what is not done; returns what failed, and why.
 
-    A run that another process trains is looked at again until it is done or free.
+    A run that another process is training is checked again until it is done or free.
 
     Args:
-      jobs: of the sweep.
-      began: seconds of the epoch; a run that failed since, here or elsewhere, is not tried again.
-      sign: gives signs of life.
+      jobs: the jobs of the sweep.
+      began: when the sweep began, in seconds since the epoch; a run that failed after that, here
+        or elsewhere, is not tried again.
+      sign: shows signs of life.
       stop: whether to end before the next run.
 
     Raises:
-      Interrupted: it was stopped, within a run or between two.
+      Interrupted: it was stopped, during a run or between two.
     """
     failed: Failed = []
     waiting = [(number, job) for number, job in enumerate(jobs, start=1) if job.state != "done"]
@@ -422,7 +424,7 @@ def run(jobs: list[Job], began: float, sign: Signs, stop: Stop) -> Failed:
             if stop:
                 raise Interrupted(
                     stop.signum,
-                    f"Stopped {stop.reason} before the next run. The same command goes on.",
+                    f"Stopped {stop.reason} before the next run. The same command resumes it.",
                 )
             try:
                 why = job.damage or signs.failure(job.workdir, began)
@@ -442,7 +444,7 @@ def run(jobs: list[Job], began: float, sign: Signs, stop: Stop) -> Failed:
         if busy and len(busy) == len(waiting):
             if not told:
                 names = "; ".join(str(job) for _, job in busy)
-                print(f"Another process trains {names}: waiting for it.", flush=True)
+                print(f"Another process is training {names}: waiting for it.", flush=True)
             told = True
             again = time.monotonic() + _LOOK_AGAIN
             while not stop and time.monotonic() < again:
@@ -452,7 +454,7 @@ def run(jobs: list[Job], began: float, sign: Signs, stop: Stop) -> Failed:
 
 
 def _train(job: Job, sign: Signs) -> str:
-    """Trains a run; returns why it failed, or ""."""
+    """Trains a run; returns why it failed, or "" if it did not."""
     try:
         if job.source.file:
             write_origin(job.source, job.workdir.parent)
@@ -463,7 +465,7 @@ def _train(job: Job, sign: Signs) -> str:
         raise
     except UserError as error:
         why = str(error)
-    except Exception as error:  # one run that breaks must not stop the others
+    except Exception as error:  # a run that breaks must not stop the others
         why = f"{type(error).__name__}: {error}"
         traceback.print_exc()
     finally:
@@ -473,7 +475,7 @@ def _train(job: Job, sign: Signs) -> str:
 
 
 def _share(jobs: list[Job], command: list[str], arguments: argparse.Namespace) -> Failed:
-    """Lets workers run the command; returns what failed and why."""
+    """Lets workers run the command; returns what failed, and why."""
     began, where = time.time(), workers.places(arguments.workers)
     commands = [
         [*command, f"--worker={index}/{len(where)}", f"--began={began!r}"]
@@ -502,7 +504,7 @@ def _share(jobs: list[Job], command: list[str], arguments: argparse.Namespace) -
 def _table(
     jobs: list[Job], waiting: dict[pathlib.Path, str] | None = None, *, ages: bool = True
 ) -> str:
-    """The runs and how far they are; for the arguments see `Job.describe`."""
+    """A table of the runs and their progress; for the arguments see `Job.describe`."""
     wide = max(6, *(len(job.name) for job in jobs))
     lines = [f"{'name':<{wide}} {'seed':>4}  {'model':<12} {'epochs':>9}  state"]
     for job in jobs:
@@ -520,7 +522,7 @@ def _counts(jobs: list[Job], out: pathlib.Path) -> str:
 
 
 def _status(jobs: list[Job], arguments: argparse.Namespace) -> int:
-    """Prints how far the sweep is, from any machine; starts nothing."""
+    """Prints the progress of the sweep, on any machine; starts nothing."""
     plan_file = arguments.out / "sweep.json"
     tasks = read_json(plan_file)["tasks"] if plan_file.exists() else 0
     queue, waiting = slurm.queue(arguments.out), {}
@@ -548,7 +550,7 @@ def _submit(
     tasks = jobs_plan["tasks"]
     if not arguments.time:
         raise UserError(
-            "--slurm needs --time=…, the limit of each task; at it, a task goes on in a new one."
+            "--slurm needs --time=…, the limit of each task. A task that reaches it is requeued."
         )
     text = slurm.script(command, arguments.out, tasks, arguments.time, arguments.sbatch)
     if arguments.print:
@@ -561,15 +563,15 @@ def _submit(
     _agree_on_plan(arguments, jobs_plan, keep=False)
     if queued := slurm.queue(arguments.out):
         raise UserError(
-            f"Tasks of this sweep are in the queue already: {', '.join(map(str, sorted(queued)))}. "
-            "Wait for them, or scancel their job first; --status says what each does."
+            f"Tasks of this sweep are already in the queue: {', '.join(map(str, sorted(queued)))}. "
+            "Wait for them, or scancel their job first; --status shows what each is doing."
         )
     job = slurm.submit(text, arguments.out)
     _agree_on_plan(arguments, jobs_plan, keep=True)
     print(
         f"{_counts(jobs, arguments.out)}; submitted as job {job}, {tasks} task{'s' * (tasks > 1)}. "
-        f"Output: {arguments.out / 'slurm'}. The same command with --status in the place of "
-        "--slurm and its options says how far all is."
+        f"Output: {arguments.out / 'slurm'}. The same command with --status instead of --slurm "
+        "and its options shows the progress."
     )
     return 0
 
@@ -591,16 +593,16 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--tasks", type=int, help="its size (default: one for each run)")
     parser.add_argument("--time", help="the limit of each of its tasks: 4:00:00")
     parser.add_argument("--sbatch", default="", help='more for sbatch: "--gpus-per-node=1"')
-    parser.add_argument("--print", action="store_true", help="print its script, submit nothing")
+    parser.add_argument("--print", action="store_true", help="print the script, submit nothing")
     parser.add_argument("--shard", help="i/N: one of N fixed parts of the sweep, from 0/N")
-    parser.add_argument("--status", action="store_true", help="how far it is; start nothing")
-    # What a worker is told: which of how many it is, and when the sweep began.
+    parser.add_argument("--status", action="store_true", help="show progress, start nothing")
+    # For workers: which of how many it is, and when the sweep began.
     parser.add_argument("--worker", default="0/1", help=argparse.SUPPRESS)
     parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
     arguments, options = parser.parse_known_args(argv)
     given = [name for name in ("workers", "slurm", "shard", "status") if getattr(arguments, name)]
     if len(given) > 1:
-        raise UserError(f"--{given[0]} and --{given[1]} exclude each other.")
+        raise UserError(f"--{given[0]} and --{given[1]} cannot be combined. Give one of them.")
     for name in ("tasks", "time", "sbatch", "print"):
         if getattr(arguments, name) and not arguments.slurm:
             raise UserError(f"--{name} is for --slurm.")
@@ -613,7 +615,7 @@ def main(argv: list[str] | None = None) -> int:
     sources = named(arguments.rows, arguments.configs)
     shard = parse_shard(arguments.shard) if arguments.shard is not None else None
     if arguments.workers:
-        workers.places(arguments.workers)  # it says what is wrong with it
+        workers.places(arguments.workers)  # for its messages
     command = [sys.executable, "-m", "experiments.sweep"]
     for name in ("rows", "configs", "seeds", "out"):
         if getattr(arguments, name) is not None:
@@ -648,14 +650,17 @@ def main(argv: list[str] | None = None) -> int:
                 failed = _share(jobs, command, arguments)
             else:
                 compilation.use_cache()
-                index, count = parse_shard(arguments.worker)  # each begins elsewhere
+                index, count = parse_shard(arguments.worker)  # each starts elsewhere in the list
                 first = index * len(jobs) // count
                 jobs = jobs[first:] + jobs[:first]
                 failed = run(jobs, arguments.began or time.time(), sign, stop)
         except Interrupted as error:
             if error.signum != signal.SIGUSR1 or sign.progressed or arguments.workers:
                 raise
-            print(f"jaxcifar: {error}\nNo step was made before. Give more time.", file=sys.stderr)
+            print(
+                f"jaxcifar: {error}\nNo step was made before that. Allow more time.",
+                file=sys.stderr,
+            )
             return 75
     folder = shlex.quote(str(arguments.out))
     print(
@@ -670,5 +675,5 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     code = exit_code(main)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a time limit concerns nobody any more
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a time limit no longer matters
     sys.exit(code)

@@ -1,6 +1,4 @@
-"""Several processes on one machine that share the work of one command: one for each GPU, or for
-each of disjoint sets of cores.
-"""
+"""Several processes on one machine share a command's work: one per GPU, or per set of cores."""
 
 import contextlib
 import os
@@ -18,11 +16,11 @@ import rich.text
 from jaxcifar.errors import Interrupted, UserError, interruptible
 
 _RESTARTS = 3  # of each worker
-_CORES = 4  # of each worker, where nothing says how many there shall be
+_CORES = 4  # of each worker, by default
 
 
 class Place(NamedTuple):
-    """Where a worker computes: on a GPU, or on some cores."""
+    """Where a worker runs: on a GPU, or on some cores."""
 
     gpu: str = ""
     cores: frozenset[int] = frozenset()
@@ -35,10 +33,10 @@ def places(text: str) -> list[Place]:
     """Returns a place for each of the workers that --workers asks for.
 
     Args:
-      text: a number; or "auto": one for each GPU, or where there is none, for each four cores.
+      text: a number, or "auto" for one per GPU or, without GPUs, one per four cores.
 
     Raises:
-      UserError: it is neither, or more than there are GPUs or cores.
+      UserError: it is neither, or there are fewer GPUs or cores.
     """
     gpus, cores = _gpus(), _cores()
     if text == "auto":
@@ -57,7 +55,7 @@ def places(text: str) -> list[Place]:
 
 
 def _gpus() -> list[str]:
-    """The GPUs that JAX would use, as CUDA_VISIBLE_DEVICES names them; asks no device."""
+    """The GPUs that JAX would use, as CUDA_VISIBLE_DEVICES names them, without initialising any."""
     if "cpu" in os.environ.get("JAX_PLATFORMS", "").split(",")[:1]:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -78,12 +76,12 @@ def _cores() -> list[int]:
 
 
 class Worker:
-    """A process that is started again when it dies.
+    """A process that is restarted when it dies.
 
     Args:
-      command: to run.
-      place: where.
-      log: the file that takes its output.
+      command: the command to run.
+      place: where to run it.
+      log: the file that receives its output.
     """
 
     def __init__(self, command: Sequence[str], place: Place, log: pathlib.Path):
@@ -93,8 +91,8 @@ class Worker:
 
     def _start(self) -> subprocess.Popen:
         environment = {"CUDA_VISIBLE_DEVICES": self._place.gpu} if self._place.gpu else {}
-        # In a session of its own: Ctrl-C in the terminal goes to the parent alone, which passes it
-        # on once.
+        # In a session of its own, so that Ctrl-C in the terminal reaches only the parent, which
+        # passes it on once.
         with self.log.open("a") as log, _on(self._place.cores):
             return subprocess.Popen(
                 self._command,
@@ -111,7 +109,7 @@ class Worker:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
 
     def revive(self) -> str:
-        """Starts the process again where it died; returns what to say about it."""
+        """Restarts the process if it died; returns what to tell the user."""
         code = self.process.returncode  # as of the last poll
         if code is None or 0 <= code < 3 or self.restarts == _RESTARTS:
             return ""
@@ -123,11 +121,11 @@ class Worker:
 
 @contextlib.contextmanager
 def _on(cores: frozenset[int]) -> Iterator[None]:
-    """Processes that start here get these cores only, from before their first instruction."""
+    """Restricts processes that are started inside to these cores, from the very beginning."""
     if not cores or not hasattr(os, "sched_setaffinity"):
         yield
         return
-    before = os.sched_getaffinity(0)  # of this thread: the others keep theirs
+    before = os.sched_getaffinity(0)  # of this thread; other threads keep theirs
     os.sched_setaffinity(0, cores)
     try:
         yield
@@ -146,11 +144,11 @@ def supervise(
     Args:
       commands: one for each place.
       where: the places.
-      logs: the folder of their output, worker-i.log.
-      table: what to show: the whole of it in a terminal, the lines that changed elsewhere.
+      logs: the folder for their output, worker-i.log.
+      table: returns what to show: a terminal shows all of it, other outputs the lines that changed.
 
     Raises:
-      Interrupted: a signal came; it was passed on, and all have ended.
+      Interrupted: a signal came; it was passed on, and all workers have ended.
     """
     logs.mkdir(parents=True, exist_ok=True)
     workers: list[Worker] = []
@@ -178,13 +176,13 @@ def supervise(
         display.update(now=True)
     if stop and any(worker.process.returncode for worker in workers):
         raise Interrupted(
-            stop.signum, f"All workers were stopped {stop.reason}. The same command goes on."
+            stop.signum, f"All workers were stopped {stop.reason}. The same command resumes them."
         )
     return workers
 
 
 class _Display:
-    """Shows a table: live in a terminal, elsewhere each line when it changes."""
+    """Shows a table: live in a terminal, otherwise each line when it changes."""
 
     _EVERY = 2.0  # seconds
 

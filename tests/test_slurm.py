@@ -108,7 +108,7 @@ def test_no_requeue_without_progress(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(train, "train_and_evaluate", stopped)
     assert start_sweep(tmp_path / "out", "vgg2", "0") == 75
-    assert "Give more time" in capsys.readouterr().err
+    assert "Allow more time" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("progressed", "code"), [(False, 75), (True, 128 + signal.SIGUSR1)])
@@ -144,7 +144,7 @@ def test_what_the_queue_says(fakes, tmp_path, capsys):
     turn = "waiting: for its turn in a task that runs"
     assert states(out, what, capsys) == [turn, "waiting: pending", "waiting: Priority", turn]
     assert start_sweep(out, *array) == 2
-    assert "in the queue already: 0, 1, 2, 3." in capsys.readouterr().err
+    assert "already in the queue: 0, 1, 2, 3." in capsys.readouterr().err
     assert (out / "slurm" / "jobs").read_text() == "77\n"
     (fakes / "squeue").write_text("#!/bin/bash\necho 'Unable to contact controller' >&2\nexit 1\n")
     assert states(out, what, capsys) == ["new"] * 4
@@ -238,8 +238,8 @@ def test_each_pod_of_the_documented_job_takes_one_shard():
         (["--shard="], "give i/N"),
         (["--shard=-1/2"], "give i/N"),
         (["--shard=0/3"], "only 2 runs"),
-        (["--shard=0/2", "--workers=2"], "exclude each other"),
-        (["--slurm", "--status"], "exclude each other"),
+        (["--shard=0/2", "--workers=2"], "cannot be combined"),
+        (["--slurm", "--status"], "cannot be combined"),
         (["--tasks=2"], "is for --slurm"),
         (["--slurm", "--time=1:00:00"], "no sbatch"),
         (["--slurm"], "needs --time"),

@@ -154,7 +154,7 @@ TABLE = [
     (SWEEP, "--out=x --rows=1 --config.seed=3", "seed", "--seeds"),
     (SWEEP, "--out=x --rows=1 --workers=some --dry-run", "--workers", "some"),
     (SWEEP, "--out=x --rows=1 --shard=3/2", "--shard", "3/2"),
-    (SWEEP, "--out=x --rows=1 --workers=2 --shard=0/2", "exclude each other"),
+    (SWEEP, "--out=x --rows=1 --workers=2 --shard=0/2", "cannot be combined"),
     (SWEEP, "--out=x --rows=1 --tasks=2", "--tasks is for --slurm"),
     (SWEEP, "--out=x --rows=1 --tasks=two --slurm", "two"),
     (SWEEP, "--out=file --rows=1 --config.data.name=synthetic", "file"),
