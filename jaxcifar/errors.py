@@ -93,14 +93,15 @@ def interruptible(*signums: int) -> Iterator[Stop]:
 
 
 class _Handler:
-    def __init__(self, *, of_command: bool = False):
-        self.stop, self.of_command = Stop(), of_command
+    def __init__(self, settle: Callable[[], None] | None = None):
+        self.stop = Stop()
+        self.settle = settle  # for that of a command: waits until its thread has seen all signals
         self.before: dict[int, Any] = {}  # the handlers that it replaced
 
     def __call__(self, signum: int, frame: object) -> None:
         if isinstance(outer := self.before.get(signum), _Handler):
             outer(signum, frame)
-        if signum == signal.SIGINT and not self.of_command:
+        if signum == signal.SIGINT and not self.settle:
             signal.signal(signum, signal.default_int_handler)
         self.stop.request(f"by {signal.Signals(signum).name}", signum)
 
@@ -117,6 +118,8 @@ def _handling(handler: _Handler, signums: Iterable[int]) -> Iterator[Stop]:
         yield handler.stop
     finally:
         for signum, previous in handler.before.items():
+            if isinstance(previous, _Handler) and previous.settle:
+                previous.settle()
             signal.signal(signum, previous)
 
 
@@ -145,14 +148,24 @@ def _ended_by_signals(leave: Callable[[int, str], NoReturn]) -> Iterator[None]:
     readable, writable = os.pipe()
     os.set_blocking(writable, False)
 
+    settled, mark = threading.Event(), 255
+
     def watch() -> None:
         while signum := os.read(readable, 1)[0]:
+            if signum == mark:
+                settled.set()
+                continue
             handler = signal.getsignal(signum)
-            if isinstance(handler, _Handler) and handler.of_command:
+            if isinstance(handler, _Handler) and handler.settle:
                 name = signal.Signals(signum).name
                 leave(128 + signum, f"Stopped by {name}. Nothing that was saved is lost.")
 
-    with _handling(_Handler(of_command=True), _SIGNALS):
+    def settle() -> None:
+        settled.clear()
+        os.write(writable, bytes([mark]))
+        settled.wait(timeout=1)  # in a fork there is no such thread
+
+    with _handling(_Handler(settle), _SIGNALS):
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         before = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)

@@ -123,6 +123,20 @@ def test_a_command_that_has_something_to_lose_saves_it():
     assert ended("training", signal.SIGTERM) == (143, "jaxcifar: saved, by SIGTERM\n")
 
 
+def test_a_signal_that_was_answered_ends_nothing_else():
+    ends = []
+
+    def command():
+        with interruptible() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop
+        time.sleep(0.001)
+
+    for _ in range(200):
+        assert exit_code(command, lambda *end: ends.append(end)) == 0
+    assert ends == []
+
+
 def test_a_second_ctrl_c_is_one_message_too():
     code, said = ended("saving", signal.SIGTERM, signal.SIGINT, signal.SIGINT)
     assert (code, said.count("\n")) == (130, 1)
