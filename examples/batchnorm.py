@@ -5,7 +5,8 @@
 # digits, in about three minutes on one CPU core. A GPU is used if there is one.
 
 # %%
-# In a notebook, install the package first: %pip install -q ADDRESS_OF_THE_REPOSITORY
+# In a notebook, first install the package from the checkout, whose folder is ".." here:
+# %pip install -q ..
 import os
 import tempfile
 from functools import partial

@@ -7,7 +7,8 @@
 # cannot tell which 5.
 
 # %%
-# In a notebook, install the package first: %pip install -q ADDRESS_OF_THE_REPOSITORY
+# In a notebook, first install the package from the checkout, whose folder is ".." here:
+# %pip install -q ..
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt

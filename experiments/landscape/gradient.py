@@ -239,15 +239,16 @@ def draw(folder: pathlib.Path) -> list[pathlib.Path]:
             beta = [effective_smoothness(record, sizes) for record in found]
             panels[2].plot(steps, beta, label=text, **style)
         panels[0].set_title("loss: lowest to highest")
-        panels[1].set_title("gradient: how far it moves")
+        panels[1].set_title("gradient: ‖∇ there − ∇ here‖")
         panels[2].set_title("effective β-smoothness")
         panels[0].set_ylabel("cross-entropy of the batch (nats)")
-        panels[1].set_ylabel("‖∇ there − ∇ here‖ (nats / unit weight)")
-        panels[2].set_ylabel("largest ‖∇ there − ∇ here‖ / distance")
+        panels[1].set_ylabel("change (nats / unit weight)")
+        panels[2].set_ylabel("largest change / distance")
         for axes in panels:
             axes.set(xlabel="training step", yscale="log")
             plots.grid(axes)
-            axes.legend(fontsize=8)
+        lines = panels[0].get_legend_handles_labels()
+        figure.legend(*lines, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return paths
 
 
