@@ -244,6 +244,7 @@ def validate(config: Config) -> None:
 
 
 def _check_type(field: str, value: Any, default: Any) -> None:
+    example = (0.5, 0.5, 0.5) if default == () else default
     if isinstance(default, tuple):
         lengths, wanted = ((2,), "two numbers") if default else ((0, 3), "() or three numbers")
         good = isinstance(value, tuple | list) and len(value) in lengths
@@ -257,7 +258,7 @@ def _check_type(field: str, value: Any, default: Any) -> None:
     else:
         good, wanted = isinstance(value, str), "a string"
     if not good:
-        raise UserError(f"config.{field} is {value!r}; it must be {wanted}, such as {default!r}.")
+        raise UserError(f"config.{field} is {value!r}; it must be {wanted}, such as {example!r}.")
 
 
 def _check_range(field: str, value: float) -> None:

@@ -206,10 +206,16 @@ def exit_code(
             stream.reconfigure(errors="replace")  # pyright: ignore # an ASCII terminal shows "?"
     try:
         with _ended_by_signals(leave):
-            return command() or 0
+            code = command() or 0
+            sys.stdout.flush()
+            return code
     except (UserError, Interrupted) as error:
         print(f"jaxcifar: {error}", file=sys.stderr)
         return 128 + error.signum if isinstance(error, Interrupted) else 2
+    except BrokenPipeError:  # whoever reads the output, such as head, has seen enough
+        with contextlib.suppress(OSError, ValueError):  # no file, in a notebook or a test
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left
+        return 128 + signal.SIGPIPE
     except OSError as error:  # a full disk, no permission, a folder where a file is expected
         print(f"jaxcifar: {of_file(error)}", file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ python -m jaxcifar.main --mode=eval --workdir=runs/row9 [--checkpoint=last --con
 import os
 import pathlib
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -181,7 +182,10 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     # ml_collections takes the fields that the command line sets from sys.argv.
     before, sys.argv = sys.argv, [program, *arguments]
     try:
-        rest = flags.FLAGS(sys.argv)
+        with warnings.catch_warnings():
+            # ml_collections loads the file in a deprecated way.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            rest = flags.FLAGS(sys.argv)
         if _CONFIG.value is not None:
             _CONFIG.value.keys()  # a config file that failed to load raises only when used
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:

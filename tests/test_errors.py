@@ -194,6 +194,19 @@ def test_exit_codes_and_messages(capsys):
         exit_code(failing(KeyError("bug")))
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    code = (
+        "import sys; from jaxcifar.errors import exit_code; sys.exit(exit_code(lambda: print(1)))"
+    )
+    readable, writable = os.pipe()
+    os.close(readable)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=writable, stderr=subprocess.PIPE, text=True, timeout=60
+    )
+    os.close(writable)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
 def test_choose():
     assert choose("colour", "red", ["red", "blue"]) == "red"
     with pytest.raises(UserError, match=r"colour is 'blu'. Did you mean 'blue'\? Allowed: red, b"):

@@ -82,6 +82,17 @@ def test_command_refuses_in_one_message(refused, number):
     assert not list(folder.iterdir())  # nothing was made
 
 
+def test_a_command_is_not_stopped_by_warnings_of_libraries(tmp_path):
+    config = f"--config={ROOT}/configs/quickstart.py"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "jaxcifar.main", config, "--config.train.epochs=-1"],
+        **{"capture_output": True, "text": True, "cwd": tmp_path, "timeout": 120},
+        env=one_device() | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.stderr.startswith("jaxcifar: config.train.epochs is -1")
+    assert done.returncode == 2
+
+
 # --- the summary ------------------------------------------------------------------------------
 
 RESULT = {

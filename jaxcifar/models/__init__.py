@@ -77,8 +77,9 @@ def create_model(
     """
     choose("model.name", name, MODELS)
     choose("model.activation", activation, ACTIVATIONS)
-    if int(24 * width) < 1:
-        raise UserError(f"model.width is {width}; it must be at least {1 / 24:.4f}.")
+    narrowest = 16 if _BUILDERS[name].func is WideResNet else 24  # channels; DenseNet's growth
+    if int(narrowest * width) < 1:
+        raise UserError(f"model.width is {width}; it must be at least {1 / narrowest:.4f}.")
     if remat and not can_remat(name):
         having = ", ".join(filter(can_remat, MODELS))
         raise UserError(
