@@ -1,8 +1,11 @@
 """How XLA compiles: the options that make it fast on CPUs, and the cache of compiled programs."""
 
+import contextlib
 import functools
 import pathlib
+import re
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -68,13 +71,39 @@ def jit(
 
 def use_cache() -> None:
     """Lets JAX keep compiled programs, in `$JAX_COMPILATION_CACHE_DIR` or in our own folder."""
-    if jax.config.jax_compilation_cache_dir:  # pyright: ignore
-        return
-    try:
-        folder = pathlib.Path("~/.cache/jaxcifar/xla").expanduser()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
-        print(f"jaxcifar: compiling without a cache: {error}", file=sys.stderr)
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore
+    if not folder:
+        try:
+            folder = pathlib.Path("~/.cache/jaxcifar/xla").expanduser()
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
+            print(f"jaxcifar: compiling without a cache: {error}", file=sys.stderr)
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    _replace_damaged(pathlib.Path(folder))
+
+
+@functools.cache
+def _replace_damaged(folder: pathlib.Path) -> None:
+    """Has entries of the cache that cannot be read written again.
+
+    JAX only warns of one, compiles the program and keeps the file, at every start anew. As the
+    warning names no more than the function, all entries with its name are deleted.
+    """
+    before = warnings.showwarning
+
+    def show(message: Any, *rest: Any) -> None:
+        found = re.match(r"Error reading persistent .* entry for '(\w+)'", str(message))
+        if not found:
+            before(message, *rest)
+            return
+        print(
+            f"jaxcifar: a compiled program in {folder} is damaged and compiled again: {found[1]}",
+            file=sys.stderr,
+        )
+        for path in folder.glob(f"{found[1]}-*-cache"):
+            with contextlib.suppress(OSError):  # it may be another user's
+                path.unlink()
+
+    warnings.showwarning = show

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import random
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from experiments.torture import damage
 from jaxcifar import kernels
 from jaxcifar.kernels import compilation
 from tests.tiny import mesh
@@ -72,3 +74,34 @@ def test_the_cache_is_a_private_folder(tmp_path):
     done = run(tmp_path / "file")
     assert "compiling without a cache" in done.stderr
     assert done.stdout.strip() == "None"
+
+
+@pytest.mark.parametrize("how", ["flip", "half", "empty"])
+def test_a_damaged_entry_is_compiled_again_once(how, tmp_path):
+    script = (
+        "import jax; from jaxcifar.kernels.compilation import use_cache; use_cache()\n"
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)\n"
+        "def thrice(x): return 3 * x\n"
+        "print(jax.jit(thrice)(2.0))"
+    )
+
+    def said():
+        # As a user's process, which nobody told to keep warnings back.
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"}
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=environment | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout == "6.0\n"
+        return done.stderr
+
+    assert said() == ""
+    (entry,) = tmp_path.glob(".cache/jaxcifar/xla/jit_thrice-*-cache")
+    damage(entry, how, random.Random(0))
+    damaged = entry.read_bytes()
+    message = said()
+    assert message.startswith("jaxcifar: a compiled program in ")
+    assert message.endswith("compiled again: jit_thrice\n")
+    assert message.count("\n") == 1
+    assert entry.read_bytes() != damaged
+    assert said() == ""
