@@ -66,7 +66,8 @@ def main(changed: Sequence[str]) -> None:
     if _MODE.value == "eval" and place and place.count > 1:
         raise UserError(
             f"Evaluation runs in one process, but this is one of {place.count}. Start it once, "
-            "without srun, mpirun and the flags of several processes, or with --distributed=off."
+            "without srun, mpirun and the flags of several processes, or with --distributed=off. "
+            "On a TPU slice set JAX_PLATFORMS=cpu as well, to use the CPUs of one host."
         )
     with processes.together(place, _WAIT.value):
         _main(changed)

@@ -36,9 +36,11 @@ def make_mesh() -> Mesh:
         ) from error
     if (hosts := jax.process_count()) > processes.count():
         raise UserError(
-            f"JAX sees the devices of {hosts} processes, but this one was started alone: on a TPU "
-            "slice whose metadata server does not answer, for example. Start the training on every "
-            f"host with --coordinator_address=HOST:PORT, --num_processes={hosts} and --process_id."
+            f"JAX sees the devices of {hosts} processes, but this one was started alone, as on one "
+            "host of a TPU slice. To train, start the command on every host, with "
+            f"--coordinator_address=HOST:PORT, --num_processes={hosts} and --process_id where the "
+            "slice does not say so. Everything else, such as an evaluation, runs in one process: "
+            "with JAX_PLATFORMS=cpu, on the CPUs of this host."
         )
     return Mesh(np.asarray(devices), (BATCH_AXIS,))
 
