@@ -1,8 +1,9 @@
 """One process of a run that test_processes.py starts: `python -m tests.member JSON`.
 
 It trains `tests.tiny.tiny(**fields)`, and may be told to misbehave: {"place": [address, count,
-index], "workdir", "fields", "wait", "kill": step, "term": step, "raise": step,
-"spoil": step, "images": whether they are others, "term_early": before the first step}.
+index], "workdir", "fields", "wait", "kill": step, "term": step, "raise": step, "who": the process
+that is killed, stopped or fails, "spoil": step, "images": whether they are others, "term_early":
+before the first step}. Without a place it has the one that its launcher gave it.
 """
 
 import json
@@ -22,7 +23,8 @@ class Misbehave(Hook):
         self.told = told
 
     def at(self, what, step):
-        return self.told.get(what) == step
+        me = processes.index()
+        return self.told.get(what) == step and self.told.get("who", me) == me
 
     def before_step(self, run):
         if self.at("kill", run.step):
@@ -47,7 +49,7 @@ def main(told):
     hooks = [Misbehave(told), *([tiny.Spoil(told["spoil"])] if "spoil" in told else [])]
 
     def command():
-        place = launch.Place(*told["place"]) if "place" in told else None
+        place = launch.Place(*told["place"]) if "place" in told else launch.place(os.environ)
         with processes.together(place, told.get("wait", 60)):
             config = tiny.tiny(**told.get("fields", {}))
             train.train_and_evaluate(config, told["workdir"], hooks=hooks)

@@ -25,6 +25,16 @@ FIELDS = {"optim__name": "sgd", "optim__learning_rate": 0.01}
 LIMIT = 240  # seconds; what ends by itself takes a tenth of it on a quiet machine
 
 
+def environment(devices):
+    flags = re.sub(r"device_count=\d+", f"device_count={devices}", os.environ["XLA_FLAGS"])
+    return os.environ | {
+        "XLA_FLAGS": flags,
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+
+
 class Member:
     """One process of a run.
 
@@ -34,19 +44,12 @@ class Member:
     def __init__(self, port, index, workdir, *, devices=4, python=False, cwd=ROOT, **told):
         told = {"workdir": str(workdir), "fields": FIELDS, "wait": 120} | told
         told["place"] = [f"127.0.0.1:{port}", 2, index]
-        flags = re.sub(r"device_count=\d+", f"device_count={devices}", os.environ["XLA_FLAGS"])
-        environment = os.environ | {
-            "XLA_FLAGS": flags,
-            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-        }
         if not python:
-            self.process = Forked(member.main, told, environment=environment, cwd=cwd)
+            self.process = Forked(member.main, told, environment=environment(devices), cwd=cwd)
             return
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.member", json.dumps(told)],
-            **{"cwd": ROOT, "env": environment, "text": True},
+            **{"cwd": ROOT, "env": environment(devices), "text": True},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
@@ -61,6 +64,19 @@ class Member:
         lines = "".join(printed).splitlines(keepends=True)
         wanted = [line for line in lines if gloo or not line.startswith("[Gloo]")]
         return self.process.returncode, "".join(wanted)
+
+
+def under_mpirun(**told):
+    """Runs two processes that Open MPI starts; returns (exit code, what was printed)."""
+    command = ["mpirun", "-n", "2", "--bind-to", "none", "--oversubscribe"]
+    told = json.dumps({"fields": FIELDS, "wait": 120} | told)
+    as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    ended = subprocess.run(
+        [*command, sys.executable, "-m", "tests.member", told],
+        **{"cwd": ROOT, "env": environment(4) | as_root, "text": True},
+        **{"timeout": LIMIT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
+    )
+    return ended.returncode, ended.stdout
 
 
 def free_port():
@@ -108,8 +124,8 @@ def test_two_processes_are_one_run(alone, tmp_path):
     # The first one alone speaks.
     assert "8 × cpu" in said
     assert other_said == ""
-    environment = json.loads((workdir / "config.json").read_text())["environment"]
-    assert (environment["processes"], environment["devices"]) == (2, 8)
+    machine = json.loads((workdir / "config.json").read_text())["environment"]
+    assert (machine["processes"], machine["devices"]) == (2, 8)
 
 
 def test_a_signal_to_one_stops_all_and_one_process_goes_on(alone, tmp_path):
@@ -186,6 +202,17 @@ def test_the_devices_are_connected_before_anything_takes_long(tmp_path):
     first, second = (Member(port, index, tmp_path / "run", **raises) for index in (0, 1))
     assert "[Gloo] Rank 0 is connected" in first.end(gloo=True)[1]
     second.end()
+
+
+@pytest.mark.skipif(not shutil.which("mpirun"), reason="no mpirun (Open MPI) on the PATH")
+def test_a_process_killed_under_mpirun(alone, tmp_path):
+    workdir = tmp_path / "run"
+    code, said = under_mpirun(workdir=str(workdir), kill=4, who=1)
+    assert code == 128 + signal.SIGKILL, said
+    code, said = under_mpirun(workdir=str(workdir))
+    assert code == 0, said
+    assert "resumed after" in said
+    check_same_numbers(workdir, alone)
 
 
 def test_a_finished_run_is_finished_for_all(alone, tmp_path):
