@@ -25,13 +25,18 @@ _SCRIPT = """\
 #SBATCH --output="{output}"
 {options}
 # USR1 comes before the time limit: the task saves, exits with 138, and is requeued here. SIGTERM
-# (143) means preemption, after which Slurm requeues the task, or scancel, after which none should.
+# (143) means scancel, after which no one should requeue it, or preemption. Slurm requeues preempted
+# tasks itself, but not those that end within the grace time of their partition.
 cd {folder} || exit 2
 srun --kill-on-bad-exit=1 ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}} \\
     {command} --shard="$SLURM_ARRAY_TASK_ID/{tasks}"
 code=$?
-if [ $code -eq 138 ]; then
-    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+task="${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+in_grace() {{
+    scontrol --oneliner show job "$task" | grep -q " JobState=RUNNING .* PreemptTime=[0-9]"
+}}
+if [ $code -eq 138 ] || {{ [ $code -eq 143 ] && in_grace; }}; then
+    scontrol requeue "$task"
 fi
 exit $code
 """

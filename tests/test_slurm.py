@@ -23,7 +23,11 @@ pytestmark = pytest.mark.usefixtures("one_device")
 FAKES = {
     "sbatch": 'echo "77;here"',
     "squeue": 'cat "$FAKES/queue"',
-    "scontrol": 'echo "$@" >> "$FAKES/calls"',
+    "scontrol": """\
+case $1 in
+    requeue) echo "$@" >> "$FAKES/calls" ;;
+    --oneliner) cat "$FAKES/job" ;;
+esac""",
     # Sends a signal to the task, once its run has some epochs.
     "srun": """\
 while [[ $1 == --* ]]; do shift; done
@@ -39,6 +43,13 @@ wait $!""",
 }
 
 
+# What `scontrol --oneliner show job` says, in part.
+JOB = (
+    "JobId=78 ArrayJobId=77 ArrayTaskId=1 JobName=jaxcifar JobState={state} Reason=None Requeue=1 "
+    "PreemptEligibleTime=2026-11-25T15:50:36 PreemptTime={preempted} SuspendTime=None\n"
+)
+
+
 @pytest.fixture
 def fakes(tmp_path, monkeypatch):
     """A folder with Slurm's commands, in front of all others."""
@@ -48,6 +59,7 @@ def fakes(tmp_path, monkeypatch):
         (folder / name).write_text(f"#!/bin/bash\n{text}\n")
         (folder / name).chmod(0o755)
     (folder / "queue").touch()
+    (folder / "job").write_text(JOB.format(state="CANCELLED", preempted="None"))
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     monkeypatch.setenv("FAKES", str(folder))
     return folder
@@ -100,6 +112,28 @@ def test_a_task_is_requeued_before_its_time_limit_and_its_run_is_the_serial_one(
     for one, other in zip(ours, serial, strict=True):
         for name in ("train_loss", "val_loss", "val_accuracy"):
             assert one[name] == other[name]
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "preempted", "requeued"),
+    [
+        (143, "RUNNING", "2026-11-25T15:51:09", True),  # it ended within its grace time
+        (143, "RUNNING", "None", False),
+        (143, "CANCELLED", "2026-11-25T15:51:09", False),
+        (143, "PENDING", "2026-11-25T15:51:09", False),  # Slurm has requeued it
+        (1, "RUNNING", "2026-11-25T15:51:09", False),
+        (138, "RUNNING", "None", True),
+    ],
+)
+def test_what_the_script_requeues(code, state, preempted, requeued, fakes, tmp_path):
+    (fakes / "job").write_text(JOB.format(state=state, preempted=preempted))
+    (fakes / "srun").write_text(f"#!/bin/bash\nexit {code}\n")
+    text = slurm.script(["sweep"], tmp_path, 2, "1:00:00")
+    task = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "78"}
+    done = subprocess.run(["bash"], input=text, text=True, env=os.environ | task)
+    assert done.returncode == code
+    calls = fakes / "calls"
+    assert (calls.read_text() if calls.exists() else "") == "requeue 77_1\n" * requeued
 
 
 def test_no_requeue_without_progress(tmp_path, monkeypatch, capsys):
