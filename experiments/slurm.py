@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 
 from jaxcifar.errors import UserError, note
+from jaxcifar.run.log import append, replace
 
 _WARNING = 180  # seconds before the time limit, at which a task saves; Slurm may be 60 s early
 _SHORTEST = 5  # minutes
@@ -115,13 +116,12 @@ def submit(text: str, out: pathlib.Path) -> str:
     folder = out / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "sweep.sh"
-    path.write_text(text)
+    replace(path, text)
     done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"sbatch rejects {path}: {done.stderr.strip()}")
     job = done.stdout.strip().split(";")[0]  # ID, or ID;CLUSTER
-    with (folder / "jobs").open("a") as file:
-        file.write(job + "\n")
+    append(folder / "jobs", job)
     return job
 
 

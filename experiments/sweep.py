@@ -43,7 +43,7 @@ from experiments.runs.configs import Source, named
 from experiments.runs.read import read_json, read_records, write_origin
 from jaxcifar import data, sharding, task, train
 from jaxcifar.config import Config
-from jaxcifar.errors import Busy, Interrupted, Stop, UserError, exit_code, interruptible
+from jaxcifar.errors import Busy, Interrupted, Stop, UserError, exit_code, interruptible, of_file
 from jaxcifar.hooks import Hook, Run
 from jaxcifar.kernels import compilation
 from jaxcifar.options import user_path, with_options
@@ -465,6 +465,8 @@ def _train(job: Job, sign: Signs) -> str:
         raise
     except UserError as error:
         why = str(error)
+    except OSError as error:  # such as that of a full disk
+        why = str(of_file(error))
     except Exception as error:  # a run that breaks must not stop the others
         why = f"{type(error).__name__}: {error}"
         traceback.print_exc()

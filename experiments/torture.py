@@ -376,50 +376,55 @@ _LIMITS = {"RSS, kB": 20, "open files": 0.02, "threads": 0.02, "disk, kB": 8, "C
 
 
 class Gauges(Hook):
-    """Reads after each epoch what the process uses: [epochs, len(_LIMITS)]."""
+    """Reads after each epoch what the process uses, and prints the medians of every so many.
 
-    def __init__(self) -> None:
+    Attributes:
+      read: [epochs, len(_LIMITS)].
+    """
+
+    def __init__(self, every: int) -> None:
         self.read: list[list[float]] = []
-        self._used = time.process_time()
+        self._every, self._used = every, time.process_time()
 
     def after_epoch(self, run: Run, record: dict[str, Any]) -> None:
+        used = time.process_time()
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
         disk = 0
         for path in run.workdir.rglob("*"):
             with contextlib.suppress(FileNotFoundError):  # Orbax renames its folders
                 disk += path.stat().st_size
         files, threads = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
-        kilo, used = 1e-3 * os.sysconf("SC_PAGE_SIZE"), time.process_time()
-        cpu = 1e3 * (used - self._used)
+        kilo, cpu = 1e-3 * os.sysconf("SC_PAGE_SIZE"), 1e3 * (used - self._used)
         self.read.append([kilo * pages, files, threads, 1e-3 * disk, cpu])
-        self._used = time.process_time()  # not the time of this
+        if (epoch := record["epoch"]) % self._every == 0:
+            cells = np.median(self.read[-self._every :], axis=0)
+            _print_row(f"{epoch - self._every + 1} … {epoch}", [f"{x:,.0f}" for x in cells])
+        self._used = time.process_time()  # without what this took
 
 
-def soak(epochs: int, folder: pathlib.Path) -> tuple[str, bool]:
-    """Returns a table of what so many epochs in this process used, and whether it kept growing.
+def soak(epochs: int, folder: pathlib.Path) -> bool:
+    """Prints a table of what so many epochs in this process used; returns whether it kept growing.
 
-    The slopes are of straight lines through all epochs but the first quarter.
+    The growth is the slope of a straight line through all epochs but the first quarter.
     """
-    config, gauges = tiny_config("test"), Gauges()
-    config.train.epochs = epochs
+    config, gauges = tiny_config("test"), Gauges(epochs // 10)
+    config.train.epochs, config.train.checkpoint_minutes = epochs, 60.0  # saved once an epoch
     shutil.rmtree(folder, ignore_errors=True)
+    _print_row("epochs", list(_LIMITS))
+    _print_row("---", ["---"] * len(_LIMITS))
     train.train_and_evaluate(config, folder, hooks=[gauges], quiet=True)
-    read, limits = np.array(gauges.read), list(_LIMITS.values())
     late = np.arange(epochs // 4, epochs)
-    slopes = np.polyfit(late, read[late], 1)[0]
-    lines = ["| epochs | " + " | ".join(_LIMITS) + " |", "|---" * (1 + len(_LIMITS)) + "|"]
-    tenth = max(1, epochs // 10)
-    for end in range(tenth, epochs + 1, tenth):
-        cells = np.median(read[end - tenth : end], axis=0)
-        lines.append(
-            f"| {end - tenth + 1} … {end} | " + " | ".join(f"{x:,.0f}" for x in cells) + " |"
-        )
-    for name, cells in (("growth an epoch", slopes), ("limit", limits)):
-        lines.append(f"| {name} | " + " | ".join(f"{x:.3g}" for x in cells) + " |")
+    slopes = np.polyfit(late, np.array(gauges.read)[late], 1)[0]
+    for name, cells in (("growth an epoch", slopes), ("limit", _LIMITS.values())):
+        _print_row(name, [f"{x:.3g}" for x in cells])
     grows = [name for name, slope in zip(_LIMITS, slopes, strict=True) if slope > _LIMITS[name]]
     verdict = f"These keep growing: {', '.join(grows)}." if grows else "Nothing keeps growing."
-    dated = f"{time.strftime('%Y-%m-%d', time.gmtime())}, {_where()}."
-    return "\n".join([*lines, "", f"Medians. {verdict}", dated]), bool(grows)
+    print(f"\nMedians. {verdict} {time.strftime('%Y-%m-%d', time.gmtime())}, {_where()}.")
+    return bool(grows)
+
+
+def _print_row(name: str, cells: list[str]) -> None:
+    print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def cost() -> str:
@@ -499,9 +504,7 @@ def _torture(arguments: argparse.Namespace) -> int:
         print(cost())
         return 0
     if arguments.soak:
-        found, grows = soak(arguments.soak, arguments.out / "soak")
-        print(found)
-        return int(grows)
+        return int(soak(arguments.soak, arguments.out / "soak"))
     torture = Torture(arguments.out, arguments.seed)
     _until(arguments.kills, torture.killed)
     for name in _SIGNALS:

@@ -131,7 +131,7 @@ class Hooks:
         """Calls the method `name` of every hook.
 
         Raises:
-          RuntimeError: a hook raised anything but `UserError` or `Interrupted`.
+          RuntimeError: a hook raised anything but `UserError`, `Interrupted` or `OSError`.
         """
         for hook in self._hooks:
             with _named(hook, name, run):
@@ -143,7 +143,7 @@ class Hooks:
 def _named(hook: Hook, name: str, run: Run) -> Iterator[None]:
     try:
         yield
-    except (UserError, Interrupted):
+    except (UserError, Interrupted, OSError):  # of a full disk, the run says where
         raise
     except Exception as error:
         raise RuntimeError(

@@ -15,6 +15,8 @@ from jaxcifar.hooks import Hook
 from jaxcifar.interop import torch as interop
 from jaxcifar.run.checkpoint import Checkpointer
 from jaxcifar.run.folder import RunFolder
+from jaxcifar.run.log import append, replace, write_shared
+from jaxcifar.run.plots import plot_history
 from tests.test_run_integrity import ONE, numbers, run, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -56,6 +58,67 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_afterwards(tmp_path, byt
     assert "Traceback" not in found.stderr
     assert not (tmp_path / "result.json").exists()
     assert run(tiny(train__epochs=1), tmp_path)["last"]["epoch"] == 1
+
+
+def write_in(folder):
+    """Writes in every way that the package has, over what is there, as commands do."""
+    picture, text = folder / "picture.png", "x" * 100_000
+    record = {"epoch": 1, "val_accuracy": 0.5, "val_loss": 1.0, "train_ce": 1.0} | {
+        "train_accuracy": 0.5
+    }
+    for write in (
+        lambda: replace(picture, text),
+        lambda: write_shared(picture, text),
+        lambda: plot_history([record], "", picture),
+        lambda: append(folder / "lines", text),
+        lambda: RunFolder(folder / "run").__enter__(),
+    ):
+        print(exit_code(lambda write=write: write() and None), flush=True)
+
+
+@pytest.mark.parametrize(
+    ("condition", "command"),
+    [
+        ("No space left on device", "head -c 1M /dev/zero > {0}/filler 2> {0}/said || true"),
+        ("Read-only file system", "mount -o remount,ro {0}"),
+    ],
+)
+def test_what_cannot_be_written_is_one_message_and_leaves_all_as_it_was(
+    condition, command, tmp_path
+):
+    """On a file system of its own, which any user may mount in a namespace of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = (
+        f"mount -t tmpfs -o size=64k tmpfs {disk} || exit 77; echo before > {disk}/picture.png; "
+        f"{command.format(disk)}; ls {disk} > before; "
+        f"{sys.executable} -c 'import pathlib, tests.test_faults as t; "
+        f't.write_in(pathlib.Path("{disk}"))\' > codes 2> messages; '
+        f"cat {disk}/picture.png > after; ls -A {disk}"
+    )
+    files = {name: tmp_path / name for name in ("before", "after", "codes", "messages")}
+    for name, path in files.items():
+        script = script.replace(f"> {name}", f"> {path}")
+    found = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if found.returncode == 77 or "unshare" in found.stderr:
+        pytest.skip(f"no file system can be mounted here: {found.stderr.strip()}")
+    full = "No space" in condition
+    assert files["codes"].read_text().split() == ["2"] * (4 if full else 5) + ["0"] * full
+    messages = files["messages"].read_text().splitlines()
+    for message, name in zip(messages, ["picture.png"] * 3 + ["lines", "run"], strict=False):
+        assert message.startswith("jaxcifar: ")
+        assert f"{disk}/{name}" in message
+        assert condition in message
+    assert len(messages) == 4 + (not full)
+    assert files["after"].read_text() == "before\n"
+    there = set(found.stdout.split())
+    assert there - {"lines", "run"} == set(files["before"].read_text().split())
 
 
 def test_a_folder_where_a_file_belongs_is_one_message(tmp_path):

@@ -1,5 +1,7 @@
 """Sweeps: which runs they start, resume and skip, and what they refuse."""
 
+import errno
+import os
 import shlex
 import shutil
 import signal
@@ -132,6 +134,17 @@ def test_a_failing_row_costs_only_itself(tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert "failed: vgg2, seed 0" in error
     assert "the machine broke" in error
+
+
+def test_a_full_disk_costs_one_message_a_row(tmp_path, monkeypatch, capsys):
+    def failing(config, workdir, **_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a/path")
+
+    monkeypatch.setattr(train, "train_and_evaluate", failing)
+    assert start_sweep(tmp_path / "out", "vgg2,vgg6", "0") == 1
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    assert printed.err.count("a/path: No space left on device.") == 2
 
 
 def test_a_workdir_of_another_config_is_refused_before_any_work(copied, monkeypatch, capsys):

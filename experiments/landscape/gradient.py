@@ -27,7 +27,7 @@ from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.hooks import Hook, Run
 from jaxcifar.kernels import compilation
 from jaxcifar.run import plots
-from jaxcifar.run.log import replace, write_json
+from jaxcifar.run.log import append, replace, write_json
 from jaxcifar.run.machine import environment
 from jaxcifar.run.progress import duration
 from jaxcifar.task import check_config
@@ -95,8 +95,7 @@ class AlongGradient(Hook):
                 f"The loss of step {run.step + 1} is not finite in {run.workdir}. A smaller "
                 "--config.optim.learning_rate may help, in another --out."
             )
-        with self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        append(self._path, json.dumps(record))
         self.found.append(record)
         each = (time.monotonic() - self._began) / max(run.step - self._first, 1)
         left = (

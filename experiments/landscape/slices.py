@@ -6,7 +6,6 @@ command.
 
 import functools
 import json
-import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from jaxcifar.kernels import compilation
 from jaxcifar.models import create_model
 from jaxcifar.models.layers import BatchNorm
 from jaxcifar.run import plots
+from jaxcifar.run.log import replacing
 from jaxcifar.run.machine import environment
 from jaxcifar.run.progress import duration
 from jaxcifar.task import Inference, build_inference
@@ -142,9 +142,8 @@ def slice_around(
     def write() -> dict[str, np.ndarray]:
         content = {"coordinates": coordinates, "settings": np.array(settings), **found}
         content["environment"] = np.array(machine)
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, **content)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            np.savez(temporary, **content)
         return content
 
     arrays = programs.on_devices(subset, mesh)

@@ -38,7 +38,7 @@ def _claims(arguments: argparse.Namespace) -> int:
         records = claims.judge(sweep)
         text = claims.markdown(records, sweep)
         write_json(sweep.folder / "claims.json", records)
-        (sweep.folder / "claims.md").write_text(text)
+        replace(sweep.folder / "claims.md", text)
         print(text)
         print(f"wrote {sweep.folder / 'claims.md'} and claims.json")
     return 0

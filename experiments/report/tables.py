@@ -13,6 +13,7 @@ from experiments.runs.read import Run, Sweep, finished_sweeps
 from experiments.runs.rows import TABLE_3, TABLE_4
 from experiments.runs.stats import Estimate, estimate
 from experiments.runs.table import Table
+from jaxcifar.run.log import replace
 from jaxcifar.run.progress import duration
 
 NONE = "–"  # in a cell that does not apply
@@ -291,5 +292,5 @@ def write(folder: pathlib.Path) -> list[pathlib.Path]:
     for sweep in finished_sweeps(folder):
         texts |= {sweep.folder / name: form(sweep) for name, form in FORMATS.items()}
     for path, text in texts.items():
-        path.write_text(text)
+        replace(path, text)
     return list(texts)

@@ -17,6 +17,7 @@ ONNX is not among them: jax2onnx needs an older orbax-checkpoint than this packa
 
 import argparse
 import importlib.util
+import io
 import pathlib
 import sys
 from typing import Any
@@ -32,7 +33,7 @@ from jaxcifar.config import Config
 from jaxcifar.errors import UserError, choose, exit_code
 from jaxcifar.interop.torch import to_torch
 from jaxcifar.options import user_path
-from jaxcifar.run.log import write_json
+from jaxcifar.run.log import replacing, write_json
 
 # The format: the ending of its file.
 FORMATS = {"stablehlo": "stablehlo", "torch": "pt", "safetensors": "safetensors", "npz": "npz"}
@@ -69,17 +70,14 @@ def export(
         raise UserError(f"There is no folder {path.parent} to write {path.name} in.")
     config, step, variables = restore.load_variables(workdir, checkpoint)
     variables = jax.device_get(variables)
-    half = path.with_name(path.name + ".tmp")
-    try:
-        if to == "stablehlo":
-            half.write_bytes(to_stablehlo(config, variables).serialize())
-        else:
-            _write_weights(half, to, to_torch(config.model.name, variables))
-        half.replace(path)
-    finally:  # a full disk leaves no half-written file
-        half.unlink(missing_ok=True)
+    if to == "stablehlo":
+        content = bytes(to_stablehlo(config, variables).serialize())
+    else:
+        content = _weights(to, to_torch(config.model.name, variables))
     about = {"run": str(workdir), "checkpoint": checkpoint, "step": step} | _about(config, to)
-    write_json(beside, about)
+    with replacing(path) as half:
+        half.write_bytes(content)
+        write_json(beside, about)  # both or none
     return about
 
 
@@ -128,18 +126,19 @@ def _about(config: Config, to: str) -> dict[str, Any]:
     }
 
 
-def _write_weights(path: pathlib.Path, to: str, state_dict: dict[str, np.ndarray]) -> None:
+def _weights(to: str, state_dict: dict[str, np.ndarray]) -> bytes:
     arrays = {name: np.array(value, order="C") for name, value in state_dict.items()}
+    if to == "safetensors":
+        return safetensors.numpy.save(arrays)
+    file = io.BytesIO()
     if to == "npz":
-        with path.open("wb") as file:  # to a name, NumPy would add an ending
-            np.savez(file, **arrays)  # pyright: ignore
-    elif to == "safetensors":
-        safetensors.numpy.save_file(arrays, path)
+        np.savez(file, **arrays)  # pyright: ignore
     else:
         import torch
 
         tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}  # pyright: ignore
-        torch.save(tensors, path)  # pyright: ignore
+        torch.save(tensors, file)  # pyright: ignore
+    return file.getvalue()
 
 
 def _command(arguments: argparse.Namespace) -> None:

@@ -81,20 +81,28 @@ def use_cache() -> None:
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    _replace_damaged(pathlib.Path(folder))
+    _mend(pathlib.Path(folder))
 
 
 @functools.cache
-def _replace_damaged(folder: pathlib.Path) -> None:
-    """Has entries of the cache that cannot be read written again.
+def _mend(folder: pathlib.Path) -> None:
+    """Has entries of the cache that cannot be read written again, and reports it in one line.
 
     JAX only warns of one, compiles the program and keeps the file, at every start anew. As the
-    warning names no more than the function, all entries with its name are deleted.
+    warning names no more than the function, all entries with its name are deleted. Of entries that
+    cannot be written it warns one by one; the first warning is enough.
     """
-    before = warnings.showwarning
+    before, told = warnings.showwarning, False
 
     def show(message: Any, *rest: Any) -> None:
+        nonlocal told
         found = re.match(r"Error reading persistent .* entry for '(\w+)'", str(message))
+        unwritten = re.match(r"Error writing persistent .* entry for '\w+': (.*)", str(message))
+        if unwritten:
+            if not told:
+                print(f"jaxcifar: compiled programs are not kept: {unwritten[1]}", file=sys.stderr)
+            told = True
+            return
         if not found:
             before(message, *rest)
             return

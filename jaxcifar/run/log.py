@@ -8,7 +8,7 @@ import os
 import pathlib
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ Steps = dict[str, list[float]]  # the metrics of an epoch's steps
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a JSON file by `replace`."""
+    """Writes a JSON file by `replacing`."""
     replace(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -39,33 +39,57 @@ def read_lines(path: pathlib.Path) -> list[Record]:
 
 
 def replace(path: pathlib.Path, text: str) -> None:
-    """Writes a file atomically: no reader, kill or power cut ever leaves half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    _write(temporary, "w", text)
-    os.replace(temporary, path)
-    sync(path.parent)
+    """Writes a file by `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def write_shared(path: pathlib.Path, content: Any) -> None:
     """Writes a JSON file that other processes may write at the same time; the last one wins."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    with replacing(path, uuid.uuid4().hex) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path, mark: str = "") -> Iterator[pathlib.Path]:
+    """Yields the path of a file to write, which then replaces the one at `path`.
+
+    No reader, full disk, kill or power cut ever leaves half of it.
+
+    Args:
+      path: of the file; the other has the same suffix.
+      mark: part of the other's name, if several processes may write at the same time.
+
+    Raises:
+      OSError: it cannot be written. The error names `path`, whose content is unchanged.
+    """
+    temporary = path.with_name(f"{path.stem}.{mark}tmp{path.suffix}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        error.filename = str(path)  # the error of a full disk does not name the file
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def append(path: pathlib.Path, line: str) -> None:
-    """Appends a line to a file, and syncs it to the disk."""
-    _write(path, "a", line + "\n")
+    """Appends a line to a file, and syncs it to the disk.
 
-
-def _write(path: pathlib.Path, mode: str, text: str) -> None:
+    Raises:
+      OSError: it cannot be written. The error names the path.
+    """
     try:
-        with path.open(mode) as file:
-            file.write(text)
+        with path.open("a") as file:
+            file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        error.filename = str(path)  # the error of a full disk does not name the file
+        error.filename = str(path)
         raise
 
 

@@ -1,6 +1,5 @@
 """The style of plots, parts that several share, and the training history of a run."""
 
-import os
 import pathlib
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxcifar.run.log import best_record
+from jaxcifar.run.log import best_record, replacing
 
 # Told apart by colour, by lightness (in grayscale) and by line style.
 LINES: tuple[dict[str, Any], ...] = (
@@ -53,9 +52,8 @@ def drawing(*paths: pathlib.Path, size: tuple[float, float], title: str = "") ->
             lines = [textwrap.fill(line, int(13 * size[0])) for line in title.split("\n")]
             figure.suptitle("\n".join(lines), fontsize=11)
         for path in paths:
-            temporary = path.with_name(path.name + ".tmp")  # a viewer never meets half a picture
-            figure.savefig(temporary, dpi=150, format=path.suffix[1:])
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                figure.savefig(temporary, dpi=150)
 
 
 def grid(axes: Axes, *, whole_x: bool = False) -> None:
