@@ -103,7 +103,8 @@ def loss_along(variables, name, distance):
             return w
         draw = generator.standard_normal(w.shape, np.float32)
         filters = tuple(range(w.ndim - 1))
-        return w + distance * draw * jnp.sqrt((w**2).sum(filters) / (draw**2).sum(filters))
+        norms = [jnp.sqrt((x**2).sum(filters, keepdims=True)) for x in (w, draw)]
+        return w + distance * draw * norms[0] / norms[1]
 
     params = jax.tree.map(moved, variables["params"])
     network = models.create_model(name, width=WIDTH)

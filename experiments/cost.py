@@ -1,6 +1,8 @@
 """The arithmetic of a network, counted from its layers."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,7 +22,7 @@ def forward_multiply_adds(model: str, width: float = 1.0) -> int:
     """
     total = 0
 
-    def count(call, args, kwargs, context):
+    def count(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
         nonlocal total
         out = call(*args, **kwargs)
         if isinstance(context.module, Conv | Linear):

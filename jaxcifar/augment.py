@@ -147,7 +147,7 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     """
     scale = 1 / (255 * jnp.asarray(std, jnp.float32))
     shift = -jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
-    return images.astype(jnp.float32) * scale + shift
+    return images.astype(jnp.float32) * scale[None, None, None] + shift[None, None, None]
 
 
 PADDING_MODES = ("zeros", "reflect")
@@ -413,7 +413,7 @@ def affine_matrices(key: jax.Array, shape: Sequence[int], *, translation: float)
     """Draws shifts for images of `shape` [N, H, W, C]; returns [N, 3, 3] for `resample`."""
     n, height, width, _ = shape
     most = translation * jnp.array([width, height], jnp.float32)
-    shifts = jnp.round(jax.random.uniform(key, (n, 2), minval=-1.0, maxval=1.0) * most)
+    shifts = jnp.round(jax.random.uniform(key, (n, 2), minval=-1.0, maxval=1.0) * most[None])
     return jnp.tile(jnp.eye(3), (n, 1, 1)).at[:, :2, 2].set(-shifts)
 
 
@@ -436,7 +436,7 @@ def resample(images: jax.Array, matrices: jax.Array) -> jax.Array:
     y, x = jnp.meshgrid(y, x, indexing="ij")
     # Written out: a matrix product may run in a lower precision, and move a pixel.
     at_x, at_y = (
-        m[:, 0, None, None] * x + m[:, 1, None, None] * y + m[:, 2, None, None]
+        m[:, 0, None, None] * x[None] + m[:, 1, None, None] * y[None] + m[:, 2, None, None]
         for m in (matrices[:, 0], matrices[:, 1])
     )
     column = jnp.round(at_x + (width - 1) / 2).astype(jnp.int32)
@@ -518,9 +518,10 @@ def erase(images: jax.Array, boxes: jax.Array, *, fill: float | Sequence[float])
     """Sets the pixels inside `boxes` [N, 4] (top, left, height, width) to `fill`."""
     _, height, width, _ = images.shape
     top, left, h, w = (boxes[:, i, None, None] for i in range(4))
-    row, column = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+    row, column = jnp.arange(height)[None, :, None], jnp.arange(width)[None, None, :]
     inside = (row >= top) & (row < top + h) & (column >= left) & (column < left + w)
-    return jnp.where(inside[..., None], jnp.asarray(fill).astype(images.dtype), images)
+    filled = jnp.broadcast_to(jnp.asarray(fill).astype(images.dtype), images.shape)
+    return jnp.where(inside[..., None], filled, images)
 
 
 def random_cutout(key: jax.Array, images: jax.Array, *, size: int) -> jax.Array:
@@ -530,7 +531,7 @@ def random_cutout(key: jax.Array, images: jax.Array, *, size: int) -> jax.Array:
     whose square may stick out; that of Jordan 2024 does not.
     """
     n, height, width, _ = images.shape
-    corners = jax.random.randint(key, (n, 2), 0, jnp.array([height, width]) - size + 1)
+    corners = jax.random.randint(key, (n, 2), 0, jnp.array([[height, width]]) - size + 1)
     return erase(images, jnp.pad(corners, ((0, 0), (0, 2)), constant_values=size), fill=0.0)
 
 
@@ -596,7 +597,7 @@ def random_cutmix(
         for key, size in ((row_key, height), (column_key, width))
     )
     box = row[:, None] & column[None, :]
-    pasted = jnp.where(box[:, :, None], jnp.roll(images, 1, axis=0), images)
+    pasted = jnp.where(box[None, :, :, None], jnp.roll(images, 1, axis=0), images)
     return pasted, _blended(targets, 1 - box.mean())
 
 

@@ -96,7 +96,7 @@ def test_optimizer_by_the_formula(name, options, kernels):
 
 def test_coupled_l2_is_not_adamw():
     coupled = run(optim.make_optimizer("adam", 0.01, regularize=optim.regularizers(0.0, 0.1)))
-    decoupled = run(optax.adamw(0.01, weight_decay=0.2))
+    decoupled = run(optim.make_optimizer("adamw", 0.01, weight_decay=0.2))
     assert np.abs(coupled["conv"]["kernel"] - decoupled["conv"]["kernel"]).max() > 1e-3
 
 
@@ -288,7 +288,7 @@ def test_regularizers_compose_with_optax(name):
 
 
 def test_proximal_l1_follows_a_schedule():
-    schedule = lambda count: 0.5 / (count + 1)  # noqa: E731
+    schedule = lambda count: 0.5 / (jnp.asarray(count, jnp.float32) + 1)  # noqa: E731
     tx = optax.inject_hyperparams(optim.proximal_l1)(0.4, learning_rate=schedule)
     w = jnp.array([1.0, -1.0, 0.05])
     state = tx.init(w)

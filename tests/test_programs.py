@@ -185,7 +185,7 @@ def test_a_run_is_the_optimizer_of_its_config(tmp_path, fields):
     model = models.create_model("vgg_a_bn", width=0.05, dropout_rate=0.2)
 
     def prepare(_, images, labels):
-        return (images / 255.0 - 0.5) / 0.25, labels
+        return (images.astype(jnp.float32) / 255.0 - 0.5) / 0.25, labels
 
     step = jax.jit(make_train_step(make_loss(model, prepare), tx, regularizers=penalties))
     made = tiny_task(**fields, data__augment="none")
@@ -271,6 +271,34 @@ def test_the_step_has_the_convolutions_it_needs_and_no_more(name, convolutions):
     assert " opt-barrier(" in text  # which keep layout copies from computing layers anew
     for word in ("infeed", "outfeed", "callback", " send(", " recv("):
         assert word not in text  # nothing goes to the host
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {
+            "data__augment": "strong",
+            "optim__l1": 1e-4,
+            "augment__mixup": 0.2,
+            "augment__cutmix": 1.0,
+        },
+        {"model__name": "resnet18", "optim__name": "adamw", "optim__warmup_epochs": 0.5},
+        {"model__name": "densenet121", "optim__name": "sgd", "optim__schedule": "cosine_per_step"},
+        {
+            **{"model__name": "airbench94", "optim__name": "sgd", "optim__schedule": "triangular"},
+            **{"data__augment": "weak", "augment__cutout": 4, "train__lookahead_steps": 2},
+            **{"augment__flip": "alternating", "data__test_augment": "mirror_translate"},
+        },
+    ],
+)
+def test_no_operation_mixes_dtypes_or_ranks_unseen(fields):
+    made = tiny_task(**fields)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        arguments = programs.training_arguments(made)
+        jax.eval_shape(programs.training(made, 1), *arguments)
+        variables = {"params": arguments[0].params, "batch_stats": arguments[0].batch_stats}
+        images = jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.uint8)
+        jax.eval_shape(made.inference.logits, variables, images)
 
 
 def test_constants_are_no_part_of_the_step():

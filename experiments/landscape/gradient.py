@@ -30,6 +30,7 @@ from jaxcifar.run import plots
 from jaxcifar.run.log import append, replace, write_json
 from jaxcifar.run.machine import environment
 from jaxcifar.run.progress import duration
+from jaxcifar.state import TrainState
 from jaxcifar.task import check_config
 
 # Step sizes of plain gradient descent: half to four times 0.1, the range of Santurkar et al.
@@ -74,8 +75,8 @@ class AlongGradient(Hook):
         self._began, self._first = time.monotonic(), run.step
         loss = programs.loss(run.task)
 
-        def loss_of_batch(params, state, images, labels, order):
-            batch = programs.batch(run.task, state, images, labels, order)
+        def loss_of_batch(params: Any, state: TrainState, *images_labels_order: jax.Array):
+            batch = programs.batch(run.task, state, *images_labels_order)
             return loss(params, state, *batch)
 
         gradient = jax.value_and_grad(loss_of_batch, has_aux=True)

@@ -53,7 +53,7 @@ def filter_normalized_direction(key: jax.Array, params: Any) -> Any:
             return jnp.zeros_like(leaf)
         direction = jax.random.normal(key, leaf.shape, leaf.dtype)
         axes = tuple(range(leaf.ndim - 1))
-        norms = [jnp.sqrt(jnp.sum(jnp.square(x), axes)) for x in (leaf, direction)]
+        norms = [jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True)) for x in (leaf, direction)]
         return direction * (norms[0] / norms[1])
 
     drawn = [of_leaf(key, leaf) for key, leaf in zip(keys, leaves, strict=True)]

@@ -201,7 +201,7 @@ def augmentations(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -
     assert config is not None
     train_set = data.load(config.data.name, "train", data_dir=config.data.dir)
     images, given = train_set.images[:8], config.augment.to_dict()
-    mean = 255 * jnp.asarray(train_set.mean)
+    mean = 255 * jnp.asarray(train_set.mean)[None, None, None]
 
     def strong(key: jax.Array, images: jax.Array) -> jax.Array:
         own = inspect.signature(augment.strong).parameters

@@ -86,17 +86,20 @@ def _as_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return y.reshape(n, height, width, features)
 
 
+_Saved = tuple[jax.Array, jax.Array]  # for the gradient
+
+
 @jax.custom_vjp
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x · kernel, [rows, I] and [I, O], whose gradient is fast for many rows."""
     return x @ kernel
 
 
-def _product_forward(x, kernel):
+def _product_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, _Saved]:
     return _product(x, kernel), (x, kernel)
 
 
-def _product_backward(saved, dy):
+def _product_backward(saved: _Saved, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     pieces = 1
     while len(x) > _ROWS * pieces and len(x) % (2 * pieces) == 0:

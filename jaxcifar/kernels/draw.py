@@ -1,6 +1,7 @@
 """All the random numbers of an initialisation in one draw."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ class OneDraw:
             else jax.lax.optimization_barrier(jax.random.normal(key, (total,), jnp.float32))
         )
 
-    def normal(self, key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+    def normal(self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         """Returns the next standard normal numbers; `key` is not used."""
         del key
         first = self.taken

@@ -15,6 +15,11 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
+def per_channel(v: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns v [C] in the rank of x [N, …, C], to be broadcast over all axes but the last."""
+    return jnp.expand_dims(v, range(x.ndim - 1))
+
+
 def channel_sum(x: jax.Array, platform: str) -> jax.Array:
     """Sums [N, …, C] over all axes but the last: [C]. That is x.sum(range(x.ndim - 1))."""
     if platform == "cpu":
@@ -36,20 +41,23 @@ def moments(x: jax.Array, platform: str) -> Moments:
     x = at_least_float32(x)
     n = x.size // x.shape[-1]
     mean = channel_sum(x, platform) / n
-    return mean, channel_sum(jnp.square(x - mean), platform) / n
+    return mean, channel_sum(jnp.square(x - per_channel(mean, x)), platform) / n
 
 
-def _moments_forward(x, platform):
+def _moments_forward(x: jax.Array, platform: str) -> tuple[Moments, tuple[jax.Array, jax.Array]]:
     mean, var = moments(x, platform)  # pyright: ignore
     return (mean, var), (x, mean)
 
 
-def _moments_backward(platform, saved, gradients):
+def _moments_backward(
+    platform: str, saved: tuple[jax.Array, jax.Array], gradients: Moments
+) -> tuple[jax.Array]:
     del platform
     x, mean = saved
     dmean, dvar = gradients
     n = x.size // x.shape[-1]
-    dx = dmean / n + (at_least_float32(x) - mean) * (2 * dvar / n)
+    mean, dmean, dvar = (per_channel(v, x) for v in (mean, dmean / n, 2 * dvar / n))
+    dx = dmean + (at_least_float32(x) - mean) * dvar
     return (dx.astype(x.dtype),)
 
 
@@ -61,18 +69,23 @@ def scale_and_shift(
     x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array, platform: str
 ) -> jax.Array:
     """Returns (x − mean) · scale + bias for each channel of [N, …, C], in float32 for bfloat16."""
+    mean, scale, bias = (per_channel(v, x) for v in (mean, scale, bias))
     return (at_least_float32(x) - mean) * scale + bias
 
 
-def _scale_and_shift_forward(x, mean, scale, bias, platform):
+def _scale_and_shift_forward(
+    x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array, platform: str
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
     return scale_and_shift(x, mean, scale, bias, platform), (x, mean, scale)
 
 
-def _scale_and_shift_backward(platform, saved, dy):
+def _scale_and_shift_backward(
+    platform: str, saved: tuple[jax.Array, jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     x, mean, scale = saved
-    dscale = channel_sum(dy * (at_least_float32(x) - mean), platform)
+    dscale = channel_sum(dy * (at_least_float32(x) - per_channel(mean, x)), platform)
     dbias = channel_sum(dy, platform)
-    return (dy * scale).astype(x.dtype), -scale * dbias, dscale, dbias
+    return (dy * per_channel(scale, x)).astype(x.dtype), -scale * dbias, dscale, dbias
 
 
 scale_and_shift.defvjp(_scale_and_shift_forward, _scale_and_shift_backward)

@@ -98,7 +98,10 @@ def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _forward(x, kernel)[0]
 
 
-def _forward(x, kernel):
+_Saved = tuple[jax.Array, jax.Array]  # for the gradient
+
+
+def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, _Saved]:
     n, height, width, channels = x.shape
     rows, columns = _tiles(height), _tiles(width)
     terms = _sums(_OF_X, _patches(x)).reshape(36, -1, channels)
@@ -109,7 +112,7 @@ def _forward(x, kernel):
     return y, (terms, factors)
 
 
-def _backward(saved, dy):
+def _backward(saved: _Saved, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     terms, factors = saved
     n, height, width, features = dy.shape
     rows, columns = _tiles(height), _tiles(width)

@@ -36,10 +36,10 @@ def whitening_kernel(images: jax.Array) -> jax.Array:
     patches = jnp.stack(
         [images[:, i : height - 1 + i, j : width - 1 + j] for i in (0, 1) for j in (0, 1)], axis=3
     ).reshape(-1, 4 * channels)
-    patches -= patches.mean(axis=0)
+    patches -= patches.mean(axis=0, keepdims=True)
     covariance = jnp.matmul(patches.T, patches, precision="highest") / len(patches)
     variances, directions = jnp.linalg.eigh(covariance)
-    kernel = (directions / jnp.sqrt(variances + EPSILON))[:, ::-1]
+    kernel = (directions / jnp.sqrt(variances + EPSILON)[None])[:, ::-1]
     return jnp.concatenate([kernel, -kernel], axis=1).reshape(2, 2, channels, -1)
 
 
@@ -64,9 +64,8 @@ class Whitening(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros, shape[-1:], jnp.float32)
         kernel = kernel.value.astype(self.dtype)
-        return valid_conv2x2(x.astype(self.dtype), kernel, platform=self.platform) + bias.astype(
-            self.dtype
-        )
+        y = valid_conv2x2(x.astype(self.dtype), kernel, platform=self.platform)
+        return y + bias.astype(self.dtype)[None, None, None]
 
 
 class Group(nn.Module):

@@ -48,7 +48,7 @@ class Conv(nn.Module):
         )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            y = y + bias.astype(self.dtype)
+            y = y + bias.astype(self.dtype)[None, None, None]
         return y
 
 
@@ -117,7 +117,7 @@ class Linear(nn.Module):
         # The default precision of a float32 product is lower on GPU (TF32) and TPU (bfloat16).
         y = jnp.matmul(at_least_float32(x), kernel, precision="highest")
         if self.use_bias:
-            y = y + self.param("bias", self.bias_init, (self.features,), jnp.float32)
+            y = y + self.param("bias", self.bias_init, (self.features,), jnp.float32)[None]
         return y
 
 

@@ -13,7 +13,16 @@ from jaxcifar.optim.regularizers import Mask, Regularizer, l1, l2
 
 
 def _adam() -> optax.GradientTransformation:
-    return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+    adam = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        # Optax raises a Python float to the power of an int32, which "strict" forbids.
+        with jax.numpy_dtype_promotion("standard"):
+            return adam.update(updates, state, params)
+
+    return optax.GradientTransformation(adam.init, update)
 
 
 def _adamw(weight_decay: float | jax.Array, mask: Mask | None) -> optax.GradientTransformation:

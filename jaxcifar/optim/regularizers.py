@@ -209,7 +209,9 @@ def _transform(
 ) -> optax.GradientTransformation:
     """Applies `change`, of an update and its parameter, to the leaves that `mask` chooses."""
 
-    def update(updates, state, params=None):
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError("update needs the parameters: tx.update(updates, state, params)")
         chosen = _resolve(mask, params)

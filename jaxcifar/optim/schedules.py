@@ -38,12 +38,12 @@ def cosine_annealing(
     """
     choose("per", per, ("epoch", "step"))
 
-    def schedule(step: Any):
+    def schedule(step: Any) -> Any:
         xp: Any = np if isinstance(step, int | float | np.number) else jnp
         step = xp.asarray(step)
         epoch = step // steps_per_epoch if per == "epoch" else step / steps_per_epoch
         # (1 + cos x)/2 as cos²(x/2): the sum cancels near the end, where float32 would lose it.
-        fraction = xp.minimum(epoch / epochs, 1.0)
+        fraction = xp.minimum(xp.asarray(epoch, float) / epochs, 1.0)
         return base_lr * xp.square(xp.cos(np.pi / 2 * fraction))
 
     return schedule
@@ -74,7 +74,7 @@ def triangular(
       step -> learning rate.
     """
 
-    def schedule(step):
+    def schedule(step: Any) -> Any:
         xp: Any = np if isinstance(step, int | float | np.number) else jnp
         step = xp.asarray(step, float)
         total = epochs * steps_per_epoch
@@ -128,8 +128,9 @@ def make_schedule(
         per = "step" if name == "cosine_per_step" else "epoch"
         after = cosine_annealing(base_lr, epochs - warmup_epochs, steps_per_epoch, per)
 
-    def schedule(step):
-        xp = np if isinstance(step, int | np.integer) else jnp
+    def schedule(step: Any) -> Any:
+        xp: Any = np if isinstance(step, int | np.integer) else jnp
+        step = step if xp is np else jnp.asarray(step, float)
         warm = warmup_epochs * steps_per_epoch
         rising = base_lr * (step + 1) / xp.maximum(warm, 1)
         return xp.where(step < warm, rising, after(xp.maximum(step - warm, 0)))
