@@ -33,7 +33,10 @@ from jaxcifar.launch import Place
 _F = TypeVar("_F", bound=Callable)
 _GRACE = 5.0  # seconds that the others have to end by themselves after one ended unexpectedly
 _CAUSE = 3.0  # seconds to wait for the cause of a failed exchange between devices to become known
-_RESUME = "All processes have ended; the same command resumes the run from its last checkpoint."
+_GONE = (
+    "is gone: it was killed, or its host is down. All processes have ended; the same command "
+    "resumes the run from its last checkpoint."
+)
 
 
 class End(NamedTuple):
@@ -378,8 +381,7 @@ class _Team:
                     self._note(peer, End(*message["end"]))
                 else:
                     self._inbox[peer].put(message)
-        gone = End(peer, 1, f"is gone: it was killed, or its host is down. {_RESUME}")
-        self._note(peer, gone, closed=True)
+        self._note(peer, End(peer, 1, _GONE), closed=True)
 
     # --- ending ---
 
@@ -390,7 +392,9 @@ class _Team:
                 self._closed.add(peer)
             known = self._ends.setdefault(peer, end) is not end
             self._changed.notify_all()
-        if known or end.code == 0 or self._wait(_GRACE, lambda: self._ending):
+        # Without the first process nothing can be agreed, and JAX will abort this one in a moment.
+        grace = 0 if closed and not is_first() else _GRACE
+        if known or end.code == 0 or self._wait(grace, lambda: self._ending):
             return
         if is_first() or closed or not self._started:
             _say(end)
@@ -417,7 +421,7 @@ class _Team:
             return
         if cause == mine and error is not None and not expected:
             traceback.print_exception(error)
-        if cause == mine or is_first():
+        if cause == mine or is_first() or cause == End(0, 1, _GONE):
             _say(cause)
         self._leave(cause)
 
