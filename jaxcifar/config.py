@@ -205,15 +205,15 @@ def complete(saved: dict[str, Any]) -> Config:
       UserError: it has a field that is unknown today.
     """
     config, known = base_config(), flatten(base_config())
-    for field, value in flatten(saved).items():
-        if field not in known:
-            raise UserError(
-                f"The saved config has the field {field!r}, which this version of jaxcifar does "
-                f"not know.{nearest_field(field)} Use the version that wrote it."
-            )
-        group, _, name = field.rpartition(".")
-        place = config[group] if group else config
-        with config.ignore_type():
+    with config.ignore_type():
+        for field, value in flatten(saved).items():
+            if field not in known:
+                raise UserError(
+                    f"The saved config has the field {field!r}, which this version of jaxcifar "
+                    f"does not know.{nearest_field(field)} Use the version that wrote it."
+                )
+            group, _, name = field.rpartition(".")
+            place = config[group] if group else config
             place[name] = tuple(value) if isinstance(known[field], tuple) else value
     return config
 

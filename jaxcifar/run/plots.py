@@ -45,15 +45,20 @@ def drawing(*paths: pathlib.Path, size: tuple[float, float], title: str = "") ->
       title: above the picture; long lines are wrapped.
     """
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size, dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
         if title:
             lines = [textwrap.fill(line, int(13 * size[0])) for line in title.split("\n")]
             figure.suptitle("\n".join(lines), fontsize=11)
+        # Laid out once, where savefig would do it anew for each format and draw all twice.
+        engine = figure.get_layout_engine()
+        assert engine is not None
+        engine.execute(figure)
+        figure.set_layout_engine(None)
         for path in paths:
             with replacing(path) as temporary:
-                figure.savefig(temporary, dpi=150)
+                figure.savefig(temporary, dpi="figure")
 
 
 def grid(axes: Axes, *, whole_x: bool = False) -> None:
