@@ -99,7 +99,7 @@ def first_state(
     return state.replace(ema=copy() if keep_ema else None, slow=copy() if keep_slow else None)
 
 
-@functools.lru_cache(16)  # tracing a network takes about a second
+@functools.cache  # tracing a network takes about a second
 def abstract_variables(model: nn.Module) -> dict:
     """Returns the shapes and dtypes of a model's {"params", "batch_stats"}. Do not modify it."""
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)

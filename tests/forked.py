@@ -7,6 +7,7 @@ of the start itself uses `subprocess`.
 import multiprocessing
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -15,8 +16,22 @@ import tempfile
 
 import jax
 
+_CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "xla"
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["jaxcifar.main", "jaxcifar.run.plots", "tensorboardX"])
+
+
+def environment_of(devices):
+    """Returns the environment of a process of so many devices, with the tests' compiled programs.
+
+    Rounding depends on the number of devices.
+    """
+    flags = re.sub(r"device_count=\d+", f"device_count={devices}", os.environ["XLA_FLAGS"])
+    return os.environ | {
+        "XLA_FLAGS": flags,
+        "JAX_COMPILATION_CACHE_DIR": str(_CACHE),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
 
 
 class Forked:
@@ -40,6 +55,12 @@ class Forked:
     @property
     def returncode(self):
         return self._process.exitcode
+
+    def poll(self):
+        return self._process.exitcode
+
+    def send_signal(self, signum):
+        os.kill(self._process.pid, signum)
 
     def kill(self):
         self._process.kill()

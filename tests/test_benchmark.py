@@ -26,6 +26,7 @@ def test_timers_take_turns_after_a_warm_up(monkeypatch):
     assert found == {"a": [3.0, 5.0, 7.0], "b": [4.0, 6.0, 8.0]}  # the warm-up is left out
 
 
+@pytest.mark.slow
 def test_measurements_beside_the_better_of_pytorchs_layouts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "ceilings", lambda: {"copy_gb_per_second": 5.0})
 
@@ -61,6 +62,7 @@ def test_measurements_beside_the_better_of_pytorchs_layouts(tmp_path, monkeypatc
         assert line in printed
 
 
+@pytest.mark.slow
 def test_it_runs_the_training_step(monkeypatch, one_device):
     made = []
     real = programs.train

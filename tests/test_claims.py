@@ -20,6 +20,7 @@ def verdicts(folder):
     return {record["comparison"].split(" (")[0]: record for record in records}
 
 
+@pytest.mark.slow
 def test_claims_of_the_reports_own_numbers(tmp_path):
     write_fake_runs(tmp_path)
     main(["claims", str(tmp_path)])
@@ -46,6 +47,7 @@ def test_claims_of_the_reports_own_numbers(tmp_path):
     assert loss_gap["verdict"] == "supported"
 
 
+@pytest.mark.slow
 def test_claims_turn_with_the_data(tmp_path):
     write_fake_runs(tmp_path, {"row8": {"val_accuracy": -0.02}, "row7": {"val_accuracy": 0.005}})
     main(["claims", str(tmp_path)])
@@ -118,6 +120,7 @@ def test_verdicts(mean, half, expected, bound, word):
     assert claims.verdict(stats.Estimate(mean, 0.0, half, 3), expected, bound) == word
 
 
+@pytest.mark.slow
 def test_other_configs_are_ignored(tmp_path, capsys):
     write_fake_runs(tmp_path / "a")
     main(["claims", str(tmp_path / "a")])

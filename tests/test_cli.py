@@ -11,6 +11,7 @@ import pytest
 
 from jaxcifar import cli
 from jaxcifar.errors import UserError
+from tests.forked import Forked, environment_of
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -98,20 +99,24 @@ def test_experiments_need_a_checkout(monkeypatch, tmp_path):
         cli.find_experiments("sweep")
 
 
+def command(*arguments):
+    """As the console script: the arguments are those of the process."""
+    sys.argv = ["jaxcifar", *arguments]
+    return cli.main()
+
+
+@pytest.mark.slow
 def test_fields_reach_a_run_and_its_evaluation(tmp_path):
     """Not through sys.argv, where ml_collections looks for them: that has the verb's own words."""
     code = "from tests.tiny import tiny\n\n\ndef get_config():\n    return tiny()\n"
     (tmp_path / "small.py").write_text(code)
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment |= {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache/xla")}
 
     def run(*arguments):
-        command = [sys.executable, "-m", "jaxcifar.cli", *arguments]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        environment = environment_of(devices=1)
+        process = Forked(command, *arguments, environment=environment, cwd=tmp_path)
+        out, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error
+        return out
 
     run("train", "small.py", "--train.epochs=1", "--seed=3", "--workdir=out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())["config"]

@@ -32,12 +32,14 @@ def write(path, train, places, **changes):
     return path
 
 
+@pytest.mark.slow
 def test_the_same_images_make_no_difference(finished, train, tmp_path, capsys):
     path = write(tmp_path / "same.npz", train, [3, 1, 4, 1, 5])
     assert exit_code(lambda: compare_images.main([str(finished[0]), str(path)])) == 0
     assert "difference +0.00 points (95%: +0.00 … +0.00)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_images_are_evaluated(finished, train, tmp_path):
     """Black images all get the same class, so the accuracy on them is that class's share."""
     places = np.arange(40)
@@ -52,6 +54,7 @@ def test_other_images_are_evaluated(finished, train, tmp_path):
     assert found["squared_error"] == pytest.approx(squares.mean(), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

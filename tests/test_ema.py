@@ -5,38 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcifar import programs, restore, sharding, train
-from jaxcifar.config import base_config
-from jaxcifar.hooks import Hook
+from jaxcifar import programs, restore
+from jaxcifar.errors import Interrupted
 from jaxcifar.models import create_model
 from jaxcifar.optim import make_optimizer
 from jaxcifar.run.log import best_record, read_lines
 from jaxcifar.state import create_state
 from jaxcifar.step import make_loss, make_train_step
+from tests.tiny import SignalAt, mesh, run, tiny, tiny_task
 
 
-def tiny(**fields):
-    config = base_config()
-    config.model.name, config.model.width = "vgg_a_bn", 0.05
-    config.data.name = "synthetic"
-    config.train.batch_size, config.train.limit_train_images = 32, 96
-    config.train.epochs, config.train.ema_decay = 2, 0.5
-    for field, value in fields.items():
-        config.train[field] = value
-    return config
-
-
-@pytest.fixture(scope="module")
-def mesh():
-    return jax.sharding.Mesh(np.asarray(jax.devices()[:1]), (sharding.BATCH_AXIS,))
-
-
+@pytest.mark.slow
 def test_the_average_is_pytorchs():
     model = create_model("vgg_a_bn", width=0.05)
     tx = make_optimizer("sgd", 0.05)
     loss = make_loss(model, lambda key, images, labels: (images, labels))
     step = jax.jit(make_train_step(loss, tx, ema_decay=0.9))
-    state = create_state(model, tx, 0, keep_ema=True)
+    state = jax.jit(lambda: create_state(model, tx, 0, keep_ema=True))()
     seen = [jax.device_get(state.variables)]
     images, labels = jax.random.normal(jax.random.key(0), (8, 32, 32, 3)), jnp.arange(8)
     for _ in range(4):
@@ -55,20 +40,16 @@ def test_the_average_is_pytorchs():
 
 
 @pytest.mark.slow
-def test_a_run_is_judged_by_its_average_and_resumes(tmp_path, mesh):
-    class StopAt(Hook):
-        def before_step(self, run):
-            if run.step == 4:
-                run.stop.request("by the test")
-
-    whole = train.train_and_evaluate(tiny(), tmp_path / "a", mesh=mesh, quiet=True)
-    with pytest.raises(train.Interrupted):
-        train.train_and_evaluate(tiny(), tmp_path / "b", mesh=mesh, quiet=True, hooks=[StopAt()])
-    resumed = train.train_and_evaluate(tiny(), tmp_path / "b", mesh=mesh, quiet=True)
+def test_a_run_is_judged_by_its_average_and_resumes(tmp_path):
+    config = tiny(train__ema_decay=0.5)
+    whole = run(config, tmp_path / "a")
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "b", SignalAt(4))
+    resumed = run(config, tmp_path / "b")
     for name in ("best", "last"):
         for field in ("val_loss", "ema_val_loss", "ema_val_accuracy", "train_loss"):
             assert whole[name][field] == resumed[name][field]
-        found = restore.evaluate_workdir(tmp_path / "a", name, mesh=mesh)
+        found = restore.evaluate_workdir(tmp_path / "a", name, mesh=mesh(1))
         assert found["accuracy"] == whole[name]["ema_val_accuracy"]
     assert whole["last"]["ema_val_loss"] != whole["last"]["val_loss"]
     records = read_lines(tmp_path / "a" / "metrics.jsonl")
@@ -82,9 +63,6 @@ def test_the_best_is_by_the_average_where_there_is_one():
     assert best_record(averaged)["epoch"] == 2
 
 
-def test_without_it_nothing_is_kept_or_computed(mesh):
-    from jaxcifar import data, task
-
-    config = tiny(ema_decay=0.0)
-    made = task.build(config, data.load("synthetic", "train"), mesh)
-    assert programs.abstract_state(made).ema is None
+def test_without_it_nothing_is_kept_or_computed():
+    assert programs.abstract_state(tiny_task()).ema is None
+    assert programs.abstract_state(tiny_task(train__ema_decay=0.5)).ema is not None

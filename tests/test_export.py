@@ -77,6 +77,7 @@ def expected(finished):
     return jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", export.FORMATS)
 def test_the_same_logits_without_this_package(finished, expected, tmp_path, to):
     if to in export.NEEDS:

@@ -17,7 +17,8 @@ from jaxcifar.run.checkpoint import Checkpointer
 from jaxcifar.run.folder import RunFolder
 from jaxcifar.run.log import append, replace, write_shared
 from jaxcifar.run.plots import plot_history
-from tests.test_run_integrity import ONE, numbers, run, tiny
+from tests.forked import environment_of
+from tests.test_run_integrity import OFTEN, ONE, numbers, run, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -42,8 +43,9 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_afterwards(tmp_path, byt
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_of_a_file}, resource.RLIM_INFINITY))\n"
         "sys.exit(exit_code(lambda: run(tiny(train__epochs=1), sys.argv[1]) and 0))\n"
     )
-    # No cache: an entry that cannot be written is a warning of JAX's own.
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    # Nothing is added to the cache: an entry that cannot be written is a warning of JAX's own.
+    environment = environment_of(devices=8) | {"PYTHONPATH": str(ROOT)}
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1000"
     found = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
         cwd=ROOT,
@@ -162,14 +164,14 @@ def test_a_deleted_lock_lets_no_other_in(tmp_path):
 
 def diverging():
     return tiny(
-        model__name="vgg_a",
-        optim__name="sgd",
+        **OFTEN,
         optim__momentum=0.9,
         optim__learning_rate=100.0,
         optim__l2=100.0,
     )
 
 
+@pytest.mark.slow
 def test_divergence_can_be_looked_at(tmp_path):
     with pytest.raises(UserError, match="is not finite") as error:
         run(diverging(), tmp_path)
@@ -201,6 +203,7 @@ class Spoil(Hook):
             run.stop.request("on purpose")
 
 
+@pytest.mark.slow
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     with pytest.raises(UserError, match="A parameter after step 4 is not finite") as error:
         run(tiny(train__checkpoint_minutes=10.0), tmp_path, Spoil())
@@ -210,6 +213,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     assert numbers(tmp_path)[0][-1]["epoch"] == 3
 
 
+@pytest.mark.slow
 def test_nothing_is_wrong_with_a_finite_run(tmp_path):
     run(tiny(train__epochs=1), tmp_path)
     lines = []
@@ -221,6 +225,7 @@ def test_nothing_is_wrong_with_a_finite_run(tmp_path):
 # --- files of others --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_refused(tmp_path):
     run(tiny(train__epochs=1), tmp_path)
     config, _, variables = restore.load_variables(tmp_path, mesh=ONE)

@@ -33,6 +33,7 @@ def test_all_figures_are_drawn(copied_vgg):
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
+@pytest.mark.slow
 def test_figure_5_fills_from_the_best_to_the_worst_rate(copied_vgg, monkeypatch):
     drawn = {}
     real = Axes.fill_between
@@ -54,6 +55,7 @@ def test_figure_5_fills_from_the_best_to_the_worst_rate(copied_vgg, monkeypatch)
         np.testing.assert_allclose(high, np.max(curves, axis=0))
 
 
+@pytest.mark.slow
 def test_figure_2_without_a_checkpoint(copied_vgg, capsys):
     for path in copied_vgg.rglob("checkpoints"):
         shutil.rmtree(path)
@@ -63,6 +65,7 @@ def test_figure_2_without_a_checkpoint(copied_vgg, capsys):
     assert not (copied_vgg / "figures" / "fig2.png").exists()
 
 
+@pytest.mark.slow
 def test_figures_without_the_images(copied_vgg, monkeypatch, capsys):
     def missing(*_, **__):
         raise UserError("CIFAR-10 was not found")
@@ -75,6 +78,7 @@ def test_figures_without_the_images(copied_vgg, monkeypatch, capsys):
     assert (copied_vgg / "figures" / "fig3.png").exists()
 
 
+@pytest.mark.slow
 def test_the_image_of_figure_2(copied_vgg, capsys):
     run = f"--run={copied_vgg / 'vgg2' / 'seed0'}"
     assert main(["figures", str(copied_vgg), "--only=fig2", run, "--image=7"]) == 0
@@ -89,6 +93,7 @@ def test_a_run_that_is_not_there(copied_vgg):
         main(["figures", str(copied_vgg), "--only=fig6"])
 
 
+@pytest.mark.slow
 def test_figure_2_shows_what_the_first_layer_makes(swept_vgg, tmp_path, monkeypatch):
     run = swept_vgg / "vgg6" / "seed0"
     shown = []
@@ -134,6 +139,7 @@ def test_predictions_and_confusion(swept_vgg):
 # --- models and configs that the original report does not have ---------------------------------
 
 
+@pytest.mark.slow
 def test_any_number_of_models_has_its_own_marker(tmp_path):
     models = [*names.MODELS, "wideresnet28_10", "mixer", "vit"]
     for i, model in enumerate(models):
@@ -144,6 +150,7 @@ def test_any_number_of_models_has_its_own_marker(tmp_path):
     assert figures.model_styles(["vgg_a"])["vgg_a"] == styles["vgg_a"]
 
 
+@pytest.mark.slow
 def test_figures_name_the_model_that_ran(tmp_path, monkeypatch):
     write_fake_runs(tmp_path, rows=["vgg2", "wide"], epochs=50, model__name="resnet50")
     titles, labels = [], []

@@ -37,6 +37,7 @@ def measured(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_measured_losses_are_those_that_training_saw(measured, swept_vgg):
     for row in ("vgg2", "vgg6"):
         found = measurements(measured, row)
@@ -46,10 +47,11 @@ def test_measured_losses_are_those_that_training_saw(measured, swept_vgg):
     assert (measured / "smoothness" / "smoothness.png").exists()
 
 
+@pytest.mark.slow
 def test_measurement_by_hand(measured):
     """The first measurement of VGG-A, by plain JAX on the same images."""
     config = configs.row_config("vgg2")
-    config.model.width, config.data.name = 0.05, "synthetic"
+    config.model.width, config.model.dropout_rate, config.data.name = 0.05, 0.2, "synthetic"
     config.train.update(batch_size=32, limit_train_images=100)
     images = data.load("synthetic", "train").take(slice(100), "100")
     mesh = sharding.make_mesh()
@@ -58,11 +60,12 @@ def test_measurement_by_hand(measured):
     numbers = sharding.replicate(task.hyperparams(config), mesh)
     state = programs.init(made)(np.uint32(0), numbers, pixels)
     rows = np.asarray(programs.order(made)(state.key, np.int32(1)))[0]
-    key = jax.random.split(jax.random.fold_in(state.key, 0))[0]
+    key, dropout_key = jax.random.split(jax.random.fold_in(state.key, 0))
     inputs, labels = made.prepare(key, jnp.asarray(images.images[rows]), images.labels[rows])
 
     def loss(params):
-        logits = made.model.apply({"params": params}, inputs, train=True)
+        rngs = {"dropout": dropout_key}
+        logits = made.model.apply({"params": params}, inputs, train=True, rngs=rngs)
         return losses.cross_entropy(logits, labels).mean()
 
     here = jax.jit(jax.grad(loss))(state.params)
@@ -84,6 +87,7 @@ def test_measurement_by_hand(measured):
     assert beta == pytest.approx(max(betas), rel=2e-2)
 
 
+@pytest.mark.slow
 def test_stopped_measurements_go_on(measured, tmp_path, monkeypatch, capsys):
     real = train.train_and_evaluate
 
@@ -115,6 +119,7 @@ def test_other_settings_are_refused(measured, capsys):
     assert "optim.learning_rate: 0.001 -> 0.1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_fewer_steps_than_the_row_are_marked(tmp_path, measured):
     assert smooth(tmp_path, "--steps=2") == 0
     (folder,) = (tmp_path / "smoothness").glob("*_seed0")

@@ -14,6 +14,7 @@ from jaxcifar.run.log import read_lines
 from tests.tiny import SignalAt, Watch, run, tiny, without_times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps_per_call", "befores"), [(1, [0, 1, 2, 3, 4, 5]), (3, [0, 3])])
 def test_hooks_see_each_call_once_and_in_order(tmp_path, steps_per_call, befores):
     one, other = Watch(), Watch()
@@ -56,6 +57,7 @@ class Look(Hook):
         assert (self.workdir / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_what_a_run_shows_is_true(tmp_path):
     look = Look(tmp_path)
     run(tiny(), tmp_path, look)
@@ -72,6 +74,7 @@ class Ask(Hook):
         run.stop.request("for another reason", signal.SIGTERM)  # the first is kept
 
 
+@pytest.mark.slow
 def test_a_hook_can_ask_for_the_end(finished, tmp_path):
     with pytest.raises(Interrupted, match="Stopped because it is enough and saved at step 3") as e:
         run(tiny(), tmp_path, Ask())
@@ -123,6 +126,7 @@ class Raise(Hook):
         raise self.error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "step"),
     [("start", 0), ("before_step", 0), ("before_evaluation", 3), ("after_epoch", 3), ("end", 6)],

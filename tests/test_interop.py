@@ -28,6 +28,7 @@ def random_variables(name, **options):
     return {"params": {}, "batch_stats": {}} | unflatten_dict(flat)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_round_trip_is_the_identity(name):
     width = 1.0 if name.startswith("vgg") else 0.25
@@ -99,6 +100,7 @@ def test_common_other_names(name, pairs):
     jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 
+@pytest.mark.slow
 def test_number_of_classes_is_taken_from_the_weights():
     for name in ("resnet18", "densenet121", "vgg_a"):
         variables = random_variables(name, num_classes=3)
@@ -279,6 +281,7 @@ def weights(tmp_path):
     return path, variables
 
 
+@pytest.mark.slow
 def test_import_and_export(weights, tmp_path, capsys, one_device):
     path, variables = weights
     workdir = tmp_path / "run"

@@ -11,8 +11,9 @@ import time
 
 import pytest
 
-from jaxcifar.main import summary
+from jaxcifar.main import run, summary
 from jaxcifar.run.log import read_lines
+from tests.forked import Forked
 from tests.tiny import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -38,21 +39,6 @@ REFUSALS = [
     ),
 ]
 
-# Imports once; each command line is then a process of its own.
-DRIVER = """
-import json, os, sys
-from jaxcifar import main
-for number, arguments in enumerate(json.load(sys.stdin)):
-    child = os.fork()
-    if not child:
-        for stream in (1, 2):
-            os.dup2(os.open(f"../{number}.{stream}", os.O_WRONLY | os.O_CREAT), stream)
-        sys.argv[1:] = arguments
-        sys.exit(main.run())
-    _, status = os.waitpid(child, 0)
-    print(os.waitstatus_to_exitcode(status))
-"""
-
 
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory):
@@ -60,16 +46,9 @@ def refused(tmp_path_factory):
     folder = tmp_path_factory.mktemp("refused") / "cwd"
     folder.mkdir()
     commands = [[a.replace("configs/", f"{ROOT}/configs/") for a in args] for args, _ in REFUSALS]
-    environment = one_device() | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", DRIVER],
-        input=json.dumps(commands),
-        **{"capture_output": True, "text": True, "cwd": folder, "env": environment},
-        check=True,
-    )
-    codes = [int(line) for line in done.stdout.split()]
-    errors = [(folder.parent / f"{i}.2").read_text() for i in range(len(codes))]
-    return list(zip(codes, errors, strict=True)), folder
+    processes = [Forked(run, args, environment=one_device(), cwd=folder) for args in commands]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    return [(p.returncode, error) for p, error in zip(processes, errors, strict=True)], folder
 
 
 @pytest.mark.parametrize("number", range(len(REFUSALS)), ids=lambda i: " ".join(REFUSALS[i][0]))
@@ -133,17 +112,22 @@ def one_device():
 
 @pytest.fixture
 def command(tmp_path):
-    """Returns a function of arguments that starts the command in a folder of its own."""
+    """Returns a function of arguments that starts the command in a folder of its own.
+
+    It forks it from a process that has imported all, or with `python` starts it as anyone would.
+    """
     config = tmp_path / "small.py"
     config.write_text("from tests.tiny import tiny\n\n\ndef get_config():\n    return tiny()\n")
-    home = {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    environment = one_device() | {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
 
-    def start(*arguments):
+    def start(*arguments, python=False):
+        if not python:
+            return Forked(run, arguments, environment=environment, cwd=tmp_path)
         return subprocess.Popen(
             [sys.executable, "-m", "jaxcifar.main", *arguments],
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
             cwd=tmp_path,
-            env=one_device() | home,
+            env=environment,
         )
 
     return start
@@ -160,7 +144,7 @@ def output(process, code=0):
 @pytest.mark.slow
 def test_the_headline_command(command, tmp_path):
     """Trains; again returns at once; evaluates; is stopped by SIGTERM and resumed."""
-    trained = output(command("--config=small.py"))
+    trained = output(command("--config=small.py", python=True))
     workdir = tmp_path / "runs" / "small"
     result = json.loads((workdir / "result.json").read_text())
     lines = trained.splitlines()

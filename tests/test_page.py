@@ -64,6 +64,7 @@ def browse(page, tmp_path, width, *flags):
     return json.loads(html.unescape(match[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [375, 1300])
 def test_page_in_a_browser(page, tmp_path, width):
     found = browse(page, tmp_path, width)
@@ -77,6 +78,7 @@ def test_page_in_a_browser(page, tmp_path, width):
     assert found["anchors"] == 0
 
 
+@pytest.mark.slow
 def test_page_is_light_and_dark(page, tmp_path):
     light = browse(page, tmp_path, 1300)
     dark = browse(

@@ -20,6 +20,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 RNG = np.random.default_rng(0)
 
 
+@pytest.mark.slow
 def test_probabilities_are_those_of_the_network(finished):
     workdir, _ = finished
     images = first_images(5, "test").images
@@ -34,6 +35,7 @@ def test_probabilities_are_those_of_the_network(finished):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_last_batch_may_be_smaller(finished):
     """The run evaluates 96 images at a time."""
     images = first_images(100).images
@@ -103,6 +105,7 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path, monkeypatch):
         predict.pictures([tmp_path / "none"])
 
 
+@pytest.mark.slow
 def test_the_command(finished, tmp_path, capsys):
     workdir, folder = finished[0], tmp_path / "some"
     folder.mkdir()
@@ -126,6 +129,7 @@ def test_the_command(finished, tmp_path, capsys):
     assert "contains no run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_platform_that_is_not_there_is_one_message(finished, tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "black.png")
     done = subprocess.run(

@@ -1,7 +1,6 @@
 """One run over two processes of four devices each: real processes, which meet on this machine."""
 
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -16,7 +15,7 @@ import pytest
 from jaxcifar.errors import Interrupted
 from jaxcifar.run.log import read_lines
 from tests import member, tiny
-from tests.forked import Forked
+from tests.forked import Forked, environment_of
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parent.parent
@@ -26,13 +25,7 @@ LIMIT = 240  # seconds; what ends by itself takes a tenth of it on a quiet machi
 
 
 def environment(devices):
-    flags = re.sub(r"device_count=\d+", f"device_count={devices}", os.environ["XLA_FLAGS"])
-    return os.environ | {
-        "XLA_FLAGS": flags,
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }
+    return environment_of(devices) | {"TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 class Member:

@@ -1,6 +1,7 @@
 """The compiled programs: what they compute, what they share, and what XLA was given."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -27,6 +28,7 @@ def initial(made, seed=0, **fields):
     return programs.init(made)(sharding.replicate(np.uint32(seed), made.mesh), numbers, images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg_a_bn", "resnet18"])
 def test_a_run_starts_from_what_the_models_init_gives(name):
     """To the bit where it is compiled as for a run; else but for the last one."""
@@ -93,13 +95,15 @@ def test_batch_is_the_rows_of_a_step():
 # --- evaluate ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_evaluation_counts_every_image_once(finished):
     workdir, _ = finished
     config, _, variables = restore.load_variables(workdir, mesh=mesh(1))
     test = data.load("synthetic", "test")
     images = (test.images / 255 - np.array(test.mean)) / np.array(test.std)
     model = models.create_model("vgg_a_bn", width=0.05)
-    logits = np.asarray(model.apply(variables, images.astype(np.float32), train=False))
+    apply = jax.jit(functools.partial(model.apply, train=False))
+    logits = np.asarray(apply(variables, images.astype(np.float32)))
     inference = task.build_inference(config, test, mesh(1))
     arrays = programs.on_devices(test, mesh(1))
     found = programs.evaluate(inference, variables, *arrays)  # 96 + 96 + 64
@@ -160,6 +164,7 @@ def test_a_sweep_over_numbers_compiles_one_step(tmp_path, compilations):
 CACHED = (programs.train, programs.init, programs.order, programs.evaluate_batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -226,6 +231,7 @@ def lowered(network, platform, lowering):
     return traced.lower(lowering_platforms=(lowering,)).as_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("platform", "lowering"), [("gpu", "cuda"), ("tpu", "tpu")])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_step_for_an_accelerator_is_plain(network, platform, lowering):
@@ -244,6 +250,7 @@ def test_the_step_for_an_accelerator_is_plain(network, platform, lowering):
     assert text.count("stablehlo.dot_general") == (10 if network == "vgg" else 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_step_for_a_cpu_has_what_cpus_need(network):
     """So that the test above can fail."""
@@ -258,6 +265,7 @@ def test_the_step_for_a_cpu_has_what_cpus_need(network):
 # --- compiled for this machine ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "convolutions"), [("resnet18", 14), ("vgg_a_bn", 5)])
 def test_the_step_has_the_convolutions_it_needs_and_no_more(name, convolutions):
     # 3×3 ones of images of at least 3×3 pixels and few channels: each once forward, once for the
@@ -273,6 +281,7 @@ def test_the_step_has_the_convolutions_it_needs_and_no_more(name, convolutions):
         assert word not in text  # nothing goes to the host
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -301,6 +310,7 @@ def test_no_operation_mixes_dtypes_or_ranks_unseen(fields):
         jax.eval_shape(made.inference.logits, variables, images)
 
 
+@pytest.mark.slow
 def test_constants_are_no_part_of_the_step():
     """The images are arguments: a step compiles as fast for 50,000 as for 64."""
     small, large = (

@@ -80,6 +80,7 @@ def test_a_damaged_checkpoint_is_named(finished, tmp_path):
         restore.load_variables(folder, "last", mesh=ONE)
 
 
+@pytest.mark.slow
 def test_imported_weights_are_the_start(finished, tmp_path):
     workdir, result = finished
     config, _, variables = restore.load_variables(workdir, "last", mesh=ONE)
@@ -131,6 +132,7 @@ def test_a_group_that_was_not_there_has_its_defaults(tmp_path, finished):
 SINCE = ["model.remat", "augment.hue", "optim.penalize", "data.protocol", "train.steps_per_call"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", SINCE)
 def test_a_run_from_before_a_field_is_complete(tmp_path, finished, field):
     """It is not trained again, it is evaluated, and its weights are exported."""
@@ -145,6 +147,7 @@ def test_a_run_from_before_a_field_is_complete(tmp_path, finished, field):
     assert all(np.array_equal(found[name], value) for name, value in expected.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", SINCE)
 def test_a_run_from_before_a_field_goes_on(tmp_path, stopped, finished, field):
     folder = copy(stopped, tmp_path, without(field))
@@ -154,6 +157,7 @@ def test_a_run_from_before_a_field_goes_on(tmp_path, stopped, finished, field):
         assert without_times(ours) == without_times(theirs)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_before_the_learning_rate_was_logged(tmp_path, stopped, finished):
     folder = copy(stopped, tmp_path)
     checkpoints = Checkpointer(folder / "checkpoints", read_only=True)

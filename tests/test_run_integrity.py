@@ -7,8 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcifar import restore, sharding, train
-from jaxcifar.config import base_config
+from jaxcifar import restore, sharding
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.hooks import Hook
 from jaxcifar.models import create_model
@@ -17,26 +16,22 @@ from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
 from jaxcifar.run.digest import digests
 from jaxcifar.run.log import read_lines
 from jaxcifar.state import create_state
+from tests import tiny as tiny_run
+from tests.tiny import mesh, run, state_of, without_times
 
-ONE = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), (sharding.BATCH_AXIS,))
+ONE = mesh(1)
 
 
 def tiny(**fields):
-    """A narrow VGG on 100 made-up images: three steps an epoch, each saved, and three epochs."""
-    config = base_config()
-    config.model.name, config.model.width = "vgg_a_bn", 0.05
-    config.data.name, config.optim.learning_rate = "synthetic", 0.01
-    config.train.batch_size, config.train.limit_train_images = 32, 100
-    config.train.epochs, config.train.eval_batch_size = 3, 64
-    config.train.checkpoint_minutes = 1e-9
-    for field, value in fields.items():
-        group, _, name = field.rpartition("__")
-        (config[group] if group else config)[name] = value
-    return config
+    """`tests.tiny.tiny` for three epochs, with half the layers and no optimizer's state: a
+    checkpoint is written and read in a third of the time.
+    """
+    less = {"model__name": "vgg_a", "optim__name": "sgd", "optim__learning_rate": 0.01}
+    return tiny_run.tiny(**less | {"train__epochs": 3} | fields)
 
 
-def run(config, workdir, *hooks):
-    return train.train_and_evaluate(config, workdir, hooks=hooks, mesh=ONE, quiet=True)
+# Saves each step. How often does not change what is computed.
+OFTEN = {"train__checkpoint_minutes": 1e-9}
 
 
 class StopAt(Hook):
@@ -52,12 +47,8 @@ class StopAt(Hook):
 
 def numbers(folder):
     """What no two runs of a config may differ in."""
-    untimed = [
-        {k: v for k, v in record.items() if k not in ("seconds", "images_per_second")}
-        for record in read_lines(folder / "metrics.jsonl")
-    ]
-    variables = jax.device_get(restore.load_variables(folder, "last", mesh=ONE)[2])
-    bits = b"".join(leaf.tobytes() for leaf in jax.tree.leaves(variables))
+    untimed = without_times(read_lines(folder / "metrics.jsonl"))
+    bits = b"".join(leaf.tobytes() for leaf in jax.tree.leaves(state_of(folder)))
     result = json.loads((folder / "result.json").read_text())
     steps = read_lines(folder / "steps.jsonl")
     return untimed, steps, result["best"]["epoch"], result.get("test"), bits
@@ -85,15 +76,21 @@ def flip_arrays(folder, number):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    run(tiny(), folder)
+    run(tiny(**OFTEN), folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def expected(finished):
+    """The numbers of the run that was never interrupted."""
+    return numbers(finished)
 
 
 @pytest.fixture(scope="module")
 def stopped_once(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.raises(Interrupted):
-        run(tiny(), folder, StopAt(7))
+        run(tiny(**OFTEN), folder, StopAt(7))
     return folder
 
 
@@ -172,10 +169,11 @@ def test_only_variables_must_be_finite():
 # --- checkpoints ------------------------------------------------------------------------------
 
 
-def test_flipped_bits_are_noticed_and_the_checkpoint_before_is_taken(finished, stopped, capsys):
+@pytest.mark.slow
+def test_flipped_bits_are_noticed_and_the_checkpoint_before_is_taken(expected, stopped, capsys):
     flip_arrays(stopped, 14)
     result = run(tiny(), stopped)
-    assert numbers(stopped) == numbers(finished)
+    assert numbers(stopped) == expected
     assert result["damaged_checkpoints"] == 1
     assert (stopped / "checkpoints" / "damaged-14-1").is_dir()
     (line,) = capsys.readouterr().err.splitlines()
@@ -183,9 +181,10 @@ def test_flipped_bits_are_noticed_and_the_checkpoint_before_is_taken(finished, s
     assert "set aside as damaged-14-1" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["progress/metadata", "state/_METADATA", "state/manifest.ocdbt"])
 @pytest.mark.parametrize("how", ["half", "empty", "delete", "folder"])
-def test_any_file_of_a_checkpoint(finished, stopped, name, how):
+def test_any_file_of_a_checkpoint(expected, stopped, name, how):
     path = stopped / "checkpoints" / "14" / name
     content = path.read_bytes()
     path.unlink()
@@ -194,14 +193,15 @@ def test_any_file_of_a_checkpoint(finished, stopped, name, how):
     elif how != "delete":
         path.write_bytes(content[: len(content) // 2] if how == "half" else b"")
     run(tiny(), stopped)
-    assert numbers(stopped) == numbers(finished)
+    assert numbers(stopped) == expected
 
 
-def test_a_changed_score_or_position_is_noticed(finished, stopped):
+@pytest.mark.slow
+def test_a_changed_score_or_position_is_noticed(expected, stopped):
     path = stopped / "checkpoints" / "14" / "progress" / "metadata"
     path.write_text(path.read_text().replace('"epochs_done": 2', '"epochs_done": 1'))
     run(tiny(), stopped)
-    assert numbers(stopped) == numbers(finished)
+    assert numbers(stopped) == expected
 
 
 def test_no_whole_checkpoint_is_one_message_and_nothing_is_changed(stopped):
@@ -223,8 +223,8 @@ def test_what_is_evaluated_is_never_another_checkpoint(copied):
         restore.evaluate_workdir(copied, "best", mesh=ONE)
 
 
-def test_a_lost_last_checkpoint_is_not_taken_for_the_one_before(finished, copied):
-    expected = numbers(finished)
+@pytest.mark.slow
+def test_a_lost_last_checkpoint_is_not_taken_for_the_one_before(expected, copied):
     shutil.rmtree(copied / "checkpoints" / "19")
     if expected[2] == 3:  # it was the best, too
         with pytest.raises(UserError, match=r"result\.json|no best checkpoint"):
@@ -233,6 +233,7 @@ def test_a_lost_last_checkpoint_is_not_taken_for_the_one_before(finished, copied
     assert numbers(copied) == expected
 
 
+@pytest.mark.slow
 def test_readable_arrays_that_are_not_those_saved_are_refused(tmp_path):
     """As where a bit is flipped in data that have no checksum, or files were mixed up."""
     model = create_model("vgg_a_bn", width=0.05)
@@ -251,8 +252,9 @@ def test_readable_arrays_that_are_not_those_saved_are_refused(tmp_path):
         reader.restore_variables(state.variables, Saved(0, False))
 
 
+@pytest.mark.slow
 def test_the_averages_are_verified_too(tmp_path):
-    config = tiny(train__ema_decay=0.5, train__epochs=1)
+    config = tiny_run.tiny(train__ema_decay=0.5, train__epochs=1)
     run(config, tmp_path)
     path = tmp_path / "checkpoints" / "7" / "progress" / "metadata"
     content = json.loads(path.read_text())
@@ -276,31 +278,34 @@ def test_the_best_and_the_two_newest_are_kept(finished):
 # --- the other files --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "steps.jsonl"])
 @pytest.mark.parametrize("how", ["half", "empty", "delete"])
-def test_files_are_made_again_from_the_checkpoint(finished, stopped, name, how, capsys):
+def test_files_are_made_again_from_the_checkpoint(expected, stopped, name, how, capsys):
     path = stopped / name
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2] if how == "half" else b"")
     if how == "delete":
         path.unlink()
     run(tiny(), stopped)
-    assert numbers(stopped) == numbers(finished)
+    assert numbers(stopped) == expected
     assert name in capsys.readouterr().err
 
 
-def test_a_flipped_digit_of_a_log_is_mended(finished, stopped):
+@pytest.mark.slow
+def test_a_flipped_digit_of_a_log_is_mended(expected, stopped):
     path = stopped / "metrics.jsonl"
     path.write_text(path.read_text().replace('"epoch": 1', '"epoch": 7'))
     run(tiny(), stopped)
-    assert numbers(stopped) == numbers(finished)
+    assert numbers(stopped) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "{", "{}", '{"best": 1}', "[]", "3"])
-def test_a_damaged_result_is_not_believed(finished, copied, text):
+def test_a_damaged_result_is_not_believed(expected, copied, text):
     (copied / "result.json").write_text(text)
     run(tiny(), copied)
-    assert numbers(copied) == numbers(finished)
+    assert numbers(copied) == expected
 
 
 def test_a_changed_result_is_not_believed(copied, finished):
@@ -312,10 +317,10 @@ def test_a_changed_result_is_not_believed(copied, finished):
     )
 
 
-def test_a_changed_log_of_a_finished_run_is_mended(finished, copied):
+def test_a_changed_log_of_a_finished_run_is_mended(expected, copied):
     (copied / "metrics.jsonl").write_text("")
     run(tiny(), copied)
-    assert numbers(copied) == numbers(finished)
+    assert numbers(copied) == expected
 
 
 def test_the_picture_and_tensorboard_are_made_again(copied):
@@ -327,6 +332,7 @@ def test_the_picture_and_tensorboard_are_made_again(copied):
     assert len(list((copied / "tensorboard").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_tensorboard_holds_every_epoch_once(finished, stopped):
     run(tiny(), stopped)
     loader = pytest.importorskip("tensorboardX.proto.event_pb2")
@@ -350,6 +356,7 @@ def test_checkpoints_without_their_config_are_not_adopted_by_another(stopped):
         run(tiny(seed=1), stopped)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_another_run_are_refused(stopped, tmp_path):
     with pytest.raises(Interrupted):
         run(tiny(seed=1), tmp_path / "other", StopAt(7))
@@ -392,10 +399,11 @@ def test_what_rounds_otherwise_is_said_and_what_is_random_otherwise_refused(stop
         run(tiny(), stopped)
 
 
+@pytest.mark.slow
 def test_the_test_accuracy_is_never_of_another_epoch(tmp_path):
     """Of a run whose best epoch is its first: the checkpoint of that is lost."""
     # A network that stays as it is: all epochs are equally good, and the first of equals is best.
-    config = tiny(data__protocol="holdout", model__name="vgg_a", optim__learning_rate=1e-7)
+    config = tiny(data__protocol="holdout", optim__learning_rate=1e-7)
     with pytest.raises(Interrupted):
         run(config, tmp_path, StopAt(8))
     best = Checkpointer(tmp_path / "checkpoints", read_only=True).best()

@@ -28,6 +28,7 @@ def test_an_empty_folder(tmp_path):
         read.sweeps(tmp_path / "absent")
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_row_of_the_original_report(copied):
     (copied / "vgg2").rename(copied / "vgg9")
     (sweep,) = read.sweeps(copied)

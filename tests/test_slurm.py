@@ -17,6 +17,7 @@ from jaxcifar import train
 from jaxcifar.errors import Interrupted, UserError, exit_code, interruptible
 from jaxcifar.run import log
 from tests.conftest import OPTIONS, start_sweep, sweep_command
+from tests.forked import Forked
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -81,7 +82,9 @@ def test_a_task_is_requeued_before_its_time_limit_and_its_run_is_the_serial_one(
 ):
     what = ("vgg2", "0-1", "--config.train.epochs=9")
     command, environment = sweep_command(tmp_path / "serial", "--rows=vgg2", "--seeds=1", what[2])
-    subprocess.run(command, env=environment, check=True)
+    serial = Forked(sweep.main, command[3:], environment=environment, cwd=tmp_path)
+    serial.communicate(timeout=300)
+    assert serial.returncode == 0
     out = tmp_path / "it's an array"
     assert start_sweep(out, *what, "--slurm", "--tasks=2", "--time=1:00:00") == 0
     metrics = out / "vgg2" / "seed1" / "metrics.jsonl"
@@ -218,6 +221,7 @@ def keys(jobs):
     return [(job.name, job.seed) for job in jobs]
 
 
+@pytest.mark.slow
 def test_shards_part_the_runs_whatever_is_done(tmp_path):
     sources = configs.named("vgg2,vgg6,vgg7,row9", None)
     jobs = sweep.checked(sources, [0, 1, 2], tmp_path, OPTIONS)

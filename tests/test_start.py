@@ -59,9 +59,10 @@ def equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+@pytest.mark.slow
 def test_the_weights_are_those_of_the_best_checkpoint(first, finished, tmp_path):
     look, expected = Look(), state_of(first, "best")
-    run(tiny(init_from=first, train__ema_decay=0.9, seed=3), tmp_path / "a", look)
+    run(tiny(init_from=first, train__ema_decay=0.5, seed=3), tmp_path / "a", look)
     state = look.state
     equal(state.variables, expected)
     equal(state.ema, expected)
@@ -82,6 +83,7 @@ def test_the_weights_are_those_of_the_best_checkpoint(first, finished, tmp_path)
     }
 
 
+@pytest.mark.slow
 def test_averages_are_taken_where_the_source_keeps_them(tmp_path):
     source = tmp_path / "source"
     run(tiny(train__ema_decay=0.5, train__epochs=1), source)
@@ -91,17 +93,19 @@ def test_averages_are_taken_where_the_source_keeps_them(tmp_path):
     assert look.state.ema is None
 
 
+@pytest.mark.slow
 def test_imported_weights(first, tmp_path):
     """Into a config with an average, and on from there."""
     source, variables = tmp_path / "imported", state_of(first)
-    restore.start_from(tiny(train__ema_decay=0.9), source, variables)
+    restore.start_from(tiny(train__ema_decay=0.5), source, variables)
     look = Look()
     run(tiny(init_from=str(source), train__epochs=1), tmp_path / "next", look)
     equal(look.state.variables, variables)
-    run(tiny(train__ema_decay=0.9), source, look)
+    run(tiny(train__ema_decay=0.5), source, look)
     equal(look.state.ema, variables)
 
 
+@pytest.mark.slow
 def test_a_resumption_needs_no_source(moving, first, tmp_path):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     config = tiny(init_from=str(moving))
@@ -117,6 +121,7 @@ def test_a_resumption_needs_no_source(moving, first, tmp_path):
     assert "init_from" in json.loads((halves / "config.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_source_that_changed_before_the_first_checkpoint(moving, first, tmp_path):
     config, workdir = tiny(init_from=str(moving)), tmp_path / "next"
     with pytest.raises(RuntimeError, match="on purpose"):
@@ -135,6 +140,7 @@ def test_a_source_that_changed_before_the_first_checkpoint(moving, first, tmp_pa
     assert run(config, workdir)["last"]["epoch"] == 2
 
 
+@pytest.mark.slow
 def test_another_number_of_classes(first):
     """All weights but the classifier's, and that is said."""
     config = tiny(init_from=first, data__name="cifar100")
@@ -220,6 +226,7 @@ def test_a_run_of_other_epochs_says_how_to_go_on(first, stopped, tmp_path):
         run(tiny(init_from=first), shutil.copytree(stopped, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_replay_starts_from_the_same_weights(first, tmp_path):
     restore.start_from(tiny(), tmp_path / "huge", huge(state_of(first)))
     config = tiny(init_from=str(tmp_path / "huge"))

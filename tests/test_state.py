@@ -26,6 +26,7 @@ def test_a_state_is_of_its_seed():
     assert not any(leaf.any() for leaf in moments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg_a", "vgg_a_bn"])
 def test_abstract_variables_are_those_of_the_model(name):
     model = create_model(name, width=0.05)

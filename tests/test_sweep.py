@@ -79,6 +79,7 @@ def test_a_sweep_leaves_its_runs_and_shares_compiled_steps(swept):
     assert one.records[-1]["train_loss"] != other.records[-1]["train_loss"]
 
 
+@pytest.mark.slow
 def test_done_runs_are_skipped_and_a_missing_one_is_made_again(copied, monkeypatch):
     shutil.rmtree(copied / "vgg6" / "seed0")
     trained = []
@@ -92,6 +93,7 @@ def test_done_runs_are_skipped_and_a_missing_one_is_made_again(copied, monkeypat
     assert (copied / "vgg2" / "seed0" / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_stopped_in_the_middle_and_started_again_is_the_same_sweep(swept, tmp_path, monkeypatch):
     out = tmp_path / "table4"
     real, count = train.train_and_evaluate, []
@@ -120,6 +122,7 @@ def test_stopped_in_the_middle_and_started_again_is_the_same_sweep(swept, tmp_pa
                     assert one[name] == two[name]
 
 
+@pytest.mark.slow
 def test_a_failing_row_costs_only_itself(tmp_path, monkeypatch, capsys):
     real = train.train_and_evaluate
 
@@ -198,6 +201,7 @@ def start_files(out, files, *more, rows=None):
     return start_sweep(out, rows, "0", f"--configs={files}", *more)
 
 
+@pytest.mark.slow
 def test_config_files_beside_rows(mine, tmp_path, capsys):
     out = tmp_path / "out"
     assert start_files(out, f"{mine}/*.py", rows="vgg2") == 0
@@ -233,7 +237,7 @@ def test_config_files_are_named_once(mine):
         ("config = 3", "no function get_config"),
         ("def get_config():\n    pass", "returns None"),
         ("def get_config():\n    return {}", "returns a dict"),
-        (CONFIG.replace("train.epochs = 3", "model.dropout_rate = 2.0"), "at most 0.99"),
+        (CONFIG.replace("train.epochs = 3", "train.label_smoothing = 2.0"), "at most 1.0"),
         (CONFIG.replace("model.name", "model.nam"), "nam"),
         ("from ml_collections import ConfigDict as get_config", "is missing"),
     ],

@@ -264,6 +264,7 @@ def test_every_strength_is_tested():
     assert set(LOUD) == set(base_config().augment) - mixing - recipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", LOUD)
 def test_each_strength_reaches_its_transform(field):
     others, strength = LOUD[field]

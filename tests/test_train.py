@@ -1,10 +1,8 @@
 """Whole runs: what they leave, resuming, refusing, and that they compute what they say."""
 
 import json
-import os
+import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -17,15 +15,24 @@ from jaxcifar.hooks import Hook
 from jaxcifar.run.checkpoint import Checkpointer, Saved
 from jaxcifar.run.folder import RunFolder
 from jaxcifar.run.log import read_lines
-from tests.tiny import SignalAt, Spoil, Watch, run, state_of, tiny, without_times
+from tests.forked import Forked, environment_of
+from tests.tiny import SignalAt, Slow, Spoil, Watch, run, state_of, tiny, without_times
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
-def same_run(ours, theirs):
-    """Asserts that two workdirs hold, to the bit, the same run."""
-    for name in ("metrics.jsonl", "steps.jsonl"):
-        one, other = (without_times(read_lines(folder / name)) for folder in (ours, theirs))
-        assert one == other
-    jax.tree.map(np.testing.assert_array_equal, state_of(ours), state_of(theirs))
+def content(workdir):
+    """What no two workdirs of a run may differ in, to the bit."""
+    records = [
+        without_times(read_lines(workdir / f"{name}.jsonl")) for name in ("metrics", "steps")
+    ]
+    return records, jax.tree.map(np.ndarray.tobytes, state_of(workdir))
+
+
+@pytest.fixture(scope="module")
+def whole(finished):
+    """The content of a run of `tiny()` that was never interrupted."""
+    return content(finished[0])
 
 
 # --- what a run leaves ------------------------------------------------------------------------
@@ -75,6 +82,7 @@ class Pictures(Hook):
         self.seen.append(path.read_bytes() if path.is_file() else None)
 
 
+@pytest.mark.slow
 def test_the_picture_is_kept_up_to_date_while_a_run_trains(tmp_path, monkeypatch):
     pictures = Pictures()
     run(tiny(), tmp_path / "short", pictures)
@@ -86,11 +94,12 @@ def test_the_picture_is_kept_up_to_date_while_a_run_trains(tmp_path, monkeypatch
     assert first != second == (tmp_path / "long" / "history.png").read_bytes()
 
 
-def test_a_picture_that_cannot_be_drawn_harms_no_run(tmp_path, monkeypatch, finished, capfd):
+@pytest.mark.slow
+def test_a_picture_that_cannot_be_drawn_harms_no_run(tmp_path, monkeypatch, whole, capfd):
     monkeypatch.setattr(RunFolder, "SECONDS_BETWEEN_PICTURES", 0.0)
     (tmp_path / "history.png").mkdir()
     result = run(tiny(), tmp_path)
-    same_run(tmp_path, finished[0])
+    assert content(tmp_path) == whole
     # While it trains, it is tried once; and once more at the end.
     assert capfd.readouterr().err.count("history.png cannot be drawn (IsADirectoryError") == 2
     assert run(tiny(), tmp_path) == result
@@ -103,6 +112,7 @@ def test_running_again_returns_the_result(finished):
     assert watch.calls == []  # nothing is trained
 
 
+@pytest.mark.slow
 def test_same_seed_same_run_other_seed_another(finished, tmp_path):
     again = run(tiny(), tmp_path / "again")
     assert without_times([again["last"]]) == without_times([finished[1]["last"]])
@@ -114,7 +124,7 @@ def test_same_seed_same_run_other_seed_another(finished, tmp_path):
 
 
 @pytest.mark.parametrize("step", [0, 2, 3, 5])  # at the start, in an epoch, between, in the second
-def test_stopped_and_resumed_is_the_same_run(finished, tmp_path, step):
+def test_stopped_and_resumed_is_the_same_run(whole, tmp_path, step):
     with pytest.raises(Interrupted, match=f"by SIGTERM and saved at step {step} in") as stopped:
         run(tiny(), tmp_path, SignalAt(step))
     assert stopped.value.signum == signal.SIGTERM
@@ -123,39 +133,40 @@ def test_stopped_and_resumed_is_the_same_run(finished, tmp_path, step):
     watch = Watch()
     run(tiny(), tmp_path, watch)
     assert watch.steps == list(range(step, 6))  # nothing is trained twice
-    same_run(tmp_path, finished[0])
+    assert content(tmp_path) == whole
 
 
-def test_stopped_while_evaluating(finished, tmp_path):
+@pytest.mark.slow
+def test_stopped_while_evaluating(whole, tmp_path):
     with pytest.raises(Interrupted, match="saved at step 3"):
         run(tiny(), tmp_path, SignalAt(3, signum=signal.SIGINT, where="before_evaluation"))
     assert not read_lines(tmp_path / "metrics.jsonl")
     watch = Watch()
     run(tiny(), tmp_path, watch)
     assert watch.calls[:2] == [("start", 3), ("before_evaluation", 3)]
-    same_run(tmp_path, finished[0])
+    assert content(tmp_path) == whole
+
+
+def run_slowly(workdir):
+    run(tiny(), workdir, Slow())
 
 
 @pytest.mark.slow
-def test_killed_and_resumed(finished, tmp_path):
+def test_killed_and_resumed(whole, tmp_path):
     """SIGKILL, when the first epoch is on disk: nothing is lost, nothing appears twice."""
-    whole, _ = finished
-    script = "import sys; from tests.tiny import Slow, run, tiny; run(tiny(), sys.argv[1], Slow())"
-    root = os.path.dirname(os.path.dirname(__file__))
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=root)
+    process = Forked(run_slowly, tmp_path, environment=environment_of(devices=8), cwd=ROOT)
     deadline = time.monotonic() + 120
     while not read_lines(tmp_path / "metrics.jsonl"):
         assert process.poll() is None, "the run ended by itself"
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.kill()
-    process.wait()
+    process.communicate()
     run(tiny(), tmp_path)
-    ours, theirs = (read_lines(f / "metrics.jsonl") for f in (tmp_path, whole))
-    for one, other in zip(without_times(ours), without_times(theirs), strict=True):
-        assert one == pytest.approx(other, rel=1e-4)  # the killed process had one device
+    assert content(tmp_path) == whole
 
 
+@pytest.mark.slow
 def test_checkpoints_within_an_epoch(tmp_path, monkeypatch):
     saved = []
     original = Checkpointer.save
@@ -192,8 +203,9 @@ class Break(Hook):
         raise AssertionError(f"no checkpoint of step {self.step}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("minutes", "step"), [(1e-9, 5), (10.0, 3)])
-def test_a_run_that_breaks_goes_on_from_its_last_checkpoint(finished, tmp_path, minutes, step):
+def test_a_run_that_breaks_goes_on_from_its_last_checkpoint(whole, tmp_path, minutes, step):
     """`train.checkpoint_minutes` decides how much of an epoch is lost."""
     config = tiny(train__checkpoint_minutes=minutes)
     with pytest.raises(RuntimeError, match="broken on purpose"):
@@ -201,7 +213,7 @@ def test_a_run_that_breaks_goes_on_from_its_last_checkpoint(finished, tmp_path, 
     watch = Watch()
     run(config, tmp_path, watch)
     assert watch.steps == list(range(step, 6))
-    same_run(tmp_path, finished[0])
+    assert content(tmp_path) == whole
 
 
 # --- refusing ---------------------------------------------------------------------------------
@@ -232,6 +244,7 @@ def test_unwritable_workdir(tmp_path):
         run(tiny(), tmp_path / "file" / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps_per_call", [0, 3])
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, steps_per_call):
     # Before the second step of the second epoch, or before the call that contains it.
@@ -254,6 +267,7 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert not read_lines(tmp_path / "metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_a_run_that_really_diverges(tmp_path):
     config = tiny(
         model__name="vgg_a", optim__name="sgd", optim__learning_rate=100.0, train__epochs=20
@@ -265,6 +279,7 @@ def test_a_run_that_really_diverges(tmp_path):
 # --- that it computes what it says ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_holdout_uses_the_test_set_once(tmp_path, monkeypatch):
     evaluated = []
     original = programs.evaluate
@@ -282,6 +297,7 @@ def test_holdout_uses_the_test_set_once(tmp_path, monkeypatch):
     assert result["data"]["validation"]["subset"] == "held-out part"
 
 
+@pytest.mark.slow
 def test_objective_contains_the_penalty_and_cross_entropy_does_not(finished, tmp_path):
     run(tiny(optim__l1=1e-3), tmp_path)
     folders = (tmp_path, finished[0])
@@ -306,6 +322,7 @@ def test_the_host_fetches_once_an_epoch(tmp_path, monkeypatch):
     assert found == [(3, True), (3, False), (3, True), (3, False)]
 
 
+@pytest.mark.slow
 def test_several_steps_a_call_are_the_same_run(finished, tmp_path):
     run(tiny(train__steps_per_call=3), tmp_path)
     ours, theirs = (read_lines(f / "steps.jsonl") for f in (tmp_path, finished[0]))

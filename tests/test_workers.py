@@ -176,6 +176,7 @@ def complete(config, workdir, **_):
     (workdir / "result.json").write_text("{}")
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_trains_is_waited_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "_LOOK_AGAIN", 0.01)
     tried = []

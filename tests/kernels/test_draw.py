@@ -14,6 +14,7 @@ from jaxcifar.kernels.draw import OneDraw
 from jaxcifar.models import create_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "vgg_a"])
 def test_one_draw_gives_every_weight_its_distribution(name):
     model = create_model(name, width=0.5)

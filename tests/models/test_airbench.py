@@ -39,6 +39,7 @@ def test_whitened_patches_are_white():
     assert (np.diff(lengths) > 0).all()
 
 
+@pytest.mark.slow
 def test_only_the_first_layer_looks_at_the_images():
     model = create_model("airbench94", width=0.1)
     images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
@@ -74,6 +75,7 @@ def recipe(**fields):
     )
 
 
+@pytest.mark.slow
 def test_a_run_resumes_and_is_evaluated_as_it_was(tmp_path):
     whole = run(recipe(), tmp_path / "whole")
     with pytest.raises(Interrupted):

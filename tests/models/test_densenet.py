@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxcifar.kernels import compilation
 from jaxcifar.models.densenet import DenseNet
@@ -54,6 +55,7 @@ def gradients_of(remat, dtype=jnp.float32, **options):
     return model, compilation.jit(jax.value_and_grad(loss, has_aux=True))
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient():
     with jax.enable_x64(True):
         images = jax.random.normal(jax.random.key(0), (3, 8, 8, 3), jnp.float64)
@@ -71,6 +73,7 @@ def test_remat_changes_no_gradient():
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * np.abs(a).max())
 
 
+@pytest.mark.slow
 def test_remat_halves_the_memory():
     images = jax.ShapeDtypeStruct((64, 32, 32, 3), jnp.float32)
     needed = {}

@@ -35,12 +35,14 @@ def test_every_model_is_counted():
     assert set(MODELS) == set(PARAMETERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_count(name):
     params = shapes(create_model(name))["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == PARAMETERS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121", "vgg_a", "vgg_a_bn"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_logits_and_state_are_float32(name, dtype):
@@ -67,6 +69,7 @@ def test_bfloat16_computes_in_bfloat16():
     assert all(eqn.outvars[0].aval.dtype == jnp.bfloat16 for eqn in convolutions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activation_reaches_the_model(activation):
     model = create_model("vgg_a", activation=activation, width=0.05)
@@ -78,6 +81,7 @@ def test_activation_reaches_the_model(activation):
     assert not np.allclose(logits, other.apply(variables, images, train=False), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_evaluation_uses_and_keeps_running_statistics():
     model = create_model("resnet18", width=0.1)
     images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
@@ -92,6 +96,7 @@ def test_evaluation_uses_and_keeps_running_statistics():
 # --- dropout ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layers"),
     [("resnet18", 1), ("densenet121", 58), ("vgg_a", 2)],
@@ -116,6 +121,7 @@ def test_dropout_where_the_report_has_it(name, layers):
         assert {shape[-1] for shape in inputs} == {24}
 
 
+@pytest.mark.slow
 def test_dropout_only_in_training():
     model = create_model("vgg_a", dropout_rate=0.5, width=0.1)
     images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))

@@ -75,6 +75,7 @@ def test_hue_agrees_with_colorsys():
                 np.testing.assert_allclose(out[row, column], 255 * np.array(expected), atol=0.02)
 
 
+@pytest.mark.slow
 def test_jitter_applies_in_each_images_order():
     factors = jnp.array([[0.8, 1.2, 0.9, 0.05], [1.2, 0.8, 1.1, -0.05]])
     orders = jnp.array([[3, 0, 2, 1], [1, 2, 0, 3]])
@@ -140,6 +141,7 @@ def test_rotation_agrees_with_pillow():
         assert (result == expected).all(-1).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_strong_is_its_parts():
     """The whole of `strong` again, transform by transform with the same keys."""
     key = jax.random.key(5)
@@ -259,6 +261,7 @@ def test_erasing_probability():
     assert stats.binomtest(erased, len(boxes), 0.25).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_draws_do_not_depend_on_the_number_of_devices():
     images = jnp.asarray(GENERATOR.integers(0, 256, (16, 32, 32, 3), dtype=np.uint8))
     mesh = sharding.make_mesh()

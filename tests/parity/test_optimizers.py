@@ -47,6 +47,7 @@ def assert_equal(found, expected):
         np.testing.assert_allclose(found[name], w, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", [False, True])
 def test_adamw(kernels):
     def make(kernel, bias):

@@ -3,6 +3,8 @@
 The PyTorch side is experiments/torch_models.py, written independently of the package.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +54,7 @@ def narrow(name, activation, dtype):
     return theirs, create_model(name, activation=activation, width=NARROW, dtype=dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "activation"),
     [
@@ -91,6 +94,7 @@ def test_forward_and_statistics(name, activation):
     assert len(back) == sum(key.endswith(frozen) for key in state_dict)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_full_width_has_the_same_weights(name):
     """Every name and shape of the networks as the report has them, without their numbers."""
@@ -102,6 +106,7 @@ def test_full_width_has_the_same_weights(name):
     assert {k: v.shape for k, v in ours.items()} == {k: tuple(v.shape) for k, v in theirs.items()}
 
 
+@pytest.mark.slow
 def test_full_width():
     """One network as the report has it, without the shortcut of a narrow one."""
     theirs = reference.create("resnet18")
@@ -178,20 +183,33 @@ def train_theirs(model, network, optimizer):
     return losses
 
 
-def train_ours(model, variables, network, optimizer):
-    rate = RATE
-    if optimizer == "adam_cosine":
-        rate = optim.cosine_annealing(RATE, EPOCHS, STEPS_PER_EPOCH)
-    options = OPTIMIZERS[optimizer]
-    penalties = optim.regularizers(options.get("l1", 0.0), options.get("l2", 0.0))
-    tx = optim.make_optimizer(
-        optimizer.partition("_")[0],
-        rate,
-        momentum=options.get("momentum", 0.0),
-        regularize=penalties,
-    )
+@functools.cache
+def compiled_step(model, name, schedule, momentum):
+    """Our step and its optimizer as functions of the strengths, which share one program."""
     loss = make_loss(model, lambda key, images, labels: (images, labels))
-    step = jax.jit(make_train_step(loss, tx, regularizers=penalties))
+
+    def make(l1, l2):
+        penalties = optim.regularizers(l1, l2)
+        rate = optim.cosine_annealing(RATE, EPOCHS, STEPS_PER_EPOCH) if schedule else RATE
+        tx = optim.make_optimizer(name, rate, momentum=momentum, regularize=penalties)
+        return tx, make_train_step(loss, tx, regularizers=penalties)
+
+    def step(strengths, *batch):
+        return make(*strengths)[1](*batch)
+
+    return jax.jit(step), make
+
+
+def train_ours(model, variables, network, optimizer):
+    options = OPTIMIZERS[optimizer]
+    strengths = options.get("l1", 0.0), options.get("l2", 0.0)
+    step, make = compiled_step(
+        model,
+        optimizer.partition("_")[0],
+        optimizer == "adam_cosine",
+        options.get("momentum", 0.0),
+    )
+    tx, _ = make(*strengths)
     state = TrainState(
         step=jnp.int32(0),
         params=variables["params"],
@@ -201,11 +219,12 @@ def train_ours(model, variables, network, optimizer):
     )
     losses = []
     for images, labels in batches(network):
-        state, metrics = step(state, jnp.asarray(images), jnp.asarray(labels, jnp.int32))
+        state, metrics = step(strengths, state, jnp.asarray(images), jnp.asarray(labels, jnp.int32))
         losses.append(float(metrics["loss"]))
     return losses, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "optimizer"),
     [
@@ -259,6 +278,7 @@ def test_cosine_agrees_with_torch_to_1e_12():
             scheduler.step()
 
 
+@pytest.mark.slow
 def test_torch_loads_what_we_export(tmp_path):
     theirs = reference.create("densenet121", width=NARROW)
     variables = from_torch("densenet121", theirs.state_dict(), width=NARROW)
@@ -266,6 +286,7 @@ def test_torch_loads_what_we_export(tmp_path):
     reference.create("densenet121", width=NARROW).load_state_dict(exported, strict=True)
 
 
+@pytest.mark.slow
 def test_pt_files(tmp_path, one_device):
     from jaxcifar.interop import export
     from jaxcifar.interop import torch as interop

@@ -16,6 +16,7 @@ def record(epoch, shift=0.0):
 RUN = [record(epoch) for epoch in (1, 2, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("records", [RUN, RUN[:1], [RUN, [record(e, 0.01) for e in (1, 2, 3)]]])
 def test_history_is_drawn_in_each_format(tmp_path, records):
     before = dict(mpl.rcParams)

@@ -68,6 +68,7 @@ def test_signs_and_failures_of_sweeps(stopped, tmp_path, monkeypatch):
     assert states(tmp_path) == {"run": "stale: node7 fell silent 1h00m ago"}
 
 
+@pytest.mark.slow
 def test_imported_weights(tmp_path):
     config = tiny.tiny()
     variables = tiny.state_of(_trained(tmp_path / "x"))
