@@ -11,6 +11,9 @@ import sys
 # for milliseconds are compiled in a sixth of the time and less well: but for rounding they compute
 # the same, and test_main.py's commands are compiled as everyone's. $XLA_FLAGS can turn it back.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# No operation of ours, in this process or in those that it starts, mixes dtypes or ranks unseen.
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false"
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"

@@ -21,13 +21,6 @@ TRANSFORMS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _strict_promotion():
-    """No operation of ours mixes dtypes unseen. (optax's own does.)"""
-    with jax.numpy_dtype_promotion("strict"):
-        yield
-
-
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_shape_range_and_one_draw_an_image(transform):
     one = jnp.broadcast_to(IMAGES[:1], IMAGES.shape)  # the same image 64 times

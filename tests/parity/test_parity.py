@@ -239,7 +239,8 @@ def test_twenty_steps_in_float64(network, optimizer):
     make_theirs, ours = NETWORKS[network]
     theirs = make_theirs().double().train()
     reference.randomize(theirs, seed=3)
-    with jax.enable_x64(True):
+    # On purpose, as nowhere else: inputs in float64 meet parameters that are declared float32.
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         variables = jax.tree.map(
             lambda x: jnp.asarray(x, jnp.float64), from_torch(ours, float_dict(theirs))
         )
