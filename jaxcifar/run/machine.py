@@ -84,7 +84,8 @@ def git_commit() -> str | None:
     here = pathlib.Path(__file__).parent
 
     def git(*args: str) -> str:
-        command = ["git", "-C", str(here), *args]
+        # Without optional locks, as a kill or a full disk could leave one in the user's repository.
+        command = ["git", "--no-optional-locks", "-C", str(here), *args]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:

@@ -1,9 +1,11 @@
 """What a run ran on."""
 
+import pathlib
 import re
 import subprocess
 
 import jax
+import pytest
 
 import jaxcifar
 from jaxcifar.run import machine
@@ -27,6 +29,20 @@ def test_commit(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", no_git)
     assert machine.git_commit() is None
+
+
+def test_the_users_repository_is_only_read():
+    """`git status` would write its index anew, and a kill or a full disk leave the lock there."""
+    here = pathlib.Path(machine.__file__)
+    if machine.git_commit() is None:
+        pytest.skip("the package is not in a git checkout")
+    command = ["git", "-C", str(here.parent), "rev-parse", "--path-format=absolute", "--git-path"]
+    index = subprocess.run([*command, "index"], capture_output=True, text=True, check=True)
+    path = pathlib.Path(index.stdout.strip())
+    (here.parents[1] / "__init__.py").touch()  # the index has another time for it
+    before = path.stat().st_mtime_ns, path.read_bytes()
+    machine.git_commit()
+    assert (path.stat().st_mtime_ns, path.read_bytes()) == before
 
 
 def test_peak_memory():
