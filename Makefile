@@ -1,6 +1,8 @@
 # Two commands, each enough on a machine with Python (3.11 or newer) and make.
 #   make quickstart   installs into .venv and trains a small network on embedded images
 #   make test         installs into .venv and runs the tests
+# The same, with the share of lines that the tests run; below 90% it fails:
+#   make coverage
 # The documents as a site that opens from disk, in site/:
 #   make docs
 # And the whole report, rows, figures, landscapes and page, in OUT; OPTIONS changes every run:
@@ -10,13 +12,16 @@ BIN = .venv/bin
 OUT = results
 SEEDS = 0-2
 
-.PHONY: quickstart test report docs lint clean
+.PHONY: quickstart test coverage report docs lint clean
 
 quickstart: .venv/installed
 	$(BIN)/python -m jaxcifar.main --config=configs/quickstart.py
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n auto --dist=worksteal
+
+coverage: .venv/installed-test
+	$(BIN)/python -m pytest -n auto --dist=worksteal --cov
 
 report: .venv/installed
 	-$(BIN)/python -m experiments.sweep --rows=1-12 --seeds=$(SEEDS) --out=$(OUT)/table3 $(OPTIONS)

@@ -32,9 +32,9 @@ RATE, DECAY, MOMENTUM, BIAS_SCALE = 11.5, 0.0153, 0.85, 64.0
 SMOOTHING, PAD = 0.2, 2
 
 
-def create_model(images: Tensor) -> nn.Module:
+def create_model(images: Tensor, width: float = 1.0) -> nn.Module:
     """Returns the network as its training begins: whitening, and convolutions that copy."""
-    model = torch_models.create("airbench94", activation="gelu")
+    model = torch_models.create("airbench94", activation="gelu", width=width)
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
             module.reset_parameters()
@@ -56,10 +56,9 @@ def create_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (biases if "norm" in name else others).append(parameter)
-    fast = rate * BIAS_SCALE
     groups = [
-        {"params": biases, "lr": fast, "weight_decay": decay / fast},
-        {"params": others, "lr": rate, "weight_decay": decay / rate},
+        {"params": group, "initial_lr": highest, "weight_decay": decay / highest}
+        for group, highest in ((biases, rate * BIAS_SCALE), (others, rate))
     ]
     return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM, nesterov=True)
 
@@ -67,6 +66,31 @@ def create_optimizer(model: nn.Module) -> torch.optim.Optimizer:
 def learning_rates(steps: int) -> np.ndarray:
     """Returns the share of the highest learning rate at each step, 0 … steps."""
     return np.interp(np.arange(steps + 1), [0, int(0.23 * steps), steps], [0.2, 1.0, 0.07])
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    slow: dict[str, Tensor],
+    images: Tensor,
+    labels: Tensor,
+    step: int,
+    rates: np.ndarray,
+) -> tuple[Tensor, float]:
+    """Makes step `step`, from 0, with Lookahead; returns the logits and the sum of the losses."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * rates[step]
+    logits = model(images)
+    loss = F.cross_entropy(logits, labels, label_smoothing=SMOOTHING, reduction="sum")
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    if (step + 1) % 5 == 0:
+        decay = 0.95**5 * ((step + 1) / (len(rates) - 1)) ** 3
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                value.copy_(slow[name].lerp_(value, 1 - decay))
+    return logits, float(loss.detach())
 
 
 def crop(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -112,10 +136,8 @@ def train(out: pathlib.Path, data_dir: str, seed: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     steps_per_epoch = len(images) // BATCH
-    steps = EPOCHS * steps_per_epoch
     model = create_model(images)
-    optimizer, rates = create_optimizer(model), learning_rates(steps)
-    highest = [group["lr"] for group in optimizer.param_groups]
+    optimizer, rates = create_optimizer(model), learning_rates(EPOCHS * steps_per_epoch)
     slow = {name: value.clone() for name, value in model.state_dict().items()}
     mirrored = torch.rand(len(images)) < 0.5  # in every other epoch
     records: list[dict[str, float]] = []
@@ -132,24 +154,14 @@ def train(out: pathlib.Path, data_dir: str, seed: int) -> None:
         loss_sum, right = 0.0, 0
         model.train()
         for batch in range(steps_per_epoch):
-            step = epoch * steps_per_epoch + batch
-            for group, rate in zip(optimizer.param_groups, highest, strict=True):
-                group["lr"] = rate * rates[step]
             rows = order[batch * BATCH : (batch + 1) * BATCH]
             x, y, turn = crop(images[rows], generator), labels[rows], mirrored[rows]
             turn = turn if epoch % 2 == 0 else ~turn
             x[turn] = x[turn].flip(-1)
-            logits = model(x.contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits, y, label_smoothing=SMOOTHING, reduction="sum")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if (step + 1) % 5 == 0:
-                decay = 0.95**5 * ((step + 1) / steps) ** 3
-                for name, value in model.state_dict().items():
-                    if value.is_floating_point():
-                        value.copy_(slow[name].lerp_(value, 1 - decay))
-            loss_sum += float(loss.detach())
+            x = x.contiguous(memory_format=torch.channels_last)
+            step = epoch * steps_per_epoch + batch
+            logits, loss = train_step(model, optimizer, slow, x, y, step, rates)
+            loss_sum += loss
             right += int((logits.argmax(1) == y).sum())
         seen, seconds = steps_per_epoch * BATCH, time.monotonic() - began
         record = {

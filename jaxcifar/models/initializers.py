@@ -56,7 +56,11 @@ def dirac() -> Initializer:
         middle = tuple(length // 2 for length in taps)
         kernel = kernel.at[..., :inputs].set(0)
         return kernel.at[middle].set(
-            jnp.where(jnp.arange(features) < inputs, jnp.eye(inputs, features), kernel[middle])
+            jnp.where(
+                jnp.arange(features) < inputs,
+                jnp.eye(inputs, features, dtype=kernel.dtype),
+                kernel[middle],
+            )
         )
 
     return init

@@ -1,0 +1,126 @@
+"""The recipe of configs/fast.py beside its training in PyTorch, experiments/torch_recipe.py."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcifar import losses, optim, options
+from jaxcifar.interop.torch import from_torch, to_torch
+from jaxcifar.models import create_model
+from jaxcifar.models.airbench import whitening_kernel
+from jaxcifar.state import first_state
+from jaxcifar.step import Lookahead, make_loss, make_train_step
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
+
+from experiments import torch_recipe  # noqa: E402 - it needs torch
+
+CONFIG = options.load(pathlib.Path(__file__).parents[2] / "configs" / "fast.py")
+RANDOM = np.random.default_rng(0)
+
+
+def nchw(images):
+    return torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+def schedule(steps):
+    share = CONFIG.optim.warmup_epochs / CONFIG.train.epochs
+    return optim.make_schedule(
+        CONFIG.optim.schedule,
+        CONFIG.optim.learning_rate,
+        1,
+        steps,
+        share,
+        CONFIG.optim.start_factor,
+        CONFIG.optim.end_factor,
+    )
+
+
+@pytest.mark.parametrize("steps", [10, 480])
+def test_learning_rates(steps):
+    ours = [float(schedule(steps)(step)) for step in range(steps)]
+    theirs = CONFIG.optim.learning_rate * torch_recipe.learning_rates(steps)[:steps]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_whitening():
+    """Up to the signs of eigenvectors, which are arbitrary; with patches of mean 0."""
+    half = RANDOM.normal(size=(20, 32, 32, 3)).astype(np.float32)
+    half[..., 1] += half[..., 0]  # correlated channels
+    images = np.concatenate([half, -half])
+    ours = np.asarray(whitening_kernel(jnp.asarray(images))).reshape(12, 24)
+    whitening = torch_recipe.create_model(nchw(images)).whitening
+    theirs = whitening.weight.detach().numpy().transpose(2, 3, 1, 0).reshape(12, 24)
+    np.testing.assert_allclose(ours @ ours.T, theirs @ theirs.T, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(np.abs(ours), np.abs(theirs), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_ten_steps_in_float64():
+    """Loss, optimizer, schedule and Lookahead of the whole recipe at once.
+
+    PyTorch's batch is ours 64 times over: its hyperparameters are for the sum of 1,024 losses.
+    """
+    steps, width = 10, 0.0625
+    images = RANDOM.normal(size=(steps, 16, 32, 32, 3))
+    labels = RANDOM.integers(0, 10, (steps, 16))
+    torch.manual_seed(0)
+    theirs = torch_recipe.create_model(nchw(images[0].astype(np.float32)), width).double().train()
+    ours = create_model("airbench94", activation="gelu", width=width, dtype=jnp.float64)
+
+    optimizer, rates = torch_recipe.create_optimizer(theirs), torch_recipe.learning_rates(steps)
+    slow = {name: value.clone() for name, value in theirs.state_dict().items()}
+    penalties = optim.regularizers(CONFIG.optim.l1, CONFIG.optim.l2)
+    with jax.enable_x64(True):
+        start = from_torch(ours, {k: v.float() for k, v in theirs.state_dict().items()})
+        variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), start)
+        rounded = {k: torch.tensor(v) for k, v in to_torch(ours, variables).items()}
+        theirs.load_state_dict(rounded)
+        slow = {name: value.clone() for name, value in theirs.state_dict().items()}
+        tx = optim.make_optimizer(
+            CONFIG.optim.name,
+            schedule(steps),
+            regularize=penalties,
+            momentum=CONFIG.optim.momentum,
+            nesterov=CONFIG.optim.nesterov,
+            bias_scale=CONFIG.optim.bias_scale,
+        )
+        smoothed = functools.partial(
+            losses.cross_entropy, label_smoothing=CONFIG.train.label_smoothing
+        )
+        step = jax.jit(
+            make_train_step(
+                make_loss(ours, lambda _, images, labels: (images, labels), smoothed),
+                tx,
+                lookahead=Lookahead(CONFIG.train.lookahead_steps, steps),
+            )
+        )
+        state = first_state(variables, tx, jax.random.key(0), keep_slow=True)
+        for number in range(steps):
+            state, metrics = step(
+                state, jnp.asarray(images[number]), jnp.asarray(labels[number], jnp.int32)
+            )
+            _, loss = torch_recipe.train_step(
+                theirs,
+                optimizer,
+                slow,
+                nchw(images[number]).repeat(64, 1, 1, 1),
+                torch.tensor(labels[number]).repeat(64),
+                number,
+                rates,
+            )
+            np.testing.assert_allclose(float(metrics["ce"]), loss / 1024, rtol=1e-6)
+        params = jax.device_get(state.params)
+        found = to_torch(ours, {"params": params, "batch_stats": state.batch_stats})
+    assert rates[-1] < 0.1
+    compared = 0
+    for name, value in theirs.named_parameters():
+        expected = value.detach().numpy()
+        scale = max(np.abs(expected).max(), 1e-3)
+        np.testing.assert_allclose(found[name] / scale, expected / scale, atol=1e-6, err_msg=name)
+        compared += 1
+    assert compared == 15
