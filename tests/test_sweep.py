@@ -210,11 +210,14 @@ def test_config_files_beside_rows(mine, tmp_path, capsys):
     (run,) = sweep.of("wide")
     assert run.config["model.name"] == "vgg_a"
     assert run.shortened[0] == "2 of 3 epochs"
-    command = next(line for line in commands(sweep) if "--configs" in line)
-    # The command that is shown finds the runs done.
+    # The commands that are shown find the runs done, each once.
     capsys.readouterr()
-    assert exit_code(lambda: sweep_main([*shlex.split(command)[3:], "--dry-run"])) == 0
-    assert ": 3 done; nothing left" in capsys.readouterr().out
+    for command in commands(sweep):
+        arguments = [*shlex.split(command)[3:], "--dry-run"]
+        assert exit_code(lambda arguments=arguments: sweep_main(arguments)) == 0
+    listed = capsys.readouterr().out
+    assert listed.count("done; nothing left") == len(commands(sweep))
+    assert listed.count(" 2/2  done") == 3
     assert start_files(out, f"{mine}/wide.py", "--dry-run") == 0
     assert "1 done" in capsys.readouterr().out
 

@@ -72,7 +72,9 @@ def test_forward_and_statistics(name, activation):
     images = IMAGES.astype(dtype)
     theirs, ours = narrow(name, activation, dtype)
     reference.randomize(theirs, seed=1)
-    with jax.enable_x64(double):
+    # Inputs in float64 meet parameters that are declared float32.
+    promotion = jax.numpy_dtype_promotion("standard" if double else "strict")
+    with jax.enable_x64(double), promotion:
         variables = jax.tree.map(lambda x: x.astype(dtype), from_torch(ours, theirs.state_dict()))
         # Operation by operation: blocks of the same shapes, of any network, are compiled once.
         evaluated = ours.apply(variables, images, train=False)
