@@ -1,7 +1,6 @@
 """The harness that kills and damages runs: a small share of it, and what it counts and notices."""
 
 import json
-import os
 import pathlib
 import random
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import pytest
 
 from experiments import torture
+from tests.forked import environment_of
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -17,8 +17,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 @pytest.mark.slow
 def test_a_small_share_and_what_is_done_is_not_done_again(tmp_path):
     command = [sys.executable, "-m", "experiments.torture", f"--out={tmp_path}"]
-    command += ["--kills=2", "--signals=1", "--flips=2"]
-    environment = os.environ | {"XLA_FLAGS": ""}  # one device
+    command += ["--kills=1", "--flips=1"]  # signals are for tests/test_train.py
+    environment = environment_of(devices=1)
 
     def cases():
         found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -27,13 +27,12 @@ def test_a_small_share_and_what_is_done_is_not_done_again(tmp_path):
         return (tmp_path / "cases.jsonl").read_text()
 
     before = cases()
-    times = dict.fromkeys(("SIGKILL", "bit", *torture._SIGNALS), 0)
+    times = {"SIGKILL": 0, "bit": 0}
     for case in map(json.loads, before.splitlines()):
         times[case["kind"]] += case["times"]
         assert case["outcome"] != "FAILED"
-    assert times.pop("SIGKILL") >= 2
-    assert times.pop("bit") == 2
-    assert set(times.values()) == {1}
+    assert times["SIGKILL"] >= 1
+    assert times["bit"] == 1
     assert cases() == before
 
 
