@@ -1,7 +1,7 @@
 # Two commands, each enough on a machine with Python (3.11 or newer) and make.
 #   make quickstart   installs into .venv and trains a small network on embedded images
 #   make test         installs into .venv and runs the tests
-# The same, with the share of lines that the tests run; below 90% it fails:
+# The same, and the share of lines that the tests run (not counting processes that they start):
 #   make coverage
 # The documents as a site that opens from disk, in site/:
 #   make docs
