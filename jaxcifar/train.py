@@ -151,11 +151,9 @@ def _train_epoch(
         # A run that was saved in the middle of a longer call makes single steps up to its end.
         steps = 1 if run.step % task.steps_per_call else task.steps_per_call
         program = compiled.train(steps)
-        traced = jax.profiler.StepTraceAnnotation("train", step_num=run.step)
-        with (
-            traced,
-            jax.transfer_guard("disallow"),
-        ):  # a hidden copy to or from the host is an error
+        named = jax.profiler.StepTraceAnnotation("train", step_num=run.step)
+        # A hidden copy to or from the host is an error.
+        with named, jax.transfer_guard("disallow"):
             run.state, step_metrics = program(
                 run.state, run.hyperparams, run.images, run.labels, run.order
             )

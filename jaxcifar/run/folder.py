@@ -377,7 +377,7 @@ class RunFolder:
             title = f"{config['model']['name']} on {images}, seed {config['seed']}"
             plot_history(self._log.records, title, path)
         except Exception as error:
-            note(f"{path} cannot be drawn ({in_short(error)}). The run is complete without it.")
+            note(f"{path} cannot be drawn ({in_short(error)}). The run does not need it.")
             return False
         return True
 

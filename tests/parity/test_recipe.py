@@ -73,7 +73,6 @@ def test_ten_steps_in_float64():
     ours = create_model("airbench94", activation="gelu", width=width, dtype=jnp.float64)
 
     optimizer, rates = torch_recipe.create_optimizer(theirs), torch_recipe.learning_rates(steps)
-    slow = {name: value.clone() for name, value in theirs.state_dict().items()}
     penalties = optim.regularizers(CONFIG.optim.l1, CONFIG.optim.l2)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         start = from_torch(ours, {k: v.float() for k, v in theirs.state_dict().items()})
