@@ -99,8 +99,9 @@ def train_and_evaluate(
         if start.text:
             progress.say(start.text)
         if position.epochs_done < epochs:
-            compiled.train(task.steps_per_call)
-            compiled.evaluate(len(splits.validation))
+            with progress:
+                compiled.train(task.steps_per_call)
+                compiled.evaluate(len(splits.validation))
         progress.say(f"compiled in {compiled.seconds:.1f}s")
         # Before and after, a signal loses nothing: the same command does it again.
         with interruptible() as run.stop, progress:

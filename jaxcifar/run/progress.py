@@ -10,7 +10,7 @@ Record = dict[str, Any]
 
 
 class Progress:
-    """Shows a run while it trains."""
+    """Shows a run in a `with` block: while it compiles, and in another one while it trains."""
 
     _EVERY_TERMINAL, _EVERY_PLAIN = 0.25, 20.0  # seconds between updates within an epoch
 
@@ -50,6 +50,7 @@ class Progress:
     def started(self, step: int) -> None:
         """Notes that training starts or resumes after `step` steps, to estimate the time left."""
         self._first_step, self._started = step, time.monotonic()
+        self._bar.update(self._task, completed=step, status="", refresh=True)
 
     def step(
         self, step: int, steps: dict[str, list[float]], seconds: float, batch_size: int

@@ -57,5 +57,20 @@ def test_lines_where_there_is_no_terminal(monkeypatch, capsys):
     assert "cross-entropy" not in plain  # without a penalty it is the loss
 
 
+def test_a_terminal_shows_that_it_compiles_and_then_no_more(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
+    shows = Progress(4, 10, 0)
+    with shows:
+        pass
+    assert "compiling" in capsys.readouterr().out
+    with shows:
+        shows.started(0)
+        capsys.readouterr()
+        shows.say("begins")
+    after = capsys.readouterr().out
+    assert "epoch 1/4" in after
+    assert "compiling" not in after
+
+
 def test_quiet_shows_nothing(monkeypatch, capsys):
     assert shown(monkeypatch, capsys, quiet=True) == []
