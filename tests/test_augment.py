@@ -21,6 +21,7 @@ TRANSFORMS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_shape_range_and_one_draw_an_image(transform):
     one = jnp.broadcast_to(IMAGES[:1], IMAGES.shape)  # the same image 64 times
@@ -60,6 +61,7 @@ def test_strong_changes_nothing_at_strength_zero():
         assert any(close)
 
 
+@pytest.mark.slow
 def test_strong_uses_each_strength():
     quiet = {
         "padding": 0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0,

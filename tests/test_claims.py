@@ -99,6 +99,7 @@ def test_size_of_a_change_against_another():
     assert found.error == pytest.approx(error)
 
 
+@pytest.mark.slow
 def test_claims_without_their_runs(copied):
     main(["claims", str(copied)])
     assert {record["verdict"] for record in verdicts(copied).values()} == {"no runs"}

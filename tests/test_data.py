@@ -103,6 +103,7 @@ def check_few(dataset, few, split):
     assert (dataset.images.dtype, dataset.labels.dtype) == (np.uint8, np.int32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_binary_folder_and_its_parent(binary, records, split):
     for folder in (binary, binary.parent):
@@ -600,6 +601,7 @@ def test_unknown_names():
         data.load("digits", "validation")
 
 
+@pytest.mark.slow
 def test_real_cifar10(cifar10_dir):
     train = data.load("cifar10", "train", data_dir=cifar10_dir)
     test = data.load("cifar10", "test", data_dir=cifar10_dir)

@@ -18,6 +18,7 @@ def run(monkeypatch):
     plt.close("all")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_batchnorm(run, monkeypatch, capsys):
     monkeypatch.setenv("QUICK", "1")
@@ -32,6 +33,7 @@ def test_batchnorm(run, monkeypatch, capsys):
     assert np.shape(found["hook"].found) == (128 // 64, 4)
 
 
+@pytest.mark.slow
 def test_regularizers(run):
     found = run("regularizers.py")
     wrong = found["w_true"] == 0

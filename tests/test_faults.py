@@ -78,6 +78,7 @@ def write_in(folder):
         print(exit_code(lambda write=write: write() and None), flush=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("condition", "command"),
     [

@@ -95,6 +95,7 @@ def traced(workdir):
     return sum(event.get("name") == "train" for event in events)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "steps_per_call", "traced_steps", "calls"),
     [(2, 1, 2, 2), (4, 1, 4, 4), (4, 3, 6, 2), (100, 1, 6, 6)],
@@ -105,6 +106,7 @@ def test_a_profile_is_of_so_many_steps(tmp_path, steps, steps_per_call, traced_s
     assert (profile.traced, traced(tmp_path)) == (traced_steps, calls)
 
 
+@pytest.mark.slow
 def test_a_profile_changes_no_number_and_ends_if_the_run_is_stopped(finished, tmp_path):
     profile = Profile(100)
     with pytest.raises(Interrupted):

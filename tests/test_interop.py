@@ -220,6 +220,7 @@ def other_names(name):
     return name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stem", "in_order"),
     [("conv1", True), ("conv1", False), ("stem", True)],  # sorted, "stem" comes behind "fc"

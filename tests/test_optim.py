@@ -124,6 +124,7 @@ trees = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(trees, st.floats(0, 2, width=32), st.integers(0, 2**16))
 def test_gradient_of_the_penalty_is_what_the_transform_adds(tree, strength, bits):

@@ -50,6 +50,7 @@ def test_evaluation_by_a_config(finished):
         restore.evaluate_workdir(workdir, "last", tiny(model__width=0.1), mesh=ONE)
 
 
+@pytest.mark.slow
 def test_evaluation_of_nothing(tmp_path, stopped):
     with pytest.raises(UserError, match="contains no run"):
         restore.evaluate_workdir(tmp_path, mesh=ONE)

@@ -365,8 +365,9 @@ def test_bfloat16_trains(tmp_path):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_real_cifar10_trains(cifar10_dir, tmp_path):
-    config = tiny(data__name="cifar10", model__width=0.25, train__epochs=2)
+    config = tiny(data__name="cifar10", model__width=0.1, train__epochs=2)
     config.data.dir = cifar10_dir
     config.data.augment = "none"
     config.train.limit_train_images = 1024

@@ -59,6 +59,7 @@ def test_jit_keeps_the_barriers(fast_compile):
     assert jitted(jnp.ones(3)).tolist() == [3.0] * 3
 
 
+@pytest.mark.slow
 def test_the_cache_is_a_private_folder(tmp_path):
     script = "import jax; from jaxcifar.kernels.compilation import use_cache; use_cache();"
     script += "print(jax.config.jax_compilation_cache_dir)"
@@ -76,6 +77,7 @@ def test_the_cache_is_a_private_folder(tmp_path):
     assert done.stdout.strip() == "None"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["flip", "half", "empty"])
 def test_a_damaged_entry_is_compiled_again_once(how, tmp_path):
     script = (

@@ -10,6 +10,7 @@ from jaxcifar.kernels.norm import at_least_float32, channel_sum, moments, scale_
 PLATFORMS = ["cpu", "gpu"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("shape", [(5, 7, 6, 3), (4, 2), (1, 3, 3, 2)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -63,7 +63,8 @@ def test_whitening():
 def test_ten_steps_in_float64():
     """Loss, optimizer, schedule and Lookahead of the whole recipe at once.
 
-    PyTorch's batch is ours 64 times over: its hyperparameters are for the sum of 1,024 losses.
+    PyTorch's hyperparameters are for the sum of 1,024 losses. Of 16, gradients are a 64th; with 64
+    times the learning rate and a 64th of the decay, the steps are those of 64 copies of each image.
     """
     steps, width = 10, 0.0625
     images = RANDOM.normal(size=(steps, 16, 32, 32, 3))
@@ -73,6 +74,10 @@ def test_ten_steps_in_float64():
     ours = create_model("airbench94", activation="gelu", width=width, dtype=jnp.float64)
 
     optimizer, rates = torch_recipe.create_optimizer(theirs), torch_recipe.learning_rates(steps)
+    copies = torch_recipe.BATCH // 16
+    for group in optimizer.param_groups:
+        group["initial_lr"] *= copies
+        group["weight_decay"] /= copies
     penalties = optim.regularizers(CONFIG.optim.l1, CONFIG.optim.l2)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         start = from_torch(ours, {k: v.float() for k, v in theirs.state_dict().items()})
@@ -107,12 +112,12 @@ def test_ten_steps_in_float64():
                 theirs,
                 optimizer,
                 slow,
-                nchw(images[number]).repeat(64, 1, 1, 1),
-                torch.tensor(labels[number]).repeat(64),
+                nchw(images[number]),
+                torch.tensor(labels[number]),
                 number,
                 rates,
             )
-            np.testing.assert_allclose(float(metrics["ce"]), loss / 1024, rtol=1e-6)
+            np.testing.assert_allclose(float(metrics["ce"]), loss / 16, rtol=1e-6)
         params = jax.device_get(state.params)
         found = to_torch(ours, {"params": params, "batch_stats": state.batch_stats})
     assert rates[-1] < 0.1

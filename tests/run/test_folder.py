@@ -21,6 +21,7 @@ def opened(path, facts=FACTS, in_force=FLOAT32):
     return json.loads((path / "config.json").read_text())
 
 
+@pytest.mark.slow
 def test_another_config_is_refused_by_its_differences(finished):
     workdir, _ = finished
     before = (workdir / "metrics.jsonl").read_bytes()
