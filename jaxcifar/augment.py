@@ -66,7 +66,8 @@ def weak(
     images = normalize(random_flip(flip_key, images) if flip == "random" else images)
     if not cutout:
         return images
-    key = jax.random.fold_in(key, 0)
+    # Not 0 or 1: those are the keys that `split` has given the crop and the flip.
+    key = jax.random.fold_in(key, 2)
     return random_cutout(key, images, size=cutout)
 
 

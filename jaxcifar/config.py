@@ -62,7 +62,7 @@ def base_config() -> Config:
     config.data.test_augment = "none"  # views of a test image whose logits are averaged: "none"
     #                   (the image alone) "mirror_translate" (six)
 
-    config.augment = _Group()  # the strengths; "weak" uses the first, "strong" all of them
+    config.augment = _Group()  # the strengths; "weak" uses the first, "strong" all but cutout
     config.augment.padding = 4  # pixels on each side before the random crop
     config.augment.padding_mode = "zeros"  # what is added: "zeros" "reflect"
     config.augment.flip = "random"  # left to right: "random" "alternating" (each image every other
@@ -222,7 +222,7 @@ def validate(config: Config) -> None:
     """Checks that `config` has the fields of `base_config()`, with possible values.
 
     Names ("resnet18", "adam", …) are checked against the tables of the modules that own them, by
-    `jaxcifar.train`.
+    `jaxcifar.task.check_config`.
 
     Raises:
       UserError: an unknown or missing field, a value of the wrong type or out of range.

@@ -66,6 +66,9 @@ class Hook:
     def after_epoch(self, run: Run, record: dict[str, Any]) -> None:
         """After an epoch is evaluated, logged and saved; `record` is its line in metrics.jsonl."""
 
+    def close(self, run: Run) -> None:
+        """After the last step of this start, whether the run is complete, stopped or failed."""
+
     def end(self, run: Run, result: dict[str, Any]) -> None:
         """After the run is complete; `result` is the content of result.json."""
 
@@ -99,15 +102,13 @@ class Profile(Hook):
             jax.profiler.start_trace(
                 run.workdir / "profile", create_perfetto_trace=True, profiler_options=options
             )
-        elif run.stop:
-            self._write(run)
         else:
             self._write_if_done(run)
 
     def before_evaluation(self, run: Run) -> None:
         self._write_if_done(run)
 
-    def end(self, run: Run, result: dict[str, Any]) -> None:
+    def close(self, run: Run) -> None:
         self._write(run)
 
     def _write_if_done(self, run: Run) -> None:
@@ -137,6 +138,14 @@ class Hooks:
             with _named(hook, name, run):
                 method: Callable = getattr(hook, name)
                 method(run, *args)
+
+    @contextmanager
+    def closing(self, run: Run) -> Iterator[None]:
+        """Calls `close` of every hook at the end of the block, however it ends."""
+        try:
+            yield
+        finally:
+            self.call("close", run)
 
 
 @contextmanager

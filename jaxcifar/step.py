@@ -57,7 +57,7 @@ def make_loss(
     training mode, with that step's augmentation and dropout, at any parameters.
 
     Args:
-      model: a linen module with a `train` argument and BatchNorm state.
+      model: a linen module with a `train` argument, with or without BatchNorm state.
       prepare: (key, images, labels) -> (inputs, targets): augments and normalises the images, and
         makes what the logits are compared with.
       cross_entropy: (logits, targets) -> [N].

@@ -104,7 +104,7 @@ def train_and_evaluate(
                 compiled.evaluate(len(splits.validation))
         progress.say(f"compiled in {compiled.seconds:.1f}s")
         # Before and after, a signal loses nothing: the same command does it again.
-        with interruptible() as run.stop, progress:
+        with called.closing(run), interruptible() as run.stop, progress:
             progress.started(step)
             called.call("start", run)
             for epoch in range(position.epochs_done + 1, epochs + 1):
@@ -114,7 +114,7 @@ def train_and_evaluate(
                 scores = _evaluate(run, validation)
                 if scores is None:  # the resumed run evaluates
                     raise _stopped(run, position, folder)
-                if not math.isfinite(scores["val_loss"]):
+                if not all(map(math.isfinite, scores.values())):
                     what = f"The validation loss after epoch {epoch}"
                     raise _diverged(what, run.step, run, folder)
                 record = _record(epoch, run, position, scores)
@@ -151,7 +151,8 @@ def _train_epoch(
             raise _stopped(run, position, folder)
         # A run that was saved in the middle of a longer call makes single steps up to its end.
         steps = 1 if run.step % task.steps_per_call else task.steps_per_call
-        program = compiled.train(steps)
+        with metrics.paused():  # compiles for a `steps_per_call` that was changed in mid-epoch
+            program = compiled.train(steps)
         named = jax.profiler.StepTraceAnnotation("train", step_num=run.step)
         # A hidden copy to or from the host is an error.
         with named, jax.transfer_guard("disallow"):
@@ -166,7 +167,8 @@ def _train_epoch(
         if any(processes.agree("save", due and processes.is_first(), not metrics.finite)):
             metrics.fetch()
             _check_finite(run, position, folder)
-            _save(run, position, folder)
+            with metrics.paused():
+                _save(run, position, folder)
     metrics.fetch()
     _check_finite(run, position, folder)
 

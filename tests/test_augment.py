@@ -160,6 +160,26 @@ def test_reflected_padding():
     np.testing.assert_array_equal(found[1], padded[1, 4:8, 0:4])
 
 
+def test_cutout_is_drawn_apart_from_the_crop():
+    """Where the square is says nothing of where the crop was."""
+    rows, columns = jnp.mgrid[1:33, 1:33]
+    images = jnp.broadcast_to(jnp.stack([rows, columns], -1), (1000, 32, 32, 2))
+    transform = jax.jit(augment.weak, static_argnames=("padding_mode", "flip", "cutout"))
+    found = transform(KEY, images, padding_mode="reflect", flip="alternating", cutout=24)
+    found = np.asarray(found)
+    # 24 of 32 rows and columns are erased: of the two outer ones at least one is whole.
+    ends = np.where((found[:, 10, 0] > 0).all(-1), found[:, 10, 0, 0], found[:, 10, 31, 0])
+    sides = np.where((found[:, 0, 10] > 0).all(-1), found[:, 0, 10, 1], found[:, 31, 10, 1])
+    erased = found[..., 0] == 0
+    for offset, corner in (
+        (ends - 11, erased.any(2).argmax(1)),
+        (sides - 11, erased.any(1).argmax(1)),
+    ):
+        assert set(offset) == set(range(-4, 5))
+        assert set(corner) == set(range(9))
+        assert abs(np.corrcoef(offset, corner)[0, 1]) < 0.1
+
+
 def test_cutout_is_a_whole_square_anywhere():
     images = jnp.ones((500, 8, 8, 1))
     erased = np.asarray(augment.random_cutout(KEY, images, size=3))[..., 0] == 0

@@ -11,7 +11,7 @@ from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.hooks import Hook, Profile
 from jaxcifar.run.checkpoint import Checkpointer, Saved
 from jaxcifar.run.log import read_lines
-from tests.tiny import SignalAt, Watch, run, tiny, without_times
+from tests.tiny import SignalAt, Spoil, Watch, run, tiny, without_times
 
 
 @pytest.mark.slow
@@ -27,7 +27,7 @@ def test_hooks_see_each_call_once_and_in_order(tmp_path, steps_per_call, befores
         ]
         for end in (3, 6)
     ]
-    assert one.calls == [("start", 0), *epochs[0], *epochs[1], ("end", 6)]
+    assert one.calls == [("start", 0), *epochs[0], *epochs[1], ("close", 6), ("end", 6)]
     assert other.calls == one.calls
 
 
@@ -107,6 +107,19 @@ def test_a_profile_is_of_so_many_steps(tmp_path, steps, steps_per_call, traced_s
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("other", "error"),
+    [(SignalAt(3, where="before_evaluation"), Interrupted), (Spoil(2), UserError)],
+)
+def test_a_profile_is_written_however_the_run_ends(tmp_path, other, error):
+    """In the middle of an evaluation, and by a loss that is not finite."""
+    profile = Profile(100)
+    with pytest.raises(error):
+        run(tiny(), tmp_path, other, profile)
+    assert (profile.traced, traced(tmp_path)) == (3, 3)
+
+
+@pytest.mark.slow
 def test_a_profile_changes_no_number_and_ends_if_the_run_is_stopped(finished, tmp_path):
     profile = Profile(100)
     with pytest.raises(Interrupted):
@@ -131,7 +144,14 @@ class Raise(Hook):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "step"),
-    [("start", 0), ("before_step", 0), ("before_evaluation", 3), ("after_epoch", 3), ("end", 6)],
+    [
+        ("start", 0),
+        ("before_step", 0),
+        ("before_evaluation", 3),
+        ("after_epoch", 3),
+        ("close", 6),
+        ("end", 6),
+    ],
 )
 def test_a_hook_that_fails_is_named(finished, tmp_path, method, step):
     with pytest.raises(RuntimeError) as error:
@@ -141,7 +161,8 @@ def test_a_hook_that_fails_is_named(finished, tmp_path, method, step):
     assert "The same command resumes the run" in message
     assert isinstance(error.value.__cause__, KeyError)
     last = Checkpointer(tmp_path / "checkpoints", read_only=True).last()
-    assert last == {"after_epoch": Saved(3, True), "end": Saved(6, True)}.get(method)
+    after = {"after_epoch": Saved(3, True), "close": Saved(6, True), "end": Saved(6, True)}
+    assert last == after.get(method)
     # Nothing is held, and the run can be finished to the same numbers.
     run(tiny(), tmp_path)
     ours, theirs = (read_lines(f / "metrics.jsonl") for f in (tmp_path, finished[0]))

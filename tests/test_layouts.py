@@ -336,6 +336,15 @@ def test_kaggle(expected, tmp_path, place):
         splits.split(train, None, protocol="test")
 
 
+def test_kaggle_beside_an_archive(few, expected, tmp_path):
+    """Kaggle's test images have no labels, and so contradict no others."""
+    write_binary(tmp_path / "cifar-10-batches-bin", few)
+    write_kaggle(tmp_path, expected)
+    for split in ("train", "test"):
+        found = cifar.load(FEW, split, str(tmp_path))
+        np.testing.assert_array_equal(found.labels, expected[split][1])
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -125,6 +125,9 @@ class Watch(Hook):
         assert record["step"] == run.step
         self.calls.append(("after_epoch", run.step))
 
+    def close(self, run):
+        self.calls.append(("close", run.step))
+
     def end(self, run, result):
         assert result["last"]["step"] == run.step
         self.calls.append(("end", run.step))

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxcifar.data import batches, pictures, tfds
 from jaxcifar.data.dataset import Dataset, fingerprint
-from jaxcifar.data.source import Read, Source
+from jaxcifar.data.source import Read, Source, Unlabelled
 from jaxcifar.data.spec import CIFAR10, CIFAR100, File, Release, Spec
 from jaxcifar.errors import UserError, note
 
@@ -114,6 +114,8 @@ def _compare(path: pathlib.Path, read: Read, other: Source, split: str) -> None:
         )
         if same or _records(read) == _records(found):
             return
+    except Unlabelled:  # Kaggle's test images
+        return
     except UserError as error:
         raise UserError(f"{error} Or move it elsewhere: {path} is there too.") from error
     raise UserError(

@@ -28,7 +28,7 @@ class Network(nn.Module):
         batch, as in PyTorch, or the biased one, as in `flax.linen.BatchNorm`.
       platform: that the program is built for ("cpu", "gpu", "tpu").
       normal: draws the initial weights: (key, shape, dtype) -> standard normal numbers.
-      batch_norm: whether there are BatchNorm layers.
+      batch_norm: whether there are BatchNorm layers; only VGG can do without.
     """
 
     num_classes: int = 10

@@ -54,14 +54,14 @@ OPTIONS = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "bias_scale"
 
 
 def _scale_norm_biases(factor: float) -> optax.GradientTransformation:
-    """Multiplies the updates of the biases of normalisation layers: modules named bn… or norm….
+    """Multiplies the updates of the biases of normalisation layers: bn1, norm0, downsample_bn.
 
     At the head of a chain with SGD it is a learning rate of their own, with the decay of all.
     """
 
     def is_one(path: tuple, _: jax.Array) -> bool:
         *modules, leaf = (str(getattr(key, "key", key)) for key in path)
-        return leaf == "bias" and bool(modules) and bool(re.match(r"bn|norm", modules[-1]))
+        return leaf == "bias" and bool(modules) and bool(re.search(r"(^|_)(bn|norm)", modules[-1]))
 
     def mask(params: chex.ArrayTree) -> chex.ArrayTree:
         return jax.tree_util.tree_map_with_path(is_one, params)

@@ -105,7 +105,7 @@ def make_schedule(
       epochs: of the whole run, with the warm-up.
       steps_per_epoch: training steps in an epoch.
       warmup_epochs: before the schedule, which then has the rest of the epochs: step n of the W
-        steps of warm-up, from 0, has base_lr · (n + 1) / W. Goyal et al. 2017, section 2.2.
+        whole steps of warm-up, from 0, has base_lr · (n + 1) / W. Goyal et al. 2017, section 2.2.
         The rise of "triangular" is its warm-up.
       start_factor, end_factor: of `triangular`.
 
@@ -131,7 +131,8 @@ def make_schedule(
     def schedule(step: Any) -> Any:
         xp: Any = np if isinstance(step, int | np.integer) else jnp
         step = step if xp is np else jnp.asarray(step, float)
-        warm = warmup_epochs * steps_per_epoch
+        # Whole steps, as in `triangular`: the last of them has the highest rate.
+        warm = xp.floor(warmup_epochs * steps_per_epoch + 1e-3)
         rising = base_lr * (step + 1) / xp.maximum(warm, 1)
         return xp.where(step < warm, rising, after(xp.maximum(step - warm, 0)))
 

@@ -93,6 +93,22 @@ def test_warm_up_then_the_schedule(name):
         assert float(jax.jit(schedule)(step)) == pytest.approx(expected, rel=1e-5, abs=1e-8)
 
 
+@pytest.mark.parametrize("name", ["cosine", "cosine_per_step", "constant"])
+@pytest.mark.parametrize(("epochs", "steps_per_epoch"), [(0.1, 22), (0.6, 45), (0.01, 5)])
+def test_a_warm_up_of_whole_steps(name, epochs, steps_per_epoch):
+    """2.2 steps are 2; 27, which is 27.000002 in float32, is 27; 0.05 is none."""
+    schedule = optim.make_schedule(name, 0.3, 10, steps_per_epoch, epochs)
+    warm = {0.1: 2, 0.6: 27, 0.01: 0}[epochs]
+    expected = [0.3 * (step + 1) / warm for step in range(warm)]
+    for rate in (schedule, jax.jit(schedule)):
+        assert [float(rate(step)) for step in range(warm)] == pytest.approx(expected)
+        assert float(rate(warm)) == pytest.approx(0.3)
+        # The first epoch of "cosine" is whole, and so begins the second.
+        if name == "cosine":
+            assert float(rate(warm + steps_per_epoch - 1)) == pytest.approx(0.3)
+            assert float(rate(warm + steps_per_epoch)) < 0.3
+
+
 def test_clipping_by_the_global_norm():
     tx = optim.make_optimizer("sgd", 0.1, momentum=0.9, clip_norm=1.5)
     expected = theirs(lambda *params: torch.optim.SGD(params, lr=0.1, momentum=0.9), clip=1.5)
