@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 
-from jaxcifar.errors import UserError, note
+from jaxcifar.errors import UserError
 from jaxcifar.run.log import append, replace
 
 _WARNING = 180  # seconds before the time limit, at which a task saves; Slurm may be 60 s early
@@ -15,6 +15,8 @@ _SHORTEST = 5  # minutes
 
 _SCRIPT = """\
 #!/bin/bash
+# To submit this by hand, so that --status knows of it:
+#   mkdir -p {folder_of_output} && sbatch --parsable THIS_FILE >> {folder_of_output}/jobs
 #SBATCH --job-name=jaxcifar
 #SBATCH --array=0-{last}
 #SBATCH --nodes=1
@@ -88,6 +90,7 @@ def script(
         time=time,
         warning=_WARNING,
         output=out.resolve() / "slurm" / "%A_%a.out",
+        folder_of_output=shlex.quote(str(out.resolve() / "slurm")),
         options=f"#SBATCH {options}\n" if options else "",
         folder=shlex.quote(str(pathlib.Path.cwd())),
         command=shlex.join(command),
@@ -129,6 +132,9 @@ def queue(out: pathlib.Path) -> dict[int, str]:
     """Returns {task: why it waits} for the tasks submitted for OUT that have not ended.
 
     The reason is "" for a task that runs. Without Slurm the result is empty.
+
+    Raises:
+      UserError: Slurm does not answer.
     """
     jobs = out / "slurm" / "jobs"
     if not jobs.exists() or not shutil.which("squeue"):
@@ -137,7 +143,7 @@ def queue(out: pathlib.Path) -> dict[int, str]:
     command = ["squeue", "--me", "--array", "--noheader", "--format=%F|%K|%T|%r"]
     listed = subprocess.run(command, capture_output=True, text=True)
     if listed.returncode:
-        note(f"squeue does not answer ({listed.stderr.strip()}); what is waiting is unknown.")
+        raise UserError(f"squeue does not answer ({listed.stderr.strip()}). Try again later.")
     ours, found = set(jobs.read_text().split()), {}
     for line in listed.stdout.splitlines():
         job, task, state, why = (line.strip().split("|") + [""] * 4)[:4]

@@ -43,7 +43,16 @@ from experiments.runs.configs import Source, named
 from experiments.runs.read import read_json, read_records, write_origin
 from jaxcifar import data, sharding, task, train
 from jaxcifar.config import Config
-from jaxcifar.errors import Busy, Interrupted, Stop, UserError, exit_code, interruptible, of_file
+from jaxcifar.errors import (
+    Busy,
+    Interrupted,
+    Stop,
+    UserError,
+    exit_code,
+    interruptible,
+    note,
+    of_file,
+)
 from jaxcifar.hooks import Hook, Run
 from jaxcifar.kernels import compilation
 from jaxcifar.options import user_path, with_options
@@ -88,14 +97,19 @@ class Job(NamedTuple):
 
     @property
     def damage(self) -> str:
-        """Which file of the run cannot be read, and why; "" if all can be."""
+        """Which file of the run cannot be right, and why; "" if all can be."""
         try:
             for name in ("config.json", "result.json"):
                 if (self.workdir / name).exists():
                     read_json(self.workdir / name)
-            read_records(self.workdir / "metrics.jsonl")
+            records = read_records(self.workdir / "metrics.jsonl")
+            finished, epochs = (self.workdir / "result.json").exists(), self.config.train.epochs
+            if finished and len(records) != epochs:
+                raise UserError(
+                    f"{self.workdir / 'metrics.jsonl'} has {len(records)} of {epochs} epochs."
+                )
         except UserError as error:
-            return f"{error} Delete {self.workdir} and start again."
+            return f"{error} Training restores what its checkpoint holds."
         return ""
 
     def describe(self, waiting: str = "", *, ages: bool = True) -> str:
@@ -194,11 +208,11 @@ def checked(
     return jobs
 
 
-def groups(jobs: list[Job]) -> list[list[Job]]:
-    """Returns the jobs in groups that share compiled programs."""
+def groups(jobs: list[Job], platform: str | None = None) -> list[list[Job]]:
+    """Returns the jobs in groups that share compiled programs on a platform; None: on this one."""
     mesh, found = sharding.make_mesh(), []
     for job in jobs:
-        shared = task.build(job.config, _images(job)[0], mesh)
+        shared = task.build(job.config, _images(job)[0], mesh, platform=platform)
         for other, group in found:
             if other == shared:
                 group.append(job)
@@ -248,7 +262,8 @@ def shards(jobs: list[Job], count: int) -> list[list[Job]]:
     Runs that share compiled programs stay together, up to a quarter of a part. The parts depend
     only on the jobs, so that all machines compute the same ones.
     """
-    pieces = [[_with_sizes(job) for job in group] for group in groups(jobs)]
+    # For GPUs wherever this runs: "auto" means something else on the CPU of a login node.
+    pieces = [[_with_sizes(job) for job in group] for group in groups(jobs, "gpu")]
     fair = sum(map(_work, pieces)) / count
     # The largest piece is halved while it is too large, or the pieces are too few.
     while divisible := [piece for piece in pieces if len(piece) > 1]:
@@ -427,7 +442,7 @@ def run(jobs: list[Job], began: float, sign: Signs, stop: Stop) -> Failed:
                     f"Stopped {stop.reason} before the next run. The same command resumes it.",
                 )
             try:
-                why = job.damage or signs.failure(job.workdir, began)
+                why = signs.failure(job.workdir, began)
                 if not why:
                     gone = [other for other, _ in failed]
                     left = time_left([other for other in jobs if other not in gone])
@@ -493,11 +508,7 @@ def _share(jobs: list[Job], command: list[str], arguments: argparse.Namespace) -
     for worker in ended:
         if worker.process.returncode == 2:
             raise UserError(f"A worker could not start; the end of {worker.log}:\n{worker.said}")
-    return [
-        (job, job.damage or signs.failure(job.workdir, began) or lost)
-        for job in jobs
-        if job.state != "done"
-    ]
+    return [(job, signs.failure(job.workdir, began) or lost) for job in jobs if job.state != "done"]
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -527,7 +538,11 @@ def _status(jobs: list[Job], arguments: argparse.Namespace) -> int:
     """Prints the progress of the sweep, on any machine; starts nothing."""
     plan_file = arguments.out / "sweep.json"
     tasks = read_json(plan_file)["tasks"] if plan_file.exists() else 0
-    queue, waiting = slurm.queue(arguments.out), {}
+    queue, waiting = {}, {}
+    try:
+        queue = slurm.queue(arguments.out)
+    except UserError as error:
+        note(f"{error} What is waiting is unknown.")
     try:
         jobs = [_with_sizes(job) for job in jobs]
         if queue and 0 < tasks <= len(jobs):
@@ -563,7 +578,7 @@ def _submit(
         print(f"{_counts(jobs, arguments.out)}; nothing left")
         return 0
     _agree_on_plan(arguments, jobs_plan, keep=False)
-    if queued := slurm.queue(arguments.out):
+    if queued := slurm.queue(arguments.out):  # without an answer nothing is submitted
         raise UserError(
             f"Tasks of this sweep are already in the queue: {', '.join(map(str, sorted(queued)))}. "
             "Wait for them, or scancel their job first; --status shows what each is doing."
@@ -608,6 +623,8 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     for name in ("tasks", "time", "sbatch", "print"):
         if getattr(arguments, name) and not arguments.slurm:
             raise UserError(f"--{name} is for --slurm.")
+    if arguments.slurm and arguments.dry_run:
+        raise UserError("--slurm submits, and --dry-run does nothing. Give --print, or --status.")
     return arguments, options
 
 
@@ -618,7 +635,7 @@ def main(argv: list[str] | None = None) -> int:
     shard = parse_shard(arguments.shard) if arguments.shard is not None else None
     if arguments.workers:
         workers.places(arguments.workers)  # for its messages
-    command = [sys.executable, "-m", "experiments.sweep"]
+    command = [sys.executable, "-m", "jaxcifar", "sweep"]  # which finds experiments/ from anywhere
     for name in ("rows", "configs", "seeds", "out"):
         if getattr(arguments, name) is not None:
             command.append(f"--{name}={getattr(arguments, name)}")
@@ -676,6 +693,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    code = exit_code(main)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a time limit no longer matters
-    sys.exit(code)
+    sys.exit(exit_code(main))

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import rich.console
 import rich.live
 import rich.text
 
 from jaxcifar.errors import Interrupted, UserError, interruptible
+from jaxcifar.run.progress import console
 
 _RESTARTS = 3  # of each worker
 _CORES = 4  # of each worker, by default
@@ -169,10 +169,15 @@ def supervise(
                 display.say(said)
                 display.update()
                 time.sleep(0.2)
-        finally:  # a second Ctrl-C, or an error here
+        except BaseException as error:
             for worker in workers:
-                worker.process.kill()
+                if isinstance(error, KeyboardInterrupt):  # the second Ctrl-C
+                    worker.process.kill()
+                else:  # an error here: they save and end
+                    worker.process.terminate()
+            for worker in workers:
                 worker.process.wait()
+            raise
         display.update(now=True)
     if stop and any(worker.process.returncode for worker in workers):
         raise Interrupted(
@@ -188,7 +193,7 @@ class _Display:
 
     def __init__(self, table: Callable[[], str]):
         self._table, self._shown, self._lines = table, 0.0, [""]
-        self._console = rich.console.Console(highlight=False, soft_wrap=True)
+        self._console = console()
         self._live = rich.live.Live(console=self._console, auto_refresh=False)
 
     def __enter__(self) -> "_Display":

@@ -1,7 +1,11 @@
 """python -m jaxcifar is the command jaxcifar."""
 
+import signal
 import sys
 
 from jaxcifar.cli import main
 
-sys.exit(main())
+code = main()
+if hasattr(signal, "SIGUSR1"):
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a time limit no longer matters
+sys.exit(code)

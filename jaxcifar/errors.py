@@ -31,6 +31,9 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+SECOND_SIGINT = "Stopped by a second SIGINT. What was not saved is lost."
+
+
 def of_file(error: OSError, path: object = "") -> UserError:
     """Returns an error of the file system as a `UserError` that gives the path and the reason.
 
@@ -48,7 +51,18 @@ def in_short(error: Exception) -> str:
 
 def note(text: str) -> None:
     """Tells the user, in a line on stderr, what was found and what is done about it."""
-    print(f"jaxcifar: {text}", file=sys.stderr, flush=True)
+    try:
+        print(f"jaxcifar: {text}", file=sys.stderr, flush=True)
+    except OSError:  # the terminal is gone
+        unread(sys.stderr)
+
+
+def unread(stream: Any) -> None:
+    """Lets what is still written to a stream go nowhere, since whoever read it is gone."""
+    with contextlib.suppress(OSError, ValueError):  # no file, in a notebook or a test
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 class Stop:
@@ -210,17 +224,16 @@ def exit_code(
             sys.stdout.flush()
             return code
     except (UserError, Interrupted) as error:
-        print(f"jaxcifar: {error}", file=sys.stderr)
+        note(str(error))
         return 128 + error.signum if isinstance(error, Interrupted) else 2
     except BrokenPipeError:  # whoever reads the output, such as head, has seen enough
-        with contextlib.suppress(OSError, ValueError):  # no file, in a notebook or a test
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left
+        unread(sys.stdout)
         return 128 + signal.SIGPIPE
     except OSError as error:  # a full disk, no permission, a folder where a file is expected
-        print(f"jaxcifar: {of_file(error)}", file=sys.stderr)
+        note(str(of_file(error)))
         return 2
     except KeyboardInterrupt:
-        print("jaxcifar: Stopped by a second SIGINT. What was not saved is lost.", file=sys.stderr)
+        note(SECOND_SIGINT)
         return 128 + signal.SIGINT
 
 

@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import queue
+import signal
 import socket
 import sys
 import threading
@@ -216,6 +217,8 @@ def _code_and_text(error: BaseException) -> tuple[int, str]:
             return 2, str(error)
         case OSError():
             return 2, str(of_file(error))
+        case KeyboardInterrupt():
+            return 128 + signal.SIGINT, errors.SECOND_SIGINT
         case SystemExit():
             return int(error.code or 0) if str(error.code or 0).isdigit() else 1, str(error.code)
         case Exception():
@@ -315,9 +318,9 @@ class _Team:
             return stream
         raise UserError(
             f"Process {self.place.index} could not reach the first process at "
-            f"{self.place.address} within {seconds:.0f} seconds ({why and why.strerror}). Start "
-            "the command on every host, with a --coordinator_address of the first process that "
-            "all can reach."
+            f"{self.place.address} within {seconds:.0f} seconds ({why and (why.strerror or why)}). "
+            "Start the command on every host, with a --coordinator_address of the first process "
+            "that all can reach."
         )
 
     def start_jax(self) -> None:
@@ -408,7 +411,8 @@ class _Team:
           text: what to tell the user.
           error: the exception that was raised here, if any.
         """
-        expected = error is None or isinstance(error, (UserError, Interrupted, OSError))
+        foreseen = (UserError, Interrupted, OSError, KeyboardInterrupt)
+        expected = error is None or isinstance(error, foreseen)
         mine = End(self.place.index, code, text)
         if not expected and is_first():  # the failure of another process may be its cause
             self._wait(_CAUSE, lambda: bool(self._failed()))

@@ -21,7 +21,6 @@ from jaxcifar.run.folder import (
     check_images,
     check_same,
     read_about,
-    saved_config,
 )
 from jaxcifar.state import abstract_variables, first_state
 from jaxcifar.task import (
@@ -212,7 +211,9 @@ def start_from(config: Config, workdir: str | pathlib.Path, variables: dict[str,
                 "names or shapes differ."
             )
     with RunFolder(pathlib.Path(workdir)) as folder:
-        if saved_config(folder.path) is not None:
+        # An import that was interrupted has left a config, no images and no checkpoint.
+        about = read_about(folder.path)
+        if about is not None and (about.get("data") or folder.has_checkpoint()):
             raise UserError(f"{workdir} already holds a run. Choose another --workdir.")
         # An optimizer's initial state does not depend on the length of an epoch.
         tx = optimization(config).make(hyperparams(config), steps_per_epoch=1)

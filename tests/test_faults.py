@@ -1,5 +1,7 @@
 """What happens to a run from outside: full disks, locks, divergence, files of others."""
 
+import errno
+import fcntl
 import os
 import pathlib
 import subprocess
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxcifar import replay, restore
-from jaxcifar.errors import UserError, exit_code
+from jaxcifar.errors import Busy, UserError, exit_code
 from jaxcifar.hooks import Hook
 from jaxcifar.interop import torch as interop
 from jaxcifar.run.checkpoint import Checkpointer
@@ -158,6 +160,19 @@ def test_a_deleted_lock_lets_no_other_in(tmp_path):
             pass
     with RunFolder(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_not_taken_for_another_process(
+    tmp_path, monkeypatch, number
+):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match="cannot lock files") as error, RunFolder(tmp_path / "run"):
+        pass
+    assert not isinstance(error.value, Busy)
 
 
 # --- divergence -------------------------------------------------------------------------------

@@ -93,6 +93,21 @@ def test_imported_weights_are_the_start(finished, tmp_path):
     assert run(tiny(), tmp_path)["last"]["epoch"] == 2
 
 
+@pytest.mark.slow
+def test_an_interrupted_import_can_be_repeated(finished, tmp_path):
+    """Of a kill, or a full disk, while the checkpoint was written."""
+    variables = state_of(finished[0])
+    restore.start_from(tiny(), tmp_path, variables)
+    shutil.rmtree(tmp_path / "checkpoints")
+    restore.start_from(tiny(), tmp_path, variables)
+    jax.tree.map(np.testing.assert_array_equal, state_of(tmp_path), variables)
+    # A run that has images is one, checkpoint or not.
+    trained = shutil.copytree(finished[0], tmp_path / "trained")
+    shutil.rmtree(trained / "checkpoints")
+    with pytest.raises(UserError, match="already holds a run"):
+        restore.start_from(tiny(), trained, variables)
+
+
 def test_weights_of_another_model_are_no_start(finished, tmp_path):
     variables = state_of(finished[0])
     with pytest.raises(UserError, match=r"do not fit vgg_a_bn with 10 classes and width 0\.1"):

@@ -13,10 +13,10 @@ import yaml
 
 from experiments import slurm, sweep
 from experiments.runs import configs
-from jaxcifar import train
+from jaxcifar import kernels, train
 from jaxcifar.errors import Interrupted, UserError, exit_code, interruptible
 from jaxcifar.run import log
-from tests.conftest import OPTIONS, start_sweep, sweep_command
+from tests.conftest import OPTIONS, pretend, start_sweep, sweep_command
 from tests.forked import Forked
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -158,8 +158,7 @@ def test_a_warning_that_no_run_answers_is_not_lost(where, progressed, code, tmp_
         hooks[0].progressed |= progressed
         with interruptible() if where == "in a run's last moments" else contextlib.nullcontext():
             os.kill(os.getpid(), signal.SIGUSR1)
-        workdir.mkdir(parents=True)
-        (workdir / "result.json").write_text("{}")
+        pretend(config, workdir)
 
     monkeypatch.setattr(train, "train_and_evaluate", train_one)
     before = signal.signal(signal.SIGUSR1, lambda *_: pytest.fail("nobody took the signal"))
@@ -185,6 +184,38 @@ def test_what_the_queue_says(fakes, tmp_path, capsys):
     assert (out / "slurm" / "jobs").read_text() == "77\n"
     (fakes / "squeue").write_text("#!/bin/bash\necho 'Unable to contact controller' >&2\nexit 1\n")
     assert states(out, what, capsys) == ["new"] * 4
+    # Without an answer a second array might train the same runs beside the first.
+    assert start_sweep(out, *array) == 2
+    assert "squeue does not answer (Unable to contact controller)" in capsys.readouterr().err
+    assert (out / "slurm" / "jobs").read_text() == "77\n"
+
+
+def test_a_dry_run_submits_nothing(fakes, tmp_path, capsys):
+    options = ("--slurm", "--time=1:00:00", "--dry-run")
+    assert start_sweep(tmp_path / "out", "vgg2", "0-3", *options) == 2
+    assert "Give --print" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_are_the_same_on_a_node_without_a_gpu(tmp_path, monkeypatch):
+    """Though "auto" is another dtype there, and with it what shares a compiled program."""
+    for name, model, dtype in (
+        ("a", "vgg_a_bn", "auto"),
+        ("b", "vgg_a", "auto"),
+        ("c", "vgg_a_bn", "float32"),
+    ):
+        (tmp_path / f"{name}.py").write_text(
+            "from jaxcifar.config import base_config\n\ndef get_config():\n"
+            f"    config = base_config()\n    config.model.name = {model!r}\n"
+            f"    config.model.dtype = {dtype!r}\n    return config\n"
+        )
+    sources = configs.named(None, f"{tmp_path}/*.py")
+    found = []
+    for platform in ("cpu", "gpu"):
+        monkeypatch.setattr(kernels, "platform_of", lambda _, platform=platform: platform)
+        jobs = sweep.checked(sources, [0], tmp_path / "out", OPTIONS)
+        found.append([[job.name for job in part] for part in sweep.shards(jobs, 2)])
+    assert found[0] == found[1]
 
 
 def test_the_script_is_shown_and_nothing_submitted(tmp_path, monkeypatch, capsys):
@@ -192,7 +223,11 @@ def test_the_script_is_shown_and_nothing_submitted(tmp_path, monkeypatch, capsys
     options = ("--slurm", "--time=1-12", "--sbatch=--gpus-per-node=1 -p gpu", "--print")
     assert start_sweep(tmp_path / "out", "vgg2", "0-2", *options) == 0
     text = capsys.readouterr().out
-    assert text.startswith("#!/bin/bash\n#SBATCH")
+    by_hand = (
+        f"mkdir -p {tmp_path}/out/slurm && sbatch --parsable THIS_FILE >> {tmp_path}/out/slurm/jobs"
+    )
+    assert text.startswith("#!/bin/bash\n# To submit this by hand")
+    assert by_hand in text
     for line in ("--array=0-2", "--time=1-12", "--signal=USR1@180", "--gpus-per-node=1 -p gpu"):
         assert f"#SBATCH {line}\n" in text
     assert '--shard="$SLURM_ARRAY_TASK_ID/3"' in text

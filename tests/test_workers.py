@@ -1,9 +1,11 @@
 """Several processes that share a sweep: where they compute, who restarts them, what they share."""
 
+import errno
 import fcntl
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import threading
@@ -16,7 +18,8 @@ from experiments.runs import configs
 from jaxcifar import train
 from jaxcifar.errors import Busy, Interrupted, UserError
 from jaxcifar.run import log, signs
-from tests.conftest import OPTIONS, start_sweep, sweep_command
+from tests.conftest import OPTIONS, pretend, start_sweep, sweep_command
+from tests.tiny import without_times
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -128,6 +131,22 @@ def test_a_signal_is_passed_on_once_and_nothing_is_started_again(tmp_path):
         assert text == "ready\ngot it\n"
 
 
+def test_an_error_of_the_parent_lets_the_workers_save(tmp_path):
+    """One like that of a file system that is gone for a moment."""
+    loop = "for i in {1..30}; do sleep 0.1; done"
+    script = f"trap 'sleep 0.5; echo saved; exit 143' TERM; echo ready; {loop}"
+
+    def table():
+        path = tmp_path / "logs" / "worker-0.log"
+        while "ready" not in path.read_text():
+            time.sleep(0.05)
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with pytest.raises(OSError, match="Stale"):
+        workers.supervise([["bash", "-c", script]], ONE, tmp_path / "logs", table)
+    assert (tmp_path / "logs" / "worker-0.log").read_text() == "ready\nsaved\n"
+
+
 # --- a sweep by two of them -------------------------------------------------------------------
 
 
@@ -169,13 +188,6 @@ def test_one_of_two_workers_is_killed_and_the_sweep_is_the_serial_one(tmp_path):
 # --- what they share --------------------------------------------------------------------------
 
 
-def complete(config, workdir, **_):
-    """Trains in no time."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(json.dumps({"config": config.to_dict()}))
-    (workdir / "result.json").write_text("{}")
-
-
 @pytest.mark.slow
 def test_a_run_that_another_process_trains_is_waited_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "_LOOK_AGAIN", 0.01)
@@ -185,7 +197,7 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path, monkeypatch, 
         tried.append(config.seed)
         if config.seed == 0 and tried.count(0) < 3:
             raise Busy("Another process")
-        complete(config, workdir)
+        pretend(config, workdir)
 
     monkeypatch.setattr(train, "train_and_evaluate", trained)
     assert start_sweep(tmp_path / "out", "vgg2", "0-1") == 0
@@ -223,7 +235,7 @@ def test_a_run_that_failed_since_the_start_is_not_tried_by_every_worker(tmp_path
     assert failed["message"] == "RuntimeError: the machine broke"
     assert failed["pid"] == os.getpid()
     # The next start tries again, and success removes the mark.
-    monkeypatch.setattr(train, "train_and_evaluate", complete)
+    monkeypatch.setattr(train, "train_and_evaluate", pretend)
     assert start_sweep(out, "vgg2", "0-1") == 0
     assert not (tried[0] / "failed.json").exists()
 
@@ -236,23 +248,45 @@ def test_workers_begin_with_different_runs(tmp_path, monkeypatch):
     assert tried == [0, 1, 2, 3, 2, 3, 0, 1]
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "result.json"])
-@pytest.mark.parametrize("text", ["", "{", "[\n", "\x00\x00\n"])
-def test_a_damaged_file_costs_its_own_run_only(tmp_path, monkeypatch, capsys, name, text):
-    monkeypatch.setattr(train, "train_and_evaluate", complete)
+DAMAGES = [
+    ("config.json", "{"),
+    ("metrics.jsonl", "[\n"),
+    ("metrics.jsonl", ""),
+    ("result.json", ""),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "text"), DAMAGES)
+def test_a_damaged_file_is_restored_from_the_checkpoint(swept, copied, name, text):
+    (copied / "vgg2" / "seed0" / name).write_text(text)
+    assert start_sweep(copied) == 0
+    for path in copied.glob("*/*/metrics.jsonl"):
+        ours, theirs = (log.read_lines(p) for p in (path, swept / path.relative_to(copied)))
+        assert without_times(ours) == without_times(theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "text"), DAMAGES[1:2] + DAMAGES[3:])
+def test_a_run_that_cannot_be_restored_costs_only_itself(copied, capsys, name, text):
+    broken = copied / "vgg2" / "seed0"
+    (broken / name).write_text(text)
+    shutil.rmtree(broken / "checkpoints")
+    shutil.rmtree(copied / "vgg6" / "seed1")
+    assert start_sweep(copied) == 1
+    assert (copied / "vgg6" / "seed1" / "result.json").exists()
+    error = capsys.readouterr().err
+    assert "failed: vgg2, seed 0" in error
+    assert name in error
+    assert "seed 1" not in error
+
+
+def test_a_run_that_fails_before_it_writes_anything_says_why(tmp_path, capsys):
     out = tmp_path / "out"
-    assert start_sweep(out, "vgg2", "0") == 0
-    (out / "vgg2" / "seed0" / name).write_text(text)
-    code = start_sweep(out, "vgg2", "0-1")
-    assert (out / "vgg2" / "seed1" / "result.json").exists()
-    if (name, text) in [("metrics.jsonl", ""), ("metrics.jsonl", "{")]:  # half a line is no damage
-        assert code == 0
-    else:
-        assert code == 1
-        error = capsys.readouterr().err
-        assert "failed: vgg2, seed 0" in error
-        assert name in error
-        assert "seed 1" not in error
+    assert start_sweep(out, "vgg2", "0", f"--config.init_from={tmp_path / 'none'}") == 1
+    assert f"{tmp_path / 'none'} contains no run" in capsys.readouterr().err
+    # So that a supervisor of workers, and --status, do not take it for a new one.
+    assert f"{tmp_path / 'none'} contains no run" in signs.failure(out / "vgg2" / "seed0")
 
 
 # --- signs of life ----------------------------------------------------------------------------
@@ -282,8 +316,11 @@ def test_states_in_words(tmp_path, monkeypatch):
     assert not signs.running(job.workdir).alive
     path.write_text(json.dumps(here | {"pid": os.getpid()}))
     assert signs.running(job.workdir).alive
-    (job.workdir / "result.json").write_text("{}")
+    pretend(job.config, job.workdir)
     assert job.describe() == "done"
+    (job.workdir / "metrics.jsonl").write_text("")
+    assert job.state == "damaged"
+    assert "metrics.jsonl has 0 of 2 epochs" in job.damage
 
 
 def test_status_starts_nothing(tmp_path, monkeypatch, capsys):

@@ -414,12 +414,17 @@ def _lock(workdir: pathlib.Path):
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                if held is folder and error.errno != errno.EWOULDBLOCK:
-                    continue
-                raise Busy(
-                    f"Another process is training in {workdir}. Wait for it, or choose another "
-                    "--workdir."
-                ) from error
+                if error.errno == errno.EWOULDBLOCK:
+                    raise Busy(
+                        f"Another process is training in {workdir}. Wait for it, or choose another "
+                        "--workdir."
+                    ) from error
+                if held is file:
+                    raise UserError(
+                        f"The file system of {workdir} cannot lock files ({error.strerror}), so "
+                        "that two runs could write there at once. Choose a --workdir elsewhere, or "
+                        "have it mounted with locks (Lustre: -o flock)."
+                    ) from error
         stack.callback(_delete_if_empty, made)
         yield
 

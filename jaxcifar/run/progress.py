@@ -1,12 +1,54 @@
 """How a run shows its progress: a live bar in a terminal, plain lines elsewhere."""
 
+import errno
+import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import rich.console
 import rich.progress
 
+from jaxcifar.errors import unread
+
 Record = dict[str, Any]
+
+
+class _Stdout:
+    """Standard output that may lose its reader, a terminal or a pipe, without ending what runs."""
+
+    def write(self, text: str) -> int:
+        return self._try(lambda stdout: stdout.write(text)) or 0
+
+    def flush(self) -> None:
+        self._try(lambda stdout: stdout.flush())
+
+    def isatty(self) -> bool:
+        return sys.stdout.isatty()
+
+    def fileno(self) -> int:
+        return sys.stdout.fileno()
+
+    @property
+    def encoding(self) -> str:
+        return getattr(sys.stdout, "encoding", None) or "utf-8"
+
+    def _try(self, use: Callable[[Any], Any]) -> Any:
+        # While a bar is shown, rich has its own file there, around the real one.
+        stdout = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+        try:
+            return use(stdout)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            unread(stdout)
+            return None
+
+
+def console(*, quiet: bool = False) -> rich.console.Console:
+    """Returns a console on standard output that outlives whoever reads it."""
+    stdout: Any = _Stdout()
+    return rich.console.Console(file=stdout, quiet=quiet, highlight=False, soft_wrap=True)
 
 
 class Progress:
@@ -15,7 +57,7 @@ class Progress:
     _EVERY_TERMINAL, _EVERY_PLAIN = 0.25, 20.0  # seconds between updates within an epoch
 
     def __init__(self, epochs: int, steps_per_epoch: int, epochs_done: int, quiet: bool = False):
-        self._console = rich.console.Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self._console = console(quiet=quiet)
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
         self._every = self._EVERY_TERMINAL if self._console.is_terminal else self._EVERY_PLAIN
         self._shown = self._started = time.monotonic()

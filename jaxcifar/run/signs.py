@@ -60,8 +60,9 @@ def running(workdir: pathlib.Path) -> Running | None:
 
 
 def fail(workdir: pathlib.Path, message: str) -> None:
-    """Writes failed.json, if the folder can be written to."""
+    """Writes failed.json, if that is possible."""
     with contextlib.suppress(OSError):
+        workdir.mkdir(parents=True, exist_ok=True)  # the run may have failed before it wrote there
         write_shared(workdir / "failed.json", _who() | {"message": message})
 
 

@@ -1,5 +1,9 @@
 """What a run shows while it trains."""
 
+import os
+import pty
+import sys
+
 import pytest
 
 from jaxcifar.run import progress
@@ -74,3 +78,18 @@ def test_a_terminal_shows_that_it_compiles_and_then_no_more(monkeypatch, capsys)
 
 def test_quiet_shows_nothing(monkeypatch, capsys):
     assert shown(monkeypatch, capsys, quiet=True) == []
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_reader_that_goes_away_ends_no_run(monkeypatch, terminal):
+    """`tee` that Ctrl-C has ended too, or a terminal that was closed."""
+    reader, writer = pty.openpty() if terminal else os.pipe()
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with Progress(4, 10, 0) as shows:
+            shows.say("somebody reads this")
+            os.close(reader)
+            shows.started(5)
+            shows.step(7, {"loss": [3.0], "accuracy": [0.1]}, 2.0, 32)
+            shows.epoch(RECORD)
+        print("nor does what is printed after it", flush=True)
