@@ -4,7 +4,7 @@
 
 Report: training loss 0.5837, validation loss 0.2882, training accuracy 88.10%,
 validation accuracy 91.05% (the highest of all epochs).
-Its training loss contains the penalty.
+Its training loss is taken to contain the penalty.
 """
 
 from jaxcifar.config import base_config

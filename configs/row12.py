@@ -4,7 +4,7 @@
 
 Report: training loss 0.1473, validation loss 0.2221, training accuracy 97.31%,
 validation accuracy 94.93% (the highest of all epochs).
-Its training loss contains the penalty.
+Its training loss is taken to contain the penalty.
 """
 
 from jaxcifar.config import base_config

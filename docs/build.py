@@ -107,7 +107,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Turns links out of docs/ into plain text, but for the figures that are on the site."""
+    """Turns links out of docs/ into plain text, but for what is on the site."""
+    markdown = markdown.replace("](../CONTRIBUTING.md)", "](extending.md)")
     markdown = re.sub(r"\]\(\.\./(\S+\.png)\)", r"](\1)", markdown)
     return re.sub(r"\[([^]]+)\]\(\.\./[^)]*\)", r"\1", markdown)
 

@@ -34,7 +34,7 @@ def test_claims_of_the_reports_own_numbers(tmp_path):
     over_fitting = found["strong − weak, over-fitting"]
     assert over_fitting["effect"] == pytest.approx((0.9750 - 0.9499) - (0.9982 - 0.9425))
     assert over_fitting["verdict"] == "supported"
-    regularized = found["the worse of L1 and L2 − none, validation accuracy"]
+    regularized = found["L1 − none, validation accuracy"]
     assert regularized["effect"] == pytest.approx(0.9105 - 0.9499)
     assert regularized["verdict"] == "supported"
     assert found["ResNet-18, GELU − ReLU, validation accuracy"]["verdict"] == "supported"
@@ -59,8 +59,48 @@ def test_claims_turn_with_the_data(tmp_path):
 def test_one_seed_decides_nothing(tmp_path, capsys):
     write_fake_runs(tmp_path, seeds=1)
     main(["claims", str(tmp_path)])
-    assert {record["verdict"] for record in verdicts(tmp_path).values()} == {"undecided"}
+    found = verdicts(tmp_path)
+    assert {record["verdict"] for record in found.values()} == {"undecided"}
     assert "on the original's side, one seed" in capsys.readouterr().out
+    # That there is an influence has no side.
+    influence = found["ResNet-18, GELU − ReLU, validation accuracy"]
+    assert claims.describe(influence)["Verdict"] == "undecided (one seed) †"
+
+
+@pytest.mark.parametrize("epochs", [3, 200])
+def test_shortened_runs_are_compared_but_counted_apart(tmp_path, epochs):
+    write_fake_runs(tmp_path, rows=["row6", "row8"], epochs=epochs)
+    main(["claims", str(tmp_path)])
+    assert verdicts(tmp_path)["strong − weak, validation accuracy"]["verdict"] == "supported"
+    page = (tmp_path / "claims.md").read_text()
+    apart = "which do not test the conclusions: 3 supported, 0 contradicted, 0 undecided."
+    assert (apart in page) == (epochs == 3)
+    whole = 0 if epochs == 3 else 3
+    assert f"{whole} supported, 0 contradicted, 0 undecided, 23 no runs.\n" in page
+    assert "images: cifar10, 50,000, official files" in page
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["config"]["model"].update(name="resnet18"),
+        lambda content: content["data"]["validation"].update(sha256="4567"),
+        lambda content: content["environment"].update(dtype="bfloat16"),
+    ],
+)
+def test_rows_that_differ_by_more_than_the_rows_are_not_judged(tmp_path, change):
+    write_fake_runs(tmp_path, rows=["row6", "row8"], epochs=200)
+    for path in tmp_path.glob("row8/*/config.json"):
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+    main(["claims", str(tmp_path)])
+    found = verdicts(tmp_path)["strong − weak, validation accuracy"]
+    assert (found["verdict"], found["alike"]) == ("undecided", False)
+    assert (
+        "but of different lengths, options, images or dtypes"
+        in (tmp_path / "claims.md").read_text()
+    )
 
 
 def test_rows_of_different_lengths_are_not_judged(tmp_path):
@@ -71,7 +111,7 @@ def test_rows_of_different_lengths_are_not_judged(tmp_path):
     assert found["verdict"] == "undecided"
     assert found["notes"] == {"row6": "SHORTENED: 3 of 200 epochs"}
     page = (tmp_path / "claims.md").read_text()
-    assert "but trained for different lengths) †" in page
+    assert "but of different lengths, options, images or dtypes) †" in page
     assert "**† row6: SHORTENED: 3 of 200 epochs**" in page
 
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from experiments.report import claims, power
 from experiments.report.__main__ import main
@@ -11,39 +12,74 @@ from experiments.runs import stats
 from tests.conftest import write_fake_runs
 
 
-def above(bound):
-    return lambda effect: claims.verdict(effect, "above", bound) == "supported"
+def chance(effect_of, expected="above", bound=0.0):
+    """Of n seeds, by the rule of the claims for one sample at a time."""
+
+    def of(n):
+        effects = effect_of(n)
+        halves = np.broadcast_to(effects.half, effects.mean.shape)
+        one_by_one = [
+            stats.Estimate(float(mean), 0.0, float(half), n)
+            for mean, half in zip(effects.mean, halves, strict=True)
+        ]
+        words = [claims.verdict(effect, expected, bound) for effect in one_by_one]
+        return np.mean([word != "undecided" for word in words])
+
+    return of
 
 
-@pytest.mark.parametrize(
-    ("effect", "of_two", "of_one"),
-    # Sizes of the two-sided t test at 5% for a power of 80%, as in Cohen 1988, tables 2.4.1 and
-    # (one sample) from the noncentral t distribution: effect / standard deviation -> n.
-    [(0.5, 64, 34), (0.8, 26, 15), (1.0, 17, 10)],
-)
-def test_as_many_as_the_t_test_needs(effect, of_two, of_one):
+def power_of_t_test(shift, freedom):
+    """Of a two-sided test at 5%, where the t statistic is shifted by `shift`: noncentral t."""
+    critical = scipy.stats.t.ppf(0.975, freedom)
+    above, below = (
+        scipy.stats.nct.sf(critical, freedom, shift),
+        scipy.stats.nct.cdf(-critical, freedom, shift),
+    )
+    return above + below
+
+
+@pytest.mark.parametrize("effect", [0.5, 1.0, 2.0, 3.0, 5.0])
+def test_as_many_as_the_t_test_of_one_sample_needs(effect):
+    """Few seeds included, whose intervals vary."""
+    n = power.seeds_needed(chance(lambda n: stats.estimate(power.imagined(effect, 1.0, n, 0))))
+    assert power_of_t_test(effect * np.sqrt(n), n - 1) > 0.8 - 0.02
+    assert n == 2 or power_of_t_test(effect * np.sqrt(n - 1), n - 2) < 0.8 + 0.02
+
+
+@pytest.mark.parametrize("effect", [0.5, 0.8, 1.0])
+def test_as_many_as_the_t_test_of_two_samples_needs(effect):
     def difference(n):
-        ours, others = power.imagined(effect, 1.0, n), power.imagined(0.0, 1.0, n)
+        ours, others = power.imagined(effect, 1.0, n, 0), power.imagined(0.0, 1.0, n, 1)
         return stats.difference(ours, others)
 
-    assert power.seeds_needed(difference, above(0)) == pytest.approx(of_two, abs=1)
-    single = power.seeds_needed(lambda n: stats.estimate(power.imagined(effect, 1.0, n)), above(0))
-    assert single == pytest.approx(of_one, abs=1)
+    n = power.seeds_needed(chance(difference))
+    assert power_of_t_test(effect * np.sqrt(n / 2), 2 * n - 2) > 0.8 - 0.02
+    assert power_of_t_test(effect * np.sqrt((n - 1) / 2), 2 * n - 4) < 0.8 + 0.02
+
+
+def test_an_equivalence_may_fail_on_either_side():
+    n = power.seeds_needed(
+        chance(lambda n: stats.estimate(power.imagined(0.0, 1.0, n, 0)), "within", 0.5)
+    )
+    others = np.random.default_rng(99).standard_normal((4000, n))
+    interval = scipy.stats.ttest_1samp(others, 0, axis=-1).confidence_interval()
+    assert np.mean((interval.low > -0.5) & (interval.high < 0.5)) == pytest.approx(0.8, abs=0.04)
 
 
 def test_too_many():
-    def tiny_effect(n):
-        return stats.estimate(power.imagined(0.01, 1.0, n))
-
-    assert power.seeds_needed(tiny_effect, above(0)) is None
+    assert (
+        power.seeds_needed(chance(lambda n: stats.estimate(power.imagined(0.01, 1.0, n, 0))))
+        is None
+    )
 
 
 @pytest.mark.parametrize("n", [2, 3, 8])
 def test_imagined_values(n):
-    values = power.imagined(0.9, 0.02, n)
-    assert values.shape == (n,)
-    assert np.mean(values) == pytest.approx(0.9)
-    assert np.std(values, ddof=1) == pytest.approx(0.02)
+    values = power.imagined(0.9, 0.02, n, 0)
+    assert values.mean() == pytest.approx(0.9, abs=0.001)
+    assert values.std() == pytest.approx(0.02, rel=0.03)
+    np.testing.assert_array_equal(values, power.imagined(0.9, 0.02, 8, 0)[:, :n])
+    assert abs(np.corrcoef(values[:, 0], power.imagined(0.9, 0.02, n, 1)[:, 0])[0, 1]) < 0.05
 
 
 def test_spread_between_epochs():
@@ -84,14 +120,7 @@ def test_one_seed_is_guessed_from_its_epochs(tmp_path):
     std = 0.002 * np.sqrt(2 / 5 / 2)
     assert record["spread"] == "epochs"
     n = record["seeds_needed"]
-    assert n == round(
-        power.seeds_needed(
-            lambda n: stats.difference(
-                power.imagined(record["effect"], std, n), power.imagined(0, std, n)
-            ),
-            above(0),
-        )
-    )
+    assert power_of_t_test(record["effect"] / std * np.sqrt(n / 2), 2 * n - 2) > 0.8
     assert f"| ≈ {n} |" in page
 
 
@@ -118,9 +147,11 @@ def test_a_gap_between_learning_rates_is_followed_through_the_epochs(tmp_path):
     # The gap without BatchNorm in epochs 7 … 12 swings by 0.02; with it, not.
     std = np.sqrt(3 * 0.02**2 / 5 / 2)
     expected = power.seeds_needed(
-        lambda n: stats.difference(
-            power.imagined(gap["effect"], 0.0, n), power.imagined(0, std, n)
-        ),
-        lambda effect: effect.mean + effect.half < 0,
+        chance(
+            lambda n: stats.contrast(
+                (1, power.imagined(gap["effect"], 0.0, n, 0)), (-1, power.imagined(0, std, n, 1))
+            ),
+            "below",
+        )
     )
     assert (gap["spread"], gap["seeds_needed"]) == ("epochs", expected)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from experiments.report import tables
 from experiments.report.__main__ import main
 from experiments.runs import configs, read, stats
 from experiments.runs.provenance import commands
@@ -60,6 +61,20 @@ def test_a_result_without_all_its_epochs(copied):
     path.write_text(path.read_text().splitlines(keepends=True)[0])
     with pytest.raises(UserError, match="1 of 2 epochs"):
         read.sweeps(copied)
+
+
+def test_a_run_that_averages_its_weights_is_that_of_the_average(tmp_path):
+    """The best epoch is chosen by it, and so its numbers must be those that are shown."""
+    write_fake_runs(tmp_path, rows=["row1"], seeds=1, epochs=3)
+    path = tmp_path / "row1" / "seed0" / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record, average in zip(records, (0.7, 0.9, 0.8), strict=True):
+        record |= {"val_accuracy": 1 - average, "ema_val_accuracy": average, "ema_val_loss": 0.5}
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    (sweep,) = read.sweeps(tmp_path)
+    (run,) = sweep.runs
+    assert (run.best["epoch"], run.best["val_accuracy"], run.best["val_loss"]) == (2, 0.9, 0.5)
+    assert "| 90.00% |" in tables.markdown(sweep)
 
 
 def test_runs_of_mixed_configs(tmp_path):

@@ -4,8 +4,11 @@ Each conclusion is restated as comparisons of runs, and each of these is called
 
 - supported: the whole 95% interval over seeds lies on the original's side,
 - contradicted: it lies wholly on the other,
-- undecided: neither, or there is no interval, as with one seed, or the rows were shortened
-  differently.
+- undecided: neither, or there is no interval, as with one seed, or the rows differ in length,
+  options, images or dtype. That there is an influence ("not 0") cannot be contradicted.
+
+Runs that were shortened, or changed by options, are compared among themselves. What they show is
+marked † and counted apart, because it does not test what the original concluded from full runs.
 
 The same comparison of the original's own table stands beside it, and for what is undecided the
 number of seeds that would probably decide it (see `experiments.report.power`). (Of width, one of
@@ -19,7 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.report import power
-from experiments.runs.read import Sweep
+from experiments.runs.provenance import provenance
+from experiments.runs.read import Run, Sweep
 from experiments.runs.rows import ROWS, WITH_BN, WITHOUT_BN
 from experiments.runs.stats import Contrast, Estimate, contrast, difference, estimate
 from experiments.runs.table import Table
@@ -54,8 +58,9 @@ CLAIMS = {
     "finally leading to a higher accuracy rate (6–8).",
     "activation": "Activation functions have an influence, although it is not as critical as model "
     "architecture (1–2, 3–4); a more complicated one does not guarantee better performance (3–4).",
-    "regularization": "Inappropriate regularization sometimes hurts the model. (The original "
-    "names 8–9, which differ in activation; its regularized rows are 11 and 12.)",
+    "regularization": "Inappropriate regularization sometimes hurts the model. (Of the two "
+    "comparisons one is enough. The original names 8–9, which differ in activation; its "
+    "regularized rows are 11 and 12.)",
     "efficiency": "DenseNet achieves a similar score with ResNet with 1/3 to 1/6 parameters.",
     "BatchNorm": "Batch normalization improves VGG-A (shown by Table 4, though not stated).",
     "smoothing": "BatchNorm makes training less sensitive to the learning rate, narrowing the gap "
@@ -107,7 +112,7 @@ def _change(
 def _larger(of: Values, one: str, other: str, base: str) -> Contrast:
     """|one − base| − |other − base| of validation accuracies; the signs are those of the means."""
     values = {row: of(row, "val_accuracy") for row in (one, other, base)}
-    signs = [math.copysign(1, difference(values[row], values[base]).mean) for row in (one, other)]
+    signs = [np.copysign(1, difference(values[row], values[base]).mean) for row in (one, other)]
     return contrast(
         (signs[0], values[one]), (-signs[1], values[other]), (signs[1] - signs[0], values[base])
     )
@@ -117,16 +122,6 @@ def _larger_change(claim: str, text: str, one: str, other: str, base: str) -> Co
     """Compares the size of the change from `base` to `one` with that to `other`."""
     rows = (one, other, base)
     return Comparison(claim, text, rows, "above", 0.0, _POINTS, lambda of: _larger(of, *rows))
-
-
-def _worse_of_two(claim: str, text: str, rows: tuple[str, str], base: str) -> Comparison:
-    """Compares the worse of two rows with a third."""
-
-    def effect(of: Values) -> Contrast:
-        accuracy = of(base, "val_accuracy")
-        return min(difference(of(row, "val_accuracy"), accuracy) for row in rows)
-
-    return Comparison(claim, text, (*rows, base), "below", 0.0, _POINTS, effect)
 
 
 def _share(a: str, b: str) -> str:
@@ -234,16 +229,12 @@ COMPARISONS = (
     ),
     _change(
         "activation",
-        "ResNet-50, GELU − ReLU, validation accuracy (no better)",
+        "ResNet-50, GELU − ReLU, validation accuracy (not better; here: worse)",
         ("row4", "row3"),
         "below",
     ),
-    _worse_of_two(
-        "regularization",
-        "the worse of L1 and L2 − none, validation accuracy",
-        ("row11", "row12"),
-        "row8",
-    ),
+    _change("regularization", "L1 − none, validation accuracy", ("row11", "row8"), "below"),
+    _change("regularization", "L2 − none, validation accuracy", ("row12", "row8"), "below"),
     _change(
         "efficiency",
         f"DenseNet-121 − ResNet-18, validation accuracy, with {_share('row5', 'row1')} "
@@ -268,7 +259,7 @@ COMPARISONS = (
     _change(
         "smoothing",
         "with − without BN, gap of the training loss between the best and the worst learning rate, "
-        f"mean over steps (loss smoothed over {SMOOTHING_STEPS})",
+        f"median over steps (loss smoothed over {SMOOTHING_STEPS})",
         _BN,
         "below",
         quantity="loss gap",
@@ -298,7 +289,8 @@ def values_of_runs(sweep: Sweep) -> Values:
         seeds = sorted(set.intersection(*map(set, by_rate)))
         if quantity == "loss gap":
             curves = [done.loss_curves(_GROUPS[row], seed, SMOOTHING_STEPS) for seed in seeds]
-            return [float(np.mean(np.ptp(c, axis=0))) for c in curves if c is not None]
+            # Not the mean: a single loss of 120 among the first steps would decide it.
+            return [float(np.median(np.ptp(c, axis=0))) for c in curves if c is not None]
         return [_of_group([runs[seed].best for runs in by_rate], quantity) for seed in seeds]
 
     return of
@@ -316,7 +308,7 @@ def _by_epoch(done: Sweep, row: str, quantity: str) -> Sequence[float]:
         curves = done.loss_curves(_GROUPS[row], seed, SMOOTHING_STEPS)
         if curves is not None:
             epochs = np.array_split(np.ptp(curves, axis=0), len(of_each[0]))
-            return [float(gaps.mean()) for gaps in epochs]
+            return [float(np.median(gaps)) for gaps in epochs]
     return []
 
 
@@ -342,14 +334,15 @@ def _seeds_needed(item: Comparison, done: Sweep, of: Values) -> tuple[int | None
             return None, ""
         moments[key] = float(np.mean(values)), float(std)
 
-    def effect_of(n: int) -> Estimate | Contrast:
-        return item.effect(lambda *key: power.imagined(*moments[key], n))
+    streams = {key: number for number, key in enumerate(moments)}
 
-    def decided(effect: Estimate | Contrast) -> bool:
-        return verdict(effect, item.expected, item.bound) != "undecided"
+    def chance_of(n: int) -> float:
+        effect = item.effect(lambda *key: power.imagined(*moments[key], n, streams[key]))
+        inside, outside = _sides(effect, item.expected, item.bound)
+        return float(np.mean(inside | outside))
 
     one_seed = any(len(values) == 1 for values in found.values())
-    return power.seeds_needed(effect_of, decided), "epochs" if one_seed else "seeds"
+    return power.seeds_needed(chance_of), "epochs" if one_seed else "seeds"
 
 
 def _value_of_original(row: str, quantity: str) -> Sequence[float]:
@@ -377,22 +370,36 @@ def _quantity(record: dict[str, Any], quantity: str) -> float:
 
 def verdict(effect: Estimate | Contrast, expected: str, bound: float) -> str:
     """Returns "supported", "contradicted" or "undecided" by the 95% interval."""
-    low, high = effect.mean - effect.half, effect.mean + effect.half
     if not effect.half > 0:  # one seed; or equal values, as of networks that learned nothing
         return "undecided"
-    inside, outside = {
-        "above": (low > bound, high < bound),
-        "below": (high < bound, low > bound),
-        "within": (-bound < low and high < bound, high < -bound or low > bound),
-        "not": (high < bound or low > bound, False),
-    }[expected]
+    inside, outside = _sides(effect, expected, bound)
     return "supported" if inside else "contradicted" if outside else "undecided"
 
 
-def agrees(mean: float, expected: str, bound: float) -> bool:
-    """Whether a mean alone lies on the original's side."""
+def _sides(effect: Estimate | Contrast, expected: str, bound: float) -> tuple[Any, Any]:
+    """Whether the interval, or each of many, lies wholly on the original's, or the other side."""
+    low, high = effect.mean - effect.half, effect.mean + effect.half
+    if expected == "within":
+        return (low > -bound) & (high < bound), (high < -bound) | (low > bound)
+    above, below = low > bound, high < bound
+    sides = {
+        "above": (above, below),
+        "below": (below, above),
+        "not": (above | below, above & below),
+    }
+    return sides[expected]
+
+
+def agrees(mean: float, expected: str, bound: float) -> bool | None:
+    """Whether a mean alone lies on the original's side; None where both sides are."""
     sides = {"above": mean > bound, "below": mean < bound, "within": abs(mean) < bound}
-    return sides.get(expected, mean != bound)
+    return sides.get(expected)
+
+
+def _terms(run: Run) -> tuple:
+    """What must be the same in runs that are compared, beside what makes their rows."""
+    images = {part: facts["sha256"] for part, facts in run.data.items()}
+    return run.mark, tuple(sorted(images.items())), run.environment["dtype"]
 
 
 def judge(sweep: Sweep) -> list[dict[str, Any]]:
@@ -418,7 +425,7 @@ def judge(sweep: Sweep) -> list[dict[str, Any]]:
         if math.isnan(effect.mean):
             found.append(record | {"verdict": "no runs", "missing": ["a seed that all have"]})
             continue
-        alike = len({tuple(sweep.of(name)[0].shortened) for name in item.rows}) == 1
+        alike = len({_terms(sweep.of(name)[0]) for name in item.rows}) == 1
         word = verdict(effect, item.expected, item.bound) if alike else "undecided"
         known = not math.isnan(effect.half)
         judged = {
@@ -463,10 +470,11 @@ def describe(record: dict[str, Any]) -> dict[str, str]:
             interval = " … ".join(_show(end, unit) for end in record["interval"])
     word = record["verdict"]
     if word == "undecided":
-        side = "on the original's side" if record["agrees"] else "on the other side"
-        why = ", one seed" if record["n"] == 1 else ""
-        why = why if record["alike"] else ", but trained for different lengths"
-        word = f"undecided ({side}{why})"
+        sides = {True: "on the original's side", False: "on the other side", None: ""}
+        why = "one seed" if record["n"] == 1 else ""
+        why = why if record["alike"] else "but of different lengths, options, images or dtypes"
+        said = ", ".join(filter(None, [sides[record["agrees"]], why]))
+        word = f"undecided ({said})" if said else "undecided"
     if record.get("notes"):
         word += " †"
     return {
@@ -502,9 +510,7 @@ def markdown(records: list[dict[str, Any]], sweep: Sweep) -> str:
     """Returns the page of a sweep's verdicts."""
     parts = ["# The original report's conclusions, tested\n"]
     parts += [f"**† {note}**\n" for note in sweep.rows.notes]
-    counts = [record["verdict"] for record in records]
-    words = ("supported", "contradicted", "undecided", "no runs")
-    parts.append(", ".join(f"{counts.count(word)} {word}" for word in words) + "\n")
+    parts += [f"{line}\n" for line in summary(records)]
     if any(record.get("spread") for record in records):
         parts.append(
             f"Seeds needed: so many of each row would decide the comparison with a chance of "
@@ -512,4 +518,28 @@ def markdown(records: list[dict[str, Any]], sweep: Sweep) -> str:
             "is a guess from that between epochs, which is likely too small.\n"
         )
     parts += [f"## {table.title}\n\n{table.markdown()}\n" for table in tables(records)]
-    return "\n".join(parts)
+    facts = [f"- {line}" for line in provenance(sweep.rows.runs)]
+    return "\n".join([*parts, "## Where the numbers come from\n", *facts, ""])
+
+
+def summary(records: list[dict[str, Any]]) -> list[str]:
+    """Returns lines that count the verdicts: those on the original's conclusions, and the rest."""
+    words = ("supported", "contradicted", "undecided", "no runs")
+
+    def counted(records: list[dict[str, Any]], words: Sequence[str]) -> str:
+        verdicts = [record["verdict"] for record in records]
+        return ", ".join(f"{verdicts.count(word)} {word}" for word in words)
+
+    marked = [record for record in records if record.get("notes")]
+    whole = [record for record in records if not record.get("notes")]
+    lines = [f"{counted(whole, words)}."]
+    if marked:
+        lines.append(
+            f"Of runs marked †, which do not test the conclusions: {counted(marked, words[:3])}."
+        )
+    if any(record.get("interval") for record in records):
+        lines.append(
+            "Each interval is of 95% by itself: of twenty comparisons about one misses the truth "
+            "by chance."
+        )
+    return lines

@@ -103,7 +103,8 @@ def sweep_section(name: str, sweep: Sweep) -> str:
             parts += [f"<h3>{text(grid.title)}</h3>", table(grid)]
         parts.append(
             "<p class=soft>Mean ± standard deviation over seeds where there are several; 95% "
-            "intervals of the mean by Student’s t; differences of accuracies in points.</p>"
+            "intervals of the mean by Student’s t; differences of accuracies in points. "
+            f"{text(tables.CAVEATS)}</p>"
         )
         parts.append(_claims(sweep))
         shown, absent = _figures(sweep)
@@ -126,6 +127,7 @@ def _claims(sweep: Sweep) -> str:
         "<p class=soft>Supported or contradicted: the whole 95% interval over seeds lies on that "
         "side. Undecided: it does not, or there is one seed and so no interval.</p>"
     )
+    parts += [f"<p class=soft>{text(line)}</p>" for line in claims.summary(everything)]
     parts += [f"<h4>{text(grid.title)}</h4>{table(grid)}" for grid in claims.tables(records)]
     tested = {record["claim"] for record in records}
     untested = dict.fromkeys(r["claim"] for r in everything if r["claim"] not in tested)

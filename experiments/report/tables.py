@@ -18,6 +18,13 @@ from jaxcifar.run.progress import duration
 
 NONE = "–"  # in a cell that does not apply
 
+CAVEATS = (
+    "The training loss is what was minimised: it includes label smoothing and the L1 and L2 "
+    "penalties, which the validation loss does not. The original has one number for each row, "
+    "apparently of one run. A single run varies by more than a mean: compare it with an interval "
+    "√(n + 1) times as wide, for n seeds."
+)
+
 
 class Metric(NamedTuple):
     """A column of the original report's tables."""
@@ -198,7 +205,7 @@ def markdown(sweep: Sweep) -> str:
     parts += [f"## {table.title}\n\n{table.markdown()}\n" for table in tables(sweep)]
     parts.append(
         "Mean ± standard deviation over seeds where there are several; the 95% interval is of the "
-        "mean, by Student's t. Differences of accuracies are in percentage points.\n"
+        f"mean, by Student's t. Differences of accuracies are in percentage points. {CAVEATS}\n"
     )
     parts += [f"† {note}\n" for note in sweep.notes]
     if unfinished := [run for run in sweep.runs if run.result is None]:

@@ -36,7 +36,8 @@ class Run(NamedTuple):
     config: dict[str, Any]  # flat: {"model.name": …}
     data: dict[str, Any]  # provenance of "train" and "validation" images
     environment: dict[str, Any]
-    records: list[dict[str, Any]]  # of metrics.jsonl, one per epoch
+    # Of metrics.jsonl, one per epoch. If the run averages its weights, "val_…" are the average's.
+    records: list[dict[str, Any]]
     result: dict[str, Any] | None  # None while the run is unfinished
     original: dict[str, Any] | None  # the flat config that options changed; None where unknown
     file: str  # the config file
@@ -62,7 +63,7 @@ class Run(NamedTuple):
 
     @property
     def best(self) -> dict[str, Any]:
-        """The record of the epoch of highest validation accuracy."""
+        """The record of the epoch of highest validation accuracy, the earliest of equals."""
         return log.best_record(self.records)
 
     @property
@@ -294,7 +295,14 @@ def read_run(folder: pathlib.Path) -> Run:
         )
     name = _places(folder)[0].name
     original, file = _origin(name, folder)
-    return Run(name, folder, config, data, environment, records, result, original, file)
+    averaged = [_of_the_average(record) for record in records]
+    return Run(name, folder, config, data, environment, averaged, result, original, file)
+
+
+def _of_the_average(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the validation numbers of the averaged weights, which the run is judged by."""
+    average = {name.removeprefix("ema_"): value for name, value in record.items() if "ema_" in name}
+    return record | average
 
 
 def _places(run: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:

@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """A row as printed; the results are those of the epoch of highest validation accuracy.
+    """A row as printed.
 
-    Losses are cross-entropies in nats, except that the training losses of rows 11 and 12 contain
-    the penalty; accuracies are shares of 1.
+    Of Table 3 the report says that the validation accuracy is the highest of all epochs, and not
+    which epoch the other numbers are of; of Table 4 it says neither. We compare with our best epoch
+    throughout. Losses are in nats, and accuracies shares of 1. The training losses of rows 11 and
+    12 are taken to contain the penalty, which the report does not say.
     """
 
     name: str  # of its config: configs/NAME.py

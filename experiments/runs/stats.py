@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.stats
@@ -16,11 +16,6 @@ class Estimate(NamedTuple):
     half: float  # of the 95% confidence interval of the mean, by Student's t
     n: int
 
-    @property
-    def error(self) -> float:
-        """The standard error of `mean`."""
-        return self.std / math.sqrt(self.n)
-
 
 class Contrast(NamedTuple):
     """A weighted sum of means. With one run in a group, `error` and `half` are NaN."""
@@ -31,39 +26,51 @@ class Contrast(NamedTuple):
     n: int  # runs in the smallest group
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+# All three take many samples of the same size at once, [..., n]; the fields are then arrays [...].
+
+
+def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     """Returns the mean of independent values and its 95% confidence interval."""
-    n = len(values)
-    mean = float(np.mean(values)) if n else math.nan
+    values = np.asarray(values, float)
+    n = values.shape[-1]
+    mean = _plain(values.mean(-1)) if n else math.nan
     if n < 2:
         return Estimate(mean, math.nan, math.nan, n)
-    std = float(np.std(values, ddof=1))
-    return Estimate(mean, std, float(scipy.stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n), n)
+    std = values.std(-1, ddof=1)
+    half = scipy.stats.t.ppf(0.975, n - 1) * std / math.sqrt(n)
+    return Estimate(mean, _plain(std), _plain(half), n)
 
 
-def difference(ours: Sequence[float], others: Sequence[float]) -> Contrast:
+def difference(
+    ours: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray
+) -> Contrast:
     """Returns mean(ours) − mean(others) and its 95% interval by Welch's t; NaN with one value."""
     return contrast((1, ours), (-1, others))
 
 
-def contrast(*terms: tuple[float, Sequence[float]]) -> Contrast:
+def contrast(*terms: tuple[Any, Sequence[float] | np.ndarray]) -> Contrast:
     """Returns Σ c · mean(values) over independent groups, and its 95% interval.
 
     The interval is Student's t with the degrees of freedom of Welch (1947) and Satterthwaite
     (1946); NaN where a group has one value.
     """
     groups = [(factor, estimate(values)) for factor, values in terms]
-    mean, n = sum(c * group.mean for c, group in groups), min(group.n for _, group in groups)
+    mean, n = _plain(sum(c * group.mean for c, group in groups)), min(g.n for _, g in groups)
     if n < 2:
         return Contrast(mean, math.nan, math.nan, n)
-    variances = [(c * group.std) ** 2 / group.n for c, group in groups]
-    error = math.sqrt(sum(variances))
-    if error == 0:
-        return Contrast(mean, 0.0, 0.0, n)
-    freedom = error**4 / sum(
-        variance**2 / (group.n - 1) for variance, (_, group) in zip(variances, groups, strict=True)
-    )
-    return Contrast(mean, error, float(scipy.stats.t.ppf(0.975, freedom)) * error, n)
+    variances = [np.square(c * group.std) / group.n for c, group in groups]
+    squared = np.sum(variances, axis=0)
+    known = squared > 0  # else all values of each group are equal
+    parts = [v**2 / (group.n - 1) for v, (_, group) in zip(variances, groups, strict=True)]
+    freedom = np.divide(squared**2, np.sum(parts, axis=0), where=known, out=np.ones_like(squared))
+    error = np.sqrt(squared)
+    half = np.where(known, scipy.stats.t.ppf(0.975, freedom) * error, 0.0)
+    return Contrast(mean, _plain(error), _plain(half), n)
+
+
+def _plain(value: Any) -> Any:
+    """A number as a float; arrays as they are."""
+    return float(value) if np.ndim(value) == 0 else value
 
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
