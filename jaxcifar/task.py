@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxcifar import augment, data, kernels, losses, models, optim
-from jaxcifar.config import Config, validate
+from jaxcifar.config import Config, base_config, changed_fields, validate
 from jaxcifar.errors import UserError, choose
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -397,8 +397,23 @@ def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = T
             )
 
 
+def unused(config: Config) -> list[str]:
+    """Returns a line for each field that is set, allowed, and without effect in this config."""
+    recipe = config.data.augment
+    taken = inspect.signature(augment.AUGMENTATIONS[recipe]).parameters
+    taken = {f"augment.{name}" for name in (*taken, "mixup", "cutmix")}
+    lines = [
+        f"{field}, because data.augment is {recipe!r}"
+        for field in changed_fields(base_config(), config)
+        if field.startswith("augment.") and field not in taken
+    ]
+    if config.optim.nesterov and not config.optim.momentum:
+        lines.append("optim.nesterov, because optim.momentum is 0")
+    return lines
+
+
 def _check_parts(config: Config) -> None:
-    """Checks that no field is set where it would have no effect."""
+    """Refuses parts of a recipe that exclude each other, or whose effect another field prevents."""
     options, recipe = config.optim, config.data.augment
     for factor in ("start_factor", "end_factor"):
         if options[factor] and options.schedule != "triangular":

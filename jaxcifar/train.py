@@ -28,7 +28,7 @@ from jaxcifar.run.machine import peak_memory
 from jaxcifar.run.progress import Progress
 from jaxcifar.start import Start, start_of
 from jaxcifar.state import TrainState
-from jaxcifar.task import Task, build, check_config, hyperparams
+from jaxcifar.task import Task, build, check_config, hyperparams, unused
 
 
 def train_and_evaluate(
@@ -291,6 +291,8 @@ def _announce(run: Run, splits: data.Splits, position: Position, progress: Progr
             f"{source}: not verified as the official files (no checksum "
             "matches); accuracies may not compare with published ones. result.json says so too."
         )
+    for line in unused(run.config):
+        progress.say(f"without effect: {line}")
     if run.step:
         progress.say(f"resumed after epoch {position.epochs_done}, step {run.step}")
 

@@ -99,6 +99,36 @@ def test_the_defaults_are_possible():
     task.check_config(base_config())
 
 
+@pytest.mark.parametrize(
+    ("fields", "lines"),
+    [
+        ({}, []),
+        ({"data__augment": "strong", "augment__rotation": 90.0}, []),
+        ({"augment__padding": 2, "augment__mixup": 0.2}, []),
+        (
+            {"augment__rotation": 90.0, "augment__erasing_area": (0.1, 0.2)},
+            [
+                f"augment.{name}, because data.augment is 'weak'"
+                for name in ("erasing_area", "rotation")
+            ],
+        ),
+        (
+            {"data__augment": "none", "augment__padding": 2},
+            ["augment.padding, because data.augment is 'none'"],
+        ),
+        (
+            {"optim__name": "sgd", "optim__nesterov": True},
+            ["optim.nesterov, because optim.momentum is 0"],
+        ),
+        ({"optim__name": "sgd", "optim__nesterov": True, "optim__momentum": 0.9}, []),
+    ],
+)
+def test_what_has_no_effect_is_named(fields, lines):
+    config = tiny(**fields)
+    task.check_config(config)
+    assert task.unused(config) == lines
+
+
 def test_devices_that_cannot_train_may_evaluate():
     config = tiny(train__batch_size=12)
     task.check_config(config)  # nobody asked about devices
