@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.runs.images import training_images
 from jaxcifar import data, options, restore, sharding
 from jaxcifar.errors import UserError, exit_code
-from jaxcifar.run.folder import check_images, read_about
 from jaxcifar.task import build_inference
 
 
@@ -56,6 +56,10 @@ def read_images(path: pathlib.Path, train: data.Dataset) -> tuple[np.ndarray, np
         raise UserError(
             f"{path} has images of the places {places.min()} to {places.max()}; the run's training "
             f"images are 0 to {len(train) - 1:,}."
+        )
+    if len(np.unique(places)) < n:
+        raise UserError(
+            f"{path} has an image twice: {n:,} places, {len(np.unique(places)):,} of them."
         )
     if differing := int(np.sum(labels != train.labels[places])):
         raise UserError(
@@ -95,11 +99,12 @@ def run(workdir: pathlib.Path, path: pathlib.Path, which: str = "best") -> dict[
     """
     mesh = sharding.make_mesh()
     config, step, variables = restore.load_variables(workdir, which, mesh=mesh)
-    train = data.load(config.data.name, "train", data_dir=config.data.dir)
-    about = read_about(workdir)
-    assert about is not None, "its variables were read"
-    if config.data.protocol == "test" and not config.train.limit_train_images:
-        check_images(about["data"], {"train": train.provenance}, workdir)
+    if config.data.protocol == "holdout":
+        raise UserError(
+            f"{workdir} holds a run that held out a tenth of the training set "
+            "(data.protocol=holdout), so it has not seen all images of the file. Give another run."
+        )
+    train = training_images(workdir, config)
     images, places = read_images(path, train)
     inference, labels = build_inference(config, train, mesh), train.labels[places]
     own = train.images[places]

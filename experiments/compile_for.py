@@ -6,10 +6,12 @@
 
 The real training and evaluation programs of each config, compiled by libtpu's ahead-of-time
 compiler on any CPU (pip install 'jaxcifar[tpu]'). Reported for each chip: the memory that the
-program needs, the arithmetic and the memory traffic of a step, its collectives, and the time that
-the slowest of arithmetic, memory and interconnect allows. All of it is computed, nothing measured:
-the time is a bound that no run beats, not a forecast. --out gets everything as JSON, after each
-config. Compiling takes minutes for each; one process at a time can use libtpu.
+program needs, the arithmetic and the memory traffic of a step, its collectives, and the longest of
+the times that arithmetic, memory and interconnect need. All of it is computed, nothing measured.
+Only the arithmetic's time is a bound that no run beats: that of memory is mostly too long, because
+XLA counts what stays on the chip, and that of the interconnect is for one ring, where a torus has
+several. --out gets everything as JSON, after each config. Compiling takes minutes for each; one
+process at a time can use libtpu.
 
 --scaling needs no libtpu: it prints for each model how many bytes the devices exchange in a step,
 and from which batch on that takes less time than the arithmetic.
@@ -37,6 +39,7 @@ from experiments.runs.table import Table
 from jaxcifar import data, programs, sharding, task
 from jaxcifar.errors import UserError, choose, exit_code
 from jaxcifar.models import MODELS, create_model
+from jaxcifar.models.densenet import DenseNet
 from jaxcifar.options import user_path
 from jaxcifar.run.log import write_json
 from jaxcifar.run.machine import environment
@@ -85,7 +88,7 @@ def all_reduce_seconds(size: float, devices: int, ring: float) -> float:
 def roofline(
     chip: Chip, devices: int, *, flops: float, traffic: float, reduced: float
 ) -> dict[str, float]:
-    """Returns the seconds that arithmetic, memory and interconnect need for a step at least.
+    """Returns the seconds that arithmetic, memory and interconnect need for a step.
 
     Args:
       chip: its figures.
@@ -343,12 +346,25 @@ def exchanged(model: str, dtype: Any = jnp.bfloat16) -> tuple[int, int]:
     in float32; and BatchNorm's two moments, once forward. (Backward, their sums are the gradients
     of its scale and bias.)
     """
-    variables = abstract_variables(create_model(model))
+    network = create_model(model)
+    variables = abstract_variables(network)
     params = jax.tree.leaves(variables["params"])
     half = jnp.dtype(dtype).itemsize
     size = sum(leaf.size * (half if leaf.ndim == 4 else 4) for leaf in params)
-    moments = sum(4 * leaf.size for leaf in jax.tree.leaves(variables.get("batch_stats", {})))
-    return sum(leaf.size for leaf in params), size + moments
+    statistics = jax.tree_util.tree_leaves_with_path(variables.get("batch_stats", {}))
+    channels = sum(leaf.size for path, leaf in statistics if path[-1].key == "mean")
+    if isinstance(network, DenseNet):  # which computes the moments of each feature once
+        channels = _densenet_channels(variables["params"])
+    return sum(leaf.size for leaf in params), size + 2 * 4 * channels
+
+
+def _densenet_channels(params: dict[str, Any]) -> int:
+    """The channels whose moments are computed: each convolution's, and the stem's once more.
+
+    The stem is normalised before it becomes a feature map, whose moments all layers share.
+    """
+    kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 4]
+    return params["conv0"]["kernel"].shape[-1] + sum(kernel.shape[-1] for kernel in kernels)
 
 
 def break_even(model: str, link: float, devices: int, flops: float) -> float:

@@ -15,8 +15,9 @@ _SHORTEST = 5  # minutes
 
 _SCRIPT = """\
 #!/bin/bash
-# To submit this by hand, so that --status knows of it:
-#   mkdir -p {folder_of_output} && sbatch --parsable THIS_FILE >> {folder_of_output}/jobs
+# To submit this by hand, so that --status knows of it once its first task has started:
+#   mkdir -p {folder_of_output}
+#   sbatch --parsable THIS_FILE | cut -d';' -f1 >> {folder_of_output}/jobs
 #SBATCH --job-name=jaxcifar
 #SBATCH --array=0-{last}
 #SBATCH --nodes=1

@@ -137,6 +137,9 @@ class Job(NamedTuple):
 STATES = ("done", "damaged", "to resume", "new")
 
 
+_MOST_SEEDS = 10_000
+
+
 def parse_seeds(text: str) -> list[int]:
     """Returns the seeds that "0-2,7" names.
 
@@ -149,6 +152,8 @@ def parse_seeds(text: str) -> list[int]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
             raise UserError(f"--seeds has {part!r}; give a number (0), or a range (0-2).")
+        if last - first >= _MOST_SEEDS:
+            raise UserError(f"--seeds has {part!r}, more than {_MOST_SEEDS:,} seeds.")
         seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
 
@@ -200,7 +205,7 @@ def checked(
             except (UserError, KeyError, TypeError) as error:
                 raise UserError(f"{source.file or source.name}: {error}") from error
             saved = None
-            with contextlib.suppress(UserError):  # damaged: that run will fail when its turn comes
+            with contextlib.suppress(UserError):  # damaged: its turn will come
                 saved = saved_config(job.workdir)
             if saved:
                 check_same(saved, config, job.workdir)

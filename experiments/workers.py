@@ -175,8 +175,13 @@ def supervise(
                     worker.process.kill()
                 else:  # an error here: they save and end
                     worker.process.terminate()
-            for worker in workers:
-                worker.process.wait()
+            try:
+                for worker in workers:
+                    worker.process.wait()
+            except KeyboardInterrupt:
+                for worker in workers:
+                    worker.process.kill()
+                raise
             raise
         display.update(now=True)
     if stop and any(worker.process.returncode for worker in workers):
@@ -202,8 +207,7 @@ class _Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._console.is_terminal:
-            self._live.stop()
+        self._live.stop()  # does nothing unless it was started; the terminal may be gone by now
 
     def say(self, lines: Sequence[str]) -> None:
         for line in lines:

@@ -45,16 +45,31 @@ def train_arguments(arguments: Sequence[str]) -> list[str]:
     if len(names) != 1:
         given = f"{len(names)} are named: {', '.join(names)}" if names else "none is named"
         raise UserError(
-            f"train takes one config, but {given}. Give a name, such as row9, or a file."
+            f"train takes one config, but {given}. Give a name, such as row9, or a file. Options "
+            "are --NAME=VALUE."
         )
     rest = [argument for argument in arguments if argument.startswith("-")]
+    if also := [argument for argument in rest if argument.startswith("--config=")]:
+        raise UserError(f"train takes one config, but {names[0]} and {also[0]} are given.")
     return [f"--config={config_file(names[0])}", *_fields(rest)]
 
 
 def eval_arguments(arguments: Sequence[str]) -> list[str]:
-    """Turns a workdir, and options without "config.", into `jaxcifar.main`'s flags."""
+    """Turns a workdir, and options without "config.", into `jaxcifar.main`'s flags.
+
+    Raises:
+      UserError: several are named.
+    """
+    from jaxcifar.errors import UserError
+
     named = [f"--workdir={argument}" for argument in arguments if not argument.startswith("-")]
     rest = [argument for argument in arguments if argument.startswith("-")]
+    folders = [argument for argument in (*named, *rest) if argument.startswith("--workdir=")]
+    if len(folders) > 1:
+        runs = ", ".join(folder.removeprefix("--workdir=") for folder in folders)
+        raise UserError(
+            f"eval takes one run, but {len(folders)} are named: {runs}. Options are --NAME=VALUE."
+        )
     return ["--mode=eval", *named, *_fields(rest)]
 
 

@@ -263,7 +263,7 @@ def _check_type(field: str, value: Any, default: Any) -> None:
 
 def _check_range(field: str, value: float) -> None:
     low, high, excluded = RANGES[field]
-    if not math.isfinite(value) or not low <= value <= high or (excluded and value == low):
+    if not low <= value <= high or not math.isfinite(value) or (excluded and value == low):
         least = f"above {low}" if excluded else f"at least {low}"
         raise UserError(f"config.{field} is {value}; it must be {least} and at most {high}.")
 

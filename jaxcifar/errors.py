@@ -59,10 +59,10 @@ def note(text: str) -> None:
 
 def unread(stream: Any) -> None:
     """Lets what is still written to a stream go nowhere, since whoever read it is gone."""
-    with contextlib.suppress(OSError, ValueError):  # no file, in a notebook or a test
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # no file, as in a notebook
+        place = stream.fileno()
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), place)
 
 
 class Stop:

@@ -7,6 +7,7 @@ class PrintLoss(Hook):
 train_and_evaluate(config, workdir, hooks=[PrintLoss()])
 """
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ import jax
 
 from jaxcifar import processes
 from jaxcifar.config import Config
-from jaxcifar.errors import Interrupted, Stop, UserError
+from jaxcifar.errors import Interrupted, Stop, UserError, note
 from jaxcifar.state import TrainState
 from jaxcifar.task import Hyperparams, Task
 
@@ -67,7 +68,10 @@ class Hook:
         """After an epoch is evaluated, logged and saved; `record` is its line in metrics.jsonl."""
 
     def close(self, run: Run) -> None:
-        """After the last step of this start, whether the run is complete, stopped or failed."""
+        """After the last step of this start, whether the run is complete, stopped or failed.
+
+        It comes before `end`, and also where a `start` failed.
+        """
 
     def end(self, run: Run, result: dict[str, Any]) -> None:
         """After the run is complete; `result` is the content of result.json."""
@@ -117,7 +121,8 @@ class Profile(Hook):
 
     def _write(self, run: Run) -> None:
         if self._first >= 0 and not self.traced:
-            jax.block_until_ready(run.state)
+            with contextlib.suppress(RuntimeError):  # a step failed, and its state is gone
+                jax.block_until_ready(run.state)
             jax.profiler.stop_trace()
             self.traced = run.step - self._first
 
@@ -141,11 +146,29 @@ class Hooks:
 
     @contextmanager
     def closing(self, run: Run) -> Iterator[None]:
-        """Calls `close` of every hook at the end of the block, however it ends."""
+        """Calls `close` of every hook at the end of the block, however it ends.
+
+        Raises:
+          RuntimeError: see `call`; only if nothing else ended the block.
+        """
         try:
             yield
-        finally:
-            self.call("close", run)
+        except BaseException:
+            for error in self._close(run):
+                note(str(error))  # what ended the run matters more
+            raise
+        for error in self._close(run):
+            raise error
+
+    def _close(self, run: Run) -> list[Exception]:
+        errors = []
+        for hook in self._hooks:
+            try:
+                with _named(hook, "close", run):
+                    hook.close(run)
+            except Exception as error:  # the others are closed all the same
+                errors.append(error)
+        return errors
 
 
 @contextmanager

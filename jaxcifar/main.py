@@ -20,6 +20,7 @@ from jaxcifar.errors import UserError, exit_code, reason
 from jaxcifar.hooks import Profile
 from jaxcifar.kernels import compilation
 from jaxcifar.run.folder import saved_config
+from jaxcifar.run.log import averaged
 from jaxcifar.run.progress import duration
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -120,7 +121,7 @@ def summary(result: dict[str, Any], config: Config, workdir: str | pathlib.Path)
     lines = [
         f"{name} epoch {record['epoch']}: validation accuracy {record['val_accuracy']:.2%}, "
         f"loss {record['val_loss']:.4f}"
-        for name, record in (("best", result["best"]), ("last", result["last"]))
+        for name, record in ((name, averaged(result[name])) for name in ("best", "last"))
     ]
     if "test" in result:
         test = result["test"]
@@ -149,7 +150,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
       arguments: of the command line; None means those of this process.
     """
     argv = sys.argv if arguments is None else [sys.argv[0], *arguments]
-    command = lambda: app.run(main, argv=list(argv), flags_parser=_parse_flags)  # noqa: E731
+
+    def command() -> None:
+        try:
+            app.run(main, argv=list(argv), flags_parser=_parse_flags)
+        except flags.Error as error:  # of absl's own flags, such as --flagfile
+            raise UserError(f"A flag cannot be used: {reason(error)}") from error
+
     return exit_code(command, processes.leave)
 
 
@@ -173,8 +180,15 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     program, *arguments = argv
     files = [argument for argument in arguments if argument.startswith("--config=")]
     of_run: list[str] = []
+    if len(files) > 1:
+        raise UserError(f"Give one config file; these are {len(files)}: {' '.join(files)}")
     for argument in files:
         file = options.user_path(argument.removeprefix("--config="))
+        if ":" in str(file):
+            raise UserError(
+                f"The path of the config file {file} has a colon, behind which ml_collections "
+                "looks for an argument. Rename it, or start from its folder."
+            )
         options.load(file)  # for its messages about what is wrong with the file
         arguments[arguments.index(argument)] = f"--config={file}"
     if not files and "--mode=eval" in arguments:

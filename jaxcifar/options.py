@@ -23,8 +23,10 @@ def user_path(text: str) -> pathlib.Path:
     """Returns the path that a user wrote, with "~" expanded, which no shell does after "=".
 
     Raises:
-      BadPath: there is no home folder, or the path is a URL, such as that of a bucket.
+      BadPath: it is empty, there is no home folder, or it is a URL, such as that of a bucket.
     """
+    if not text:
+        raise BadPath("The path is empty.")
     if re.match(r"[a-z][a-z0-9]+://", text):
         raise BadPath(
             f"{text!r} is not a local path. Mount the bucket, or use a local path and copy "
@@ -59,9 +61,11 @@ def load(path: str | pathlib.Path) -> Config:
         get_config = getattr(module, "get_config", None)
         config = get_config() if callable(get_config) else None
     except (Exception, SystemExit) as error:  # the file's code may raise anything
-        raise UserError(
-            f"The config file {path} cannot be loaded: {type(error).__name__}: {reason(error)}"
-        ) from error
+        beside = path.parent / f"{getattr(error, 'name', None)}.py"
+        what = f"{type(error).__name__}: {reason(error)}"
+        if isinstance(error, ModuleNotFoundError) and beside.exists():
+            what += f" {beside} is not on Python's path: start with PYTHONPATH={path.parent}"
+        raise UserError(f"The config file {path} cannot be loaded: {what}") from error
     if not callable(get_config):
         raise UserError(f"The config file {path} has no function get_config().")
     if not isinstance(config, ConfigDict):
@@ -105,6 +109,8 @@ def hint(arguments: Iterable[str]) -> str:
         meant = meant_by(field)
         if not meant and name.startswith("config."):
             meant = next(iter(difflib.get_close_matches(field, known, n=1)), None)
+        if not meant and not equals and field.removeprefix("no") in known:
+            meant, equals, value = field.removeprefix("no"), "=", "False"
         if meant:
             hints.append(f" Did you mean --config.{meant}{equals}{value}?")
     return "".join(hints)

@@ -74,7 +74,7 @@ def order(task: Task) -> Callable[[jax.Array, jax.Array], jax.Array]:
         # No step has this number, so these draws are not those of any step.
         key = jax.random.fold_in(jax.random.fold_in(key, np.uint32(2**32 - 1)), epoch)
         rows = jax.random.permutation(key, task.n_train)
-        rows = rows[: task.steps_per_epoch * task.batch_size]
+        rows = rows[: task.steps_per_epoch * task.batch_size].astype(jnp.int32)
         return rows.reshape(task.steps_per_epoch, task.batch_size)
 
     return compilation.jit(

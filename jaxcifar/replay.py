@@ -73,6 +73,10 @@ def replay(
     first = int(state.step)
     say(f"{workdir}: from the checkpoint of step {first}" if last else f"{workdir}: from step 0")
     end = config.train.epochs * task.steps_per_epoch
+    if first >= end:
+        raise UserError(
+            f"The run in {workdir} is finished: after step {end} there is none to replay."
+        )
     step_of = programs.train(task, 1)
     for step in range(first, end):
         epoch, place = divmod(step, task.steps_per_epoch)

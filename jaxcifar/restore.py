@@ -59,6 +59,8 @@ def _load(
     """Returns (the content of config.json, the step, the variables) of a checkpoint."""
     choose("checkpoint", which, WHICH)
     mesh = sharding.make_mesh() if mesh is None else mesh
+    if workdir.is_file():
+        raise UserError(f"{workdir} is a file, not the folder of a run.")
     about = read_about(workdir)
     if about is None:
         raise UserError(f"{workdir} contains no run (no config.json). Train first.")

@@ -27,7 +27,8 @@ from rich.table import Table
 from jaxcifar import options
 from jaxcifar.errors import UserError, exit_code
 from jaxcifar.run import signs
-from jaxcifar.run.log import best_record, read_lines
+from jaxcifar.run.folder import run_folders
+from jaxcifar.run.log import averaged, best_record, read_lines
 from jaxcifar.run.progress import duration
 
 _LOCKS = pathlib.Path("/proc/locks")  # of Linux
@@ -41,11 +42,7 @@ def find(folder: pathlib.Path) -> list[dict[str, Any]]:
     """
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}. Name one that holds runs.")
-    found = [
-        _describe(path.parent, folder)
-        for path in sorted(folder.rglob("config.json"))
-        if "checkpoints" not in path.parts
-    ]
+    found = [_describe(path, folder) for path in run_folders(folder)]
     if not found:
         raise UserError(f"{folder} contains no runs (no config.json below it).")
     return found
@@ -64,7 +61,7 @@ def _describe(workdir: pathlib.Path, top: pathlib.Path) -> dict[str, Any]:
         records = read_lines(workdir / "metrics.jsonl")
         found |= {"epochs done": len(records)}
         if records:
-            best, last = best_record(records), records[-1]
+            best, last = averaged(best_record(records)), averaged(records[-1])
             found |= {
                 "best": best["val_accuracy"],
                 "best epoch": best["epoch"],
@@ -131,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(found, indent=2))
     else:
-        console = Console(width=None if sys.stdout.isatty() else 200, markup=False)
+        console = Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False)
         console.print(table(found), soft_wrap=True)
     return 0
 

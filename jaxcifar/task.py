@@ -398,7 +398,7 @@ def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = T
 
 
 def unused(config: Config) -> list[str]:
-    """Returns a line for each field that is set, allowed, and without effect in this config."""
+    """Names the strengths that are set and that data.augment does not use; and idle Nesterov."""
     recipe = config.data.augment
     taken = inspect.signature(augment.AUGMENTATIONS[recipe]).parameters
     taken = {f"augment.{name}" for name in (*taken, "mixup", "cutmix")}

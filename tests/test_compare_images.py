@@ -6,6 +6,7 @@ import pytest
 from experiments import compare_images
 from jaxcifar import data, restore
 from jaxcifar.errors import UserError, exit_code
+from tests.tiny import run, tiny
 
 
 def test_paired_difference_by_hand():
@@ -60,6 +61,8 @@ def test_other_images_are_evaluated(finished, train, tmp_path):
     [
         ({"label": np.full(3, 77)}, "3 of its 3 labels differ"),
         ({"index": np.array([0, 1, 10**6])}, "images of the places 0 to 1000000"),
+        ({"index": np.array([0, 1, 100])}, "the run's training images are 0 to 99"),  # its limit
+        ({"index": np.array([0, 1, 1])}, "an image twice: 3 places, 2 of them"),
         ({"image": np.zeros((3, 32, 32, 3))}, "float64"),
         ({"image": np.array([{}] * 3, object)}, "cannot be used"),
     ],
@@ -68,6 +71,14 @@ def test_files_of_something_else(finished, train, tmp_path, changes, message):
     path = write(tmp_path / "wrong.npz", train, [0, 1, 2], **changes)
     with pytest.raises(UserError, match=message):
         compare_images.run(finished[0], path)
+
+
+@pytest.mark.slow
+def test_a_part_of_the_images_was_held_out(finished, train, tmp_path):
+    path = write(tmp_path / "some.npz", train, [0, 1, 2])
+    run(tiny(data__protocol="holdout", train__epochs=1), tmp_path / "held")
+    with pytest.raises(UserError, match="held out a tenth"):
+        compare_images.run(tmp_path / "held", path)
 
 
 def test_no_such_file(finished, tmp_path, capsys):

@@ -133,6 +133,19 @@ def test_fewer_steps_than_the_row_are_marked(tmp_path, measured):
         gradient.draw(tmp_path / "smoothness")
 
 
+def test_a_gradient_that_explodes_is_not_passed_over():
+    record = {"gradient_norm": 2.0, "gradient_changes": [1.0, float("nan")]}
+    assert np.isnan(gradient.effective_smoothness(record, [0.1, 0.2]))
+    record["gradient_changes"] = [1.0, 3.0]  # over distances of 0.2 and 0.4
+    assert gradient.effective_smoothness(record, [0.1, 0.2]) == pytest.approx(7.5)
+
+
+def test_more_steps_than_the_config_has(tmp_path, capsys):
+    assert smooth(tmp_path, "--steps=7") == 2
+    assert "--steps is 7; the config trains for 6." in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("option", ["--step-sizes=", "--step-sizes=0", "--every=-1", "--rows=x"])
 def test_impossible_measurements(tmp_path, option, capsys):
     assert exit_code(lambda: main(["smoothness", f"--out={tmp_path}", option])) == 2

@@ -169,6 +169,16 @@ def test_a_hook_that_fails_is_named(finished, tmp_path, method, step):
     assert without_times(ours) == without_times(theirs)
 
 
+@pytest.mark.slow
+def test_every_hook_is_closed_and_what_ended_the_run_is_what_is_raised(tmp_path, capsys):
+    watch = Watch()
+    with pytest.raises(Interrupted) as error:
+        run(tiny(), tmp_path, Raise("close", KeyError("lost")), watch, SignalAt(2))
+    assert error.value.signum == signal.SIGTERM
+    assert watch.calls[-1] == ("close", 2)
+    assert "The hook Raise.close failed at step 2 (KeyError: 'lost')" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("error", [UserError("fix it"), Interrupted(2, "enough")])
 def test_messages_for_the_user_pass_through(tmp_path, error):
     with pytest.raises(type(error)) as raised:

@@ -312,7 +312,7 @@ def test_class_folders_that_lack_something(expected, tmp_path):
 
 
 def write_kaggle(folder, expected, place="train"):
-    (folder / place).mkdir(parents=True)
+    (folder / place).mkdir(parents=True, exist_ok=True)
     with (folder / "trainLabels.csv").open("w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(["id", "label"])
@@ -336,9 +336,13 @@ def test_kaggle(expected, tmp_path, place):
         splits.split(train, None, protocol="test")
 
 
-def test_kaggle_beside_an_archive(few, expected, tmp_path):
-    """Kaggle's test images have no labels, and so contradict no others."""
-    write_binary(tmp_path / "cifar-10-batches-bin", few)
+@pytest.mark.parametrize("other", ["archive", "classes"])
+def test_kaggle_beside_another_form(few, expected, tmp_path, other):
+    """Its test images have no labels, and so contradict no others."""
+    if other == "classes":
+        write_classes(tmp_path, expected)
+    else:
+        write_binary(tmp_path / "cifar-10-batches-bin", few)
     write_kaggle(tmp_path, expected)
     for split in ("train", "test"):
         found = cifar.load(FEW, split, str(tmp_path))
@@ -395,6 +399,20 @@ def write_parquet(folder, expected, label="label", pattern="{}-00000-of-00001.pa
 def test_parquet(expected, tmp_path, place, pattern):
     write_parquet(tmp_path / place, expected, pattern=pattern)
     check(tmp_path, expected)
+
+
+def test_one_large_picture_for_all_rows_is_refused_before_it_is_copied(expected, tmp_path):
+    """Parquet keeps equal values once: a file of a few kB could fill the memory."""
+    import pyarrow
+    from pyarrow import parquet
+
+    write_parquet(tmp_path, expected)
+    path = tmp_path / "test-00000-of-00001.parquet"
+    rows = [{"bytes": bytes(2**18), "path": None}] * 20
+    parquet.write_table(pyarrow.table({"img": rows, "label": [1] * 20}), path)
+    assert path.stat().st_size < 2**16
+    with pytest.raises(UserError, match="a picture of 262,144 bytes is too large"):
+        cifar.load(FEW, "test", str(tmp_path))
 
 
 def test_parquet_that_is_wrong(expected, tmp_path, monkeypatch):

@@ -336,8 +336,7 @@ def test_a_learning_rate_for_the_biases_of_normalisation():
     tx = optim.make_optimizer("sgd", 1.0, bias_scale=4.0, regularize=regularize)
     updates, _ = tx.update(gradients, tx.init(params), params)
     np.testing.assert_allclose(updates["norm1"]["bias"], -(4 * 0.5 + 0.1), rtol=1e-6)
-    # So are they called in a ResNet, DenseNet, Wide ResNet and VGG.
-    for name in ("bn1", "downsample_bn", "transition1_norm"):
+    for name in ("bn1", "norm0", "downsample_bn"):  # of ResNet and VGG, DenseNet, ResNet
         updates, _ = tx.update({name: gradients["norm1"]}, tx.init(params), {name: params["norm1"]})
         np.testing.assert_allclose(updates[name]["bias"], -(4 * 0.5 + 0.1), rtol=1e-6)
     updates, _ = tx.update(gradients, tx.init(params), params)

@@ -120,7 +120,9 @@ def test_one_seed_is_guessed_from_its_epochs(tmp_path):
     std = 0.002 * np.sqrt(2 / 5 / 2)
     assert record["spread"] == "epochs"
     n = record["seeds_needed"]
-    assert power_of_t_test(record["effect"] / std * np.sqrt(n / 2), 2 * n - 2) > 0.8
+    shift = record["effect"] / std
+    assert power_of_t_test(shift * np.sqrt(n / 2), 2 * n - 2) > 0.8
+    assert n == 2 or power_of_t_test(shift * np.sqrt((n - 1) / 2), 2 * n - 4) < 0.8 + 0.02
     assert f"| ≈ {n} |" in page
 
 

@@ -79,6 +79,13 @@ def test_modes(tmp_path):
     assert corner(red.quantize(4), transparency=0) == [255, 255, 255]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_of_unknown_scale_are_refused(tmp_path, dtype):
+    Image.fromarray(np.ones((32, 32), dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif has pixels of 32 bits"):
+        predict.read_picture(tmp_path / "a.tif")
+
+
 def test_a_picture_is_turned_upright(tmp_path):
     pixels = RNG.integers(0, 256, (32, 32, 3), np.uint8)
     exif = Image.Exif()

@@ -148,6 +148,25 @@ def test_the_digest_sees_what_is_exchanged():
     assert digests(as_arrays(changed))[0]["params"] != before["params"]
 
 
+def test_64_bits_change_no_digest(finished):
+    """$JAX_ENABLE_X64 must not make an intact checkpoint a damaged one."""
+    arrays = {"params": {"w": jax.numpy.arange(1000, dtype=np.float32)}}
+    digest, expected = digests(arrays), restore.evaluate_workdir(finished, "last", mesh=ONE)
+    with jax.enable_x64(True):
+        assert digests(arrays) == digest
+        found = restore.evaluate_workdir(finished, "last", mesh=ONE)
+    assert found["accuracy"] == expected["accuracy"]
+
+
+@pytest.mark.slow
+def test_a_run_trains_with_64_bits(tmp_path):
+    config = tiny_run.tiny(data__augment="strong", train__epochs=1, optim__warmup_epochs=0.5)
+    with jax.enable_x64(True):
+        result = run(config, tmp_path)
+    assert result["last"]["step"] == 3
+    assert {leaf.dtype for leaf in jax.tree.leaves(state_of(tmp_path))} == {np.dtype("float32")}
+
+
 def test_the_digest_is_that_of_any_number_of_devices():
     alone, _ = digests(as_arrays(tree()))
     mesh = sharding.make_mesh()

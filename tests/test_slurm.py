@@ -223,16 +223,21 @@ def test_the_script_is_shown_and_nothing_submitted(tmp_path, monkeypatch, capsys
     options = ("--slurm", "--time=1-12", "--sbatch=--gpus-per-node=1 -p gpu", "--print")
     assert start_sweep(tmp_path / "out", "vgg2", "0-2", *options) == 0
     text = capsys.readouterr().out
-    by_hand = (
-        f"mkdir -p {tmp_path}/out/slurm && sbatch --parsable THIS_FILE >> {tmp_path}/out/slurm/jobs"
-    )
     assert text.startswith("#!/bin/bash\n# To submit this by hand")
-    assert by_hand in text
+    lines = text.splitlines()
+    by_hand = "\n".join(line.removeprefix("#   ") for line in lines if line.startswith("#   "))
+    assert f"mkdir -p {tmp_path}/out/slurm\n" in by_hand
     for line in ("--array=0-2", "--time=1-12", "--signal=USR1@180", "--gpus-per-node=1 -p gpu"):
         assert f"#SBATCH {line}\n" in text
     assert '--shard="$SLURM_ARRAY_TASK_ID/3"' in text
     assert not (tmp_path / "out").exists()
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+    # As it says, with an sbatch of a federation.
+    (tmp_path / "sbatch").write_text("#!/bin/bash\necho '78;there'\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    subprocess.run(["bash", "-c", by_hand], env=environment, cwd=tmp_path, check=True)
+    assert (tmp_path / "out" / "slurm" / "jobs").read_text() == "78\n"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from experiments import sweep, workers
-from experiments.runs import configs
+from experiments.runs import configs, read
 from jaxcifar import train
 from jaxcifar.errors import Busy, Interrupted, UserError
 from jaxcifar.run import log, signs
@@ -261,6 +261,7 @@ DAMAGES = [
 def test_a_damaged_file_is_restored_from_the_checkpoint(swept, copied, name, text):
     (copied / "vgg2" / "seed0" / name).write_text(text)
     assert start_sweep(copied) == 0
+    assert len(read.sweeps(copied)[0].finished.runs) == 4  # which reads all files of all runs
     for path in copied.glob("*/*/metrics.jsonl"):
         ours, theirs = (log.read_lines(p) for p in (path, swept / path.relative_to(copied)))
         assert without_times(ours) == without_times(theirs)

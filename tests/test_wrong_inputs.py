@@ -57,7 +57,7 @@ TABLE = [
     # Config files.
     (MAIN, "", "Name a config file, such as --config=configs/quickstart.py"),
     (MAIN, "--config=none_such.py", "There is no config file none_such.py"),
-    (MAIN, "--config=", "no config file"),
+    (MAIN, "--config=", "The path is empty"),
     (MAIN, "--config=empty", "There is no config file empty"),
     (MAIN, "--config=syntax.py", "syntax.py", "SyntaxError"),
     (MAIN, "--config=missing.py", "missing.py", "No module named 'no_such_module'"),
@@ -183,7 +183,9 @@ TABLE = [
     (LANDSCAPE, "slice results/vgg1/seed0 --extent=nan", "--extent", "nan"),
     (LANDSCAPE, "slice results/vgg1/seed0 --images=0", "--images", "0"),
     (LANDSCAPE, "slice results/vgg1/seed0 --dimensions=3", "3"),
-    (LANDSCAPE, "slice results/vgg1/seed0 --seed=-1", "seed"),
+    (LANDSCAPE, "slice results/vgg1/seed0 --seed=-1", "--seed is -1"),
+    (LANDSCAPE, "slice results/vgg1/seed0 --seed=4294967296", "--seed is 4294967296"),
+    (LANDSCAPE, "slice results/vgg1/seed0 --points=200001", "--points", "1,000,000"),
     # Other tools.
     (TORTURE, "--out=x --kills=-1", "--kills", "-1"),
     (TORTURE, "--out=x --signals=-1", "--signals", "-1"),

@@ -49,6 +49,9 @@ def _step_sizes(text: str) -> tuple[float, ...]:
     return sizes
 
 
+_MOST_POINTS = 1_000_000
+
+
 def _slice_command(arguments: argparse.Namespace, options: list[str]) -> None:
     if options:
         raise UserError(f"{options[0]!r} is not an option of slice. --help lists them all.")
@@ -60,6 +63,13 @@ def _slice_command(arguments: argparse.Namespace, options: list[str]) -> None:
     for name, least in (("extent", 0.0), ("images", 1)):
         if not least <= getattr(arguments, name) < math.inf or not getattr(arguments, name):
             raise UserError(f"--{name} is {getattr(arguments, name)}; it must be positive.")
+    if arguments.points**arguments.dimensions > _MOST_POINTS:
+        raise UserError(
+            f"--points is {arguments.points:,} along each of {arguments.dimensions} directions; a "
+            f"grid has at most {_MOST_POINTS:,} points."
+        )
+    if not 0 <= arguments.seed < 2**32:
+        raise UserError(f"--seed is {arguments.seed}; it must be 0 to {2**32 - 1}.")
     name = slices.run_name(arguments.run)
     stem = f"{name}_{arguments.dimensions}d_{arguments.batch_norm}"
     path = arguments.out / "slices" / f"{stem}.npz"

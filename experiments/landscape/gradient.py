@@ -128,7 +128,7 @@ def effective_smoothness(record: dict[str, Any], step_sizes: Sequence[float]) ->
     if record["gradient_norm"] == 0:
         return 0.0
     distances = [size * record["gradient_norm"] for size in step_sizes]
-    return max(c / d for c, d in zip(record["gradient_changes"], distances, strict=True))
+    return float(np.max(np.divide(record["gradient_changes"], distances)))  # NaN if one is
 
 
 def smoothness(
@@ -160,7 +160,10 @@ def smoothness(
     """
     check_config(config)
     images = train.load_splits(config).train
-    steps = steps or config.train.epochs * (len(images) // config.train.batch_size)
+    whole = config.train.epochs * (len(images) // config.train.batch_size)
+    if steps > whole:
+        raise UserError(f"--steps is {steps:,}; the config trains for {whole:,}.")
+    steps = steps or whole
     every = every or max(1, steps // 50)
     settings = {"steps": steps, "every": every, "step_sizes": list(step_sizes)}
     path = folder / "settings.json"
@@ -222,8 +225,9 @@ def draw(folder: pathlib.Path) -> list[pathlib.Path]:
     if not shown:
         raise UserError(f"{folder} contains no measurements.")
     notes = sorted({note_of(path) for path in folder.glob("*/settings.json")} - {""})
-    sizes = shown[0][1]["settings"]["step_sizes"]
-    title = f"Along the gradient, step sizes {sizes[0]:g} to {sizes[-1]:g}"
+    every = [settings["settings"]["step_sizes"] for _, settings, _ in shown]
+    spans = list(dict.fromkeys(f"{sizes[0]:g} to {sizes[-1]:g}" for sizes in every))
+    title = f"Along the gradient, step sizes {', or '.join(spans)}"
     title += "".join(f"\n{note}" for note in notes)
     with plots.drawing(*paths, size=(12, 4), title=title) as figure:
         panels = figure.subplots(1, 3)
@@ -231,7 +235,8 @@ def draw(folder: pathlib.Path) -> list[pathlib.Path]:
             sizes = settings["settings"]["step_sizes"]
             steps = [record["step"] for record in found]
             rate = settings["config"]["optim"]["learning_rate"]
-            text, style = f"{label} (trained at {rate:g})", plots.LINES[(2, 1, 3, 0)[i % 4]]
+            sized = f", looked {sizes[0]:g} to {sizes[-1]:g} ahead" if len(spans) > 1 else ""
+            text, style = f"{label} (trained at {rate:g}{sized})", plots.LINES[(2, 1, 3, 0)[i % 4]]
             band = {"color": style["color"], "hatch": "//" if i % 2 == 0 else ""}
             for axes, quantity in ((panels[0], "losses"), (panels[1], "gradient_changes")):
                 values = np.array([record[quantity] for record in found])

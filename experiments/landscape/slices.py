@@ -19,8 +19,9 @@ from matplotlib.colors import LogNorm
 
 from experiments.landscape.directions import moved
 from experiments.runs import names
+from experiments.runs.images import training_images
 from experiments.runs.read import read_json, read_run
-from jaxcifar import data, programs, restore, sharding
+from jaxcifar import programs, restore, sharding
 from jaxcifar.errors import Interrupted, UserError, interruptible
 from jaxcifar.kernels import compilation
 from jaxcifar.models import create_model
@@ -83,7 +84,8 @@ def slice_around(
       extent: the grid goes from −extent to extent, in units of the filters' norms.
       batch_norm: "kept" evaluates with the checkpoint's running statistics, "recomputed" with those
         of the same images at each point.
-      images: how many training images (the first ones, not augmented) the loss is the mean of.
+      images: how many of the images that the run was trained on (the first ones, not augmented) the
+        loss is the mean of. For "recomputed", a multiple of `train.eval_batch_size`, or less.
       seed: of the directions.
       checkpoint: "best" or "last".
       mesh: of the devices; None is all.
@@ -94,15 +96,22 @@ def slice_around(
       "settings" and "environment", JSON texts.
 
     Raises:
-      UserError: the file has other settings, or the run has no such checkpoint.
+      UserError: the file has other settings, the run has no such checkpoint or was trained on
+        other images, or there are too few of them.
       Interrupted: SIGINT or SIGTERM came; everything so far is saved.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     config, step, variables = restore.load_variables(workdir, checkpoint, mesh=mesh)
     config.model.dropout_rate = 0.0  # statistics are of the network as it is evaluated
-    loaded = data.load(config.data.name, "train", data_dir=config.data.dir)
+    loaded = training_images(workdir, config)
     if images > len(loaded):
         raise UserError(f"--images is {images:,}; there are {len(loaded):,} training images.")
+    batch = config.train.eval_batch_size
+    if batch_norm == "recomputed" and images > batch and images % batch:
+        raise UserError(
+            f"--images is {images:,}; statistics are recomputed over whole batches of {batch} "
+            f"(train.eval_batch_size). Give a multiple of it, such as {images // batch * batch:,}."
+        )
     subset = loaded.take(slice(images), f"the first {images}")
     inference = build_inference(config, subset, mesh)
     keys = jax.random.split(jax.random.key(seed), dimensions)
@@ -123,16 +132,19 @@ def slice_around(
             "sha256": subset.provenance["sha256"],
             "seed": seed,
             "official": subset.provenance["official"],
+            "dtype": (dtype := jnp.dtype(inference.model.dtype).name),
         }
     )
-    machine = json.dumps(environment({}, mesh))
+    machine = json.dumps(environment({"dtype": dtype}, mesh))
     coordinates = np.linspace(-extent, extent, points)
     shape = (points,) * dimensions
     found = {name: np.full(shape, np.nan) for name in ("loss", "accuracy")}
     found["done"] = np.zeros(shape, bool)
     if path.exists():
         with np.load(path) as saved:
-            if str(saved["settings"]) != settings:
+            # A file from before they were recorded is taken to have the same dtype.
+            there = {"dtype": dtype} | json.loads(str(saved["settings"]))
+            if there != json.loads(settings):
                 raise UserError(
                     f"{path} has other settings:\n  there: {saved['settings']}\n  here:  "
                     f"{settings}\nUse the same values to resume it, or another --out."

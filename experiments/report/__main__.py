@@ -25,7 +25,7 @@ from jaxcifar.run.log import replace, write_json
 
 def _tables(arguments: argparse.Namespace) -> int:
     paths = tables.write(arguments.folder)
-    print("\n".join(path.read_text() for path in paths if path.suffix == ".md"))
+    print("\n".join(path.read_text(encoding="utf-8") for path in paths if path.suffix == ".md"))
     print("\n".join(f"wrote {path}" for path in paths))
     return 0
 
@@ -74,6 +74,8 @@ def _figures(arguments: argparse.Namespace) -> int:
 def _page(arguments: argparse.Namespace) -> int:
     content = page.page(arguments.folder)
     path = arguments.out or arguments.folder / "report.html"
+    if path.is_dir():
+        raise UserError(f"{path} is a folder. Name a file in it: --out={path / 'report.html'}.")
     if not path.parent.is_dir():
         raise UserError(f"There is no folder {path.parent} to write {path.name} in.")
     replace(path, content)
@@ -101,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         text = module.__doc__ or ""
         command = commands.add_parser(
             name,
-            help=text.splitlines()[0],
+            help=text.partition("\n")[0],
             description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

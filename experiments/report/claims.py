@@ -472,7 +472,7 @@ def describe(record: dict[str, Any]) -> dict[str, str]:
     if word == "undecided":
         sides = {True: "on the original's side", False: "on the other side", None: ""}
         why = "one seed" if record["n"] == 1 else ""
-        why = why if record["alike"] else "but of different lengths, options, images or dtypes"
+        why = why if record["alike"] else "of different lengths, options, images or dtypes"
         said = ", ".join(filter(None, [sides[record["agrees"]], why]))
         word = f"undecided ({said})" if said else "undecided"
     if record.get("notes"):

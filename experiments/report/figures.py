@@ -105,8 +105,9 @@ def _vgg_history(
         for axes in panels.flat:
             plots.grid(axes, whole_x=True)
         # An exploded first epoch would flatten everything that follows.
-        highest = panels[0, 0].get_ylim()[1]
-        _clip(panels[0, 0], min(highest, 3.0), highest)
+        records = [record for run in done.runs for record in run.records]
+        highest = max(record[name] for record in records for name in ("train_ce", "val_loss"))
+        _clip(panels[0, 0], min(panels[0, 0].get_ylim()[1], 3.0), highest)
         for axes in panels[1]:
             axes.set_xlabel("epoch")
         panels[0, 0].legend(fontsize=8)
@@ -129,22 +130,23 @@ def fig4(sweep: Sweep, folder: pathlib.Path) -> list[str]:
 def fig5(sweep: Sweep, folder: pathlib.Path) -> list[str]:
     """Draws the training loss by step at four learning rates, and the gap between them.
 
-    Several seeds are averaged. The loss is smoothed over a fortieth of the steps.
+    The seeds that all eight rows have are averaged. The loss is smoothed over a fortieth of the
+    steps.
     """
-    done, groups = sweep.finished, {}
-    seeds = sorted({run.seed for run in done.runs})
-    window, averaged = 1, 1
-    for label, rows in (("without BN", WITHOUT_BN), ("with BN", WITH_BN)):
-        if not set(rows) <= set(done.names):
-            return []
-        window = max(1, len(done.of(rows[0])[0].steps()) // 40)
-        curves = [done.loss_curves(rows, seed, window) for seed in seeds]
-        curves = [c for c in curves if c is not None]
-        if not curves:  # no seed is in all of them, or steps.jsonl is gone
-            return []
-        averaged = len(curves)
-        groups[label] = rows, np.mean(curves, axis=0)
-    of_seeds = f", mean of {averaged} seeds" if averaged > 1 else ""
+    done, rows = sweep.finished, (*WITHOUT_BN, *WITH_BN)
+    if not set(rows) <= set(done.names):
+        return []
+    window = max(1, len(done.of(rows[0])[0].steps()) // 40)
+    curves = [done.loss_curves(rows, seed, window) for seed in sorted({r.seed for r in done.runs})]
+    curves = [of_rows for of_rows in curves if of_rows is not None]
+    if not curves:  # no seed is in all of them, steps.jsonl is gone, or their lengths differ
+        return []
+    mean = np.mean(curves, axis=0)
+    groups = {
+        "without BN": (WITHOUT_BN, mean[: len(WITHOUT_BN)]),
+        "with BN": (WITH_BN, mean[len(WITHOUT_BN) :]),
+    }
+    of_seeds = f", mean of {len(curves)} seeds" if len(curves) > 1 else ""
     title = f"Training loss at four learning rates (smoothed over {window} steps{of_seeds})"
     title += caption(sweep, *WITHOUT_BN, *WITH_BN)
     bands = {
@@ -153,12 +155,12 @@ def fig5(sweep: Sweep, folder: pathlib.Path) -> list[str]:
     }
     with plots.drawing(*plots.png_and_pdf(folder, "fig5"), size=(12, 4), title=title) as figure:
         panels = figure.subplots(1, 3, sharey=True, sharex=True)
-        for axes, (label, (rows, curves)) in zip(panels, groups.items(), strict=False):
-            steps = np.arange(window, window + curves.shape[1])
-            for name, curve, style in zip(rows, curves, plots.LINES, strict=True):
+        for axes, (label, (names_of, losses)) in zip(panels, groups.items(), strict=False):
+            steps = np.arange(window, window + losses.shape[1])
+            for name, curve, style in zip(names_of, losses, plots.LINES, strict=True):
                 axes.plot(steps, curve, label=_rate(done.of(name)[0]), lw=1.1, **style)
             for target in (axes, panels[2]):
-                plots.gap(target, steps, curves, label=label, **bands[label])
+                plots.gap(target, steps, losses, label=label, **bands[label])
             axes.set_title(label)
         panels[2].set_title("the gap between best and worst")
         panels[0].set_ylabel("cross-entropy of the batch (nats)")
@@ -167,9 +169,8 @@ def fig5(sweep: Sweep, folder: pathlib.Path) -> list[str]:
             plots.grid(axes)
             axes.legend(fontsize=8)
         # The first steps at 3e-3 can be far above chance, which is ln 10 = 2.3.
-        every = [curves for _, curves in groups.values()]
-        top = 1.1 * max(float(np.quantile(curves, 0.97)) for curves in every)
-        _clip(panels[0], max(top, 1e-3), max(float(curves.max()) for curves in every))
+        top = 1.1 * max(float(np.quantile(losses, 0.97)) for _, losses in groups.values())
+        _clip(panels[0], max(top, 1e-3), float(mean.max()))
     return ["fig5"]
 
 

@@ -78,9 +78,10 @@ def fig2(workdir: pathlib.Path, paths: list[pathlib.Path], note: str, image: int
         and outputs[rest[0]].shape == outputs[conv].shape
     ):
         stages["after the normalisation"] = outputs[rest[0]]
-    last = list(stages.values())[-1]
-    act = layers.ACTIVATIONS[config.model.activation]
-    stages[f"after the activation ({config.model.activation})"] = np.asarray(act(last))
+    # A Wide ResNet's first block begins with the normalisation, and the activation behind it.
+    if len(stages) > 1 or not inference.model.batch_norm:
+        act, last = layers.ACTIVATIONS[config.model.activation], list(stages.values())[-1]
+        stages[f"after the activation ({config.model.activation})"] = np.asarray(act(last))
 
     kernels = np.asarray(variables["params"][conv]["kernel"])  # [3, 3, 3, features]
     title = f"First layer of {config.model.name}, and test image {image} "
@@ -203,17 +204,24 @@ def augmentations(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -
     images, given = train_set.images[:8], config.augment.to_dict()
     mean = 255 * jnp.asarray(train_set.mean)[None, None, None]
 
-    def strong(key: jax.Array, images: jax.Array) -> jax.Array:
-        own = inspect.signature(augment.strong).parameters
+    def recipe(transform: Callable[..., jax.Array], key: jax.Array, images: jax.Array) -> jax.Array:
+        """As in training, in an epoch that mirrors every other image if the run alternates."""
+        own = inspect.signature(transform).parameters
         strengths = {name: value for name, value in given.items() if name in own}
-        return mean + augment.strong(key, images, normalize=lambda x: x - mean, **strengths)
+        if given["flip"] == "alternating":
+            images = jnp.where(odd, images[:, :, ::-1], images)
+        return mean + transform(key, images, normalize=lambda x: x - mean, **strengths)
+
+    odd = (jnp.arange(len(images)) % 2 == 1)[:, None, None, None]
 
     jitter = {name: given[name] for name in ("brightness", "contrast", "saturation", "hue")}
     erasing = {"area": given["erasing_area"], "ratio": given["erasing_ratio"], "fill": mean}
     probability = given["erasing_probability"]
     transforms: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
         "original": lambda _, images: images,
-        "random_crop": functools.partial(augment.random_crop, padding=given["padding"]),
+        "random_crop": functools.partial(
+            augment.random_crop, padding=given["padding"], padding_mode=given["padding_mode"]
+        ),
         "random_flip": augment.random_flip,
         "color_jitter": functools.partial(augment.color_jitter, **jitter),
         "random_rotation": functools.partial(augment.random_rotation, degrees=given["rotation"]),
@@ -221,8 +229,8 @@ def augmentations(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -
         f"random_erasing\n(every image; {probability:g}\nof them in training)": functools.partial(
             augment.random_erasing, probability=1.0, **erasing
         ),
-        "weak": functools.partial(augment.weak, padding=given["padding"]),
-        "strong": strong,
+        "weak": functools.partial(recipe, augment.weak),
+        "strong": functools.partial(recipe, augment.strong),
     }
     title = "Augmentation: one draw for each image"
     with plots.drawing(*paths, size=(9, 9.6), title=title + note) as figure:

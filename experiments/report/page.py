@@ -283,5 +283,5 @@ def page(folder: pathlib.Path) -> str:
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width, initial-scale=1">'
         "<title>The original report, run again in JAX</title>"
-        f"<style>\n{STYLE.read_text()}</style></head><body>\n{body}\n</body></html>\n"
+        f"<style>\n{STYLE.read_text(encoding='utf-8')}</style></head><body>\n{body}\n</body></html>\n"
     )

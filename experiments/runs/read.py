@@ -22,6 +22,7 @@ from experiments.runs.stats import smoothed
 from jaxcifar.config import changed_fields, complete, flatten
 from jaxcifar.errors import UserError
 from jaxcifar.run import log
+from jaxcifar.run.folder import run_folders
 
 # Beside the seedN/ folders of a config file's runs: where the file was, and what was in it before
 # options changed it.
@@ -177,11 +178,11 @@ def sweeps(folder: str | pathlib.Path, problems: list[str] | None = None) -> lis
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}. Make one with python -m experiments.sweep.")
     found: dict[pathlib.Path, list[Run]] = {}
-    for path in sorted(folder.rglob("config.json")):
-        if _is_of_a_measurement(path.parent, folder):
+    for path in run_folders(folder):
+        if _is_of_a_measurement(path, folder):
             continue
         try:
-            found.setdefault(_places(path.parent)[1], []).append(read_run(path.parent))
+            found.setdefault(_places(path)[1], []).append(read_run(path))
         except UserError as error:
             if problems is None:
                 raise
@@ -295,14 +296,8 @@ def read_run(folder: pathlib.Path) -> Run:
         )
     name = _places(folder)[0].name
     original, file = _origin(name, folder)
-    averaged = [_of_the_average(record) for record in records]
-    return Run(name, folder, config, data, environment, averaged, result, original, file)
-
-
-def _of_the_average(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with the validation numbers of the averaged weights, which the run is judged by."""
-    average = {name.removeprefix("ema_"): value for name, value in record.items() if "ema_" in name}
-    return record | average
+    records = [log.averaged(record) for record in records]
+    return Run(name, folder, config, data, environment, records, result, original, file)
 
 
 def _places(run: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:

@@ -18,7 +18,8 @@ _LARGEST = 2**14  # bytes of one picture; 32×32 pixels take 3 kB where they do 
 
 def find(spec: Spec, folder: pathlib.Path) -> list[Source]:
     """Returns what is in `folder` of the three forms."""
-    return [*_find_parquet(spec, folder), *_find_kaggle(spec, folder), *_find_classes(spec, folder)]
+    # Kaggle's test images have no labels, so that the others come first.
+    return [*_find_parquet(spec, folder), *_find_classes(spec, folder), *_find_kaggle(spec, folder)]
 
 
 def _decode(raw: bytes) -> np.ndarray:
@@ -90,6 +91,7 @@ def _from_parquet(
     spec: Spec, folder: pathlib.Path, files: dict[str, list[pathlib.Path]], split: str
 ) -> Read:
     try:
+        import pyarrow.compute
         import pyarrow.parquet
     except ImportError as error:
         raise UserError(
@@ -99,7 +101,8 @@ def _from_parquet(
     pictures, labels = [], []
     for path in files[split]:
         try:
-            with pyarrow.parquet.ParquetFile(path) as parquet:
+            # As a dictionary: a picture that the file holds once, for all its rows, stays one.
+            with pyarrow.parquet.ParquetFile(path, read_dictionary=["img.bytes"]) as parquet:
                 about, names = parquet.metadata, parquet.schema_arrow.names
                 if absent := [name for name in columns if name not in names]:
                     raise ValueError(f"it has the columns {names}, but no {absent}")
@@ -108,9 +111,13 @@ def _from_parquet(
                 if rows > spec.count(split) or size > spec.count(split) * _LARGEST:
                     raise ValueError(f"{rows:,} images of {size:,} bytes are too many")
                 for batch in parquet.iter_batches(1000, columns=columns):
-                    for row in batch.to_pylist():
-                        pictures.append((f"{path}: image {len(pictures)}", row["img"]["bytes"]))
-                        labels.append(row[spec.label_column])
+                    raw = batch["img"].field("bytes")
+                    lengths = pyarrow.compute.binary_length(raw.dictionary)
+                    if (largest := pyarrow.compute.max(lengths).as_py() or 0) > _LARGEST:
+                        raise ValueError(f"a picture of {largest:,} bytes is too large")
+                    for content in raw.to_pylist():
+                        pictures.append((f"{path}: image {len(pictures)}", content))
+                    labels += batch[spec.label_column].to_pylist()
         except Exception as error:  # pyarrow's own errors, and those of other columns
             raise damaged(spec, path, in_short(error)) from error
     _require_count(spec, folder, split, len(pictures))
@@ -139,13 +146,18 @@ def _from_kaggle(spec: Spec, table: pathlib.Path, pictures: pathlib.Path, split:
         )
     if table.stat().st_size > 2**22:
         raise damaged(spec, table, f"it has {table.stat().st_size:,} bytes")
-    with table.open(newline="", encoding="utf-8", errors="replace") as stream:
-        rows = {row.get("id") or "": row.get("label") or "" for row in csv.DictReader(stream)}
+    try:
+        with table.open(newline="", encoding="utf-8", errors="replace") as stream:
+            rows = {row.get("id") or "": row.get("label") or "" for row in csv.DictReader(stream)}
+    except csv.Error as error:
+        raise damaged(spec, table, str(error)) from error
     numbers = {name: number for number, name in enumerate(spec.class_names)}
     for name, label in rows.items():
-        if not (name.isascii() and name.isdigit()) or label not in numbers:
+        if not (name.isascii() and name.isdigit()) or len(name) > 9 or label not in numbers:
             raise damaged(
-                spec, table, f"it has the row {name!r}, {label!r}, not a number and a class"
+                spec,
+                table,
+                f"it has the row {name[:40]!r}, {label[:40]!r}, not a number and a class",
             )
     _require_count(spec, table, "train", len(rows))
     names = sorted(rows, key=int)

@@ -62,6 +62,9 @@ def export(
     module, extra = NEEDS.get(choose("--to", to, FORMATS), ("numpy", ""))
     if importlib.util.find_spec(module) is None:
         raise UserError(f"--to={to} needs {module}: pip install 'jaxcifar[{extra}]'.")
+    if path.is_dir():
+        file = path / f"{workdir.name or 'run'}.{to}"
+        raise UserError(f"{path} is a folder. Name a file in it: --out={file}.")
     beside = path.with_name(path.name + ".json")
     for file in (path, beside):
         if file.exists():
@@ -122,6 +125,8 @@ def _about(config: Config, to: str) -> dict[str, Any]:
         "model": config.model.to_dict(),
         "input": images | {"channels": "RGB"} | scale | normalization,
         "output": "logits",
+        # An evaluation here averages the logits of these views; the network takes one.
+        "test_augment": config.data.test_augment,
         "classes": known.class_names,
     }
 

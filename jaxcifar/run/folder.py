@@ -65,6 +65,9 @@ class RunFolder:
     def __init__(self, path: pathlib.Path):
         if re.match(r"[a-z0-9]+:/", str(path)):
             raise UserError(f"The workdir {path} is a URL. Give a local folder.")
+        for folder in (path, *path.parents):
+            if folder.name == "checkpoints" and (folder.parent / "config.json").exists():
+                raise UserError(f"The workdir {path} is inside the run in {folder.parent}.")
         self.path = path
         self.saved_at = time.monotonic()  # the last checkpoint, or the start
         self._closing = contextlib.ExitStack()
@@ -116,6 +119,8 @@ class RunFolder:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             wrong = in_short(error)
         if wrong is None:
+            if _content(self.path / "config.json") != self._about:  # a checkpoint's copy was used
+                write_json(self.path / "config.json", self._about)
             return self._mended(result)
         if Checkpointer(self.path / "checkpoints", read_only=True).last() is None:
             raise UserError(
@@ -409,6 +414,10 @@ def _lock(workdir: pathlib.Path):
             folder = os.open(workdir, os.O_RDONLY)
             stack.callback(os.close, folder)
         except OSError as error:
+            if workdir.is_symlink() and not workdir.exists():
+                raise UserError(
+                    f"The workdir {workdir} is a link to {os.readlink(workdir)}, which is missing."
+                ) from error
             raise UserError(f"The workdir {workdir} cannot be written to: {error}.") from error
         for held in (file, folder):
             try:
@@ -464,6 +473,28 @@ def _sees(path: pathlib.Path, mark: str) -> bool:
                 return True
         time.sleep(0.25)
     return False
+
+
+def run_folders(top: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the folders below `top` that hold a config.json, sorted.
+
+    Links are followed, to each folder once. A folder that cannot be read is named on stderr.
+    """
+    found, seen = [], set()
+
+    def tell(error: OSError) -> None:
+        note(f"{error.filename} cannot be read ({error.strerror}); runs in it are left out.")
+
+    for path, folders, files in os.walk(top, onerror=tell, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        if "config.json" in files:
+            found.append(pathlib.Path(path))
+            folders[:] = [name for name in folders if name != "checkpoints"]
+    return sorted(found)
 
 
 def saved_config(workdir: pathlib.Path) -> Config | None:
@@ -531,6 +562,14 @@ def read_about(workdir: pathlib.Path) -> dict[str, Any] | None:
         f"{path} {wrong}, and no checkpoint has a copy of it. Restore it from elsewhere, or choose "
         "another --workdir."
     )
+
+
+def _content(path: pathlib.Path) -> Any:
+    """What a JSON file holds; None if it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def check_same(

@@ -34,14 +34,14 @@ def read_lines(path: pathlib.Path) -> list[Record]:
     """
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
+    lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]  # a whole line ends with \n
 
 
 def replace(path: pathlib.Path, text: str) -> None:
     """Writes a file by `replacing`."""
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_shared(path: pathlib.Path, content: Any) -> None:
@@ -253,6 +253,16 @@ class _Events:
 def score(record: Record) -> float:
     """Returns the accuracy that an epoch is judged by: that of the moving average, if any."""
     return record.get("ema_val_accuracy", record["val_accuracy"])
+
+
+def averaged(record: Record) -> Record:
+    """Returns a record whose "val_…" are those of the moving average of the weights, if any."""
+    average = {
+        name.removeprefix("ema_"): value
+        for name, value in record.items()
+        if name.startswith("ema_")
+    }
+    return record | average
 
 
 def best_record(records: Iterable[Record]) -> Record:

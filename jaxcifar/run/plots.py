@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxcifar.run.log import best_record, replacing
+from jaxcifar.run.log import averaged, best_record, replacing
 
 # Told apart by colour, by lightness (in grayscale) and by line style.
 LINES: tuple[dict[str, Any], ...] = (
@@ -103,11 +103,13 @@ def plot_history(
 
     Args:
       records: the lines of metrics.jsonl of a run; or those of several runs of as many epochs,
-        drawn as their mean in a band from lowest to highest.
+        drawn as their mean in a band from lowest to highest. If a run averages its weights, the
+        validation is that of the average.
       title: above the picture.
       paths: where to write; the endings choose the formats.
     """
-    runs: Sequence[Any] = [records] if isinstance(records[0], dict) else records
+    several: Sequence[Any] = [records] if isinstance(records[0], dict) else records
+    runs = [[averaged(record) for record in run] for run in several]
     epochs = [record["epoch"] for record in runs[0]]
     with drawing(*paths, size=(9, 3.6), title=title) as figure:
         loss, accuracy = figure.subplots(1, 2)

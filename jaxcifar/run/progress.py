@@ -10,6 +10,7 @@ import rich.console
 import rich.progress
 
 from jaxcifar.errors import unread
+from jaxcifar.run.log import averaged
 
 Record = dict[str, Any]
 
@@ -24,7 +25,8 @@ class _Stdout:
         self._try(lambda stdout: stdout.flush())
 
     def isatty(self) -> bool:
-        return sys.stdout.isatty()
+        isatty = getattr(sys.stdout, "isatty", None)  # it may be None, or anything with a `write`
+        return bool(isatty and isatty())
 
     def fileno(self) -> int:
         return sys.stdout.fileno()
@@ -36,6 +38,8 @@ class _Stdout:
     def _try(self, use: Callable[[Any], Any]) -> Any:
         # While a bar is shown, rich has its own file there, around the real one.
         stdout = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+        if stdout is None:
+            return None
         try:
             return use(stdout)
         except OSError as error:
@@ -48,7 +52,9 @@ class _Stdout:
 def console(*, quiet: bool = False) -> rich.console.Console:
     """Returns a console on standard output that outlives whoever reads it."""
     stdout: Any = _Stdout()
-    return rich.console.Console(file=stdout, quiet=quiet, highlight=False, soft_wrap=True)
+    return rich.console.Console(
+        file=stdout, quiet=quiet, highlight=False, soft_wrap=True, emoji=False
+    )
 
 
 class Progress:
@@ -120,7 +126,7 @@ class Progress:
 
     def epoch(self, record: Record) -> None:
         """Prints the line of a finished epoch."""
-        self._shown = time.monotonic()
+        self._shown, record = time.monotonic(), averaged(record)
         penalty = record["train_loss"] - record["train_ce"]
         self.say(
             f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}  "

@@ -94,13 +94,20 @@ def test_warm_up_then_the_schedule(name):
 
 
 @pytest.mark.parametrize("name", ["cosine", "cosine_per_step", "constant"])
-@pytest.mark.parametrize(("epochs", "steps_per_epoch"), [(0.1, 22), (0.6, 45), (0.01, 5)])
-def test_a_warm_up_of_whole_steps(name, epochs, steps_per_epoch):
-    """2.2 steps are 2; 27, which is 27.000002 in float32, is 27; 0.05 is none."""
+@pytest.mark.parametrize(
+    ("epochs", "steps_per_epoch", "warm"),
+    [(0.1, 22, 2), (0.6, 45, 27), (1 / 97, 97, 1), (0.01, 5, 0)],
+)
+def test_a_warm_up_of_whole_steps(name, epochs, steps_per_epoch, warm):
+    """Traced as in a run, 0.6 · 45 is 27.000002 in float32, and 97/97 a little less than 1."""
+
+    def traced(step, epochs):
+        return optim.make_schedule(name, 0.3, 10, steps_per_epoch, epochs)(step)
+
     schedule = optim.make_schedule(name, 0.3, 10, steps_per_epoch, epochs)
-    warm = {0.1: 2, 0.6: 27, 0.01: 0}[epochs]
+    compiled, number = jax.jit(traced), np.float32(epochs)
     expected = [0.3 * (step + 1) / warm for step in range(warm)]
-    for rate in (schedule, jax.jit(schedule)):
+    for rate in (schedule, lambda step: compiled(jnp.int32(step), number)):
         assert [float(rate(step)) for step in range(warm)] == pytest.approx(expected)
         assert float(rate(warm)) == pytest.approx(0.3)
         # The first epoch of "cosine" is whole, and so begins the second.

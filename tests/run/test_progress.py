@@ -93,3 +93,26 @@ def test_a_reader_that_goes_away_ends_no_run(monkeypatch, terminal):
             shows.step(7, {"loss": [3.0], "accuracy": [0.1]}, 2.0, 32)
             shows.epoch(RECORD)
         print("nor does what is printed after it", flush=True)
+
+
+class Tee:
+    """As people put in place of standard output, to keep a copy."""
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+@pytest.mark.parametrize("stdout", [None, Tee()])
+def test_standard_output_need_not_be_a_file(monkeypatch, stdout):
+    """It is None without a console."""
+    monkeypatch.setattr(sys, "stdout", stdout)
+    with Progress(4, 10, 0) as shows:
+        shows.say("hello")
+        shows.epoch(RECORD)
+    assert stdout is None or "hello\nepoch 1/4" in stdout.text

@@ -92,3 +92,37 @@ def test_a_damaged_run_does_not_hide_the_others(finished, tmp_path):
 def test_nothing_there(folder, message, tmp_path):
     with pytest.raises(UserError, match=message):
         runs.find(tmp_path / folder)
+
+
+def test_links_are_followed_and_a_folder_named_checkpoints_may_hold_runs(stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path / "checkpoints" / "a")
+    (tmp_path / "checkpoints" / "b").symlink_to(tmp_path / "checkpoints" / "a")
+    (tmp_path / "again").symlink_to(tmp_path)  # a circle
+    elsewhere = shutil.copytree(stopped, tmp_path.parent / f"{tmp_path.name}-elsewhere")
+    (tmp_path / "link").symlink_to(elsewhere)
+    assert len(states(tmp_path / "checkpoints")) == 1  # the same run twice
+    assert set(states(tmp_path)) == {"checkpoints/a", "link"}
+
+
+def test_a_folder_that_cannot_be_read_is_named(stopped, tmp_path, monkeypatch, capsys):
+    shutil.copytree(stopped, tmp_path / "a")
+    real, closed = os.scandir, tmp_path / "closed"
+    closed.mkdir()
+
+    def scandir(path):
+        if str(path) == str(closed):  # to root nothing is closed
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert set(states(tmp_path)) == {"a"}
+    assert f"{closed} cannot be read (Permission denied)" in capsys.readouterr().err
+
+
+def test_no_run_is_started_within_another(stopped, tmp_path):
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    with pytest.raises(UserError, match="inside the run"):
+        tiny.run(tiny.tiny(), workdir / "checkpoints" / "other")
+    (tmp_path / "dangling").symlink_to(tmp_path / "missing")
+    with pytest.raises(UserError, match=r"is a link to .*missing, which is missing"):
+        tiny.run(tiny.tiny(), tmp_path / "dangling")
