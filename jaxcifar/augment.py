@@ -10,11 +10,13 @@ Draws are made for the whole batch at once, so with JAX's partitionable random b
 image i does not depend on the number of devices.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Normalize = Callable[[jax.Array], jax.Array]
 
@@ -193,7 +195,7 @@ def random_crop(
     platform: str = "",
 ) -> jax.Array:
     """Pads [N, H, W, C] and crops each image back to H×W at a uniform offset; see `crop`."""
-    offsets = jax.random.randint(key, (len(images), 2), 0, 2 * padding + 1)
+    offsets = jax.random.randint(key, (len(images), 2), 0, 2 * padding + 1, jnp.int32)
     return crop(images, offsets, padding=padding, padding_mode=padding_mode, platform=platform)
 
 
@@ -220,7 +222,7 @@ def crop(
         return _chosen(_chosen(padded, offsets[:, 0], 1, height), offsets[:, 1], 2, width)
 
     def cut(image: jax.Array, at: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(image, (at[0], at[1], 0), (height, width, channels))
+        return jax.lax.dynamic_slice(image, (at[0], at[1], np.int32(0)), (height, width, channels))
 
     return jax.vmap(cut)(padded, offsets)
 
@@ -300,9 +302,13 @@ def draw_jitter(
     low = [max(0.0, 1 - brightness), max(0.0, 1 - contrast), max(0.0, 1 - saturation), -hue]
     high = [1 + brightness, 1 + contrast, 1 + saturation, hue]
     factors = jax.random.uniform(
-        factor_key, (n, 4), minval=jnp.array(low, jnp.float32), maxval=jnp.array(high, jnp.float32)
+        factor_key,
+        (n, 4),
+        jnp.float32,
+        minval=jnp.array(low, jnp.float32),
+        maxval=jnp.array(high, jnp.float32),
     )
-    orders = jnp.argsort(jax.random.uniform(order_key, (n, 4)), axis=1)
+    orders = jnp.argsort(jax.random.uniform(order_key, (n, 4), jnp.float32), axis=1)
     return factors, orders
 
 
@@ -395,7 +401,7 @@ def random_affine(key: jax.Array, images: jax.Array, *, translation: float = 0.1
 
 def draw_angles(key: jax.Array, n: int, degrees: float) -> jax.Array:
     """Draws angles [N] float32, in degrees, uniform in [−degrees, degrees]."""
-    return jax.random.uniform(key, (n,), minval=-degrees, maxval=degrees)
+    return jax.random.uniform(key, (n,), jnp.float32, minval=-degrees, maxval=degrees)
 
 
 def rotation_matrices(angles: jax.Array) -> jax.Array:
@@ -414,8 +420,9 @@ def affine_matrices(key: jax.Array, shape: Sequence[int], *, translation: float)
     """Draws shifts for images of `shape` [N, H, W, C]; returns [N, 3, 3] for `resample`."""
     n, height, width, _ = shape
     most = translation * jnp.array([width, height], jnp.float32)
-    shifts = jnp.round(jax.random.uniform(key, (n, 2), minval=-1.0, maxval=1.0) * most[None])
-    return jnp.tile(jnp.eye(3), (n, 1, 1)).at[:, :2, 2].set(-shifts)
+    shares = jax.random.uniform(key, (n, 2), jnp.float32, minval=-1.0, maxval=1.0)
+    shifts = jnp.round(shares * most[None])
+    return jnp.tile(jnp.eye(3, dtype=jnp.float32), (n, 1, 1)).at[:, :2, 2].set(-shifts)
 
 
 def resample(images: jax.Array, matrices: jax.Array) -> jax.Array:
@@ -495,14 +502,9 @@ def draw_boxes(
     """
     n, height, width, _ = shape
     coin_key, area_key, ratio_key, top_key, left_key = jax.random.split(key, 5)
-    areas = (
-        height * width * jax.random.uniform(area_key, (n, tries), minval=area[0], maxval=area[1])
-    )
-    ratios = jnp.exp(
-        jax.random.uniform(
-            ratio_key, (n, tries), minval=math.log(ratio[0]), maxval=math.log(ratio[1])
-        )
-    )
+    drawn = functools.partial(jax.random.uniform, shape=(n, tries), dtype=jnp.float32)
+    areas = height * width * drawn(area_key, minval=area[0], maxval=area[1])
+    ratios = jnp.exp(drawn(ratio_key, minval=math.log(ratio[0]), maxval=math.log(ratio[1])))
     heights = jnp.round(jnp.sqrt(areas * ratios)).astype(jnp.int32)
     widths = jnp.round(jnp.sqrt(areas / ratios)).astype(jnp.int32)
     fits = (heights < height) & (widths < width)
@@ -510,8 +512,8 @@ def draw_boxes(
     erased = jax.random.bernoulli(coin_key, probability, (n,)) & fits.any(axis=1)
     h = jnp.where(erased, jnp.take_along_axis(heights, first, axis=1)[:, 0], 0)
     w = jnp.where(erased, jnp.take_along_axis(widths, first, axis=1)[:, 0], 0)
-    top = jax.random.randint(top_key, (n,), 0, height - h + 1)
-    left = jax.random.randint(left_key, (n,), 0, width - w + 1)
+    top = jax.random.randint(top_key, (n,), 0, height - h + 1, jnp.int32)
+    left = jax.random.randint(left_key, (n,), 0, width - w + 1, jnp.int32)
     return jnp.stack([top, left, h, w], axis=1)
 
 
@@ -519,7 +521,8 @@ def erase(images: jax.Array, boxes: jax.Array, *, fill: float | Sequence[float])
     """Sets the pixels inside `boxes` [N, 4] (top, left, height, width) to `fill`."""
     _, height, width, _ = images.shape
     top, left, h, w = (boxes[:, i, None, None] for i in range(4))
-    row, column = jnp.arange(height)[None, :, None], jnp.arange(width)[None, None, :]
+    row, column = (jnp.arange(size, dtype=jnp.int32) for size in (height, width))
+    row, column = row[None, :, None], column[None, None, :]
     inside = (row >= top) & (row < top + h) & (column >= left) & (column < left + w)
     filled = jnp.broadcast_to(jnp.asarray(fill).astype(images.dtype), images.shape)
     return jnp.where(inside[..., None], filled, images)
@@ -532,7 +535,8 @@ def random_cutout(key: jax.Array, images: jax.Array, *, size: int) -> jax.Array:
     whose square may stick out; that of Jordan 2024 does not.
     """
     n, height, width, _ = images.shape
-    corners = jax.random.randint(key, (n, 2), 0, jnp.array([[height, width]]) - size + 1)
+    beyond = jnp.array([[height, width]], jnp.int32) - size + 1
+    corners = jax.random.randint(key, (n, 2), 0, beyond, jnp.int32)
     return erase(images, jnp.pad(corners, ((0, 0), (0, 2)), constant_values=size), fill=0.0)
 
 
@@ -576,7 +580,7 @@ def random_mixup(
       targets: [N, classes] float.
       alpha: λ, the weight of an image's own part, is drawn from Beta(alpha, alpha), once a batch.
     """
-    own = jax.random.beta(key, alpha, alpha)
+    own = jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
     return _blended(images, own), _blended(targets, own)
 
 
@@ -592,20 +596,20 @@ def random_cutmix(
     """
     beta_key, row_key, column_key = jax.random.split(key, 3)
     height, width = images.shape[1:3]
-    half = 0.5 * jnp.sqrt(1 - jax.random.beta(beta_key, alpha, alpha))
+    half = 0.5 * jnp.sqrt(1 - jax.random.beta(beta_key, alpha, alpha, dtype=jnp.float32))
     row, column = (
-        _inside(jax.random.randint(key, (), 0, size), half, size)
+        _inside(jax.random.randint(key, (), 0, size, jnp.int32), half, size)
         for key, size in ((row_key, height), (column_key, width))
     )
     box = row[:, None] & column[None, :]
     pasted = jnp.where(box[None, :, :, None], jnp.roll(images, 1, axis=0), images)
-    return pasted, _blended(targets, 1 - box.mean())
+    return pasted, _blended(targets, 1 - box.mean(dtype=jnp.float32))
 
 
 def _inside(center: jax.Array, half: jax.Array, size: int) -> jax.Array:
     """Which of `size` pixels [size] lie within `half` of the size around the centre."""
     reach = jnp.floor(half * size).astype(jnp.int32)
-    pixels = jnp.arange(size)
+    pixels = jnp.arange(size, dtype=jnp.int32)
     return (pixels >= center - reach) & (pixels < center + reach)
 
 

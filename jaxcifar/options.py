@@ -106,11 +106,12 @@ def hint(arguments: Iterable[str]) -> str:
         field = name.removeprefix("config.").replace("-", "_")
         if not argument.startswith("-") or field in known:
             continue
+        if not equals and field.removeprefix("no") in known:  # as absl's own flags are unset
+            hints.append(f" Did you mean --config.{field.removeprefix('no')}=False?")
+            continue
         meant = meant_by(field)
         if not meant and name.startswith("config."):
             meant = next(iter(difflib.get_close_matches(field, known, n=1)), None)
-        if not meant and not equals and field.removeprefix("no") in known:
-            meant, equals, value = field.removeprefix("no"), "=", "False"
         if meant:
             hints.append(f" Did you mean --config.{meant}{equals}{value}?")
     return "".join(hints)

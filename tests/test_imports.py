@@ -17,7 +17,7 @@ EXPERIMENTS = {
     "workers": set(),
     "sweep": {"cost", "runs", "slurm", "workers"},
     "torture": set(),
-    "compare_images": set(),
+    "compare_images": {"runs"},
     "compile_for": {"cost", "runs"},
     "benchmark": {"cost", "runs", "torch_models"},
     "landscape": {"runs"},

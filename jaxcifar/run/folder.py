@@ -491,9 +491,10 @@ def run_folders(top: pathlib.Path) -> list[pathlib.Path]:
             folders.clear()
             continue
         seen.add(real)
-        if "config.json" in files:
+        inside = "config.json" in files
+        if inside:
             found.append(pathlib.Path(path))
-            folders[:] = [name for name in folders if name != "checkpoints"]
+        folders[:] = sorted(name for name in folders if not (inside and name == "checkpoints"))
     return sorted(found)
 
 
