@@ -35,7 +35,7 @@ def write(path, train, places, **changes):
 
 @pytest.mark.slow
 def test_the_same_images_make_no_difference(finished, train, tmp_path, capsys):
-    path = write(tmp_path / "same.npz", train, [3, 1, 4, 1, 5])
+    path = write(tmp_path / "same.npz", train, [3, 1, 4, 5, 9])
     assert exit_code(lambda: compare_images.main([str(finished[0]), str(path)])) == 0
     assert "difference +0.00 points (95%: +0.00 … +0.00)" in capsys.readouterr().out
 

@@ -210,7 +210,8 @@ def augmentations(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -
         strengths = {name: value for name, value in given.items() if name in own}
         if given["flip"] == "alternating":
             images = jnp.where(odd, images[:, :, ::-1], images)
-        return mean + transform(key, images, normalize=lambda x: x - mean, **strengths)
+        centered = lambda x: x.astype(jnp.float32) - mean  # noqa: E731
+        return mean + transform(key, images, normalize=centered, **strengths)
 
     odd = (jnp.arange(len(images)) % 2 == 1)[:, None, None, None]
 

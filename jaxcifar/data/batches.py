@@ -161,8 +161,9 @@ def _parse_python(spec: Spec, file: File, raw: bytes, where: str) -> tuple[np.nd
         batch = _ArraysOnly(io.BytesIO(raw), encoding="bytes").load()
         batch = {key.encode() if isinstance(key, str) else key: batch[key] for key in batch}
         pixels, labels = batch[b"data"], batch[spec.label_key]
-        if len(labels) != file.records:  # before an array of any length becomes a list
-            raise ValueError(f"it has {len(labels):,} labels instead of {file.records:,}")
+        if isinstance(labels, np.ndarray) and labels.size != file.records:
+            # Before an array of any size becomes a list.
+            raise ValueError(f"it has {labels.size:,} labels instead of {file.records:,}")
         labels = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
         if not isinstance(pixels, np.ndarray):
             raise TypeError(f"the pixels are a {type(pixels).__name__}, not an array")
