@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxcifar import replay, restore
-from jaxcifar.errors import Busy, UserError, exit_code
+from jaxcifar.errors import Busy, Interrupted, UserError, exit_code
 from jaxcifar.hooks import Hook
 from jaxcifar.interop import torch as interop
 from jaxcifar.run.checkpoint import Checkpointer
@@ -21,6 +21,7 @@ from jaxcifar.run.log import append, replace, write_shared
 from jaxcifar.run.plots import plot_history
 from tests.forked import environment_of
 from tests.test_run_integrity import OFTEN, ONE, numbers, run, tiny
+from tests.tiny import SignalAt
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -231,9 +232,14 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
 
 @pytest.mark.slow
 def test_nothing_is_wrong_with_a_finite_run(tmp_path):
-    run(tiny(train__epochs=1), tmp_path)
+    with pytest.raises(Interrupted):
+        run(tiny(train__epochs=1), tmp_path, SignalAt(2))
     lines = []
     assert replay.replay(tmp_path, mesh=ONE, say=lines.append) is None
+    assert lines[-1] == "steps 3 to 3: all numbers are finite"
+    run(tiny(train__epochs=1), tmp_path)
+    with pytest.raises(UserError, match="is finished: after step 3 there is none to replay"):
+        replay.replay(tmp_path, mesh=ONE)
     with pytest.raises(UserError, match="contains no run"):
         replay.replay(tmp_path / "none", mesh=ONE)
 
