@@ -91,7 +91,6 @@ def _from_parquet(
     spec: Spec, folder: pathlib.Path, files: dict[str, list[pathlib.Path]], split: str
 ) -> Read:
     try:
-        import pyarrow.compute
         import pyarrow.parquet
     except ImportError as error:
         raise UserError(
@@ -112,8 +111,8 @@ def _from_parquet(
                     raise ValueError(f"{rows:,} images of {size:,} bytes are too many")
                 for batch in parquet.iter_batches(1000, columns=columns):
                     raw = batch["img"].field("bytes")
-                    lengths = pyarrow.compute.binary_length(raw.dictionary)
-                    if (largest := pyarrow.compute.max(lengths).as_py() or 0) > _LARGEST:
+                    largest = max(map(len, raw.dictionary.to_pylist()), default=0)
+                    if largest > _LARGEST:
                         raise ValueError(f"a picture of {largest:,} bytes is too large")
                     for content in raw.to_pylist():
                         pictures.append((f"{path}: image {len(pictures)}", content))
