@@ -10,7 +10,7 @@ import pytest
 
 from experiments.report import claims, tables
 from experiments.report.__main__ import main
-from experiments.runs import read
+from experiments.runs import names, read
 from experiments.runs.rows import ROWS
 from jaxcifar.run import log
 from tests.conftest import write_fake_runs
@@ -141,6 +141,14 @@ def test_the_tables_of_the_kept_results_are_those_of_their_runs(monkeypatch):
     assert claims.markdown(claims.judge(rows), rows) == (rows.folder / "claims.md").read_text()
     assert all(run.shortened for run in rows.runs)
     assert not any(run.shortened for run in recipe.runs)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1e-3, "1e-3"), (1.25e-3, "1.25e-3"), (0.1, "0.1"), (1.5, "1.5"), (11.5, "1.15e1")],
+)
+def test_numbers_as_the_original_report_writes_them(value, text):
+    assert names.power_of_ten(value) == text
 
 
 # --- what the original report does not have ---------------------------------------------------

@@ -33,6 +33,8 @@ def optimizer_name(name: str) -> str:
 
 
 def power_of_ten(value: float) -> str:
-    """Returns 1e-3, as the original report writes it, or 1.25e-3."""
+    """Returns 1e-3, as the original report writes it, or 1.25e-3; 1.5 from 0.1 to 10."""
+    if 0.1 <= value < 10:
+        return f"{value:g}"
     mantissa, exponent = f"{value:e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
