@@ -13,7 +13,6 @@ A config file returns `base_config()` with its differences:
         return config
 """
 
-import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -263,7 +262,7 @@ def _check_type(field: str, value: Any, default: Any) -> None:
 
 def _check_range(field: str, value: float) -> None:
     low, high, excluded = RANGES[field]
-    if not low <= value <= high or not math.isfinite(value) or (excluded and value == low):
+    if not low <= value <= high or (excluded and value == low):  # NaN is not within either
         least = f"above {low}" if excluded else f"at least {low}"
         raise UserError(f"config.{field} is {value}; it must be {least} and at most {high}.")
 

@@ -7,11 +7,10 @@ class PrintLoss(Hook):
 train_and_evaluate(config, workdir, hooks=[PrintLoss()])
 """
 
-import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -121,7 +120,7 @@ class Profile(Hook):
 
     def _write(self, run: Run) -> None:
         if self._first >= 0 and not self.traced:
-            with contextlib.suppress(RuntimeError):  # a step failed, and its state is gone
+            with suppress(RuntimeError):  # a step failed, and its state is gone
                 jax.block_until_ready(run.state)
             jax.profiler.stop_trace()
             self.traced = run.step - self._first

@@ -97,8 +97,9 @@ def _sum(name: str, tree: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         # Concatenating is a fast copy, after which a single loop serves however many leaves.
         words = _words(jax.lax.optimization_barrier(jnp.concatenate(leaves)))
         place = _mix(jax.lax.iota(jnp.uint32, words.size) + np.uint32(before))
-        mixed = jnp.stack([_mix(words ^ place), _mix((words + place) ^ _SALT)])
-        sums += mixed.sum(1, dtype=jnp.uint32)  # else 64 bits where JAX has them
+        both = _mix(words ^ place), _mix((words + place) ^ _SALT)
+        # Of 32 bits, where JAX may have 64; one by one, so that neither is ever an array in memory.
+        sums += jnp.stack([mixed.sum(dtype=jnp.uint32) for mixed in both])
         if name in _VARIABLES:
             finite &= jnp.all(words & _INFINITY != _INFINITY)
         before += words.size

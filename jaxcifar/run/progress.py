@@ -28,9 +28,6 @@ class _Stdout:
         isatty = getattr(sys.stdout, "isatty", None)  # it may be None, or anything with a `write`
         return bool(isatty and isatty())
 
-    def fileno(self) -> int:
-        return sys.stdout.fileno()
-
     @property
     def encoding(self) -> str:
         return getattr(sys.stdout, "encoding", None) or "utf-8"
