@@ -91,6 +91,7 @@ def test_the_same_logits_without_this_package(finished, expected, tmp_path, to):
     subprocess.run([sys.executable, "-I", "-c", program, path, images, logits], check=True)
     np.testing.assert_allclose(np.load(logits), expected, rtol=1e-3, atol=1e-4)
     about = json.loads((tmp_path / f"{path.name}.json").read_text())
+    assert about["test_augment"] == "none"
     assert (about["format"], about["checkpoint"], about["step"]) == (to, "last", 6)
     assert about["classes"] == [f"pattern {i}" for i in range(10)]
     assert (about["input"]["mean"], about["input"]["std"]) == ([0.5] * 3, [0.25] * 3)

@@ -1,5 +1,7 @@
 """Figures: that what they show is what was computed."""
 
+import dataclasses
+import json
 import shutil
 
 import jax
@@ -53,6 +55,53 @@ def test_figure_5_fills_from_the_best_to_the_worst_rate(copied_vgg, monkeypatch)
         np.testing.assert_array_equal(steps, np.arange(1, 7))
         np.testing.assert_allclose(low, np.min(curves, axis=0))
         np.testing.assert_allclose(high, np.max(curves, axis=0))
+
+
+@pytest.mark.slow
+def test_figure_5_averages_the_seeds_that_all_rows_have(tmp_path, monkeypatch):
+    """In the middle of a sweep the rows have different ones."""
+    write_fake_runs(tmp_path, rows=[f"vgg{i}" for i in range(1, 9)], seeds=3)
+    shutil.rmtree(tmp_path / "vgg8" / "seed2")
+    titles, lows, fill = [], [], Axes.fill_between
+    drawing = plots.drawing
+
+    def titled(*paths, size, title):
+        titles.append(title)
+        return drawing(*paths, size=size, title=title)
+
+    def filled(self, x, low, high, **style):
+        lows.append(low)
+        return fill(self, x, low, high, **style)
+
+    monkeypatch.setattr(plots, "drawing", titled)
+    monkeypatch.setattr(Axes, "fill_between", filled)
+    assert main(["figures", str(tmp_path), "--only=fig5"]) == 0
+    assert "mean of 2 seeds" in titles[0]
+    # A row's losses are its training loss times 1 + 0.001 seed: 0 and 1 in both groups.
+    np.testing.assert_allclose(lows[0], 0.1168 * 1.0005, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_augmentations_drawn_are_those_of_the_run(swept_vgg, tmp_path, monkeypatch):
+    run = shutil.copytree(swept_vgg / "vgg6" / "seed0", tmp_path / "run")
+    content = json.loads((run / "config.json").read_text())
+    content["config"]["augment"] |= {"padding_mode": "reflect", "flip": "alternating"}
+    (run / "config.json").write_text(json.dumps(content))
+    lines, imshow, load = [], Axes.imshow, data.load
+    corner = np.full((8, 32, 32, 3), 100, np.uint8)
+    corner[:, :16, :16] = 200  # at the left, until an image is mirrored
+
+    def marked(*arguments, **options):
+        found = load(*arguments, **options)
+        return dataclasses.replace(found, images=corner)
+
+    monkeypatch.setattr(data, "load", marked)
+    monkeypatch.setattr(Axes, "imshow", lambda self, x: lines.append(x) or imshow(self, x))
+    network.augmentations(run, [tmp_path / "augment.png"], "")
+    weak = np.array(lines[-16:-8])
+    assert weak.min() > 0.3  # nothing black is padded
+    left, right = weak[:, 2, 2, 0], weak[:, 2, -3, 0]
+    np.testing.assert_array_equal(left < right, np.arange(8) % 2 == 1)
 
 
 @pytest.mark.slow

@@ -93,6 +93,16 @@ def test_stopped_slice_goes_on(swept_vgg, tmp_path, monkeypatch):
     assert cut(run, tmp_path / "stopped", "--dimensions=1") == 0
     assert len(calls) == 3  # each point once
     name = "slices/vgg2_seed0_1d_kept.npz"
+    content = load(tmp_path / "stopped" / name)
+    settings = json.loads(str(content["settings"]))
+    # As a file from before dtypes were recorded, and as one of another machine.
+    for dtype, code in ((None, 0), ("bfloat16", 2)):
+        changed = {k: v for k, v in settings.items() if k != "dtype"} | (
+            {"dtype": dtype} if dtype else {}
+        )
+        np.savez(tmp_path / "stopped" / name, **content | {"settings": json.dumps(changed)})
+        assert cut(run, tmp_path / "stopped", "--dimensions=1") == code
+    np.savez(tmp_path / "stopped" / name, **content)
     whole, stopped = load(tmp_path / "whole" / name), load(tmp_path / "stopped" / name)
     np.testing.assert_array_equal(whole["loss"], stopped["loss"])
     assert json.loads(str(whole["settings"]))["step"] in (3, 6)
