@@ -23,8 +23,12 @@ from jaxcifar.run.folder import saved_config
 from jaxcifar.run.log import averaged
 from jaxcifar.run.progress import duration
 
+_ARGV: list[str] = []  # where ml_collections looks for the fields that the command line sets
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A config file, such as configs/row9.py; --config.FIELD=VALUE sets its fields."
+    "config",
+    None,
+    "A config file, such as configs/row9.py; --config.FIELD=VALUE sets its fields.",
+    sys_argv=_ARGV,
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "The run's folder; runs/NAME for configs/NAME.py by default."
@@ -150,13 +154,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
       arguments: of the command line; None means those of this process.
     """
     argv = sys.argv if arguments is None else [sys.argv[0], *arguments]
-
-    def command() -> None:
-        try:
-            app.run(main, argv=list(argv), flags_parser=_parse_flags)
-        except flags.Error as error:  # of absl's own flags, such as --flagfile
-            raise UserError(f"A flag cannot be used: {reason(error)}") from error
-
+    command = lambda: app.run(main, argv=list(argv), flags_parser=_parse_flags)  # noqa: E731
     return exit_code(command, processes.leave)
 
 
@@ -194,21 +192,18 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     if not files and "--mode=eval" in arguments:
         of_run = [argument for argument in arguments if argument.startswith("--config.")]
         arguments = [argument for argument in arguments if argument not in of_run]
-    # ml_collections takes the fields that the command line sets from sys.argv.
-    before, sys.argv = sys.argv, [program, *arguments]
+    _ARGV[:] = [program, *arguments]
     try:
         with warnings.catch_warnings():
             # ml_collections loads the file in a deprecated way.
             warnings.simplefilter("ignore", DeprecationWarning)
-            rest = flags.FLAGS(sys.argv)
+            rest = flags.FLAGS(_ARGV)
         if _CONFIG.value is not None:
             _CONFIG.value.keys()  # a config file that failed to load raises only when used
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(
             f"A flag or the config cannot be used: {reason(error)}{options.hint(arguments)}"
         ) from error
-    finally:
-        sys.argv = before
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag. Flags are --NAME=VALUE; see --help.")
     return [program, *of_run]

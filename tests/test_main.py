@@ -40,6 +40,16 @@ REFUSALS = [
 ]
 
 
+@pytest.mark.slow
+def test_a_missing_file_of_flags_is_no_traceback():
+    """Before the command runs, where its flags are defined, too."""
+    command = [sys.executable, "-m", "jaxcifar.main", "--flagfile=/nowhere"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Unable to open flagfile" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory):
     """What each of REFUSALS did: (exit code, what it printed on stderr), and their folder."""
