@@ -71,17 +71,20 @@ def jit(
 
 def use_cache() -> None:
     """Lets JAX keep compiled programs, in `$JAX_COMPILATION_CACHE_DIR` or in our own folder."""
-    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore
-    if not folder:
-        try:
-            folder = pathlib.Path("~/.cache/jaxcifar/xla").expanduser()
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
-            print(f"jaxcifar: compiling without a cache: {error}", file=sys.stderr)
-            return
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    given = jax.config.jax_compilation_cache_dir  # pyright: ignore
+    if given and "://" in given:  # a bucket, which JAX writes to by itself
+        return
+    try:
+        folder = pathlib.Path(given or "~/.cache/jaxcifar/xla").expanduser()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
+        print(f"jaxcifar: compiling without a cache: {error}", file=sys.stderr)
+        jax.config.update("jax_compilation_cache_dir", None)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if not given:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    _mend(pathlib.Path(folder))
+    _mend(folder)
 
 
 @functools.cache

@@ -60,21 +60,33 @@ def test_jit_keeps_the_barriers(fast_compile):
 
 
 @pytest.mark.slow
-def test_the_cache_is_a_private_folder(tmp_path):
+def test_the_cache_is_a_private_folder_or_the_users(tmp_path):
     script = "import jax; from jaxcifar.kernels.compilation import use_cache; use_cache();"
     script += "print(jax.config.jax_compilation_cache_dir)"
-    run = lambda home: subprocess.run(  # noqa: E731
-        [sys.executable, "-c", script],
-        env=os.environ | {"HOME": str(home)}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    done = run(tmp_path)
+
+    def run(**variables):
+        environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=environment | variables, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout.strip(), done.stderr
+
     folder = tmp_path / ".cache" / "jaxcifar" / "xla"
-    assert done.stdout.strip() == str(folder)
+    assert run(HOME=str(tmp_path)) == (str(folder), "")
     assert folder.stat().st_mode & 0o777 == 0o700
+    assert run(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine")) == (str(tmp_path / "mine"), "")
     (tmp_path / "file").write_text("")
-    done = run(tmp_path / "file")
-    assert "compiling without a cache" in done.stderr
-    assert done.stdout.strip() == "None"
+    for unusable in (
+        {"HOME": str(tmp_path / "file")},
+        {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "file")},
+        {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "file" / "below")},
+    ):
+        used, said = run(**unusable)
+        assert used == "None"
+        assert said.startswith("jaxcifar: compiling without a cache: ")
+        assert str(tmp_path / "file") in said
+        assert said.count("\n") == 1
 
 
 @pytest.mark.slow
