@@ -108,6 +108,7 @@ def base_config() -> Config:
     #                                   many steps; 0: never
     config.train.eval_batch_size = 512  # over all devices; the last batch is padded and masked
     config.train.steps_per_call = 0  # training steps per compiled call; 0: 1 on CPU, many elsewhere
+    config.train.log_norms = False  # whether the norms of gradients and updates are logged
     config.train.checkpoint_minutes = 10.0  # within a long epoch; each epoch's end is always saved
     return config
 
@@ -120,6 +121,7 @@ EXECUTION_FIELDS = (
     "model.remat",
     "train.eval_batch_size",
     "train.steps_per_call",
+    "train.log_norms",
     "train.checkpoint_minutes",
 )
 

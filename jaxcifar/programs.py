@@ -143,6 +143,7 @@ def training(task: Task, steps: int) -> Any:
             lookahead=Lookahead(task.lookahead_steps, hyperparams.epochs * task.steps_per_epoch)
             if task.lookahead_steps
             else None,
+            norms=task.log_norms,
         )
 
         def one(state: TrainState, _: None):

@@ -90,6 +90,7 @@ def make_train_step(
     regularizers: Sequence[Regularizer] = (),
     ema_decay: float = 0.0,
     lookahead: Lookahead | None = None,
+    norms: bool = False,
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
     """Returns train_step(state, images, labels) -> (state, metrics).
 
@@ -101,9 +102,12 @@ def make_train_step(
       ema_decay: d. If the state keeps an average of the variables v, each step makes it
         d · average + (1 − d) · v (PyTorch's get_ema_avg_fn).
       lookahead: for a state that keeps slow weights.
+      norms: report "gradient_norm" and "update_norm" as well.
 
     The metrics are float32 scalars of this batch: "loss" (the objective: cross-entropy plus
-    penalties), "ce" (cross-entropy), "accuracy" and, given a schedule, "learning_rate".
+    penalties), "ce" (cross-entropy), "accuracy" and, given a schedule, "learning_rate". The norms
+    are Euclidean, over all parameters: of the cross-entropy's gradient, before penalties and
+    clipping, and of what the optimizer adds to the parameters.
     """
 
     def train_step(
@@ -120,6 +124,9 @@ def make_train_step(
         }
         if schedule is not None:
             metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
+        if norms:
+            metrics["gradient_norm"] = optax.tree.norm(grads)
+            metrics["update_norm"] = optax.tree.norm(updates)
         state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

@@ -152,6 +152,7 @@ class Task:
       n_train: images of the training set, all of them on every device.
       batch_size, eval_batch_size: over all devices.
       steps_per_call: training steps in one call of the compiled program.
+      log_norms: whether a step's metrics have the norms of its gradient and its update.
       mesh: the devices.
       platform: that the programs are built for.
     """
@@ -173,6 +174,7 @@ class Task:
     batch_size: int
     eval_batch_size: int
     steps_per_call: int
+    log_norms: bool
     mesh: Mesh
     platform: str
 
@@ -274,6 +276,7 @@ def build(config: Config, train: data.Dataset, mesh: Mesh, *, platform: str | No
         batch_size=config.train.batch_size,
         eval_batch_size=config.train.eval_batch_size,
         steps_per_call=_steps_per_call(config.train.steps_per_call, steps_per_epoch, platform),
+        log_norms=config.train.log_norms,
         mesh=mesh,
         platform=platform,
     )

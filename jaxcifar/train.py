@@ -207,13 +207,21 @@ class _EpochMetrics:
         calls = self._calls[:-1] if but_last else self._calls[:]
         for call in jax.device_get(calls):
             self.finite &= bool(np.isfinite(call["loss"]).all())
-            for name, values in call.items():
-                self._position.steps.setdefault(name, []).extend(values.tolist())
+            self._add(call)
         del self._calls[: len(calls)]
         now = time.monotonic()
         self._position.seconds += now - self._began
         self._began = now
         return bool(calls)
+
+    def _add(self, call: dict[str, np.ndarray]) -> None:
+        """Keeps the metrics that all steps of the epoch have: another start may have had others."""
+        steps = self._position.steps
+        names = [name for name in call if name in steps or not steps]
+        for name in steps.keys() - call.keys():
+            del steps[name]
+        for name in names:
+            steps.setdefault(name, []).extend(call[name].tolist())
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -313,13 +321,14 @@ def _evaluate(run: Run, validation: tuple[jax.Array, jax.Array]) -> dict[str, fl
 
 def _record(epoch: int, run: Run, position: Position, scores: dict[str, float]) -> dict[str, Any]:
     """The line of an epoch in metrics.jsonl."""
-    means = {name: float(np.mean(position.steps[name])) for name in ("loss", "ce", "accuracy")}
+    means = {name: float(np.mean(values)) for name, values in position.steps.items()}
     return {
         "epoch": epoch,
         "step": run.step,
         "train_loss": means["loss"],
         "train_ce": means["ce"],
         "train_accuracy": means["accuracy"],
+        **{name: value for name, value in means.items() if name.endswith("_norm")},
         **scores,
         # That of the epoch's last step, with as many digits as a float32 has.
         "learning_rate": float(f"{position.steps['learning_rate'][-1]:.7g}"),

@@ -70,9 +70,10 @@ def test_a_step_by_hand():
     penalties = optim.regularizers(0.0, strength)
     tx = optim.make_optimizer("sgd", rate, regularize=penalties)
     state = create_state(model, tx, 0)
-    step = make_train_step(make_loss(model, as_it_is), tx, regularizers=penalties)
+    step = make_train_step(make_loss(model, as_it_is), tx, regularizers=penalties, norms=True)
     after, metrics = jax.jit(step)(state, IMAGES, LABELS)
-    assert set(metrics) == {"loss", "ce", "accuracy"}  # without a schedule no learning rate
+    norms = {"gradient_norm", "update_norm"}
+    assert set(metrics) == {"loss", "ce", "accuracy"} | norms  # without a schedule no learning rate
 
     layer = jax.tree.map(lambda w: np.asarray(w, np.float64), state.params["Dense_0"])
     x = np.asarray(IMAGES, np.float64).mean((1, 2))
@@ -85,9 +86,12 @@ def test_a_step_by_hand():
     assert metrics["accuracy"] == (logits.argmax(1) == LABELS).mean()
     dlogits = (p - np.eye(10)[:8]) / 8
     gradients = {"kernel": x.T @ dlogits, "bias": dlogits.sum(0)}
+    updates = {name: -rate * (gradients[name] + 2 * strength * w) for name, w in layer.items()}
     for name, w in layer.items():
-        expected = w - rate * (gradients[name] + 2 * strength * w)
-        np.testing.assert_allclose(after.params["Dense_0"][name], expected, atol=1e-6)
+        np.testing.assert_allclose(after.params["Dense_0"][name], w + updates[name], atol=1e-6)
+    for name, parts in (("gradient_norm", gradients), ("update_norm", updates)):
+        norm = np.sqrt(sum((part**2).sum() for part in parts.values()))
+        assert metrics[name] == pytest.approx(norm, rel=1e-5)
     assert (after.step, after.batch_stats["calls"]) == (1, 1)
     assert jax.random.key_data(after.key).tolist() == jax.random.key_data(state.key).tolist()
 

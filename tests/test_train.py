@@ -323,6 +323,31 @@ def test_the_host_fetches_once_an_epoch(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_norms_are_logged_when_asked_for(finished, tmp_path):
+    """Also from the middle of a run that began without: in the epochs that have all of them."""
+    config = tiny(train__epochs=3)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path, SignalAt(1))
+    config.train.log_norms = True
+    with pytest.raises(Interrupted):
+        run(config, tmp_path, SignalAt(7))
+    config.train.log_norms = False
+    run(config, tmp_path)
+    lines, plain = (read_lines(folder / "steps.jsonl") for folder in (tmp_path, finished[0]))
+    norms = {"gradient_norm", "update_norm"}
+    assert [line.keys() - plain[0].keys() for line in lines] == [set(), norms, set()]
+    assert {len(values) for values in lines[1].values() if isinstance(values, list)} == {3}
+    for line in lines:
+        assert len(line["loss"]) == len(line["learning_rate"]) == 3
+    np.testing.assert_allclose(lines[0]["loss"], plain[0]["loss"], rtol=1e-5)
+    records = read_lines(tmp_path / "metrics.jsonl")
+    assert [norms <= record.keys() for record in records] == [False, True, False]
+    for name in norms:
+        assert records[1][name] == pytest.approx(np.mean(lines[1][name]), rel=1e-5)
+        assert min(lines[1][name]) > 0
+
+
+@pytest.mark.slow
 def test_several_steps_a_call_are_the_same_run(finished, tmp_path):
     run(tiny(train__steps_per_call=3), tmp_path)
     ours, theirs = (read_lines(f / "steps.jsonl") for f in (tmp_path, finished[0]))
