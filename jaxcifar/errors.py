@@ -223,6 +223,9 @@ def exit_code(
             code = command() or 0
             sys.stdout.flush()
             return code
+    except SystemExit as end:  # how argparse and absl end a command
+        sys.stdout.flush()
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (UserError, Interrupted) as error:
         note(str(error))
         return 128 + error.signum if isinstance(error, Interrupted) else 2

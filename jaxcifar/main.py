@@ -173,8 +173,18 @@ def options_help() -> str:
     )
 
 
+def _forget() -> None:
+    """Undoes an earlier command of this process, whose flags absl would keep."""
+    for name in list(flags.FLAGS):
+        if name.startswith("config."):  # it came with the config
+            delattr(flags.FLAGS, name)
+    for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__]):
+        flag.unparse()
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the flags; returns the program's name, and options for the config of a saved run."""
+    _forget()
     program, *arguments = argv
     files = [argument for argument in arguments if argument.startswith("--config=")]
     of_run: list[str] = []

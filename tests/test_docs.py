@@ -355,13 +355,6 @@ def test_python(block):
         options.with_options(main_config, [])
 
 
-def exit_code_of(words):
-    try:
-        return cli.main(words)
-    except SystemExit as end:  # as absl ends
-        return end.code or 0
-
-
 @pytest.mark.usefixtures("users_folder", "one_device")
 def test_getting_started(finished, users_folder, capsys):
     """What the page does with a trained network, done."""
@@ -373,7 +366,7 @@ def test_getting_started(finished, users_folder, capsys):
     use = [c for c in commands if c[:1] == ["jaxcifar"] and c[1] not in ("train", "--help")]
     assert {words[1] for words in use} == {"runs", "eval", "predict", "export"}
     for words in use:
-        assert exit_code_of(words[1:]) == 0
+        assert cli.main(words[1:]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"best checkpoint \(step \d\): accuracy", printed)
     assert "picture.png" in printed

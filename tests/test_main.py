@@ -112,6 +112,31 @@ def test_summary_of_a_run_with_a_held_out_part():
     assert len(lines) == 5
 
 
+# --- several commands in one process, as a notebook runs them ---------------------------------
+
+
+def in_turn(*commands):
+    """Runs the commands; returns 0 if all of them did."""
+    return int(any([run(command) for command in commands]))
+
+
+@pytest.mark.slow
+def test_a_command_knows_nothing_of_the_one_before(tmp_path):
+    (tmp_path / "small.py").write_text(
+        "from tests.tiny import tiny\n\n\ndef get_config():\n    return tiny(train__epochs=1)\n"
+    )
+    first = ["--config=small.py", "--workdir=first", "--config.train.batch_size=16"]
+    commands = (first, ["--mode=eval", "--workdir=first"], ["--config=small.py"], ["--help"])
+    environment = one_device() | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    out = output(Forked(in_turn, *commands, environment=environment, cwd=tmp_path), code=1)
+    assert out == ""  # absl's help ends with 1, and nothing else does
+    saved = {
+        name: json.loads((tmp_path / name / "config.json").read_text())["config"]["train"]
+        for name in ("first", "runs/small")
+    }
+    assert [train["batch_size"] for train in saved.values()] == [16, 32]
+
+
 # --- a whole life -----------------------------------------------------------------------------
 
 

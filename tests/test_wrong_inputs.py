@@ -241,8 +241,6 @@ for name, arguments in rows:
             command = modules[name].run if name == "jaxcifar.main" else modules[name].main
             try:
                 code = exit_code(command)
-            except SystemExit as error:  # argparse's
-                code = error.code
             except BaseException:
                 traceback.print_exc()
                 code = 1
