@@ -235,8 +235,7 @@ def _images(job: Job) -> tuple[data.Dataset, data.Dataset]:
 
 @functools.lru_cache(maxsize=2)
 def _split(name: str, folder: str, protocol: str, limit: int) -> tuple[data.Dataset, data.Dataset]:
-    train_images, test_images = (data.load(name, s, data_dir=folder) for s in ("train", "test"))
-    splits = data.split(train_images, test_images, protocol=protocol, limit=limit)
+    splits = data.load_splits(name, folder, protocol=protocol, limit=limit)
     return splits.train, splits.validation
 
 

@@ -10,9 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-_HERE = pathlib.Path(__file__).parent
-CHECKOUT = _HERE.parent  # unless the package was installed from a wheel
-_CONFIGS = next((path for path in (_HERE / "configs", CHECKOUT / "configs") if path.is_dir()), None)
+CHECKOUT = pathlib.Path(__file__).parents[1]  # unless the package was installed from a wheel
 
 
 class Verb(NamedTuple):
@@ -40,6 +38,7 @@ def train_arguments(arguments: Sequence[str]) -> list[str]:
       UserError: not exactly one config is named, or there is none of that name.
     """
     from jaxcifar.errors import UserError
+    from jaxcifar.options import config_file
 
     names = [argument for argument in arguments if not argument.startswith("-")]
     if len(names) != 1:
@@ -58,49 +57,34 @@ def eval_arguments(arguments: Sequence[str]) -> list[str]:
     """Turns a workdir, and options without "config.", into `jaxcifar.main`'s flags.
 
     Raises:
-      UserError: several are named.
+      UserError: not exactly one is named.
     """
     from jaxcifar.errors import UserError
 
     named = [f"--workdir={argument}" for argument in arguments if not argument.startswith("-")]
     rest = [argument for argument in arguments if argument.startswith("-")]
     folders = [argument for argument in (*named, *rest) if argument.startswith("--workdir=")]
-    if len(folders) > 1:
+    if len(folders) != 1:
         runs = ", ".join(folder.removeprefix("--workdir=") for folder in folders)
+        given = f"{len(folders)} are named: {runs}" if folders else "none is named"
         raise UserError(
-            f"eval takes one run, but {len(folders)} are named: {runs}. Options are --NAME=VALUE."
+            f"eval takes one run, but {given}. Give its folder, such as runs/row9. Options are "
+            "--NAME=VALUE."
         )
     return ["--mode=eval", *named, *_fields(rest)]
 
 
-def config_file(name: str) -> pathlib.Path:
-    """Returns the file that a config's name stands for; a path stands for itself.
+def _fields(arguments: Sequence[str], outside: Sequence[str] = ("seed", "init_from")) -> list[str]:
+    """Puts "config." before the options that are fields of a config.
 
-    Raises:
-      UserError: the package has no config of that name.
+    Args:
+      arguments: of a verb.
+      outside: the fields that are in no group, and so have no dot by which they are known.
     """
-    from jaxcifar.errors import UserError, nearest
-
-    given = pathlib.Path(name)
-    if given.suffix or len(given.parts) > 1:
-        return given
-    known = [path.stem for path in _CONFIGS.glob("*.py")] if _CONFIGS else []
-    known.sort(key=lambda name: (name.rstrip("0123456789"), len(name), name))
-    if _CONFIGS is None or name not in known:
-        raise UserError(
-            f"There is no config {name!r}.{nearest(name, known)} There are {', '.join(known)}; "
-            "for a file of your own, give its path, such as ./mine.py."
-        )
-    return _CONFIGS / f"{name}.py"
-
-
-def _fields(arguments: Sequence[str]) -> list[str]:
-    """Puts "config." before the options that are fields of a config."""
     found = []
     for argument in arguments:
         name = argument.lstrip("-").partition("=")[0]
-        # A field is in a group, and so has a dot, or is one of the two outside the groups.
-        field = ("." in name and not name.startswith("config.")) or name in ("seed", "init_from")
+        field = ("." in name and not name.startswith("config.")) or name in outside
         found.append(f"--config.{argument.lstrip('-')}" if field else argument)
     return found
 
@@ -145,7 +129,11 @@ VERBS = {
     "sweep": Verb(
         "experiments.sweep",
         "train many rows and seeds",
-        ("--rows=1-12 --seeds=0-2 --out=results/table3",),
+        (
+            "--rows=1-12 --seeds=0-2 --out=results/table3",
+            "--rows=9 --seeds=0-4 --optim.learning_rate=3e-4 --out=results/slower",
+        ),
+        _fields,
     ),
     "report": Verb(
         "experiments.report.__main__", "tables, claims, figures and the page", ("results/",)
@@ -154,6 +142,7 @@ VERBS = {
         "experiments.landscape.__main__",
         "the loss along the gradient, and around a network",
         ("slice results/table4/vgg6/seed0 --out=results/landscape",),
+        lambda arguments: _fields(arguments, outside=()),  # it has a --seed of its own
     ),
 }
 

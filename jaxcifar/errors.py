@@ -65,6 +65,11 @@ def unread(stream: Any) -> None:
             os.dup2(nowhere.fileno(), place)
 
 
+def _flush() -> None:
+    if sys.stdout is not None:  # as under pythonw
+        sys.stdout.flush()
+
+
 class Stop:
     """A request to end the work at the next point where it can be saved; true once it is made.
 
@@ -140,9 +145,9 @@ def _handling(handler: _Handler, signums: Iterable[int]) -> Iterator[Stop]:
 def leave(code: int, text: str) -> NoReturn:
     """Ends the process at once, from any thread, with a message."""
     try:
-        if sys.stdout.isatty():
+        if sys.stdout is not None and sys.stdout.isatty():
             print("\x1b[?25h")  # a progress bar hides the cursor
-        sys.stdout.flush()
+        _flush()
         note(text)
     finally:  # whoever reads its output may be gone
         os._exit(code)
@@ -221,10 +226,12 @@ def exit_code(
     try:
         with _ended_by_signals(leave):
             code = command() or 0
-            sys.stdout.flush()
+            _flush()
             return code
     except SystemExit as end:  # how argparse and absl end a command
-        sys.stdout.flush()
+        _flush()
+        if isinstance(end.code, str):
+            note(end.code)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (UserError, Interrupted) as error:
         note(str(error))

@@ -27,7 +27,8 @@ _ARGV: list[str] = []  # where ml_collections looks for the fields that the comm
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "A config file, such as configs/row9.py; --config.FIELD=VALUE sets its fields.",
+    "A config file, such as configs/row9.py, or the name of one that comes with the package, such "
+    "as row9; --config.FIELD=VALUE sets its fields.",
     sys_argv=_ARGV,
 )
 _WORKDIR = flags.DEFINE_string(
@@ -191,7 +192,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     if len(files) > 1:
         raise UserError(f"Give one config file; these are {len(files)}: {' '.join(files)}")
     for argument in files:
-        file = options.user_path(argument.removeprefix("--config="))
+        file = options.config_file(options.user_path(argument.removeprefix("--config=")))
         if ":" in str(file):
             raise UserError(
                 f"The path of the config file {file} has a colon, behind which ml_collections "

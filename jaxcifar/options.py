@@ -12,7 +12,11 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxcifar.config import Config, base_config, flatten, meant_by, validate
-from jaxcifar.errors import UserError, reason
+from jaxcifar.errors import UserError, nearest, reason
+
+_HERE = pathlib.Path(__file__).parent
+_INSTALLED = _HERE / "configs"
+CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _HERE.parent / "configs"  # of a checkout
 
 
 class BadPath(UserError, argparse.ArgumentTypeError):
@@ -38,13 +42,37 @@ def user_path(text: str) -> pathlib.Path:
         raise BadPath(f"{text!r}: {error} Set HOME, or give the full path.") from error
 
 
-def load(path: str | pathlib.Path) -> Config:
+def config_file(name: str | pathlib.Path) -> pathlib.Path:
+    """Returns the file that a config's name, such as "row9", stands for; a path stands for itself.
+
+    Raises:
+      UserError: the package has no config of that name.
+    """
+    given = pathlib.Path(name)
+    if given.suffix or len(given.parts) > 1:
+        return given
+    known = [path.stem for path in CONFIGS.glob("*.py")]
+    known.sort(key=lambda name: (name.rstrip("0123456789"), len(name), name))
+    if str(given) not in known:
+        raise UserError(
+            f"There is no config {str(given)!r}.{nearest(str(given), known)} There are "
+            f"{', '.join(known)}; for a file of your own, give its path, such as ./mine.py."
+        )
+    return CONFIGS / f"{given}.py"
+
+
+def load(name: str | pathlib.Path) -> Config:
     """Returns what get_config() of a config file returns.
+
+    A config file may call this to start from another: `config = load("row9")`.
+
+    Args:
+      name: of a config of the package, such as "row9"; or the path of a file.
 
     Raises:
       UserError: the file cannot be loaded, or does not return a valid config.
     """
-    path = pathlib.Path(path)
+    path = config_file(name)
     if not path.is_file():
         raise UserError(f"There is no config file {path}.")
     if path.suffix != ".py":
@@ -104,7 +132,10 @@ def hint(arguments: Iterable[str]) -> str:
     for argument in arguments:
         name, equals, value = argument.lstrip("-").partition("=")
         field = name.removeprefix("config.").replace("-", "_")
-        if not argument.startswith("-") or field in known:
+        if not argument.startswith("-") or name == f"config.{field}" in known:
+            continue
+        if field in known:
+            hints.append(f" Did you mean --config.{field}{equals}{value}?")
             continue
         if not equals and field.removeprefix("no") in known:  # as absl's own flags are unset
             hints.append(f" Did you mean --config.{field.removeprefix('no')}=False?")

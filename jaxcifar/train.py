@@ -259,16 +259,9 @@ def load_splits(config: Config) -> data.Splits:
     Raises:
       UserError: the data are missing or damaged, or there are fewer than the config asks for.
     """
-    train = data.load(config.data.name, "train", data_dir=config.data.dir)
-    try:
-        test = data.load(config.data.name, "test", data_dir=config.data.dir)
-    except data.Unlabelled:
-        if config.data.protocol != "holdout":
-            raise
-        test = None
-    return data.split(
-        train, test, protocol=config.data.protocol, limit=config.train.limit_train_images
-    )
+    where = config.data
+    limit = config.train.limit_train_images
+    return data.load_splits(where.name, where.dir, protocol=where.protocol, limit=limit)
 
 
 def _order(task: Task, state: TrainState, epoch: int) -> jax.Array:

@@ -218,3 +218,15 @@ def test_choose():
 def test_nearest():
     assert nearest("resnet-18", ["resnet18", "resnet34"]) == " Did you mean 'resnet18'?"
     assert nearest("zzz", ["resnet18"]) == ""
+
+
+def test_a_process_without_stdout(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert exit_code(lambda: None) == 0
+    assert exit_code(lambda: sys.exit(3)) == 3
+
+
+@pytest.mark.parametrize(("code", "returned"), [(None, 0), (0, 0), (3, 3), ("Why.", 1)])
+def test_an_exit_is_a_code(code, returned, capsys):
+    assert exit_code(lambda: sys.exit(code)) == returned
+    assert capsys.readouterr().err == ("jaxcifar: Why.\n" if returned == 1 else "")

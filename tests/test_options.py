@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from jaxcifar import options
-from jaxcifar.config import base_config
+from jaxcifar.config import base_config, differences
 from jaxcifar.errors import UserError
 
 GOOD = "from jaxcifar.config import base_config\n\n\ndef get_config():\n    return base_config()\n"
@@ -39,6 +39,23 @@ def test_config_files_that_cannot_be_used(tmp_path, text, message):
     assert "Traceback" not in str(error.value)
 
 
+def test_every_config_is_found_by_name():
+    for path in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py"):
+        assert options.config_file(path.stem) == path
+    with pytest.raises(UserError, match=r"no config 'rwo9'. Did you mean 'row9'\?"):
+        options.load("rwo9")
+
+
+def test_a_config_may_start_from_another(tmp_path):
+    file = tmp_path / "slower.py"
+    file.write_text(
+        "from jaxcifar.options import load\n\n\ndef get_config():\n    config = load('row9')\n"
+        "    config.optim.learning_rate = 3e-4\n    return config\n"
+    )
+    config, row = options.load(file), options.load("row9")
+    assert differences(row, config) == ["optim.learning_rate: 0.001 -> 0.0003"]
+
+
 def test_what_is_no_config_file(tmp_path):
     with pytest.raises(UserError, match="There is no config file"):
         options.load(tmp_path / "none.py")
@@ -58,6 +75,8 @@ def test_what_is_no_config_file(tmp_path):
         (["--config.train.epochs=many"], "many"),
         (["--config.model=resnet50"], r"Did you mean --config\.model\.name=resnet50\?"),
         (["--lr=0.1"], r"Did you mean --config\.optim\.learning_rate=0\.1\?"),
+        (["--optim.l1=0.1"], r"Did you mean --config\.optim\.l1=0\.1\?"),
+        (["--train.log-norms=True"], r"Did you mean --config\.train\.log_norms=True\?"),
         (["--epochs=3"], r"Did you mean --config\.train\.epochs=3\?"),
         (["surplus"], "'surplus' is not an option"),
     ],

@@ -1,6 +1,7 @@
 """Sweeps: which runs they start, resume and skip, and what they refuse."""
 
 import errno
+import json
 import os
 import shlex
 import shutil
@@ -13,10 +14,11 @@ from experiments import cost, sweep
 from experiments.runs import configs, read
 from experiments.runs.provenance import commands
 from experiments.sweep import main as sweep_main
-from jaxcifar import train
+from jaxcifar import data, train
 from jaxcifar.errors import Interrupted, UserError, exit_code
 from jaxcifar.hooks import Hook
 from jaxcifar.run import log
+from jaxcifar.run.log import read_lines
 from tests.conftest import OPTIONS, start_sweep
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -165,6 +167,33 @@ def test_time_left_is_work_by_measured_speed(copied):
     assert sweep.work_left(jobs[3]) == (3 * 100 + 256) * each  # one epoch of two
     speeds = [3 * r["images_per_second"] * each for job in jobs for r in job.records]
     assert sweep.multiply_adds_per_second(jobs) == pytest.approx(np.median(speeds))
+
+
+def test_time_left_of_runs_at_once(copied):
+    """Two runs are done, and took ten seconds each; three are left."""
+    for seed in (0, 1):
+        path = copied / "vgg2" / f"seed{seed}" / "metrics.jsonl"
+        records = [r | {"images_per_second": 2 * (100 + 256 / 3) / 10} for r in read_lines(path)]
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    jobs = sweep.plan(configs.named("vgg2", None), [0, 1, 2, 3, 4], copied, OPTIONS)
+    left = [sweep.time_left(jobs, at_once=at_once) for at_once in (1, 2, 8)]
+    assert left == ["about 30s left", "about 15s left", "about 10s left"]
+
+
+def test_a_held_out_part_needs_no_labels_of_the_test_images(tmp_path, monkeypatch, capsys):
+    """As in Kaggle's copy of CIFAR-10."""
+    load = data.load
+
+    def unlabelled(name, split, **options):
+        if split == "test":
+            raise data.Unlabelled("no labels")
+        return load(name, split, **options)
+
+    monkeypatch.setattr(data, "load", unlabelled)
+    dry = ("--dry-run", "--config.train.limit_train_images=91")
+    assert start_sweep(tmp_path, "vgg2", "0", *dry) == 2
+    assert "no labels" in capsys.readouterr().err
+    assert start_sweep(tmp_path, "vgg2", "0", *dry, "--config.data.protocol=holdout") == 0
 
 
 def test_interrupted_is_no_failure(tmp_path, monkeypatch):

@@ -63,7 +63,7 @@ TABLE = [
     (MAIN, f"{MADE} --config.seed=1{310 * '0'}", "at most 4294967295"),
     (MAIN, "--config=good.py --config=bad.py", "Give one config file; these are 2"),
     (MAIN, "--config=a:b.py", "a:b.py has a colon"),
-    (MAIN, "--config=empty", "There is no config file empty"),
+    (MAIN, "--config=empty", "There is no config 'empty'"),
     (MAIN, "--config=syntax.py", "syntax.py", "SyntaxError"),
     (MAIN, "--config=missing.py", "missing.py", "No module named 'no_such_module'"),
     (MAIN, "--config=sibling.py", "sibling.py", "ImportError"),

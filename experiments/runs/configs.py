@@ -9,8 +9,6 @@ from jaxcifar.config import Config
 from jaxcifar.errors import UserError, choose
 from jaxcifar.options import load, user_path
 
-FOLDER = pathlib.Path(__file__).parents[2] / "configs"
-
 
 class Source(NamedTuple):
     """A config to train by, and where it came from."""
@@ -22,7 +20,7 @@ class Source(NamedTuple):
 
 def row_config(name: str) -> Config:
     """Returns the config of a row of the original report, such as "row9" or "vgg2"."""
-    return load(FOLDER / f"{name}.py")
+    return load(name)
 
 
 def parse_rows(text: str) -> list[str]:

@@ -8,7 +8,12 @@ from typing import Any
 
 from jaxcifar.config import changed_fields
 
-TRAIN_IMAGES = {"cifar10": 50_000, "cifar100": 50_000}
+_TRAIN_IMAGES = {  # (data.name, data.protocol): all that a run can train on
+    ("cifar10", "test"): 50_000,
+    ("cifar100", "test"): 50_000,
+    ("cifar10", "holdout"): 45_000,
+    ("cifar100", "holdout"): 45_000,
+}
 
 
 def differing(original: dict[str, Any], config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -21,20 +26,29 @@ def shortened(original: dict[str, Any], config: dict[str, Any]) -> list[str]:
     short = []
     if config["train.epochs"] < original["train.epochs"]:
         short.append(f"{config['train.epochs']} of {original['train.epochs']} epochs")
-    images, limit = config["train.limit_train_images"], original["train.limit_train_images"]
-    whole = limit or TRAIN_IMAGES.get(original["data.name"])
-    if whole is None and images:
+    images, whole = _images(original, config)
+    if images and not whole:
         short.append(f"{images:,} images")
-    elif whole is not None and 0 < images < whole:
+    elif 0 < images < whole:
         short.append(f"{images:,} of {whole:,} images")
     return short
 
 
+def _images(original: dict[str, Any], config: dict[str, Any]) -> tuple[int, int]:
+    """How many images a run and its original train on; 0 is all of an unknown number."""
+    known = _TRAIN_IMAGES.get((config["data.name"], config["data.protocol"]), 0)
+    images, whole = (each["train.limit_train_images"] or known for each in (config, original))
+    return images, whole
+
+
 def changed(original: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """Returns how else a run differs from its original: ["model.name vgg_a -> resnet18", …]."""
-    shorter = {"train.limit_train_images"}
+    shorter = set()
     if config["train.epochs"] < original["train.epochs"]:
         shorter.add("train.epochs")
+    images, whole = _images(original, config)
+    if images == whole or (images and not whole) or 0 < images < whole:
+        shorter.add("train.limit_train_images")
     return [
         f"{field} {before} -> {after}"
         for field, (before, after) in differing(original, config).items()

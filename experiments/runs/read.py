@@ -21,6 +21,7 @@ from experiments.runs.rows import ROWS, Row
 from experiments.runs.stats import smoothed
 from jaxcifar.config import changed_fields, complete, flatten
 from jaxcifar.errors import UserError
+from jaxcifar.options import CONFIGS
 from jaxcifar.run import log
 from jaxcifar.run.folder import run_folders
 
@@ -316,7 +317,7 @@ def _origin(name: str, folder: pathlib.Path) -> tuple[dict[str, Any] | None, str
             return flatten(complete(content["config"])), content["file"]
         except (UserError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} cannot be used ({error}). Start the sweep again.") from error
-    if (configs.FOLDER / f"{name}.py").exists():
+    if (CONFIGS / f"{name}.py").exists():
         return _config_here(name), f"configs/{name}.py"
     return None, f"{name}.py"
 

@@ -19,6 +19,7 @@ __all__ = [
     "Splits",
     "Unlabelled",
     "load",
+    "load_splits",
     "num_classes",
     "split",
     "split_holdout",
@@ -74,6 +75,26 @@ def load(name: str, split: str, *, data_dir: str = "", size: int | None = None) 
     if size is not None and name != "synthetic":
         raise UserError(f"size is {size}; only 'synthetic' has a size to choose, not {name!r}.")
     return _SOURCES[name].load(split, data_dir, size)
+
+
+def load_splits(name: str, data_dir: str = "", *, protocol: str = "test", limit: int = 0) -> Splits:
+    """Loads an image set, divided as a protocol says.
+
+    Args:
+      name, data_dir: see `load`.
+      protocol, limit: see `split`.
+
+    Raises:
+      UserError: see `load` and `split`.
+    """
+    train = load(name, "train", data_dir=data_dir)
+    try:
+        test = load(name, "test", data_dir=data_dir)
+    except Unlabelled:
+        if protocol != "holdout":
+            raise
+        test = None
+    return split(train, test, protocol=protocol, limit=limit)
 
 
 def without_images(name: str) -> Dataset:
