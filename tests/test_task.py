@@ -5,9 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jaxcifar import augment, task
+from jaxcifar import augment, optim, task
 from jaxcifar.config import base_config, flatten
 from jaxcifar.errors import UserError
 from tests.tiny import first_images, mesh, tiny, tiny_task
@@ -250,6 +251,120 @@ class TooMany:
 
     def __len__(self):
         return self.size
+
+
+# --- the optimizer, the loss and the views of a config ----------------------------------------
+
+
+def after_eight_steps(tx):
+    """Parameters after made-up gradients."""
+    params = {
+        "bn": {"bias": jnp.array([0.5, -0.25])},
+        "fc": {"kernel": jnp.array([[0.3, -0.7], [1.1, 0.2]])},
+    }
+
+    @jax.jit
+    def eight(params):
+        state = tx.init(params)
+        for step in range(8):
+            grads = jax.tree.map(lambda w, step=step: jnp.cos(3 * w + step), params)
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    return eight(params)
+
+
+TRIANGULAR = {
+    **{"optim__name": "sgd", "optim__learning_rate": 0.1, "optim__momentum": 0.9},
+    **{"optim__nesterov": True, "optim__bias_scale": 4.0, "optim__clip_norm": 0.5},
+    **{"optim__l1": 0.02, "optim__l2": 0.1, "optim__schedule": "triangular"},
+    **{"optim__warmup_epochs": 1.0, "optim__start_factor": 0.2, "optim__end_factor": 0.1},
+}
+DECAYING = {
+    **{"optim__name": "adamw", "optim__learning_rate": 0.01, "optim__weight_decay": 0.3},
+    **{"optim__penalize": "kernels", "optim__l2": 0.1, "optim__schedule": "constant"},
+    "optim__warmup_epochs": 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        pytest.param(
+            TRIANGULAR,
+            lambda: optim.make_optimizer(
+                "sgd",
+                # Up from a fifth in five steps, and down towards a tenth in five.
+                lambda step: jnp.array([0.02, 0.036, 0.052, 0.068, 0.084, 0.1, 0.082, 0.064])[step],
+                regularize=optim.regularizers(0.02, 0.1),
+                momentum=0.9,
+                nesterov=True,
+                bias_scale=4.0,
+                clip_norm=0.5,
+            ),
+            id="sgd",
+        ),
+        pytest.param(
+            DECAYING,
+            lambda: optim.make_optimizer(
+                "adamw",
+                lambda step: 0.01 * jnp.minimum((step + 1) / 5, 1.0),
+                regularize=optim.regularizers(0.0, 0.1, optim.kernels_only),
+                weight_decay=0.3,
+                mask=optim.kernels_only,
+            ),
+            id="adamw",
+        ),
+    ],
+)
+def test_every_field_of_an_optimizer_reaches_its_steps(fields, expected):
+    """Two epochs of five steps, by the config and with the numbers written in."""
+    config = tiny(**fields)
+    made = task.optimization(config).make(task.hyperparams(config), 5)
+    found, by_hand = after_eight_steps(made), after_eight_steps(expected())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, by_hand)
+
+
+def test_the_loss_of_a_config_smooths_its_labels():
+    logits = np.random.default_rng(0).normal(size=(4, 10)).astype(np.float32)
+    labels = np.array([3, 0, 9, 3], np.int32)
+    found = tiny_task(train__label_smoothing=0.2).cross_entropy(logits, labels)
+    log_shares = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    targets = 0.8 * np.eye(10)[labels] + 0.02
+    np.testing.assert_allclose(found, -(targets * log_shares).sum(1), rtol=1e-5)
+
+
+class Neuron:
+    """Stands in for a network that sees where things are: one layer of ten neurons."""
+
+    weights = np.random.default_rng(1).normal(size=(3072, 10)).astype(np.float32) / 50
+
+    def apply(self, variables, images, *, train):
+        assert not train
+        return jnp.tanh(images.reshape(len(images), -1) @ variables)
+
+
+def test_evaluation_averages_the_views_of_its_config():
+    """Six of them: plain, and moved up and left or down and right, each as it is and mirrored."""
+    config = tiny(data__test_augment="mirror_translate")
+    images = first_images(5, "test")
+    plain = (images.images / 255 - 0.5) / 0.25
+    padded = np.pad(plain, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+
+    def network(inputs):
+        return np.tanh(inputs.reshape(5, -1) @ Neuron.weights)
+
+    def both(inputs):
+        return (network(inputs) + network(inputs[:, :, ::-1])) / 2
+
+    expected = both(plain) / 2 + both(padded[:, :32, :32]) / 4 + both(padded[:, 2:, 2:]) / 4
+    while_training = tiny_task(data__test_augment="mirror_translate").inference
+    for inference in (task.build_inference(config, images, mesh(1)), while_training):
+        with_neurons = dataclasses.replace(inference, model=Neuron())
+        found = with_neurons.logits(jnp.asarray(Neuron.weights), jnp.asarray(images.images))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(network(plain) - expected).max() > 0.01
 
 
 # --- augmentation: from the config to the batch -----------------------------------------------
