@@ -8,7 +8,11 @@ import pytest
 
 from jaxcifar.errors import UserError
 from jaxcifar.models import MODELS, Network, can_remat, create_model
-from jaxcifar.models.layers import ACTIVATIONS
+from jaxcifar.models.densenet import DenseNet
+from jaxcifar.models.layers import ACTIVATIONS, Conv, Linear
+from jaxcifar.models.resnet import BasicBlock, BottleneckBlock, ResNet
+from jaxcifar.models.vgg import VGG
+from jaxcifar.models.wideresnet import WideResNet
 from tests.models.shapes import IMAGES, KEY, shapes
 
 # The report's sizes to the unit, counted by hand from the architectures.
@@ -121,18 +125,66 @@ def test_dropout_where_the_report_has_it(name, layers):
         assert {shape[-1] for shape in inputs} == {24}
 
 
+# Small ones of each family, and the order of their (C)onvolutions, (D)ropouts and (L)inear layers.
+SMALL = {
+    # A stem and a block; the report's dropout is before the classifier.
+    "resnet": (ResNet(stage_sizes=(1,), block=BasicBlock, dropout_rate=0.5, width=0.1), "CCCDL"),
+    # Its block's sum has another number of channels, so the shortcut is a convolution too.
+    "bottleneck": (
+        ResNet(stage_sizes=(1,), block=BottleneckBlock, dropout_rate=0.5, width=0.1),
+        "C" + "CCCC" + "DL",
+    ),
+    # A stem, and a transition between two layers, each with dropout at its end.
+    "densenet": (
+        DenseNet(block_sizes=(1, 1), dropout_rate=0.5, width=0.1),
+        "C" + "CCD" + "C" + "CCD" + "L",
+    ),
+    # A stem and three blocks with dropout inside, where the number of channels changes twice.
+    "wideresnet": (
+        WideResNet(blocks=1, widening=1, dropout_rate=0.5, width=0.25),
+        "C" + "CDC" + "CCDC" + "CCDC" + "L",
+    ),
+    "vgg": (VGG(dropout_rate=0.5, width=0.1), 8 * "C" + "DL" + "DL" + "L"),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_dropout_is_between_the_layers_that_its_paper_says(name):
+    model, expected = SMALL[name]
+    called = ""
+
+    def record(next_fun, args, kwargs, context):
+        nonlocal called
+        if isinstance(context.module, Conv | Linear | nn.Dropout):
+            assert context.method_name == "__call__"
+            called += type(context.module).__name__[0]
+        return next_fun(*args, **kwargs)
+
+    variables = shapes(model)
+    with nn.intercept_methods(record):
+        jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, IMAGES)
+    assert called == expected
+
+
 @pytest.mark.slow
-def test_dropout_only_in_training():
-    model = create_model("vgg_a", dropout_rate=0.5, width=0.1)
-    images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
-    variables = model.init(jax.random.key(1), images, train=False)
-    one, two = (
-        model.apply(variables, images, train=True, rngs={"dropout": jax.random.key(i)})
-        for i in (0, 1)
+@pytest.mark.parametrize("name", SMALL)
+def test_dropout_only_in_training(name):
+    model, _ = SMALL[name]
+    images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
+    variables = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(1))
+
+    @jax.jit
+    def train(key):
+        rngs = {"dropout": key}
+        return model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)[0]
+
+    one, again, other = (train(jax.random.key(i)) for i in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    assert not np.allclose(one, other)
+    evaluate = jax.jit(
+        lambda key: model.apply(variables, images, train=False, rngs={"dropout": key})
     )
-    assert not np.allclose(one, two)
-    same = [model.apply(variables, images, train=False) for _ in range(2)]
-    np.testing.assert_array_equal(*same)
+    np.testing.assert_array_equal(evaluate(jax.random.key(0)), evaluate(jax.random.key(1)))
 
 
 # --- the base ---------------------------------------------------------------------------------
