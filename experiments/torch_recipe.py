@@ -79,7 +79,7 @@ def train_step(
 ) -> tuple[Tensor, float]:
     """Makes step `step`, from 0, with Lookahead; returns the logits and the sum of the losses."""
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * rates[step]
+        group["lr"] = float(group["initial_lr"] * rates[step])  # torch.load refuses NumPy's
     logits = model(images)
     loss = F.cross_entropy(logits, labels, label_smoothing=SMOOTHING, reduction="sum")
     optimizer.zero_grad()
