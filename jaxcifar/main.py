@@ -139,11 +139,13 @@ def summary(result: dict[str, Any], config: Config, workdir: str | pathlib.Path)
             "(validated on the test set, which also chose the best epoch, as in the original "
             "report)"
         )
-    lines.append(
-        f"training {duration(result['train_seconds'])}, "
-        f"compiling {duration(result['compile_seconds'])}, "
-        f"peak memory {result['peak_memory_bytes'] / 2**30:.1f} GiB"
-    )
+    took = [
+        f"training {duration(result['train_seconds'])}",
+        f"compiling {duration(result['compile_seconds'])}",
+    ]
+    if peak := result["peak_memory_bytes"]:  # else an earlier run of this process had a higher one
+        took.append(f"peak memory {peak / 2**30:.1f} GiB")
+    lines.append(", ".join(took))
     lines.append(f"everything is in {workdir}: result.json, metrics.jsonl, history.png, …")
     return "\n".join(lines)
 

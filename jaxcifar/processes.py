@@ -87,11 +87,13 @@ def share(make: Callable[[], Any]) -> Any:
     _alone = True
     try:
         made = make()
-    except (UserError, OSError) as error:
-        if isinstance(error, OSError):
-            error = of_file(error)
+    except UserError as error:
         _team.tell({"error": [type(error).__name__, str(error)]})
-        raise error from error
+        raise
+    except OSError as error:
+        told = of_file(error)
+        _team.tell({"error": [type(told).__name__, str(told)]})
+        raise told from error
     finally:
         _alone = False
     _team.tell({"value": made})
@@ -124,8 +126,9 @@ def check_same(what: str, values: dict[str, Any]) -> None:
     """
     first, *others = gather(values)
     for process, other in enumerate(others, start=1):
-        if changed := [name for name in first if other.get(name) != first[name]]:
-            shown = [f"{name} {_short(first[name])} -> {_short(other[name])}" for name in changed]
+        pairs = {name: (first.get(name), other.get(name)) for name in {**first, **other}}
+        if changed := {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}:
+            shown = [f"{name} {_short(a)} -> {_short(b)}" for name, (a, b) in changed.items()]
             raise UserError(
                 f"The {what} of process {process} is not that of process 0: {', '.join(shown)}. "
                 "All processes of a run need the same."

@@ -24,7 +24,7 @@ from jaxcifar.hooks import Hook, Hooks, Run
 from jaxcifar.run.checkpoint import Damaged, NotFinite, Saved
 from jaxcifar.run.folder import Position, RunFolder
 from jaxcifar.run.log import best_record, score
-from jaxcifar.run.machine import peak_memory
+from jaxcifar.run.machine import PeakMemory
 from jaxcifar.run.progress import Progress
 from jaxcifar.start import Start, start_of
 from jaxcifar.state import TrainState
@@ -71,6 +71,7 @@ def train_and_evaluate(
     with RunFolder(pathlib.Path(workdir)) as folder:
         if result := folder.result(config):
             return result
+        memory = PeakMemory()
         start = Start() if folder.has_checkpoint() else start_of(config, mesh)
         splits = load_splits(config)
         images_of = {name: part["sha256"] for name, part in splits.provenance.items()}
@@ -125,7 +126,7 @@ def train_and_evaluate(
                 progress.epoch(record)
                 called.call("after_epoch", run, record)
             folder.wait()
-        result = _result(run, splits, records, compiled.seconds, folder)
+        result = _result(run, splits, records, compiled.seconds, memory, folder)
         called.call("end", run, result)
         return result
 
@@ -387,6 +388,7 @@ def _result(
     splits: data.Splits,
     records: list[dict[str, Any]],
     compile_seconds: float,
+    memory: PeakMemory,
     folder: RunFolder,
 ) -> dict[str, Any]:
     result = {
@@ -397,7 +399,7 @@ def _result(
         "data": splits.provenance,
         "compile_seconds": round(compile_seconds, 3),
         "train_seconds": sum(record["seconds"] for record in records),
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": memory.read(),
     }
     best = _best(result["best"], folder)
     if splits.test is not None:

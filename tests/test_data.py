@@ -512,6 +512,29 @@ def test_tfds_prepares_and_is_read_in_the_official_order(few, tmp_path, monkeypa
         assert "tensorflow-datasets" in dataset.provenance["source"]
 
 
+def test_tfds_prepared_by_another_process_meanwhile(few, tmp_path, monkeypatch):
+    import tensorflow_datasets
+
+    extracted, builder = tmp_path / "extracted", tensorflow_datasets.core.DatasetBuilder
+    folder = write_binary(extracted / "cifar-10-batches-bin", few)
+    (folder / "batches.meta.txt").write_text("\n".join(FEW.class_names) + "\n")
+    monkeypatch.setattr(
+        tensorflow_datasets.download.DownloadManager,
+        "download_and_extract",
+        lambda self, url: str(extracted),
+    )
+    monkeypatch.setattr(tfds, "_require_network", lambda spec, folder: None)
+    prepare = builder.download_and_prepare
+
+    def late(self, **options):
+        prepare(self, **options)
+        raise FileExistsError("Cannot rename. Destination already exists")
+
+    monkeypatch.setattr(builder, "download_and_prepare", late)
+    (tmp_path / "tfds").mkdir()
+    assert len(cifar.load(FEW, "test", str(tmp_path / "tfds"))) == len(few["test_batch"][1])
+
+
 def test_tfds_prepares_cifar100(few100, tmp_path, monkeypatch):
     import tensorflow_datasets
 

@@ -12,7 +12,8 @@ import sys
 import numpy as np
 import pytest
 
-from jaxcifar.errors import Interrupted
+from jaxcifar import processes
+from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.run.log import read_lines
 from tests import member, tiny
 from tests.forked import Forked, environment_of
@@ -248,6 +249,12 @@ def test_processes_that_are_not_alike(second, message, tmp_path):
     assert code == other_code == 2, said
     assert re.search(message, said)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_what_only_one_process_has_differs(monkeypatch):
+    monkeypatch.setattr(processes, "gather", lambda _: [{"a": 1}, {"a": 1, "b": 2}])
+    with pytest.raises(UserError, match=r"The data of process 1 .*: b None -> 2"):
+        processes.check_same("data", {"a": 1})
 
 
 def test_another_folder(tmp_path):

@@ -160,7 +160,7 @@ def cost_table(sweep: Sweep) -> Table:
         run, results = runs[0], [run.result for run in runs if run.result]
         train_seconds = estimate([result["train_seconds"] for result in results]).mean
         rate = estimate([r["images_per_second"] for run in runs for r in run.records]).mean
-        memory = max(result["peak_memory_bytes"] for result in results)
+        memory = max(result["peak_memory_bytes"] or 0 for result in results)  # None is unknown
         cells = [
             _number(run),
             _model(run),
@@ -169,7 +169,7 @@ def cost_table(sweep: Sweep) -> Table:
             duration(train_seconds),
             duration(max(result["compile_seconds"] for result in results)),
             f"{rate:,.0f}",
-            f"{memory / 2**30:.1f} GiB",
+            f"{memory / 2**30:.1f} GiB" if memory else NONE,
             run.mark,
         ]
         lines.append(cells)

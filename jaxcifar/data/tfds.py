@@ -35,9 +35,11 @@ def read(spec: Spec, folder: pathlib.Path, split: str) -> Read:
             checked = tfds.download.DownloadConfig(force_checksums_validation=True)
             builder.download_and_prepare(download_config=checked)
         except Exception as error:  # tfds lets through what its HTTP client and disk raise
-            raise UserError(
-                f"tensorflow-datasets could not prepare {spec.title} in {folder}: {error}"
-            ) from error
+            builder = _builder(spec, folder)
+            if not builder.is_prepared():  # nor by another process, which was first
+                raise UserError(
+                    f"tensorflow-datasets could not prepare {spec.title} in {folder}: {error}"
+                ) from error
     # tfds shuffles as it writes; the id ("train_00042") is the place in the official order.
     records = sorted(builder.as_data_source(split=split), key=lambda record: record["id"])
     images = np.stack([record["image"] for record in records])

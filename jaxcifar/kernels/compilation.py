@@ -91,9 +91,10 @@ def use_cache() -> None:
 def _mend(folder: pathlib.Path) -> None:
     """Has entries of the cache that cannot be read written again, and reports it in one line.
 
-    JAX only warns of one, compiles the program and keeps the file, at every start anew. As the
-    warning names no more than the function, all entries with its name are deleted. Of entries that
-    cannot be written it warns one by one; the first warning is enough.
+    JAX only warns of one, compiles the program and keeps the file, at every start anew. The warning
+    names no more than the function, so of the entries with its name those are deleted that cannot
+    be unpacked; or all, where none is found. Of entries that cannot be written it warns one by one;
+    the first warning is enough.
     """
     before, told = warnings.showwarning, False
 
@@ -113,8 +114,21 @@ def _mend(folder: pathlib.Path) -> None:
             f"jaxcifar: a compiled program in {folder} is damaged and compiled again: {found[1]}",
             file=sys.stderr,
         )
-        for path in folder.glob(f"{found[1]}-*-cache"):
+        entries = list(folder.glob(f"{found[1]}-*-cache"))
+        for path in list(filter(_is_damaged, entries)) or entries:
             with contextlib.suppress(OSError):  # it may be another user's
                 path.unlink()
 
     warnings.showwarning = show
+
+
+def _is_damaged(entry: pathlib.Path) -> bool:
+    try:
+        from jax._src.compilation_cache import decompress_executable
+    except ImportError:  # it is JAX's own, and may go
+        return False
+    try:
+        decompress_executable(entry.read_bytes())
+    except Exception:  # of either of the libraries that it may use
+        return True
+    return False

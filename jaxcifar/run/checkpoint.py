@@ -95,7 +95,7 @@ class Checkpointer:
             self.directory.mkdir(parents=True, exist_ok=True)
             for path in self.directory.iterdir():
                 if _TEMPORARY in path.name or path.name.endswith(_DELETED):
-                    shutil.rmtree(path)
+                    shutil.rmtree(path, ignore_errors=True)
 
     # --- which there are ----------------------------------------------------------------------
 
@@ -234,7 +234,9 @@ class Checkpointer:
         for saved in there[:-_KEPT]:
             if saved != best:
                 path = self._path(saved)
-                shutil.rmtree(path.rename(path.with_name(path.name + _DELETED)))
+                # NFS keeps files that another process reads. The next start tries again.
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(path.rename(path.with_name(path.name + _DELETED)))
 
     # --- restoring ----------------------------------------------------------------------------
 

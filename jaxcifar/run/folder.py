@@ -90,7 +90,9 @@ class RunFolder:
             self._closing.close()
         except (UserError, OSError) as late:
             if error is None:
-                raise of_file(late, self.path) if isinstance(late, OSError) else late from late
+                if isinstance(late, OSError):
+                    raise of_file(late, self.path) from late
+                raise
         if isinstance(error, OSError):
             raise of_file(error, self.path) from error
 
@@ -410,7 +412,7 @@ def _lock(workdir: pathlib.Path):
     with contextlib.ExitStack() as stack:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((workdir / ".lock").open("w"))
+            file = stack.enter_context((workdir / ".lock").open("a"))
             folder = os.open(workdir, os.O_RDONLY)
             stack.callback(os.close, folder)
         except OSError as error:
@@ -434,8 +436,19 @@ def _lock(workdir: pathlib.Path):
                         "that two runs could write there at once. Choose a --workdir elsewhere, or "
                         "have it mounted with locks (Lustre: -o flock)."
                     ) from error
+        if not (_is(file.fileno(), workdir / ".lock") and _is(folder, workdir)):
+            # Whoever held it failed before it wrote anything, and deleted what this process locked.
+            raise Busy(f"Another process has just deleted {workdir}. Start again.")
         stack.callback(_delete_if_empty, made)
         yield
+
+
+def _is(opened: int, path: pathlib.Path) -> bool:
+    """Whether an open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(opened), path.stat())
+    except OSError:
+        return False
 
 
 def _delete_if_empty(made: list[pathlib.Path]) -> None:

@@ -1,5 +1,6 @@
 """What a run ran on: versions, commit, devices and memory."""
 
+import contextlib
 import os
 import pathlib
 import platform
@@ -53,13 +54,14 @@ def _cores() -> int | None:
 # the difference grows.
 _DECISIVE = {"x64": "jax_enable_x64", "prng": "JAX's random numbers"}
 _ROUNDING = ("device", "devices", "processes", "cpus", "jax", "jaxlib", "matmul_precision")
+_CODE = ("jaxcifar", "commit", "flax", "optax", "numpy")  # may change either, or nothing
 
 
 def check_environment(before: dict[str, Any], now: dict[str, Any], workdir: pathlib.Path) -> None:
     """Compares the environment of a resumed run with the one before; see `environment`.
 
-    A difference that only changes rounding is reported. What an earlier version did not record is
-    not compared.
+    A difference that only changes rounding is reported, as is other code. What an earlier version
+    did not record is not compared.
 
     Raises:
       UserError: the resumed run would compute something else.
@@ -70,13 +72,17 @@ def check_environment(before: dict[str, Any], now: dict[str, Any], workdir: path
                 f"{workdir} holds a run with {what} set to {before[name]}, but here it is "
                 f"{now[name]}. Set it as before to resume the run, or choose another --workdir."
             )
-    changed = [
-        f"{name} {before[name]} -> {now[name]}"
-        for name in _ROUNDING
-        if name in before and before[name] != now[name]
-    ]
-    if changed:
-        note(f"resumed under conditions that change rounding: {', '.join(changed)}")
+    for names, what in (
+        (_ROUNDING, "under conditions that change rounding"),
+        (_CODE, "by other code"),
+    ):
+        changed = [
+            f"{name} {before[name]} -> {now[name]}"
+            for name in names
+            if name in before and before[name] != now[name]
+        ]
+        if changed:
+            note(f"resumed {what}: {', '.join(changed)}")
 
 
 def git_commit() -> str | None:
@@ -94,6 +100,22 @@ def git_commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+class PeakMemory:
+    """What `peak_memory` will have been from now on."""
+
+    def __init__(self) -> None:
+        # Linux can forget the peak of a process, which may have trained another run before. Devices
+        # cannot.
+        with contextlib.suppress(OSError):
+            pathlib.Path("/proc/self/clear_refs").write_text("5")
+        self._before = peak_memory()
+
+    def read(self) -> int | None:
+        """Returns the peak; None if it is that of an earlier time."""
+        peak = peak_memory()
+        return peak if peak > self._before else None
 
 
 def peak_memory() -> int:

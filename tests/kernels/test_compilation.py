@@ -96,7 +96,7 @@ def test_a_damaged_entry_is_compiled_again_once(how, tmp_path):
         "import jax; from jaxcifar.kernels.compilation import use_cache; use_cache()\n"
         "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)\n"
         "def thrice(x): return 3 * x\n"
-        "print(jax.jit(thrice)(2.0))"
+        "print(jax.jit(thrice)(2.0), jax.jit(thrice)(jax.numpy.ones(1)))"
     )
 
     def said():
@@ -106,11 +106,12 @@ def test_a_damaged_entry_is_compiled_again_once(how, tmp_path):
             [sys.executable, "-c", script],
             env=environment | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=True,
         )  # fmt: skip
-        assert done.stdout == "6.0\n"
+        assert done.stdout == "6.0 [3.]\n"
         return done.stderr
 
     assert said() == ""
-    (entry,) = tmp_path.glob(".cache/jaxcifar/xla/jit_thrice-*-cache")
+    entry, other = tmp_path.glob(".cache/jaxcifar/xla/jit_thrice-*-cache")
+    whole = other.stat().st_ino, other.stat().st_mtime_ns
     damage(entry, how, random.Random(0))
     damaged = entry.read_bytes()
     message = said()
@@ -118,4 +119,5 @@ def test_a_damaged_entry_is_compiled_again_once(how, tmp_path):
     assert message.endswith("compiled again: jit_thrice\n")
     assert message.count("\n") == 1
     assert entry.read_bytes() != damaged
+    assert (other.stat().st_ino, other.stat().st_mtime_ns) == whole
     assert said() == ""

@@ -1,5 +1,8 @@
 """Checkpoints: the best and the last, and what cannot be restored."""
 
+import errno
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +40,26 @@ def test_the_best_and_the_two_newest_are_kept(tmp_path):
     assert [Saved.of(number) for number in (5, 12)] == [best, last]
     assert reader.restore(state, best)[1] == {"at": 2}
     assert {int(p.name) for p in (tmp_path / "c").iterdir() if p.name.isdigit()} == {5, 11, 12}
+
+
+def test_what_cannot_be_deleted_stays_without_harm(tmp_path, monkeypatch):
+    """As on NFS, where another process reads it."""
+    state, rmtree = small_state(), shutil.rmtree
+
+    def busy(path, ignore_errors=False):
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    checkpoints = Checkpointer(tmp_path / "c")
+    for step in range(1, 5):
+        checkpoints.save(step, after(state, step), {"at": step}, None)
+    checkpoints.close()
+    assert Checkpointer(tmp_path / "c").last() == Saved(4, evaluated=False)
+    assert len(list((tmp_path / "c").glob("*.deleted"))) == 2
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    assert Checkpointer(tmp_path / "c").last() == Saved(4, evaluated=False)
+    assert not list((tmp_path / "c").glob("*.deleted"))
 
 
 def test_a_reader_touches_nothing(tmp_path):

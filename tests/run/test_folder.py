@@ -2,11 +2,12 @@
 
 import fcntl
 import json
+import re
 import shutil
 
 import pytest
 
-from jaxcifar.errors import UserError
+from jaxcifar.errors import Busy, UserError
 from jaxcifar.run.folder import Position, RunFolder, saved_config
 from tests.tiny import mesh, run, tiny
 
@@ -43,6 +44,43 @@ def test_a_held_workdir_is_refused(tmp_path):
         raise KeyError
     with RunFolder(tmp_path):
         pass
+
+
+def test_a_folder_that_was_deleted_before_it_was_locked(tmp_path, monkeypatch):
+    """Two processes would hold the run otherwise: one the old folder, one a new one."""
+    workdir, flock = tmp_path / "run", fcntl.flock
+
+    def late(file, how):
+        shutil.rmtree(workdir, ignore_errors=True)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(Busy, match="has just deleted"):
+        RunFolder(workdir).__enter__()
+    monkeypatch.undo()
+    with RunFolder(workdir):
+        (workdir / ".lock").write_text("a mark")
+        with pytest.raises(Busy, match="Another process is training"):
+            RunFolder(workdir).__enter__()
+        assert (workdir / ".lock").read_text() == "a mark"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, ""),
+        ({"commit": "0123", "flax": "0.0"}, r"resumed by other code: commit 0123 -> .*, flax 0\.0"),
+        ({"cpus": 99}, "resumed under conditions that change rounding: cpus 99 -> "),
+    ],
+)
+def test_what_changed_since_the_run_began_is_said(tmp_path, capsys, changed, said):
+    opened(tmp_path)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"environment": content["environment"] | changed}))
+    opened(tmp_path)
+    told = capsys.readouterr().err
+    assert re.search(said, told) if said else not told
 
 
 def test_a_run_of_another_device_is_not_gone_on_with_in_another_dtype(stopped, tmp_path):

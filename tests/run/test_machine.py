@@ -5,6 +5,7 @@ import re
 import subprocess
 
 import jax
+import numpy as np
 import pytest
 
 import jaxcifar
@@ -47,3 +48,28 @@ def test_the_users_repository_is_only_read():
 
 def test_peak_memory():
     assert 2**26 < machine.peak_memory() < 2**40  # a process with JAX has more than 64 MiB
+
+
+def test_the_peak_memory_of_a_run_is_not_that_of_the_one_before(monkeypatch):
+    large = np.ones(2**26)  # half a gigabyte
+    before = machine.peak_memory()
+    del large
+    memory = machine.PeakMemory()
+    assert memory.read() is None or memory.read() < before - 2**28  # None: not on Linux
+    small = np.ones(2**22)
+    assert (memory.read() or 0) < before - 2**28
+    del small
+
+    class Device:
+        """One whose peak cannot be forgotten."""
+
+        peak = 100
+
+        def memory_stats(self):
+            return {"peak_bytes_in_use": self.peak}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    memory = machine.PeakMemory()
+    assert memory.read() is None
+    Device.peak = 200
+    assert memory.read() == 200
