@@ -1,5 +1,7 @@
 """Augmentation: every image its own draw, ranges and dtypes, each transform by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +49,22 @@ def test_weak_is_a_crop_and_a_flip():
         padded = np.pad(image, ((4, 4), (4, 4), (0, 0)))
         crops = [padded[i : i + 32, j : j + 32] for i in range(9) for j in range(9)]
         assert any(np.array_equal(result, c) or np.array_equal(result, c[:, ::-1]) for c in crops)
+
+
+@pytest.mark.parametrize(
+    ("padding_mode", "by_hand"), [("zeros", "constant"), ("reflect", "reflect")]
+)
+@pytest.mark.parametrize("platform", ["", "tpu"])
+def test_a_crop_is_a_slice_of_the_padded_image_on_every_platform(platform, padding_mode, by_hand):
+    offsets = np.array([[0, 0], [8, 8], [0, 8], [8, 0], [3, 5]])
+    images = IMAGES[:5]
+    found = augment.crop(
+        images, jnp.asarray(offsets), padding=4, padding_mode=padding_mode, platform=platform
+    )
+    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)), mode=by_hand)
+    assert found.dtype == jnp.uint8
+    for image, result, (row, column) in zip(padded, found, offsets, strict=True):
+        np.testing.assert_array_equal(result, image[row : row + 32, column : column + 32])
 
 
 def test_strong_changes_nothing_at_strength_zero():
@@ -152,14 +170,6 @@ def test_alternating_flip_shows_each_image_both_ways():
     assert not np.array_equal(other, epochs[0])
 
 
-def test_reflected_padding():
-    images = jnp.arange(2 * 4 * 4).reshape(2, 4, 4, 1)
-    found = augment.crop(images, jnp.array([[0, 3], [4, 0]]), padding=2, padding_mode="reflect")
-    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
-    np.testing.assert_array_equal(found[0], padded[0, 0:4, 3:7])
-    np.testing.assert_array_equal(found[1], padded[1, 4:8, 0:4])
-
-
 def test_cutout_is_drawn_apart_from_the_crop():
     """Where the square is says nothing of where the crop was."""
     rows, columns = jnp.mgrid[1:33, 1:33]
@@ -178,6 +188,15 @@ def test_cutout_is_drawn_apart_from_the_crop():
         assert set(offset) == set(range(-4, 5))
         assert set(corner) == set(range(9))
         assert abs(np.corrcoef(offset, corner)[0, 1]) < 0.1
+
+
+def test_cutout_sets_what_is_normalised_to_0():
+    """White is 2 of these units: before the normalisation, the square would be −2, or black."""
+    normalize = functools.partial(augment.normalize, mean=(0.5,) * 3, std=(0.25,) * 3)
+    white = jnp.asarray(np.full((8, 8, 8, 3), 255, np.uint8))
+    found = augment.weak(KEY, white, padding=0, cutout=2, normalize=normalize)
+    np.testing.assert_array_equal(np.unique(found), [0.0, 2.0])
+    assert (np.asarray(found) == 0).sum() == 8 * 2 * 2 * 3
 
 
 def test_cutout_is_a_whole_square_anywhere():

@@ -58,6 +58,51 @@ def test_the_weights_are_drawn_from_beta_once_a_batch(alpha):
     assert stats.kstest(own, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
+def published_boxes(alpha, n, height, width):
+    """Boxes (top, bottom, left, right), as the paper's code draws them one by one in NumPy."""
+    random = np.random.default_rng(5)
+    for _ in range(n):
+        cut = np.sqrt(1 - random.beta(alpha, alpha))
+        row, column = random.integers(height), random.integers(width)
+        half_height, half_width = int(height * cut) // 2, int(width * cut) // 2
+        rows = np.clip([row - half_height, row + half_height], 0, height)
+        columns = np.clip([column - half_width, column + half_width], 0, width)
+        yield *rows, *columns
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+def test_the_rectangles_are_drawn_as_the_paper_draws_them(alpha):
+    """Their areas, and where their middles are, against the published rule."""
+    height, width = 48, 64
+    two = np.stack([np.zeros((height, width, 1)), np.ones((height, width, 1))]).astype(np.float32)
+    targets = np.eye(2, dtype=np.float32)
+
+    @jax.jit
+    @jax.vmap
+    def pasted(key):
+        return augment.random_cutmix(key, two, targets, alpha=alpha)[0][0, :, :, 0]
+
+    masks = np.asarray(pasted(jax.random.split(jax.random.key(3), 400))) > 0
+    boxes = []
+    for mask in masks:
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        boxes.append(
+            (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1) if mask.any() else (0,) * 4
+        )
+    found, expected = np.array(boxes), np.array(list(published_boxes(alpha, 2000, height, width)))
+
+    def areas(boxes):
+        return (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2])
+
+    assert stats.ks_2samp(areas(found), areas(expected)).pvalue > 1e-3
+    found, expected = found[areas(found) > 0], expected[areas(expected) > 0]
+    for first in (0, 2):
+        middles = found[:, first : first + 2].mean(1), expected[:, first : first + 2].mean(1)
+        assert stats.ks_2samp(*middles).pvalue > 1e-3
+    rows, columns = found[:, :2].mean(1), found[:, 2:].mean(1)
+    assert stats.spearmanr(rows, columns).pvalue > 1e-3  # each has its own draw
+
+
 def test_where_both_are_on_a_fair_coin_chooses():
     cut = 0
     for seed in range(60):
@@ -69,8 +114,16 @@ def test_where_both_are_on_a_fair_coin_chooses():
     assert stats.binomtest(cut, 60).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("fields", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}])
-def test_a_training_batch_is_mixed(fields):
+@pytest.mark.parametrize(
+    ("fields", "whole"),
+    [
+        ({"mixup": 0.4}, [0.0]),
+        ({"cutmix": 1.0}, [1.0]),
+        ({"mixup": 1.0, "cutmix": 1.0}, [0.0, 1.0]),
+    ],
+)
+def test_a_training_batch_is_mixed(fields, whole):
+    """With Mixup no pixel stays one of an image or its neighbour, with CutMix all do."""
     config = base_config()
     config.data.name, config.data.augment = "synthetic", "none"
     for name, value in fields.items():
@@ -83,7 +136,10 @@ def test_a_training_batch_is_mixed(fields):
     inputs, targets = made.prepare(jax.random.key(0), pixels, labels)
     assert targets.shape == (64, 10)
     np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-5)
-    assert not np.allclose(inputs, made.inference.normalize(pixels))
+    own = np.asarray(made.inference.normalize(pixels))
+    assert not np.allclose(inputs, own)
+    of_either = [np.isclose(inputs, image).all(-1) for image in (own, np.roll(own, 1, axis=0))]
+    assert (of_either[0] | of_either[1]).mean().round(3) in whole
     again, _ = made.prepare(jax.random.key(0), pixels, labels)
     np.testing.assert_array_equal(inputs, again)
 
