@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcifar import data, models, optim, programs, restore, sharding, task
+from jaxcifar import data, losses, models, optim, programs, restore, sharding, task
 from jaxcifar.kernels import compilation
 from jaxcifar.models.densenet import DenseNet
 from jaxcifar.models.resnet import BasicBlock, ResNet
 from jaxcifar.models.vgg import VGG
 from jaxcifar.run.log import read_lines
 from jaxcifar.state import TrainState
-from jaxcifar.step import make_loss, make_train_step
+from jaxcifar.step import Lookahead, make_loss, make_train_step
 from tests.tiny import first_images, mesh, run, tiny, tiny_task
 
 # --- init -------------------------------------------------------------------------------------
@@ -92,6 +92,31 @@ def test_batch_is_the_rows_of_a_step():
     assert found_images.sharding.is_equivalent_to(sharding.batch_sharding(made.mesh), 4)
 
 
+def test_a_run_that_mirrors_by_turns_shows_each_image_both_ways():
+    """In two epochs of other orders: it goes by the image and the epoch, not by the step."""
+    made = tiny_task(augment__flip="alternating", train__batch_size=25)
+    random = np.random.default_rng(0)
+    original = random.integers(0, 256, (100, 32, 32, 3), np.uint8)
+    as_bytes = original.reshape(100, 3072), np.arange(100, dtype=np.int32)
+    images, labels = sharding.replicate(as_bytes, made.mesh)
+    state = TrainState(jnp.int32(0), {}, {}, (), jax.random.key(0))
+    batch = jax.jit(
+        lambda step, order: programs.batch(made, state.replace(step=step), images, labels, order)
+    )
+    seen = []
+    for epoch in (0, 1):
+        order = random.permutation(100).reshape(4, 25)
+        batches = [batch(jnp.int32(4 * epoch + place), order) for place in range(4)]
+        by_row = np.empty_like(original)
+        for chosen, rows in batches:
+            by_row[rows] = chosen
+        seen.append(by_row)
+    np.testing.assert_array_equal(seen[0], seen[1][:, :, ::-1])
+    mirrored = (seen[0] != original).any(axis=(1, 2, 3))
+    np.testing.assert_array_equal(seen[0][mirrored], original[mirrored][:, :, ::-1])
+    assert 30 < mirrored.sum() < 70
+
+
 # --- evaluate ---------------------------------------------------------------------------------
 
 
@@ -109,6 +134,12 @@ def test_evaluation_counts_every_image_once(finished):
     found = programs.evaluate(inference, variables, *arrays)  # 96 + 96 + 64
     assert found["images"] == 256
     assert found["accuracy"] == (logits.argmax(-1) == test.labels).mean()
+    of_labels = logits[np.arange(256), test.labels]
+    entropies = np.log(np.exp(logits).sum(-1)) - of_labels
+    # A mean of the three batches' means would be another number.
+    assert found["loss"] == pytest.approx(entropies.mean(), rel=1e-5)
+    means = [entropies[:96].mean(), entropies[96:192].mean(), entropies[192:].mean()]
+    assert found["loss"] != pytest.approx(np.mean(means), rel=1e-4)
     asked = []
     stop = lambda: asked.append(1) or len(asked) == 2  # noqa: E731
     assert programs.evaluate(inference, variables, *arrays, stop=stop) is None
@@ -164,44 +195,83 @@ def test_a_sweep_over_numbers_compiles_one_step(tmp_path, compilations):
 CACHED = (programs.train, programs.init, programs.order, programs.evaluate_batch)
 
 
+PENALIZED = optim.regularizers(1e-2, 2e-2)
+KERNELS = optim.regularizers(0.0, 0.05, optim.kernels_only)
+NONE = optim.regularizers(0.0, 0.0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "tx", "step_options", "loss_options"),
     [
-        {"optim__l1": 1e-2, "optim__l2": 2e-2},
-        {
-            **{"optim__name": "sgd", "optim__momentum": 0.9, "optim__learning_rate": 0.1},
-            **{"optim__l2": 0.05, "optim__penalize": "kernels"},
-        },
+        pytest.param(
+            {"optim__l1": 1e-2, "optim__l2": 2e-2},
+            optim.make_optimizer("adam", 1e-3, regularize=PENALIZED),
+            {"regularizers": PENALIZED},
+            {},
+            id="penalties",
+        ),
+        pytest.param(
+            {
+                **{"optim__name": "sgd", "optim__momentum": 0.9, "optim__learning_rate": 0.1},
+                **{"optim__l2": 0.05, "optim__penalize": "kernels"},
+            },
+            optim.make_optimizer("sgd", 0.1, momentum=0.9, regularize=KERNELS),
+            {"regularizers": KERNELS},
+            {},
+            id="kernels",
+        ),
+        pytest.param(
+            {
+                **{"optim__name": "sgd", "optim__momentum": 0.9, "optim__learning_rate": 0.1},
+                **{"optim__nesterov": True, "optim__bias_scale": 4.0, "optim__clip_norm": 1.0},
+                **{"optim__schedule": "triangular", "optim__warmup_epochs": 0.5},
+                **{"optim__start_factor": 0.2, "optim__end_factor": 0.1, "train__epochs": 2},
+                **{"train__label_smoothing": 0.2, "train__lookahead_steps": 2},
+            },
+            optim.make_optimizer(
+                "sgd",
+                optim.triangular(0.1, 2, 3, peak=0.5, start_factor=0.2, end_factor=0.1),
+                regularize=NONE,
+                momentum=0.9,
+                nesterov=True,
+                bias_scale=4.0,
+                clip_norm=1.0,
+            ),
+            {"lookahead": Lookahead(2, 6)},
+            {"label_smoothing": 0.2},
+            id="recipe",
+        ),
     ],
 )
-def test_a_run_is_the_optimizer_of_its_config(tmp_path, fields):
+def test_a_run_is_the_optimizer_of_its_config(tmp_path, fields, tx, step_options, loss_options):
     """Its losses are those of `make_train_step` with the numbers written in."""
-    config = tiny(**fields, train__epochs=1, data__augment="none")
+    fields = {"train__epochs": 1, "data__augment": "none"} | fields
+    config = tiny(**fields)
     run(config, tmp_path)
-    (found,) = read_lines(tmp_path / "steps.jsonl")
+    lines = read_lines(tmp_path / "steps.jsonl")
+    assert len(lines) == fields["train__epochs"]
 
-    options = config.optim
-    mask = optim.kernels_only if options.penalize == "kernels" else None
-    penalties = optim.regularizers(options.l1, options.l2, mask)
-    tx = optim.make_optimizer(
-        options.name, options.learning_rate, momentum=options.momentum, regularize=penalties
-    )
     model = models.create_model("vgg_a_bn", width=0.05, dropout_rate=0.2)
 
     def prepare(_, images, labels):
         return (images.astype(jnp.float32) / 255.0 - 0.5) / 0.25, labels
 
-    step = jax.jit(make_train_step(make_loss(model, prepare), tx, regularizers=penalties))
-    made = tiny_task(**fields, data__augment="none")
+    loss = make_loss(model, prepare, functools.partial(losses.cross_entropy, **loss_options))
+    step = jax.jit(make_train_step(loss, tx, **step_options))
+    made = tiny_task(**fields)
     state = initial(made, config.seed, **fields)
     train_set = first_images(100)
-    for i, rows in enumerate(np.asarray(programs.order(made)(state.key, np.int32(1)))):
-        images, labels = jnp.asarray(train_set.images[rows]), jnp.asarray(train_set.labels[rows])
-        state, expected = step(state, images, labels)
-        for name in ("loss", "ce", "accuracy"):
-            assert found[name][i] == pytest.approx(float(expected[name]), rel=1e-4), (name, i)
-    assert found["loss"][0] > found["ce"][0]
+    for found in lines:
+        order = np.asarray(programs.order(made)(state.key, np.int32(found["epoch"])))
+        for i, rows in enumerate(order):
+            images, labels = (x[rows] for x in (train_set.images, train_set.labels))
+            state, expected = step(state, jnp.asarray(images), jnp.asarray(labels))
+            for name in ("loss", "ce", "accuracy"):
+                value = pytest.approx(float(expected[name]), rel=1e-4)
+                assert found[name][i] == value, (name, found["epoch"], i)
+    penalized = "regularizers" in step_options
+    assert (lines[0]["loss"][0] > lines[0]["ce"][0]) == penalized
 
 
 # --- lowered for machines that are not there --------------------------------------------------
