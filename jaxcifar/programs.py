@@ -203,6 +203,16 @@ def evaluate_batch(inference: Inference, n: int) -> Callable[..., dict[str, jax.
     return jitted.lower(*sharding.abstract(arguments, inference.mesh)).compile()
 
 
+@functools.lru_cache(_KEPT)
+def probabilities(inference: Inference) -> Callable[[dict, np.ndarray], jax.Array]:
+    """Returns (variables, images [N, 32, 32, 3] uint8) -> [N, classes] float32, jitted."""
+
+    def run(variables: dict, images: jax.Array) -> jax.Array:
+        return jax.nn.softmax(inference.logits(variables, images))
+
+    return compilation.jit(run, platform=inference.platform)
+
+
 def evaluate(
     inference: Inference,
     variables: dict,

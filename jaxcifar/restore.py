@@ -1,6 +1,5 @@
 """Working with a run's checkpoints: load the variables, evaluate them, make a run of given ones."""
 
-import functools
 import pathlib
 from typing import Any
 
@@ -12,7 +11,6 @@ from jax.sharding import Mesh
 from jaxcifar import data, kernels, models, programs, sharding
 from jaxcifar.config import Config, complete, differences
 from jaxcifar.errors import UserError, choose, note
-from jaxcifar.kernels import compilation
 from jaxcifar.run.checkpoint import Checkpointer, Damaged
 from jaxcifar.run.folder import (
     Position,
@@ -175,15 +173,12 @@ def probabilities(
       variables: {"params", "batch_stats"} of its model.
       images: [N, 32, 32, 3] uint8, processed in batches of `inference.batch_size`.
     """
-
-    @functools.partial(compilation.jit, platform=inference.platform)
-    def of_batch(variables: dict[str, Any], images: jax.Array) -> jax.Array:
-        return jax.nn.softmax(inference.logits(variables, images))
-
-    n, size = len(images), min(len(images), inference.batch_size)
+    n, of_batch = len(images), programs.probabilities(inference)
     if n == 0:
         return np.zeros((0, inference.model.num_classes), np.float32)
-    padded = np.concatenate([images, images[: -n % size]])  # so that all batches have one shape
+    # All batches have one shape, and few shapes are compiled.
+    size = min(1 << (n - 1).bit_length(), inference.batch_size)
+    padded = np.resize(images, (-(-n // size) * size, *images.shape[1:]))
     batches = [of_batch(variables, padded[i : i + size]) for i in range(0, n, size)]
     return np.concatenate(jax.device_get(batches))[:n]
 

@@ -48,6 +48,15 @@ def test_measured_losses_are_those_that_training_saw(measured, swept_vgg):
 
 
 @pytest.mark.slow
+def test_a_run_in_bfloat16_is_measured_in_float32(measured, tmp_path):
+    """Both start from the same weights."""
+    assert smooth(tmp_path, "--config.model.dtype=bfloat16", "--steps=1") == 0
+    (found,), first = measurements(tmp_path), measurements(measured)[0]
+    for name in ("loss", "gradient_norm", "losses", "gradient_changes"):
+        np.testing.assert_allclose(found[name], first[name], rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_measurement_by_hand(measured):
     """The first measurement of VGG-A, by plain JAX on the same images."""
     config = configs.row_config("vgg2")

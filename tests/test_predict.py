@@ -45,6 +45,23 @@ def test_the_last_batch_may_be_smaller(finished):
     assert predict.predict(finished[0], images[:0]).shape == (0, 10)
 
 
+@pytest.mark.slow
+def test_predictions_share_a_compiled_program(finished):
+    images, compiled = first_images(4, "test").images, []
+
+    def count(name, *_, **__):
+        compiled.extend([name] * name.endswith("backend_compile_duration"))
+
+    predict.predict(finished[0], images[:3])
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        both = [predict.predict(finished[0], images[:n]) for n in (3, 4)]
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert not compiled
+    np.testing.assert_array_equal(both[0], both[1][:3])
+
+
 def test_images_of_another_shape_or_dtype_are_refused(finished):
     for bad in (np.zeros((1, 28, 28, 3), np.uint8), np.zeros((1, 32, 32, 3))):
         with pytest.raises(UserError, match="uint8"):

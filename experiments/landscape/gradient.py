@@ -5,6 +5,7 @@ loss and of the gradient's change over a range of step sizes, and the largest ra
 gradient's change to the distance. `experiments.landscape` is the command.
 """
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -73,11 +75,14 @@ class AlongGradient(Hook):
         self.found = [record for record in self.found if record["step"] < run.step]
         replace(self._path, "".join(json.dumps(record) + "\n" for record in self.found))
         self._began, self._first = time.monotonic(), run.step
-        loss = programs.loss(run.task)
+        # In float32, however the run trains: a small step changes few of bfloat16's weights.
+        task = dataclasses.replace(run.task, model=run.task.model.clone(dtype=jnp.float32))
+        loss = programs.loss(task)
 
         def loss_of_batch(params: Any, state: TrainState, *images_labels_order: jax.Array):
-            batch = programs.batch(run.task, state, *images_labels_order)
-            return loss(params, state, *batch)
+            batch = programs.batch(task, state, *images_labels_order)
+            with jax.default_matmul_precision("float32"):
+                return loss(params, state, *batch)
 
         gradient = jax.value_and_grad(loss_of_batch, has_aux=True)
         self._gradient = compilation.jit(gradient, platform=run.task.platform)
@@ -189,7 +194,7 @@ def write_settings(
 ) -> None:
     """Writes what is measured."""
     content = {"config": config.to_dict(), "settings": settings, "data": provenance}
-    write_json(path, content | {"environment": environment({})})
+    write_json(path, content | {"environment": environment({"dtype": "float32"})})
 
 
 def check_settings(

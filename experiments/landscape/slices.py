@@ -167,7 +167,7 @@ def slice_around(
         for count, index in enumerate(todo, start=1):
             params = variables["params"]
             for i, direction in zip(index, directions, strict=True):
-                params = moved(params, direction, coordinates[i])
+                params = moved(params, direction, float(coordinates[i]))
             there = variables | {"params": params}
             if batch_norm == "recomputed" and variables["batch_stats"]:
                 there["batch_stats"] = statistics(there, arrays[0])

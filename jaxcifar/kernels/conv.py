@@ -54,10 +54,15 @@ def plain_conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
 
 def valid_conv2x2(x: jax.Array, kernel: jax.Array, *, platform: str) -> jax.Array:
-    """2×2 convolution without padding: [N, H, W, I] and [2, 2, I, O] to [N, H − 1, W − 1, O]."""
+    """2×2 convolution without padding: [N, H, W, I] and [2, 2, I, O] to [N, H − 1, W − 1, O].
+
+    It is computed in the full precision of its arguments.
+    """
     if platform != "cpu":
         return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            *(x, kernel, (1, 1), "VALID"),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision="highest",
         )
     n, height, width, channels = x.shape
     patches = jnp.concatenate(

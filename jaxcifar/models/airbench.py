@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcifar.kernels.conv import valid_conv2x2
+from jaxcifar.kernels.norm import at_least_float32
 from jaxcifar.models import initializers, layers
 from jaxcifar.models.initializers import Normal
 from jaxcifar.models.network import Network
@@ -63,9 +64,9 @@ class Whitening(nn.Module):
             "batch_stats", "kernel", lambda: random(jax.random.key(0), shape, jnp.float32)
         )
         bias = self.param("bias", nn.initializers.zeros, shape[-1:], jnp.float32)
-        kernel = kernel.value.astype(self.dtype)
-        y = valid_conv2x2(x.astype(self.dtype), kernel, platform=self.platform)
-        return y + bias.astype(self.dtype)[None, None, None]
+        # In float32: what scales directions of little variance up does so to rounding as well.
+        y = valid_conv2x2(at_least_float32(x), kernel.value, platform=self.platform)
+        return (y + bias[None, None, None]).astype(self.dtype)
 
 
 class Group(nn.Module):

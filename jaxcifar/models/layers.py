@@ -131,15 +131,15 @@ def max_pool(x: jax.Array) -> jax.Array:
 
     If the height or width is odd, the last row or column is left out, as in PyTorch.
 
-    The gradient goes to the first of equals in reading order, as in PyTorch. (That of XLA's
-    reduce_window, a select-and-scatter, is slow on CPUs.)
+    Of equals the first in reading order gets the gradient, and NaN is larger than any number, as in
+    PyTorch. (The gradient of XLA's reduce_window, a select-and-scatter, is slow on CPUs.)
     """
     n, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
     x = x.reshape(n, height // 2, 2, width // 2, 2, channels)
 
     def larger(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(a >= b, a, b)
+        return jnp.where((a >= b) | jnp.isnan(a), a, b)
 
     upper = larger(x[:, :, 0, :, 0], x[:, :, 0, :, 1])
     return larger(upper, larger(x[:, :, 1, :, 0], x[:, :, 1, :, 1]))

@@ -39,6 +39,26 @@ def test_whitened_patches_are_white():
     assert (np.diff(lengths) > 0).all()
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_whitening_does_not_enlarge_the_rounding_of_bfloat16(platform):
+    """The smallest variance is a thousandth of the largest: neighbouring pixels are alike."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(8, 1, 1, 3)) + 0.03 * rng.normal(size=(8, 16, 16, 3))
+    images = images.astype(np.float32)
+    layers = [
+        airbench.Whitening(jax.random.normal, dtype, platform)
+        for dtype in (jax.numpy.float32, jax.numpy.bfloat16)
+    ]
+    stats = {"kernel": airbench.whitening_kernel(images)}
+    bias = {"bias": np.linspace(-1, 1, 24, dtype=np.float32)}
+    exact, rounded = (
+        np.asarray(layer.apply({"params": bias, "batch_stats": stats}, images), np.float32)
+        for layer in layers
+    )
+    noise = np.sqrt(np.mean((rounded - exact) ** 2, axis=(0, 1, 2)))
+    assert (noise < 0.005 * exact.std(axis=(0, 1, 2)) + 0.002).all()  # 0.03 and more if computed so
+
+
 @pytest.mark.slow
 def test_only_the_first_layer_looks_at_the_images():
     model = create_model("airbench94", width=0.1)

@@ -127,8 +127,9 @@ def test_max_pooling_and_its_gradient_go_square_by_square(shape, dtype):
     np.testing.assert_array_equal(np.asarray(dx, np.float64), gradient)
 
 
-def test_max_pooling_does_not_hide_a_nan():
-    x = jnp.arange(4.0).reshape(1, 2, 2, 1).at[0, 1, 1, 0].set(jnp.nan)
+@pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_max_pooling_does_not_hide_a_nan(place):
+    x = jnp.arange(4.0).reshape(1, 2, 2, 1).at[0, *place, 0].set(jnp.nan)
     assert np.isnan(max_pool(x)).all()
 
 
