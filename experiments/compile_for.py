@@ -88,7 +88,7 @@ def all_reduce_seconds(size: float, devices: int, ring: float) -> float:
 def roofline(
     chip: Chip, devices: int, *, flops: float, traffic: float, reduced: float
 ) -> dict[str, float]:
-    """Returns the seconds that arithmetic, memory and interconnect need for a step.
+    """Returns the seconds that arithmetic, memory and all-reduces need for a step.
 
     Args:
       chip: its figures.
@@ -181,14 +181,16 @@ def size_of(shape: str) -> int:
 
 
 def collectives(hlo: Hlo) -> dict[str, list[int]]:
-    """Returns the bytes of each collective that a step makes, by kind.
+    """Returns the bytes that each collective of a step yields, by kind.
 
     A step is the body of the program's loop, or all of the program where it has none.
     """
     found: dict[str, list[int]] = {}
     for start in hlo.loops or [hlo.entry]:
         for instruction in hlo.reachable(start):
-            kind = instruction.opcode.removesuffix("-start")
+            # An asynchronous one starts with a tuple of its operand and its result, except for an
+            # all-reduce; what is done has the result's size.
+            kind = instruction.opcode.removesuffix("-done")
             if kind in COLLECTIVES:
                 found.setdefault(kind, []).append(instruction.size)
     return found

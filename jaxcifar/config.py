@@ -37,17 +37,22 @@ def base_config() -> Config:
     config.seed = 0  # initialisation, batch order, augmentation and dropout all follow from it
     config.init_from = ""  # the folder of a run, or of imported weights, whose best checkpoint
     #                        gives the first weights; another number of classes: all but the last
-    #                        layer. Optimizer, averages and schedule begin anew. "": random weights
+    #                        layer. The optimizer, the averages and the schedule start afresh. "":
+    #                        random weights
 
     config.model = _Group()
     config.model.name = "resnet18"  # one of jaxcifar.models.MODELS
     config.model.activation = "relu"  # "relu" "gelu" "silu" "leaky_relu" "mish"
-    config.model.dropout_rate = 0.2  # ResNet: before the FC layer; DenseNet: in each dense layer
+    config.model.dropout_rate = 0.2  # ResNet: before the last layer; DenseNet: in each dense layer;
+    #                 VGG: before the two hidden linear layers; Wide ResNet: in each block; Airbench
+    #                 has none
     config.model.width = 1.0  # multiplies every channel count
-    config.model.remat = "auto"  # DenseNet: "on" takes a third of the memory, and recomputes what
-    #                              is cheap; "off"; "auto": on on CPUs, where it is faster too
+    config.model.remat = "auto"  # DenseNet: "on" needs a third of the memory and recomputes cheap
+    #               layers; "off"; "auto": "on" on CPUs, where it is also faster, else "off"
     config.model.dtype = "auto"  # of the computation: "float32" "bfloat16"; "auto": bfloat16 on
-    #        GPUs and TPUs. Parameters, statistics and logits are always float32
+    #        GPUs and TPUs. Parameters, statistics and logits are always float32. Products of
+    #        float32 are in TF32 on GPUs and bfloat16 on TPUs, unless JAX_DEFAULT_MATMUL_PRECISION
+    #        in the environment is float32
 
     config.data = _Group()
     config.data.name = "cifar10"  # "cifar10" "cifar100" "digits" "synthetic"
@@ -61,7 +66,8 @@ def base_config() -> Config:
     config.data.test_augment = "none"  # views of a test image whose logits are averaged: "none"
     #                   (the image alone) "mirror_translate" (six)
 
-    config.augment = _Group()  # the strengths; "weak" uses the first, "strong" all but cutout
+    config.augment = _Group()  # the strengths; "weak" uses padding, flip and cutout, "strong" all but
+    #                    cutout; mixup and CutMix go with each, also with "none"
     config.augment.padding = 4  # pixels on each side before the random crop
     config.augment.padding_mode = "zeros"  # what is added: "zeros" "reflect"
     config.augment.flip = "random"  # left to right: "random" "alternating" (each image every other
@@ -86,7 +92,7 @@ def base_config() -> Config:
     config.optim.nesterov = False  # whether SGD's momentum is Nesterov's
     config.optim.weight_decay = 0.0  # of AdamW: decoupled, w ← w − lr · decay · w
     config.optim.l1 = 0.0  # strength of λ Σ|w|
-    config.optim.l2 = 0.0  # strength of λ Σw²
+    config.optim.l2 = 0.0  # strength of λ Σw², whose gradient is 2λw: half of PyTorch's weight_decay
     config.optim.penalize = "all"  # which parameters L1, L2 and the decay see: "all" "kernels"
     config.optim.schedule = "cosine"  # "cosine" (stepped per epoch) "cosine_per_step" "constant"
     #                     "triangular" (rises in the warm-up, then falls, both per step)
@@ -102,12 +108,13 @@ def base_config() -> Config:
     config.train.epochs = 50  # passes over the training set
     config.train.limit_train_images = 0  # use only the first N; 0: all
     config.train.label_smoothing = 0.0  # share of each target spread evenly over all classes
-    config.train.ema_decay = 0.0  # of a moving average of weights and statistics, which is then
-    #                               what chooses the best epoch; 0: none
+    config.train.ema_decay = 0.0  # decay of a moving average of weights and statistics, which then
+    #                               chooses the best epoch; 0: none
     config.train.lookahead_steps = 0  # the weights return to an average of their own past every so
     #                                   many steps; 0: never
     config.train.eval_batch_size = 512  # over all devices; the last batch is padded and masked
-    config.train.steps_per_call = 0  # training steps per compiled call; 0: 1 on CPU, many elsewhere
+    config.train.steps_per_call = 0  # training steps per compiled call; 0: 1 on CPUs, elsewhere the
+    #    largest divisor of the epoch's steps up to 50 (batch 256: 39 of 195; batch 512: 1 of 97)
     config.train.log_norms = False  # whether the norms of gradients and updates are logged
     config.train.checkpoint_minutes = 10.0  # within a long epoch; each epoch's end is always saved
     return config

@@ -382,9 +382,11 @@ def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = T
         value, name = config.optim[option], config.optim.name
         if value != unset and option not in optim.options_of(name):
             users = [repr(other) for other in optim.OPTIMIZERS if option in optim.options_of(other)]
+            coupled = f" The weight_decay of PyTorch's {name} is optim.l2, of half the strength."
             raise UserError(
                 f"config.optim.{option} is {value}, but optim.name is {name!r}; it is for "
-                f"{' and '.join(users)}. Set it to {unset}."
+                f"{' and '.join(users)}. Set optim.name to that, or {option} to {unset}."
+                + (coupled if option == "weight_decay" else "")
             )
     if config.optim.warmup_epochs >= config.train.epochs:
         raise UserError(

@@ -47,7 +47,7 @@ def test_all_collectives_are_in_the_loop():
         instruction.opcode
         for instructions in hlo.computations.values()
         for instruction in instructions
-        if instruction.opcode.removesuffix("-start") in compile_for.COLLECTIVES
+        if instruction.opcode.removesuffix("-done") in compile_for.COLLECTIVES
     ]
     assert len(everywhere) == sum(map(len, collectives(hlo).values()))
 
@@ -186,8 +186,15 @@ def test_reads_a_compiled_program():
 
 
 def test_reads_a_program_without_a_loop():
-    text = "ENTRY %main (p: f32[2]) -> f32[2] {\n  %a = f32[2]{0} all-reduce-start(%p)\n}\n"
-    assert collectives(parse(text)) == {"all-reduce": [8]}
+    text = (
+        "ENTRY %main (p: f32[2]) -> f32[16] {\n"
+        "  %a = f32[2]{0} all-reduce-start(%p)\n"
+        "  %b = f32[2]{0} all-reduce-done(%a)\n"
+        "  %c = (f32[2]{0}, f32[16]{0}) all-gather-start(%b)\n"
+        "  %d = f32[16]{0} all-gather-done(%c)\n"
+        "}\n"
+    )
+    assert collectives(parse(text)) == {"all-reduce": [8], "all-gather": [64]}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
-"""What CPUs need to be fast, in one place; readers of the models can skip it.
+"""What makes the models fast, in one place; readers of the models can skip it.
 
-Each piece equals a one-line definition, which its docstring gives and a test compares it with; on
-other platforms that definition is what runs.
+Each piece equals a one-line definition, which its docstring gives and a test compares it with.
+`conv`, `winograd` and the barriers are for CPUs alone; elsewhere XLA's own operations run. `norm`,
+`features` and `draw` run everywhere: their gradients keep the input in its own dtype, where
+automatic differentiation would keep more of it in float32. They have no forward-mode derivative
+(`jax.jvp`).
 """
 
 from jax.sharding import Mesh

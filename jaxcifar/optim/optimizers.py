@@ -92,8 +92,8 @@ def make_optimizer(
 
         tx = make_optimizer("sgd", 0.1, momentum=0.9, regularize=regularizers(0.0, 1e-4))
 
-    Every number but `momentum` and `clip_norm` may be traced, so that runs that differ only in
-    numbers share one compiled step.
+    `learning_rate`, `weight_decay` and the strengths of the penalties may be traced, so that runs
+    that differ only in those share one compiled step.
 
     Args:
       name: "adam" (Kingma & Ba 2014: b1 0.9, b2 0.999, eps 1e-8 outside the square root), "adamw"
