@@ -12,6 +12,7 @@ from experiments.report import claims, tables
 from experiments.report.__main__ import main
 from experiments.runs import names, read
 from experiments.runs.rows import ROWS
+from jaxcifar.errors import exit_code
 from jaxcifar.run import log
 from tests.conftest import write_fake_runs
 
@@ -20,8 +21,9 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 def test_table_numbers_are_those_of_metrics_jsonl(copied):
     main(["tables", str(copied)])
-    lines = csv.DictReader(io.StringIO((copied / "table.csv").read_text()))
-    for line in lines:
+    rows = list(csv.DictReader(io.StringIO((copied / "table.csv").read_text())))
+    assert [row["row"] for row in rows] == ["vgg2", "vgg6"]
+    for line in rows:
         best, last = [], []
         for path in sorted((copied / line["row"]).glob("seed*/metrics.jsonl")):
             records = [json.loads(text) for text in path.read_text().splitlines()]
@@ -84,6 +86,24 @@ def test_markdown_shows_mean_deviation_interval_original_and_difference(tmp_path
     # 0.3709 at the best epoch, 0.3689 after the last.
     shown = "0.3709 ± 0.0010 | 0.3684 … 0.3734 | 0.3689 ± 0.0010 | 0.3709 | +0.0000"
     assert f"| 1 | ResNet-18 | 3 | Val. loss | {shown} |" in lines
+
+
+def test_a_variation_beside_its_baseline(tmp_path, capsys):
+    write_fake_runs(tmp_path, rows=["row1"], epochs=50)
+    wide = {"wide": {"val_accuracy": 0.004}}
+    write_fake_runs(tmp_path, wide, rows=["wide"], seeds=2, epochs=50, model__width=2.0)
+    assert exit_code(lambda: main(["tables", str(tmp_path), "--against=row2"])) == 2
+    assert "--against is 'row2'. Did you mean 'row1'?" in capsys.readouterr().err
+    assert main(["tables", str(tmp_path), "--against=row1"]) == 0
+    page = (tmp_path / "table.md").read_text()
+    assert "## Beside row1" in page
+    # Seeds 0.1 points apart, two and three. The standard error is √(0.005 / 2 + 0.01 / 3) = 0.0764,
+    # with 2.882 degrees of freedom, for which Student's t is 3.257: 0.35 ± 0.249.
+    line = "| wide | model.width 1.0 -> 2.0 | 2, 3 | Val. acc. | 92.99% ± 0.07 | 92.64% ± 0.10 "
+    assert f"{line}| +0.35 | 0.10 … 0.60 |" in page
+    assert "Beside row1" in (tmp_path / "table.tex").read_text()
+    main(["tables", str(tmp_path)])
+    assert "Beside row1" not in (tmp_path / "table.md").read_text()
 
 
 def test_holdout_runs_are_compared_by_their_test_accuracy_too(tmp_path):

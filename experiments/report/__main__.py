@@ -2,6 +2,7 @@
 
     python -m experiments.report results/            # one page of everything: results/report.html
     python -m experiments.report tables results/     # table.md, table.csv, table.tex in each sweep
+    python -m experiments.report tables results/mine --against=row9    # and a table beside row 9
     python -m experiments.report claims results/     # claims.md, claims.json in each sweep
     python -m experiments.report figures results/    # figures/*.png and *.pdf in each sweep
     python -m experiments.report figures results/ --only=fig2 --run=results/table4/vgg6/seed0
@@ -24,7 +25,7 @@ from jaxcifar.run.log import replace, write_json
 
 
 def _tables(arguments: argparse.Namespace) -> int:
-    paths = tables.write(arguments.folder)
+    paths = tables.write(arguments.folder, arguments.against)
     print("\n".join(path.read_text(encoding="utf-8") for path in paths if path.suffix == ".md"))
     print("\n".join(f"wrote {path}" for path in paths))
     return 0
@@ -111,7 +112,10 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("folder", type=user_path, help="a sweep's, or above several")
         return command
 
-    add("tables", tables)
+    writing = add("tables", tables)
+    writing.add_argument(
+        "--against", default="", help="compare all with the runs of this name, such as row9"
+    )
     add("claims", claims)
     drawing = add("figures", figures)
     every = ", ".join(figures.FIGURES)

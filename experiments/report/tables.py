@@ -7,12 +7,13 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from experiments.runs import names
+from experiments.runs import marks, names
 from experiments.runs.provenance import commands, provenance
 from experiments.runs.read import Run, Sweep, finished_sweeps
 from experiments.runs.rows import TABLE_3, TABLE_4
-from experiments.runs.stats import Estimate, estimate
+from experiments.runs.stats import Estimate, difference, estimate
 from experiments.runs.table import Table
+from jaxcifar.errors import choose
 from jaxcifar.run.log import replace
 from jaxcifar.run.progress import duration
 
@@ -146,8 +147,8 @@ def comparison_table(sweep: Sweep) -> Table:
             printed = original(runs[0], metric)
             first = [_number(runs[0]), _model(runs[0]), str(len(runs)), title]
             shown = [show(best, metric), _show_interval(best, metric), last]
-            difference = _show_difference(best.mean, printed, metric)
-            lines.append([*first, *shown, _show_original(printed, metric), difference])
+            shown += [_show_original(printed, metric), _show_difference(best.mean, printed, metric)]
+            lines.append([*first, *shown])
     header = ["#", "Model", "Seeds", "Metric", "Best epoch", "95% interval", "Last epoch"]
     return Table("Beside the original report", [*header, "Original", "Difference"], lines)
 
@@ -177,10 +178,47 @@ def cost_table(sweep: Sweep) -> Table:
     return Table("What it took", [*header, "Note"], lines)
 
 
-def tables(sweep: Sweep) -> list[Table]:
-    """Returns the tables of a sweep; only names with a finished run have a line."""
+def against_table(sweep: Sweep, base: str) -> Table:
+    """Each metric at the best epoch beside that of the runs of `base`: a line for each."""
+    lines = []
+    others = sweep.of(base)
+    for name in sweep.names:
+        runs = sweep.of(name)
+        if name == base:
+            continue
+        compared = [
+            (metric.title, metric, *([run.best[metric.name] for run in r] for r in (runs, others)))
+            for metric in METRICS
+        ]
+        for kind, metric in (("loss", METRICS[1]), ("accuracy", METRICS[3])):
+            values = tested(runs, kind), tested(others, kind)
+            if all(values):
+                compared.append((f"Test {kind}, once", metric, *values))
+        changed = marks.differing(others[0].config, runs[0].config)
+        what = ", ".join(f"{field} {a} -> {b}" for field, (a, b) in changed.items())
+        for title, metric, ours_, theirs in compared:
+            found = difference(ours_, theirs)
+            lines.append(
+                [
+                    *(_number(runs[0]), what or NONE, f"{len(runs)}, {len(others)}", title),
+                    *(show(estimate(values), metric) for values in (ours_, theirs)),
+                    _show_difference(found.mean, 0.0, metric),
+                    _show_interval(Estimate(found.mean, math.nan, found.half, found.n), metric),
+                ]
+            )
+    header = ["#", "What differs", "Seeds", "Metric", "Here", base, "Difference", "95% interval"]
+    return Table(f"Beside {base}", header, lines)
+
+
+def tables(sweep: Sweep, against: str = "") -> list[Table]:
+    """Returns the tables of a sweep; only names with a finished run have a line.
+
+    Args:
+      sweep: whose runs to show.
+      against: a name whose runs all others are compared with; "" for none.
+    """
     done = sweep.finished
-    found = []
+    found = [against_table(done, against)] if against in done.names and len(done.names) > 1 else []
     for title, part in (
         ("Table 3", done.only([row.name for row in TABLE_3])),
         ("Table 4", done.only([row.name for row in TABLE_4])),
@@ -195,14 +233,14 @@ def tables(sweep: Sweep) -> list[Table]:
 # --- formats ----------------------------------------------------------------------------------
 
 
-def markdown(sweep: Sweep) -> str:
-    """Returns the whole page of a sweep: tables, commands, provenance."""
+def markdown(sweep: Sweep, against: str = "") -> str:
+    """Returns the whole page of a sweep: tables (see `tables`), commands, provenance."""
     parts = ["# Results beside the original report's\n"]
     if any(run.shortened for run in sweep.runs):
         parts.append(
             "**Runs marked SHORTENED are: their numbers do not compare with those of full runs.**\n"
         )
-    parts += [f"## {table.title}\n\n{table.markdown()}\n" for table in tables(sweep)]
+    parts += [f"## {table.title}\n\n{table.markdown()}\n" for table in tables(sweep, against)]
     parts.append(
         "Mean ± standard deviation over seeds where there are several; the 95% interval is of the "
         f"mean, by Student's t. Differences of accuracies are in percentage points. {CAVEATS}\n"
@@ -218,8 +256,8 @@ def markdown(sweep: Sweep) -> str:
     return "\n".join(parts)
 
 
-def comma_separated(sweep: Sweep) -> str:
-    """Returns one line per row or config: raw numbers, shares of 1 for accuracies.
+def comma_separated(sweep: Sweep, against: str = "") -> str:
+    """Returns one line per row or config: raw numbers, shares of 1 for accuracies; none `against`.
 
     What does not apply is empty.
     """
@@ -253,10 +291,10 @@ def comma_separated(sweep: Sweep) -> str:
     return text.getvalue()
 
 
-def latex(sweep: Sweep) -> str:
+def latex(sweep: Sweep, against: str = "") -> str:
     """Returns a `table` environment for each table (needs the packages booktabs and graphicx)."""
     parts = [f"% {line}" for line in provenance(sweep.runs)]
-    for table in tables(sweep):
+    for table in tables(sweep, against):
         lines = [" & ".join(map(_escape, line)) + r" \\" for line in table.lines]
         parts += [
             r"\begin{table}",
@@ -286,18 +324,24 @@ def _escape(text: str) -> str:
     return text
 
 
-FORMATS: dict[str, Callable[[Sweep], str]] = {
+FORMATS: dict[str, Callable[[Sweep, str], str]] = {
     "table.md": markdown,
     "table.csv": comma_separated,
     "table.tex": latex,
 }
 
 
-def write(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes the tables of each sweep below `folder`; returns the files."""
-    texts = {}
-    for sweep in finished_sweeps(folder):
-        texts |= {sweep.folder / name: form(sweep) for name, form in FORMATS.items()}
+def write(folder: pathlib.Path, against: str = "") -> list[pathlib.Path]:
+    """Writes the tables of each sweep below `folder`, see `tables`; returns the files.
+
+    Raises:
+      UserError: no sweep has a finished run of that name.
+    """
+    texts, sweeps = {}, finished_sweeps(folder)
+    if against:
+        choose("--against", against, {n: None for sweep in sweeps for n in sweep.finished.names})
+    for sweep in sweeps:
+        texts |= {sweep.folder / name: form(sweep, against) for name, form in FORMATS.items()}
     for path, text in texts.items():
         replace(path, text)
     return list(texts)
