@@ -17,7 +17,7 @@ from jaxcifar.run.digest import digests
 from jaxcifar.run.log import read_lines
 from jaxcifar.state import create_state
 from tests import tiny as tiny_run
-from tests.tiny import mesh, run, state_of, without_times
+from tests.tiny import first_images, mesh, run, state_of, without_times
 
 ONE = mesh(1)
 
@@ -52,6 +52,34 @@ def numbers(folder):
     result = json.loads((folder / "result.json").read_text())
     steps = read_lines(folder / "steps.jsonl")
     return untimed, steps, result["best"]["epoch"], result.get("test"), bits
+
+
+class Predict(Hook):
+    """Makes the network answer one class from the end of an epoch on: the rarest of the validation
+    images, or in epoch `best` the most common.
+    """
+
+    def __init__(self, best):
+        self.best = best
+        counts = np.bincount(first_images(256, "test").labels)
+        assert counts.max() > counts.min()
+        self.rarest, self.commonest = int(counts.argmin()), int(counts.argmax())
+
+    def before_evaluation(self, run):
+        answer = self.commonest if run.step == 3 * self.best else self.rarest
+        params = jax.device_get(run.state.params)
+        params["fc3"] = {
+            "kernel": np.zeros_like(params["fc3"]["kernel"]),
+            "bias": np.eye(10, dtype=np.float32)[answer],
+        }
+        run.state = run.state.replace(params=sharding.replicate(params, run.task.mesh))
+
+
+def change(path, old, new):
+    """Replaces what a file says."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
 
 
 def state_files(folder, number):
@@ -216,11 +244,22 @@ def test_any_file_of_a_checkpoint(expected, stopped, name, how):
 
 
 @pytest.mark.slow
-def test_a_changed_score_or_position_is_noticed(expected, stopped):
-    path = stopped / "checkpoints" / "14" / "progress" / "metadata"
-    path.write_text(path.read_text().replace('"epochs_done": 2', '"epochs_done": 1'))
-    run(tiny(), stopped)
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"epochs_done": 2', '"epochs_done": 1'),
+        ('"val_accuracy": null', '"val_accuracy": 0.99'),
+        ('"train_loss": 2.', '"train_loss": 1.'),
+        ('"best": [7, ', '"best": [14, '),
+    ],
+    ids=["epochs_done", "val_accuracy", "train_loss", "best"],
+)
+def test_a_changed_score_or_position_is_noticed(expected, stopped, capsys, old, new):
+    change(stopped / "checkpoints" / "14" / "progress" / "metadata", old, new)
+    assert run(tiny(), stopped)["damaged_checkpoints"] == 1
     assert numbers(stopped) == expected
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "checkpoints/14 cannot be read (ValueError: its progress differs" in line
 
 
 def test_no_whole_checkpoint_is_one_message_and_nothing_is_changed(stopped):
@@ -232,22 +271,36 @@ def test_no_whole_checkpoint_is_one_message_and_nothing_is_changed(stopped):
     assert sorted(path.name for path in (stopped / "checkpoints").iterdir()) == sorted(numbers)
 
 
-def test_what_is_evaluated_is_never_another_checkpoint(copied):
-    best = Checkpointer(copied / "checkpoints", read_only=True).best()
-    flip_arrays(copied, best.number)
-    with pytest.raises(UserError, match=f"checkpoints/{best.number} (is damaged|cannot be)"):
-        restore.evaluate_workdir(copied, "best", mesh=ONE)
-    shutil.rmtree(copied / "checkpoints" / str(best.number))
-    with pytest.raises(UserError, match=r"it is not there|says"):
-        restore.evaluate_workdir(copied, "best", mesh=ONE)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("best", "how", "message"),
+    [
+        (1, "flipped", r"checkpoints/7 cannot be read .*--checkpoint=last may be whole"),
+        (1, "lost", r"checkpoints/7 cannot be read \(it is not there"),
+        (3, "flipped", r"checkpoints/19 cannot be read .*--checkpoint=last may be whole"),
+        (3, "lost", r"best checkpoint .* is of step 3, but its result\.json says 9"),
+    ],
+    ids=["first-flipped", "first-lost", "last-flipped", "last-lost"],
+)
+def test_what_is_evaluated_is_never_another_checkpoint(tmp_path, best, how, message):
+    """The best epoch is the first, whose checkpoint is kept apart, or the last."""
+    assert run(tiny(**OFTEN), tmp_path, Predict(best))["best"]["epoch"] == best
+    uninterrupted = numbers(tmp_path)
+    number = {1: 7, 3: 19}[best]
+    if how == "flipped":
+        flip_arrays(tmp_path, number)
+    else:
+        shutil.rmtree(tmp_path / "checkpoints" / str(number))
+    with pytest.raises(UserError, match=message):
+        restore.evaluate_workdir(tmp_path, "best", mesh=ONE)
+    if (best, how) == (3, "lost"):  # the step before it is there, and is evaluated again
+        run(tiny(), tmp_path, Predict(best))
+        assert numbers(tmp_path) == uninterrupted
 
 
 @pytest.mark.slow
 def test_a_lost_last_checkpoint_is_not_taken_for_the_one_before(expected, copied):
     shutil.rmtree(copied / "checkpoints" / "19")
-    if expected[2] == 3:  # it was the best, too
-        with pytest.raises(UserError, match=r"result\.json|no best checkpoint"):
-            restore.evaluate_workdir(copied, "best", mesh=ONE)
     run(tiny(), copied)
     assert numbers(copied) == expected
 
@@ -313,8 +366,7 @@ def test_files_are_made_again_from_the_checkpoint(expected, stopped, name, how, 
 
 @pytest.mark.slow
 def test_a_flipped_digit_of_a_log_is_mended(expected, stopped):
-    path = stopped / "metrics.jsonl"
-    path.write_text(path.read_text().replace('"epoch": 1', '"epoch": 7'))
+    change(stopped / "metrics.jsonl", '"epoch": 1', '"epoch": 7')
     run(tiny(), stopped)
     assert numbers(stopped) == expected
 
@@ -328,8 +380,7 @@ def test_a_damaged_result_is_not_believed(expected, copied, text):
 
 
 def test_a_changed_result_is_not_believed(copied, finished):
-    path = copied / "result.json"
-    path.write_text(path.read_text().replace('"parameters": ', '"parameters": 1'))
+    change(copied / "result.json", '"parameters": ', '"parameters": 1')
     assert (
         run(tiny(), copied)["parameters"]
         == json.loads((finished / "result.json").read_text())["parameters"]
@@ -386,9 +437,8 @@ def test_checkpoints_of_another_run_are_refused(stopped, tmp_path):
 
 
 def test_a_changed_config_is_not_evaluated_by(copied, capsys):
-    path = copied / "config.json"
     expected = restore.evaluate_workdir(copied, mesh=ONE)
-    path.write_text(path.read_text().replace('"relu"', '"gelu"'))
+    change(copied / "config.json", '"relu"', '"gelu"')
     assert restore.evaluate_workdir(copied, mesh=ONE) == expected
     assert "model.activation: 'relu' -> 'gelu'" in capsys.readouterr().err
 
