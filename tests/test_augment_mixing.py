@@ -58,23 +58,21 @@ def test_the_weights_are_drawn_from_beta_once_a_batch(alpha):
     assert stats.kstest(own, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
-def published_boxes(alpha, n, height, width):
+def published_boxes(alpha, n, size):
     """Boxes (top, bottom, left, right), as the paper's code draws them one by one in NumPy."""
     random = np.random.default_rng(5)
     for _ in range(n):
-        cut = np.sqrt(1 - random.beta(alpha, alpha))
-        row, column = random.integers(height), random.integers(width)
-        half_height, half_width = int(height * cut) // 2, int(width * cut) // 2
-        rows = np.clip([row - half_height, row + half_height], 0, height)
-        columns = np.clip([column - half_width, column + half_width], 0, width)
+        half = int(size * np.sqrt(1 - random.beta(alpha, alpha))) // 2
+        row, column = random.integers(size, size=2)
+        rows, columns = (np.clip([at - half, at + half], 0, size) for at in (row, column))
         yield *rows, *columns
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_the_rectangles_are_drawn_as_the_paper_draws_them(alpha):
     """Their areas, and where their middles are, against the published rule."""
-    height, width = 48, 64
-    two = np.stack([np.zeros((height, width, 1)), np.ones((height, width, 1))]).astype(np.float32)
+    size = 64
+    two = np.stack([np.zeros((size, size, 1)), np.ones((size, size, 1))]).astype(np.float32)
     targets = np.eye(2, dtype=np.float32)
 
     @jax.jit
@@ -89,7 +87,7 @@ def test_the_rectangles_are_drawn_as_the_paper_draws_them(alpha):
         boxes.append(
             (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1) if mask.any() else (0,) * 4
         )
-    found, expected = np.array(boxes), np.array(list(published_boxes(alpha, 2000, height, width)))
+    found, expected = np.array(boxes), np.array(list(published_boxes(alpha, 2000, size)))
 
     def areas(boxes):
         return (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2])

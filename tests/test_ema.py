@@ -1,4 +1,4 @@
-"""The average of the weights: by PyTorch's rule, and through a whole run."""
+"""The average of the weights: by its recurrence, and through a whole run."""
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +7,33 @@ import pytest
 
 from jaxcifar import programs, restore
 from jaxcifar.errors import Interrupted
+from jaxcifar.hooks import Hook
 from jaxcifar.models import create_model
 from jaxcifar.optim import make_optimizer
 from jaxcifar.run.log import best_record, read_lines
 from jaxcifar.state import create_state
 from jaxcifar.step import make_loss, make_train_step
-from tests.tiny import SignalAt, mesh, run, tiny, tiny_task
+from tests.tiny import SignalAt, mesh, run, state_of, tiny, tiny_task
+
+
+def averaged(seen):
+    """0.9 · average + 0.1 · value after each step, from the first of the values."""
+    average = seen[0]
+    for values in seen[1:]:
+        average = jax.tree.map(
+            lambda a, v: np.float32(0.9) * a + np.float32(0.1) * v, average, values
+        )
+    return average
+
+
+def assert_close(found, expected):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected
+    )
 
 
 @pytest.mark.slow
-def test_the_average_is_pytorchs():
+def test_the_average_is_its_recurrence():
     model = create_model("vgg_a_bn", width=0.05)
     tx = make_optimizer("sgd", 0.05)
     loss = make_loss(model, lambda key, images, labels: (images, labels))
@@ -27,22 +44,28 @@ def test_the_average_is_pytorchs():
     for _ in range(4):
         state, _ = step(state, images, labels)
         seen.append(jax.device_get(state.variables))
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    average = torch.optim.swa_utils.get_ema_avg_fn(0.9)
-    expected = seen[0]
-    for variables in seen[1:]:
-        expected = jax.tree.map(
-            lambda a, b: average(torch.tensor(a), torch.tensor(b), 1).numpy(), expected, variables
-        )
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.ema, expected
-    )
+    assert_close(state.ema, averaged(seen))
+
+
+class Collect(Hook):
+    """Keeps the variables before each step, and after the last."""
+
+    def __init__(self):
+        self.seen = []
+
+    def before_step(self, run):
+        self.seen.append(jax.device_get(run.state.variables))
+
+    def end(self, run, result):
+        self.before_step(run)
 
 
 @pytest.mark.slow
 def test_a_run_is_judged_by_its_average_and_resumes(tmp_path):
-    config = tiny(train__ema_decay=0.5)
-    whole = run(config, tmp_path / "a")
+    config = tiny(train__ema_decay=0.9)
+    whole = run(config, tmp_path / "a", collected := Collect())
+    assert len(collected.seen) == 7
+    assert_close(state_of(tmp_path / "a"), averaged(collected.seen))
     with pytest.raises(Interrupted):
         run(config, tmp_path / "b", SignalAt(4))
     resumed = run(config, tmp_path / "b")
@@ -51,6 +74,7 @@ def test_a_run_is_judged_by_its_average_and_resumes(tmp_path):
             assert whole[name][field] == resumed[name][field]
         found = restore.evaluate_workdir(tmp_path / "a", name, mesh=mesh(1))
         assert found["accuracy"] == whole[name]["ema_val_accuracy"]
+        assert found["loss"] == pytest.approx(whole[name]["ema_val_loss"], rel=1e-6)
     assert whole["last"]["ema_val_loss"] != whole["last"]["val_loss"]
     records = read_lines(tmp_path / "a" / "metrics.jsonl")
     assert whole["best"] == max(records, key=lambda r: (r["ema_val_accuracy"], -r["epoch"]))

@@ -8,7 +8,7 @@ import pytest
 
 from jaxcifar import optim
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[torch]'")
 
 START = {"kernel": np.linspace(-1, 1.5, 12).reshape(3, 4), "bias": np.array([0.5, -0.25])}
 
@@ -124,3 +124,12 @@ def test_clipping_by_the_global_norm():
         np.testing.assert_allclose(found[name], w, rtol=1e-5)
     free = ours(optim.make_optimizer("sgd", 0.1, momentum=0.9))
     assert np.abs(free["kernel"] - found["kernel"]).max() > 0.01
+
+
+def test_penalties_are_added_before_all_is_clipped():
+    """4 + 2 · 0.5 · 3 is 7, clipped to 1. Were the 4 clipped first, the step would be −4."""
+    penalties = optim.regularizers(0.0, 0.5)
+    tx = optim.make_optimizer("sgd", 1.0, regularize=penalties, clip_norm=1.0)
+    w = jnp.array([3.0])
+    updates, _ = tx.update(jnp.array([4.0]), tx.init(w), w)
+    assert float(updates[0]) == pytest.approx(-1.0)
