@@ -99,7 +99,7 @@ def torch_timer(model: str, batch: int, dtype: str, channels_last: bool, steps: 
         from experiments import torch_models
     except ImportError as error:
         raise UserError(
-            f"--against=torch needs PyTorch (pip install 'jaxcifar[parity]'): {error}."
+            f"--against=torch needs PyTorch (pip install 'jaxcifar[torch]'): {error}."
         ) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     layout = torch.channels_last if channels_last else torch.contiguous_format

@@ -157,6 +157,8 @@ def test_regularizers_are_l1_and_l2_with_a_mask():
     assert first.penalty(PARAMS) == pytest.approx(0.1 * 3.5)
     assert second.penalty(PARAMS) == pytest.approx(0.2 * 5.25)
     assert [optim.MASKS[name] for name in ("all", "kernels")] == [None, optim.kernels_only]
+    with pytest.raises(ValueError, match="No parameter is named 'kernel'"):
+        optim.kernels_only({"layer": {"weight": jnp.ones((2, 2))}})
     assert optim.kernels_only(PARAMS) == {
         "conv": {"kernel": True},
         "bn": {"scale": False, "bias": False},

@@ -108,13 +108,13 @@ def fig2(workdir: pathlib.Path, paths: list[pathlib.Path], note: str, image: int
             axes.set_axis_off()
 
 
-def _mosaic(tiles: np.ndarray, gap: int = 1) -> np.ndarray:
+def _mosaic(tiles: np.ndarray) -> np.ndarray:
     """Lays tiles [n, h, w, …] out as a near-square picture with white gaps."""
     columns = int(np.ceil(np.sqrt(len(tiles))))
     lines = -(-len(tiles) // columns)
-    height, width = tiles.shape[1] + gap, tiles.shape[2] + gap
+    height, width = tiles.shape[1] + 1, tiles.shape[2] + 1
     fill = np.nan if tiles.ndim == 3 else 1.0
-    picture = np.full((lines * height - gap, columns * width - gap, *tiles.shape[3:]), fill)
+    picture = np.full((lines * height - 1, columns * width - 1, *tiles.shape[3:]), fill)
     for i, tile in enumerate(tiles):
         y, x = height * (i // columns), width * (i % columns)
         picture[y : y + tiles.shape[1], x : x + tiles.shape[2]] = tile

@@ -64,7 +64,7 @@ def _of_torch(path: pathlib.Path) -> Mapping[str, Any]:
     except ImportError as error:
         raise UserError(
             f"{path} is a PyTorch file, and PyTorch is not installed: pip install "
-            "'jaxcifar[parity]'. Safetensors and .npz files do not need PyTorch."
+            "'jaxcifar[torch]'. Safetensors and .npz files do not need PyTorch."
         ) from error
     try:
         # Without PyTorch, pyright takes it for the file of this name next door.

@@ -106,11 +106,8 @@ def fit(
         torch_name = expected[path]
         entries = given.pop(_plain_name(torch_name), [])
         if not entries:
-            if (
-                isinstance(module, VGG)
-                and module.batch_norm
-                and re.search("^conv.bias", path[-2] + path[-1])
-            ):
+            of_convolution = path[-2].startswith("conv") and path[-1] == "bias"
+            if isinstance(module, VGG) and module.batch_norm and of_convolution:
                 flat[path] = jnp.zeros(leaf.shape)  # BatchNorm takes away any bias before it
             else:
                 problems.setdefault("missing", []).append(torch_name)

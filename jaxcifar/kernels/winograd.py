@@ -17,7 +17,6 @@ import numpy as np
 from numpy.polynomial import polynomial
 
 TILE = 4
-_PATCH = TILE + 2
 # With fewer, the sums cost more than the products save.
 _FEWEST_CHANNELS = 64
 _POINTS = (0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)

@@ -52,6 +52,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxcifar.errors import UserError
+
 Mask = chex.ArrayTree | Callable[[chex.ArrayTree], chex.ArrayTree]
 
 
@@ -166,10 +168,23 @@ def l2_penalty(
 
 
 def kernels_only(params: chex.ArrayTree) -> chex.ArrayTree:
-    """A mask that chooses convolution and linear weights: no bias, no BatchNorm scale."""
-    return jax.tree_util.tree_map_with_path(
+    """A mask that chooses convolution and linear weights: no bias, no BatchNorm scale.
+
+    These are the leaves that Flax linen names "kernel". Where weights have other names, give a mask
+    of your own, such as `lambda params: jax.tree.map(lambda w: w.ndim > 1, params)`.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    chosen = jax.tree_util.tree_map_with_path(
         lambda path, _: getattr(path[-1], "key", None) == "kernel", params
     )
+    if not any(jax.tree.leaves(chosen)):
+        raise UserError(
+            "No parameter is named 'kernel', which is how kernels_only knows weights. Give a mask "
+            "of your own, such as lambda params: jax.tree.map(lambda w: w.ndim > 1, params)."
+        )
+    return chosen
 
 
 # What config.optim.penalize names.

@@ -19,7 +19,7 @@ from jaxcifar.models.vgg import VGG
 from jaxcifar.state import TrainState, abstract_variables
 from jaxcifar.step import make_loss, make_train_step
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[torch]'")
 
 from experiments import torch_models as reference  # noqa: E402 - it needs torch
 

@@ -15,7 +15,7 @@ from jaxcifar.models.airbench import whitening_kernel
 from jaxcifar.state import first_state
 from jaxcifar.step import Lookahead, make_loss, make_train_step
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[torch]'")
 
 from experiments import torch_recipe  # noqa: E402 - it needs torch
 
@@ -57,6 +57,54 @@ def test_whitening():
     theirs = whitening.weight.detach().numpy().transpose(2, 3, 1, 0).reshape(12, 24)
     np.testing.assert_allclose(ours @ ours.T, theirs @ theirs.T, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(np.abs(ours), np.abs(theirs), rtol=1e-2, atol=1e-3)
+
+
+def test_a_crop_is_a_slice_of_the_reflected_image():
+    """At each of the 25 places, for images with their own draws."""
+    images = RANDOM.normal(size=(400, 1, 32, 32)).astype(np.float32)
+    found = torch_recipe.crop(torch.tensor(images), torch.Generator().manual_seed(0)).numpy()
+    padded = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)), mode="reflect")
+    places = [(row, column) for row in range(5) for column in range(5)]
+    taken = []
+    for image, result in zip(padded, found, strict=True):
+        slices = [image[:, row : row + 32, column : column + 32] for row, column in places]
+        (place,) = [i for i, each in enumerate(slices) if np.array_equal(each, result)]
+        taken.append(place)
+    assert np.bincount(taken, minlength=25).min() > 4  # 16 are expected
+
+
+class Neuron(torch.nn.Module):
+    """A network of one layer that sees where things are."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = torch.tensor(RANDOM.normal(size=(3072, 10)) / 50)
+
+    def forward(self, images):
+        assert not self.training
+        return torch.tanh(images.flatten(1) @ self.weights)
+
+
+def test_evaluation_is_by_six_views():
+    """Of more images than are evaluated at once, whose labels are what the six views say."""
+    images = RANDOM.normal(size=(1100, 3, 32, 32))
+    network = Neuron()
+
+    def logits(inputs):
+        return np.tanh(inputs.reshape(len(inputs), -1) @ network.weights.numpy())
+
+    def both(inputs):
+        return (logits(inputs) + logits(inputs[..., ::-1])) / 2
+
+    padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
+    moved = both(padded[:, :, :32, :32]) / 4 + both(padded[:, :, 2:, 2:]) / 4
+    labels = (both(images) / 2 + moved).argmax(1)
+    found = torch_recipe.evaluate(network, torch.tensor(images), torch.tensor(labels))
+    one_view = np.mean(logits(images).argmax(1) == labels)
+    assert found == {"val_accuracy_one_view": pytest.approx(one_view), "val_accuracy": 1.0}
+    assert one_view < 0.9
+    found = torch_recipe.evaluate(network, torch.tensor(images), torch.tensor(labels), views=False)
+    assert found == {"val_accuracy_one_view": pytest.approx(one_view)}
 
 
 @pytest.mark.slow
