@@ -185,6 +185,34 @@ def test_predictions_and_confusion(swept_vgg):
     np.testing.assert_array_equal(counts, [[1, 1, 0], [0, 1, 0], [1, 0, 0]])
 
 
+@pytest.mark.slow
+def test_the_mistakes_drawn_are_the_most_confident(tmp_path, monkeypatch):
+    """Of 60 images 45 are mistaken, each with a probability of its own; 40 are drawn."""
+    random = np.random.default_rng(0)
+    test = data.load("synthetic", "test").take(slice(60), "the first 60")
+    confidence = random.permutation(np.linspace(0.5, 0.99, 60))
+    mistaken = random.permutation(60) < 45
+    answers = (test.labels + mistaken) % 10
+    found = np.tile((1 - confidence[:, None]) / 9, (1, 10))
+    found[np.arange(60), answers] = confidence
+    monkeypatch.setattr(network, "predictions", lambda workdir: (test, found))
+    images, titles, imshow, set_title = [], [], Axes.imshow, Axes.set_title
+    monkeypatch.setattr(Axes, "imshow", lambda self, x: images.append(x) or imshow(self, x))
+    monkeypatch.setattr(
+        Axes,
+        "set_title",
+        lambda self, text, **style: titles.append(text) or set_title(self, text, **style),
+    )
+    network.mistakes(tmp_path, [tmp_path / "mistakes.png"], "")
+    worst = sorted(np.flatnonzero(mistaken), key=lambda i: -confidence[i])[:40]
+    np.testing.assert_array_equal(images, test.images[worst])
+    assert titles == [
+        f"{test.class_names[answers[i]]} ({confidence[i]:.0%})\n"
+        f"true: {test.class_names[test.labels[i]]}"
+        for i in worst
+    ]
+
+
 # --- models and configs that the original report does not have ---------------------------------
 
 

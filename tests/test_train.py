@@ -1,15 +1,17 @@
 """Whole runs: what they leave, resuming, refusing, and that they compute what they say."""
 
+import functools
 import json
 import pathlib
 import signal
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from jaxcifar import data, programs, restore
+from jaxcifar import data, programs, restore, train
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.hooks import Hook
 from jaxcifar.run.checkpoint import Checkpointer, Saved
@@ -279,6 +281,58 @@ def test_a_run_that_really_diverges(tmp_path):
 # --- that it computes what it says ------------------------------------------------------------
 
 
+class Wait(Hook):
+    """Moves a clock before each step and each evaluation: neither is training."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def before_step(self, run):
+        self.clock.now += 5.0
+
+    def before_evaluation(self, run):
+        self.clock.now += 7.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saving", [False, True])
+def test_the_seconds_of_an_epoch_are_those_of_its_steps(tmp_path, monkeypatch, saving):
+    """By a clock that each step moves by 2, stopped and resumed or not; saving takes 11."""
+    clock = types.SimpleNamespace(now=time.monotonic() + 1e6 if saving else 0.0)
+    original, save = programs.train, Checkpointer.save
+
+    @functools.lru_cache
+    def slow(task, steps):
+        def step(*arguments):
+            clock.now += 2.0
+            return original(task, steps)(*arguments)
+
+        return step
+
+    def saved(self, *arguments):
+        clock.now += 11.0
+        save(self, *arguments)
+
+    monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(programs, "train", slow)
+    monkeypatch.setattr(Checkpointer, "save", saved)
+    with pytest.raises(Interrupted):
+        run(tiny(), tmp_path, Wait(clock), SignalAt(2))
+    run(tiny(), tmp_path, Wait(clock))
+    records = read_lines(tmp_path / "metrics.jsonl")
+    assert [record["seconds"] for record in records] == pytest.approx([6.0, 6.0])
+    assert [record["images_per_second"] for record in records] == pytest.approx([16.0, 16.0])
+
+
+@pytest.mark.xfail(
+    reason="RunFolder.start_log returns the list that RunLog.write appends to as well"
+)
+def test_the_training_time_of_a_run_is_that_of_its_epochs(finished):
+    workdir, result = finished
+    seconds = [record["seconds"] for record in read_lines(workdir / "metrics.jsonl")]
+    assert result["train_seconds"] == pytest.approx(sum(seconds))
+
+
 @pytest.mark.slow
 def test_holdout_uses_the_test_set_once(tmp_path, monkeypatch):
     evaluated = []
@@ -289,11 +343,12 @@ def test_holdout_uses_the_test_set_once(tmp_path, monkeypatch):
         return original(inference, variables, images, labels, **options)
 
     monkeypatch.setattr(programs, "evaluate", record)
-    result = run(tiny(data__protocol="holdout"), tmp_path)
+    result = run(tiny(data__protocol="holdout", train__ema_decay=0.5), tmp_path)
     held = len(data.split_holdout(data.load("synthetic", "train"))[1])
-    assert evaluated == [held, held, 256]
-    found = restore.evaluate_workdir(tmp_path, "best")
+    assert evaluated == [held] * 4 + [256]  # in each epoch the weights and their average
+    found = restore.evaluate_workdir(tmp_path, "best")  # of the average
     assert result["test"]["accuracy"] == found["accuracy"]
+    assert result["test"]["loss"] == pytest.approx(found["loss"], rel=1e-5)
     assert result["data"]["validation"]["subset"] == "held-out part"
 
 
