@@ -28,7 +28,8 @@ _SCRIPT = """\
 #SBATCH --open-mode=append
 #SBATCH --output="{output}"
 {options}
-# USR1 comes before the time limit: the task saves, exits with 138, and is requeued here. SIGTERM
+# USR1 comes before the time limit: the task saves, exits with 75, and is requeued here, unless it
+# made no step (138). 70 may be the fault of this node: it is requeued up to three times. SIGTERM
 # (143) means scancel, after which no one should requeue it, or preemption. Slurm requeues preempted
 # tasks itself, but not those that end within the grace time of their partition.
 cd {folder} || exit 2
@@ -39,7 +40,8 @@ task="${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 in_grace() {{
     scontrol --oneliner show job "$task" | grep -q " JobState=RUNNING .* PreemptTime=[0-9]"
 }}
-if [ $code -eq 138 ] || {{ [ $code -eq 143 ] && in_grace; }}; then
+if [ $code -eq 75 ] || {{ [ $code -eq 143 ] && in_grace; }} ||
+    {{ [ $code -eq 70 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt 3 ]; }}; then
     scontrol requeue "$task"
 fi
 exit $code

@@ -16,23 +16,27 @@ L1, L2, epochs) share one compiled step. `--config.FIELD=VALUE` changes all runs
     … --status                                   shows the progress of all runs; starts nothing
 
 docs/cluster.md says more about these. Exit codes: 0 all runs are done; 1 some runs failed; 2 the
-command or a file must be changed; 75 SIGUSR1 came before a step was made (the job needs more
---time); 128 plus a signal's number: that signal stopped it, everything is saved, and the same
-command resumes it.
+command or a file must be changed; 70 runs broke, but perhaps because of this process or its device:
+another may train them; 75 SIGUSR1, the warning before a time limit, came after some steps:
+everything is saved, start it again; 128 plus a signal's number: that signal stopped it, everything
+is saved, and the same command resumes it. So 138 (SIGUSR1) means that no step was made.
 """
 
 import argparse
 import contextlib
 import functools
+import os
 import pathlib
 import re
 import shlex
 import signal
+import socket
 import sys
 import time
 import traceback
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -42,14 +46,15 @@ from experiments.cost import forward_multiply_adds
 from experiments.runs.configs import Source, named
 from experiments.runs.read import read_json, read_records, write_origin
 from jaxcifar import data, sharding, task, train
-from jaxcifar.config import Config
+from jaxcifar.config import Config, base_config, changed_fields, complete, differences
 from jaxcifar.errors import (
     Busy,
     Interrupted,
-    Stop,
     UserError,
     exit_code,
+    in_short,
     interruptible,
+    leave,
     note,
     of_file,
 )
@@ -92,7 +97,7 @@ class Job(NamedTuple):
     def records(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; [] if they are damaged."""
         with contextlib.suppress(UserError):
-            return read_records(self.workdir / "metrics.jsonl")
+            return _read(read_records, self.workdir / "metrics.jsonl")
         return []
 
     @property
@@ -101,8 +106,8 @@ class Job(NamedTuple):
         try:
             for name in ("config.json", "result.json"):
                 if (self.workdir / name).exists():
-                    read_json(self.workdir / name)
-            records = read_records(self.workdir / "metrics.jsonl")
+                    _read(read_json, self.workdir / name)
+            records = _read(read_records, self.workdir / "metrics.jsonl")
             finished, epochs = (self.workdir / "result.json").exists(), self.config.train.epochs
             if finished and len(records) != epochs:
                 raise UserError(
@@ -135,6 +140,19 @@ class Job(NamedTuple):
 
 
 STATES = ("done", "damaged", "to resume", "new")
+_files: dict[pathlib.Path, tuple[tuple[int, int], Any]] = {}  # when and how large, and its content
+
+
+def _read(read: Callable[[pathlib.Path], Any], path: pathlib.Path) -> Any:
+    """Returns what `read` returns of a file, which is not read again before it has changed."""
+    try:
+        at = path.stat()
+    except OSError:
+        return read(path)
+    stamp = at.st_mtime_ns, at.st_size
+    if path not in _files or _files[path][0] != stamp:
+        _files[path] = stamp, read(path)
+    return _files[path][1]
 
 
 _MOST_SEEDS = 10_000
@@ -158,30 +176,14 @@ def parse_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def plan(
-    sources: list[Source],
-    seeds: list[int],
-    out: pathlib.Path,
-    options: list[str],
-    shard: tuple[int, int] | None = None,
-) -> list[Job]:
-    """Returns the runs of a sweep, checked as far as is possible before they start.
+def plan(jobs: list[Job]) -> list[Job]:
+    """Returns the jobs as they are to be trained, with the numbers of their images.
 
-    Args:
-      sources: rows and config files.
-      seeds: the seeds that each is trained with.
-      out: the sweep's folder.
-      options: "--config.FIELD=VALUE" for all runs.
-      shard: (i, N) for part i of N only, see `shards`.
+    What is done comes first, and what shares compiled programs stays together.
 
     Raises:
-      UserError: a config or an option is invalid, a workdir contains a run of another config, the
-        data are missing, or there are fewer runs than shards.
+      UserError: the data are missing.
     """
-    jobs = checked(sources, seeds, out, options)
-    if shard:
-        _check_count(f"--shard is {shard[0]}/{shard[1]}", shard[1], jobs)
-        jobs = shards(jobs, shard[1])[shard[0]]
     done = [job for job in jobs if job.state == "done"]
     left = groups([job for job in jobs if job not in done])
     return done + [_with_sizes(job) for group in left for job in group]
@@ -190,7 +192,17 @@ def plan(
 def checked(
     sources: list[Source], seeds: list[int], out: pathlib.Path, options: list[str]
 ) -> list[Job]:
-    """Returns the runs of a sweep as `plan` does, but without reading data: unsorted, unsized."""
+    """Returns the runs of a sweep, checked as far as is possible without reading data.
+
+    Args:
+      sources: rows and config files.
+      seeds: the seeds that each is trained with.
+      out: the sweep's folder.
+      options: "--config.FIELD=VALUE" for all runs.
+
+    Raises:
+      UserError: a config or an option is invalid, or a workdir contains a run of another config.
+    """
     if any(option.startswith("--config.seed") for option in options):
         raise UserError("--config.seed would be the same for all runs. Give --seeds instead.")
     jobs, mesh = [], sharding.make_mesh()
@@ -268,21 +280,22 @@ def shards(jobs: list[Job], count: int) -> list[list[Job]]:
     """
     # For GPUs wherever this runs: "auto" means something else on the CPU of a login node.
     pieces = [[_with_sizes(job) for job in group] for group in groups(jobs, "gpu")]
-    fair = sum(map(_work, pieces)) / count
+    fair = sum(map(work, pieces)) / count
     # The largest piece is halved while it is too large, or the pieces are too few.
     while divisible := [piece for piece in pieces if len(piece) > 1]:
-        largest = max(divisible, key=_work)
-        if _work(largest) <= fair / 4 and len(pieces) >= count:
+        largest = max(divisible, key=work)
+        if work(largest) <= fair / 4 and len(pieces) >= count:
             break
         at, half = pieces.index(largest), len(largest) // 2
         pieces[at : at + 1] = [largest[:half], largest[half:]]
     parts: list[list[Job]] = [[] for _ in range(count)]
-    for piece in sorted(pieces, key=_work, reverse=True):
-        min(parts, key=_work).extend(piece)
+    for piece in sorted(pieces, key=work, reverse=True):
+        min(parts, key=work).extend(piece)
     return parts
 
 
-def _work(jobs: list[Job]) -> float:
+def work(jobs: list[Job]) -> float:
+    """Returns the multiply-adds of whole runs."""
     return sum(job.config.train.epochs * _epoch_work(job) for job in jobs)
 
 
@@ -291,33 +304,72 @@ def _check_count(what: str, count: int, jobs: list[Job]) -> None:
         raise UserError(f"{what}, but there are only {len(jobs)} runs. Choose fewer parts.")
 
 
-def _agree_on_plan(arguments: argparse.Namespace, jobs_plan: dict[str, Any], keep: bool) -> None:
-    """Checks that other processes compute the same shards in this folder.
+def _differing(config: Config) -> dict[str, Any]:
+    """The fields of a config that are not at their defaults."""
+    changed = changed_fields(base_config().to_dict(), config.to_dict())
+    return {field: value for field, (_, value) in changed.items()}
+
+
+def _plan_in(path: pathlib.Path, jobs_plan: dict[str, Any]) -> dict[str, Any]:
+    """Returns the plan in OUT/sweep.json, or else that of this command.
+
+    Other processes compute by the plan in that file, perhaps much later or earlier than this one.
 
     Args:
-      arguments: of the command.
-      jobs_plan: what the shards are derived from.
-      keep: whether to write it to OUT/sweep.json if nobody has yet.
+      path: of the file.
+      jobs_plan: what this command's runs and shards are derived from.
 
     Raises:
-      UserError: OUT/sweep.json has another plan.
+      UserError: the file has another plan.
+    """
+    if not path.exists():
+        return jobs_plan
+    there = read_json(path)
+    changed = [
+        f"{name}: {there.get(name)} -> {value}"
+        for name, value in jobs_plan.items()
+        if name != "configs" and there.get(name) != value
+    ]
+    for name, fields in jobs_plan["configs"].items():
+        if saved := there.get("configs", {}).get(name):  # of an earlier version: no configs
+            lines = differences(complete(saved).to_dict(), complete(fields).to_dict())
+            changed += [f"{name}: {line}" for line in lines]
+    if changed:
+        raise UserError(
+            f"{path} is of another plan (there -> here):\n  " + "\n  ".join(changed) + "\n"
+            "Tasks of two plans would do the same work twice. Use the same values or another "
+            f"--out; or, if none of those tasks is left, delete {path}."
+        )
+    return there
+
+
+def _parts(jobs: list[Job], there: dict[str, Any]) -> list[list[Job]]:
+    """Returns the runs of each shard: as the plan in OUT/sweep.json has them, if it does."""
+    if "shards" not in there:
+        return shards(jobs, there["tasks"])
+    by_key = {_key(job): job for job in jobs}
+    return [[by_key[key] for key in part if key in by_key] for part in there["shards"]]
+
+
+def _take(
+    jobs: list[Job], index: int, arguments: argparse.Namespace, jobs_plan: dict[str, Any]
+) -> list[Job]:
+    """Returns the runs of a shard.
+
+    The first task writes all parts to OUT/sweep.json, from where the others take theirs: whatever
+    happens to code or data meanwhile, no run is in two parts, or in none.
     """
     path = arguments.out / "sweep.json"
-    if path.exists():
-        there = read_json(path)
-        if changed := [
-            f"{name}: {there.get(name)} -> {value}"
-            for name, value in jobs_plan.items()
-            if there.get(name) != value
-        ]:
-            raise UserError(
-                f"{path} is of another plan (there -> here):\n  " + "\n  ".join(changed) + "\n"
-                "Tasks of two plans would do the same work twice. Use the same values or another "
-                f"--out; or, if none of those tasks is left, delete {path}."
-            )
-    elif keep:
+    there = _plan_in(path, jobs_plan)
+    parts = _parts(jobs, there)
+    if "shards" not in there and not arguments.dry_run:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_shared(path, jobs_plan)
+        write_shared(path, there | {"shards": [list(map(_key, part)) for part in parts]})
+    return parts[index]
+
+
+def _key(job: Job) -> str:
+    return f"{job.name}/seed{job.seed}"
 
 
 # --- estimates --------------------------------------------------------------------------------
@@ -335,13 +387,12 @@ def _epoch_work(job: Job) -> float:
 
 def multiply_adds_per_second(jobs: list[Job]) -> float | None:
     """Returns the median speed of all epochs trained so far; None if there are none."""
-    speeds = sorted(
-        3 * record["images_per_second"] * forward_multiply_adds(*_size(job))
-        for job in jobs
-        for record in job.records
-        if "images_per_second" in record
-    )
-    return speeds[len(speeds) // 2] if speeds else None
+    speeds: list[float] = []
+    for job in jobs:
+        image = 3 * forward_multiply_adds(*_size(job))
+        found = (record.get("images_per_second") for record in job.records)
+        speeds += [image * speed for speed in found if speed is not None]
+    return sorted(speeds)[len(speeds) // 2] if speeds else None
 
 
 def _size(job: Job) -> tuple[str, float]:
@@ -372,14 +423,14 @@ def time_left(jobs: list[Job], *, at_once: int = 1, guess: bool = True) -> str:
       guess: whether to measure the speed of this device if no epoch is done yet.
     """
     left = [job for job in jobs if job.state != "done"]
-    work = sum(map(work_left, left)) / max(1, min(at_once, len(left)))
-    if not work:
+    if not left:
         return "nothing left"
+    needed = sum(map(work_left, left)) / max(1, min(at_once, len(left)))
     if speed := multiply_adds_per_second(jobs):
-        return f"about {duration(work / speed)} left"
+        return f"about {duration(needed / speed)} left"
     if not guess:
         return "the time left is unknown before the first epoch"
-    guessed = duration(work / guessed_multiply_adds_per_second())
+    guessed = duration(needed / guessed_multiply_adds_per_second())
     return f"roughly {guessed} left (a guess from this device's matrix product, before any epoch)"
 
 
@@ -390,116 +441,155 @@ class Signs(Hook):
     """Shows signs of life of the runs of a sweep, one run after the other.
 
     Attributes:
-      progressed: whether any of them has made a step.
+      progressed: whether any of them has made a step, or finished an epoch.
     """
 
     def __init__(self) -> None:
         self.progressed = False
-        self._first, self._given = 0, 0.0
+        self._first, self._shown = 0, contextlib.ExitStack()
+
+    def locked(self, workdir: pathlib.Path) -> None:
+        self._shown.enter_context(signs.shown(workdir))
 
     def start(self, run: Run) -> None:
         self._first = run.step
-        signs.give(run.workdir)
-        self._given = time.monotonic()
 
     def before_step(self, run: Run) -> None:
         self.progressed |= run.step > self._first
-        if time.monotonic() - self._given > _SIGN_EVERY:
-            self._given = time.monotonic()
-            signs.renew(run.workdir)
 
     def before_evaluation(self, run: Run) -> None:
         self.before_step(run)
 
+    def after_epoch(self, run: Run, record: dict[str, Any]) -> None:
+        self.progressed = True
 
-_SIGN_EVERY = 10.0  # seconds
+    def withdraw(self) -> None:
+        """Removes the sign of the run that has ended, if there is one."""
+        self._shown.close()
+
+
+class Broke(Exception):
+    """A run ended by an error that no one foresaw: its own, this process's or the device's."""
+
+
 Failed = list[tuple[Job, str]]
-_LOOK_AGAIN = 5.0  # seconds, at runs that another process trains
+LOOK_AGAIN = 5.0  # seconds, at runs that another process trains
 
 
-def run(jobs: list[Job], began: float, sign: Signs, stop: Stop) -> Failed:
-    """Trains what is not done; returns what failed, and why.
+def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
+    """Trains what is not done; returns what failed, and what broke for an unknown reason.
 
-    A run that another process is training is checked again until it is done or free.
+    A run that another process is training is checked again until it is done or free. If a run
+    breaks, the next one, of another config if possible, shows whose fault that was. If it succeeds,
+    the first has failed. If it breaks as well, or there is none and nothing was trained before, the
+    device may be at fault: the work ends, and other processes may train these runs.
 
     Args:
       jobs: the jobs of the sweep.
-      began: when the sweep began, in seconds since the epoch; a run that failed after that, here
-        or elsewhere, is not tried again.
+      start: which start of the sweep this is; what failed in it, here or elsewhere, is not tried
+        again.
       sign: shows signs of life.
-      stop: whether to end before the next run.
 
     Raises:
       Interrupted: it was stopped, during a run or between two.
     """
     failed: Failed = []
+    broke: Failed = []  # since the last run that succeeded
+    at_fault: set[str] = set()  # the names of runs that broke where others succeeded
+    succeeded, told = False, False
+
+    def fail(job: Job, why: str, *, known: bool = False) -> None:
+        failed.append((job, why))
+        if not known:  # by another process
+            signs.fail(job.workdir, why, start)
+        print(f"{job} failed: {why}", flush=True)
+
+    def blame_runs() -> None:
+        for job, why in broke:
+            if job.state != "done":  # by another process meanwhile
+                at_fault.add(job.name)
+                fail(job, why)
+        broke.clear()
+
     waiting = [(number, job) for number, job in enumerate(jobs, start=1) if job.state != "done"]
-    told = False
     while waiting:
-        busy = []
-        for number, job in waiting:
+        busy, before = [], len(waiting)
+        while waiting:
+            number, job = waiting.pop(0)
             if job.state == "done":  # by another process meanwhile
                 continue
-            if stop:
-                raise Interrupted(
-                    stop.signum,
-                    f"Stopped {stop.reason} before the next run. The same command resumes it.",
-                )
+            with interruptible() as stop:  # which knows of a signal in the last run's last moments
+                if stop:
+                    raise Interrupted(
+                        stop.signum,
+                        f"Stopped {stop.reason} before the next run. The same command resumes it.",
+                    )
+            if why := signs.failure(job.workdir, start):
+                fail(job, why, known=True)
+                continue
+            if not told:
+                gone = [other for other, _ in failed]
+                left = time_left([other for other in jobs if other not in gone])
+                print(f"\n[{number}/{len(jobs)}] {job}: {job.state}; sweep: {left}")
             try:
-                why = signs.failure(job.workdir, began)
-                if not why:
-                    gone = [other for other, _ in failed]
-                    left = time_left([other for other in jobs if other not in gone])
-                    if not told:
-                        print(f"\n[{number}/{len(jobs)}] {job}: {job.state}; sweep: {left}")
-                    why = _train(job, sign)
+                _train(job, sign)
+                succeeded = True
+                blame_runs()
             except Busy:
                 busy.append((number, job))
-            else:
-                if why:
-                    failed.append((job, why))
-                    print(f"{job} failed: {why}", flush=True)
-                told = False
-        if busy and len(busy) == len(waiting):
+                continue
+            except UserError as error:
+                fail(job, str(error))
+            except Broke as error:
+                if job.name in at_fault:
+                    fail(job, str(error))
+                    continue
+                broke.append((job, str(error)))
+                if len(broke) > 1:
+                    return failed, broke
+                unlike = [entry for entry in waiting if entry[1].name != job.name]
+                waiting = unlike + [entry for entry in waiting if entry not in unlike]
+            told = False
+        if len(busy) == before:
             if not told:
                 names = "; ".join(str(job) for _, job in busy)
                 print(f"Another process is training {names}: waiting for it.", flush=True)
             told = True
-            again = time.monotonic() + _LOOK_AGAIN
-            while not stop and time.monotonic() < again:
-                time.sleep(0.2)
+            time.sleep(LOOK_AGAIN)
         waiting = busy
-    return failed
+    if succeeded:
+        blame_runs()
+    return failed, [(job, why) for job, why in broke if job.state != "done"]
 
 
-def _train(job: Job, sign: Signs) -> str:
-    """Trains a run; returns why it failed, or "" if it did not."""
+def _train(job: Job, sign: Signs) -> None:
+    """Trains a run.
+
+    Raises:
+      UserError, Interrupted: as `train_and_evaluate` does.
+      Broke: another exception ended it.
+    """
     try:
         if job.source.file:
             write_origin(job.source, job.workdir.parent)
         train.train_and_evaluate(job.config, job.workdir, hooks=[sign])
-        signs.succeeded(job.workdir)
-        return ""
-    except (Busy, Interrupted):
+    except (UserError, Interrupted):
         raise
-    except UserError as error:
-        why = str(error)
     except OSError as error:  # such as that of a full disk
-        why = str(of_file(error))
-    except Exception as error:  # a run that breaks must not stop the others
-        why = f"{type(error).__name__}: {error}"
+        raise of_file(error) from error
+    except Exception as error:
         traceback.print_exc()
+        signs.fail(job.workdir, in_short(error))  # for --status; others may try it
+        raise Broke(in_short(error)) from error
     finally:
-        signs.withdraw(job.workdir)
-    signs.fail(job.workdir, why)
-    return why
+        sign.withdraw()
 
 
 def _share(jobs: list[Job], command: list[str], arguments: argparse.Namespace) -> Failed:
     """Lets workers run the command; returns what failed, and why."""
-    began, where = time.time(), workers.places(arguments.workers)
+    start, where = uuid.uuid4().hex, workers.places(arguments.workers)
     commands = [
-        [*command, f"--worker={index}/{len(where)}", f"--began={began!r}"]
+        [*command, f"--worker={index}/{len(where)}", f"--began={start}"]
         for index in range(len(where))
     ]
 
@@ -507,12 +597,15 @@ def _share(jobs: list[Job], command: list[str], arguments: argparse.Namespace) -
         left = time_left(jobs, at_once=len(where), guess=False)
         return f"{_table(jobs, ages=False)}\n{left}"
 
-    ended = workers.supervise(commands, where, arguments.out / "logs", table)
-    lost = f"its worker died, see {arguments.out / 'logs'}"
+    # Another sweep of this folder, perhaps on another machine, writes elsewhere.
+    logs = arguments.out / "logs" / f"{socket.gethostname()}-{os.getpid()}"
+    ended = workers.supervise(commands, where, logs, table)
+    left = [job for job in jobs if job.state != "done"]
+    why = {job.workdir: signs.failure(job.workdir, start) for job in left}
     for worker in ended:
-        if worker.process.returncode == 2:
+        if worker.process.returncode == 2 and not all(why.values()):
             raise UserError(f"A worker could not start; the end of {worker.log}:\n{worker.said}")
-    return [(job, signs.failure(job.workdir, began) or lost) for job in jobs if job.state != "done"]
+    return [(job, why[job.workdir] or f"its worker died, see {logs}") for job in left]
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -540,8 +633,8 @@ def _counts(jobs: list[Job], out: pathlib.Path) -> str:
 
 def _status(jobs: list[Job], arguments: argparse.Namespace) -> int:
     """Prints the progress of the sweep, on any machine; starts nothing."""
-    plan_file = arguments.out / "sweep.json"
-    tasks = read_json(plan_file)["tasks"] if plan_file.exists() else 0
+    path = arguments.out / "sweep.json"
+    there = read_json(path) if path.exists() else {"tasks": 0}
     queue, waiting = {}, {}
     try:
         queue = slurm.queue(arguments.out)
@@ -549,13 +642,14 @@ def _status(jobs: list[Job], arguments: argparse.Namespace) -> int:
         note(f"{error} What is waiting is unknown.")
     try:
         jobs = [_with_sizes(job) for job in jobs]
-        if queue and 0 < tasks <= len(jobs):
-            for index, part in enumerate(shards(jobs, tasks)):
+        if queue and 0 < there["tasks"] <= len(jobs):
+            for index, part in enumerate(_parts(jobs, there)):
                 why = queue.get(index)
                 if why is not None:
                     why = why or "for its turn in a task that runs"
                     waiting |= {job.workdir: why for job in part}
-        at_once = list(queue.values()).count("")
+        alive = [sign for job in jobs if (sign := signs.running(job.workdir)) and sign.alive]
+        at_once = max(list(queue.values()).count(""), len(alive))
         left = time_left(jobs, at_once=at_once, guess=False)
     except UserError as error:
         left = f"the time left is unknown ({error})"
@@ -581,14 +675,15 @@ def _submit(
     if all(job.state == "done" for job in jobs):
         print(f"{_counts(jobs, arguments.out)}; nothing left")
         return 0
-    _agree_on_plan(arguments, jobs_plan, keep=False)
+    path = arguments.out / "sweep.json"
+    _plan_in(path, jobs_plan)
     if queued := slurm.queue(arguments.out):  # without an answer nothing is submitted
         raise UserError(
             f"Tasks of this sweep are already in the queue: {', '.join(map(str, sorted(queued)))}. "
             "Wait for them, or scancel their job first; --status shows what each is doing."
         )
     job = slurm.submit(text, arguments.out)
-    _agree_on_plan(arguments, jobs_plan, keep=True)
+    write_shared(path, _plan_in(path, jobs_plan))
     print(
         f"{_counts(jobs, arguments.out)}; submitted as job {job}, {tasks} task{'s' * (tasks > 1)}. "
         f"Output: {arguments.out / 'slurm'}. The same command with --status instead of --slurm "
@@ -617,9 +712,9 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--print", action="store_true", help="print the script, submit nothing")
     parser.add_argument("--shard", help="i/N: one of N fixed parts of the sweep, from 0/N")
     parser.add_argument("--status", action="store_true", help="show progress, start nothing")
-    # For workers: which of how many it is, and when the sweep began.
+    # For workers: which of how many it is, and what to call this start of the sweep.
     parser.add_argument("--worker", default="0/1", help=argparse.SUPPRESS)
-    parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--began", default=uuid.uuid4().hex, help=argparse.SUPPRESS)
     arguments, options = parser.parse_known_args(argv)
     given = [name for name in ("workers", "slurm", "shard", "status") if getattr(arguments, name)]
     if len(given) > 1:
@@ -632,7 +727,38 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     return arguments, options
 
 
-def main(argv: list[str] | None = None) -> int:
+AGAIN, BROKE = 75, 70  # exit codes; those of sysexits.h for such cases
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    sign = Signs()
+
+    def command() -> int:
+        try:
+            return _main(argv, sign)
+        except (UserError, Interrupted, OSError):
+            raise
+        except Exception:  # such as that of a device which cannot be used
+            traceback.print_exc()
+            return BROKE
+
+    def end(code: int, text: str) -> NoReturn:  # by a signal, while nothing is to be saved
+        with contextlib.suppress(OSError):
+            sign.withdraw()
+        if code == _WARNED:
+            code, text = (AGAIN, text) if sign.progressed else (code, f"{text} {_NO_STEP}")
+        leave(code, text)
+
+    code = exit_code(command, end)
+    return AGAIN if code == _WARNED and sign.progressed else code
+
+
+_WARNED = 128 + signal.SIGUSR1
+_NO_STEP = "No step was made before that. Allow more time."
+
+
+def _main(argv: Sequence[str] | None, sign: Signs) -> int:
     arguments, options = _parse(argv)
     seeds = parse_seeds(arguments.seeds)
     sources = named(arguments.rows, arguments.configs)
@@ -647,7 +773,12 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.workers or arguments.slurm or arguments.status:
         jax.config.update("jax_platforms", "cpu")  # the GPUs are for those that train
 
-    jobs_plan = {"names": [source.name for source in sources], "seeds": seeds, "options": options}
+    jobs_plan = {
+        "names": [source.name for source in sources],
+        "seeds": seeds,
+        "options": options,
+        "configs": {source.name: _differing(source.config) for source in sources},
+    }
     if arguments.slurm or arguments.status:
         jobs = checked(sources, seeds, arguments.out, options)
         if arguments.status:
@@ -658,43 +789,48 @@ def main(argv: list[str] | None = None) -> int:
         _check_count(f"--tasks is {arguments.tasks}", jobs_plan["tasks"], jobs)
         return _submit(jobs, command, arguments, jobs_plan)
 
-    started, sign = time.monotonic(), Signs()
-    with interruptible(signal.SIGUSR1) as stop:  # what follows from it depends on the progress
-        jobs = plan(sources, seeds, arguments.out, options, shard)
-        if shard:
-            _agree_on_plan(arguments, jobs_plan | {"tasks": shard[1]}, keep=not arguments.dry_run)
-        left = time_left(jobs, guess=not arguments.workers)
-        print(f"{_counts(jobs, arguments.out)}; {left}", flush=True)
-        if arguments.dry_run:
-            print(_table(jobs))
-            return 0
+    started = time.monotonic()
+    jobs = checked(sources, seeds, arguments.out, options)
+    if shard:
+        index, count = shard
+        _check_count(f"--shard is {arguments.shard}", count, jobs)
+        jobs = _take(jobs, index, arguments, jobs_plan | {"tasks": count})
+    jobs = plan(jobs)
+    left = time_left(jobs, guess=not arguments.workers)
+    print(f"{_counts(jobs, arguments.out)}; {left}", flush=True)
+    if arguments.dry_run:
+        print(_table(jobs))
+        return 0
+    broke: Failed = []
+    if arguments.workers:
+        failed = _share(jobs, command, arguments)
+    else:
+        compilation.use_cache()
+        index, count = parse_shard(arguments.worker)  # each starts elsewhere in the list
+        first = index * len(jobs) // count
+        jobs = jobs[first:] + jobs[:first]
         try:
-            if arguments.workers:
-                failed = _share(jobs, command, arguments)
-            else:
-                compilation.use_cache()
-                index, count = parse_shard(arguments.worker)  # each starts elsewhere in the list
-                first = index * len(jobs) // count
-                jobs = jobs[first:] + jobs[:first]
-                failed = run(jobs, arguments.began or time.time(), sign, stop)
+            failed, broke = run(jobs, arguments.began, sign)
         except Interrupted as error:
-            if error.signum != signal.SIGUSR1 or sign.progressed or arguments.workers:
+            if error.signum != signal.SIGUSR1 or sign.progressed:
                 raise
-            print(
-                f"jaxcifar: {error}\nNo step was made before that. Allow more time.",
-                file=sys.stderr,
-            )
-            return 75
-    folder = shlex.quote(str(arguments.out))
+            raise Interrupted(error.signum, f"{error} {_NO_STEP}") from error
+    folder, done = shlex.quote(str(arguments.out)), [job for job in jobs if job.state == "done"]
     print(
-        f"\n{len(jobs) - len(failed)} of {len(jobs)} runs are in {arguments.out}, after "
+        f"\n{len(done)} of {len(jobs)} runs are in {arguments.out}, after "
         f"{duration(time.monotonic() - started)}. Next: python -m experiments.report figures "
         f"{folder}; python -m experiments.report {folder}"
     )
-    for job, why in failed:
+    for job, why in failed + broke:
         print(f"failed: {job} ({job.workdir}): {why}", file=sys.stderr)
+    if broke:
+        note(
+            f"{' and '.join(str(job) for job, _ in broke)} broke, and no run succeeded after that: "
+            "this process or its device may be at fault. The same command tries them again."
+        )
+        return BROKE
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(main())

@@ -1,6 +1,9 @@
 """Several processes on one machine share a command's work: one per GPU, or per set of cores."""
 
 import contextlib
+import glob
+import importlib.util
+import itertools
 import os
 import pathlib
 import signal
@@ -17,6 +20,7 @@ from jaxcifar.run.progress import console
 
 _RESTARTS = 3  # of each worker
 _CORES = 4  # of each worker, by default
+TPU_FILES = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")  # other devices have such files as well
 
 
 class Place(NamedTuple):
@@ -33,18 +37,25 @@ def places(text: str) -> list[Place]:
     """Returns a place for each of the workers that --workers asks for.
 
     Args:
-      text: a number, or "auto" for one per GPU or, without GPUs, one per four cores.
+      text: a number, or "auto" for one per GPU, one for all TPUs or, without either, one per four
+        cores.
 
     Raises:
-      UserError: it is neither, or there are fewer GPUs or cores.
+      UserError: it is neither, there are fewer GPUs or cores, or more than one for TPUs.
     """
-    gpus, cores = _gpus(), _cores()
+    gpus, cores = _gpus(), available_cores()
+    tpus = not gpus and _has_tpus()
     if text == "auto":
-        count = len(gpus) or max(1, len(cores) // _CORES)
+        count = 1 if tpus else len(gpus) or max(1, len(cores) // _CORES)
     elif text.isdecimal() and int(text) > 0:
         count = int(text)
     else:
         raise UserError(f"--workers is {text!r}; give a number, or auto.")
+    if tpus and count > 1:
+        raise UserError(
+            f"--workers is {count}, but only one process can use the TPUs of this machine. Leave "
+            "--workers out, or set JAX_PLATFORMS=cpu to train on the cores."
+        )
     units, what = (gpus, "GPUs") if gpus else (cores, "cores")
     if count > len(units):
         raise UserError(f"--workers is {count}, but this machine has {len(units)} {what} for them.")
@@ -60,7 +71,9 @@ def _gpus() -> list[str]:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [name for name in map(str.strip, visible.split(",")) if name and name != "-1"]
+        # As CUDA reads it, which ends at the first that is no device. Slurm writes the last one.
+        names = map(str.strip, visible.split(","))
+        return list(itertools.takewhile(lambda name: name not in ("", "-1", "NoDevFiles"), names))
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -69,7 +82,16 @@ def _gpus() -> list[str]:
     return [str(index) for index in range(len(lines))]
 
 
-def _cores() -> list[int]:
+def _has_tpus() -> bool:
+    """Whether JAX would use TPUs, found out without initialising any."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    wanted = not platforms or "tpu" in platforms.split(",")
+    there = any(glob.glob(files) for files in TPU_FILES)
+    return wanted and there and importlib.util.find_spec("libtpu") is not None
+
+
+def available_cores() -> list[int]:
+    """Returns the numbers of the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
@@ -86,6 +108,7 @@ class Worker:
 
     def __init__(self, command: Sequence[str], place: Place, log: pathlib.Path):
         self.log, self.restarts = log, 0
+        self._given_up = False
         self._command, self._place = command, place
         self.process = self._start()
 
@@ -93,7 +116,7 @@ class Worker:
         environment = {"CUDA_VISIBLE_DEVICES": self._place.gpu} if self._place.gpu else {}
         # In a session of its own, so that Ctrl-C in the terminal reaches only the parent, which
         # passes it on once.
-        with self.log.open("a") as log, _on(self._place.cores):
+        with self.log.open("a") as log, on_cores(self._place.cores):
             return subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
@@ -109,18 +132,24 @@ class Worker:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
 
     def revive(self) -> str:
-        """Restarts the process if it died; returns what to tell the user."""
+        """Restarts the process if it died; returns what to tell the user, once."""
         code = self.process.returncode  # as of the last poll
-        if code is None or 0 <= code < 3 or self.restarts == _RESTARTS:
+        if code in (None, 0, 1) or self._given_up:
             return ""
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        if code == 2 or self.restarts == _RESTARTS:
+            self._given_up = True
+            return (
+                f"The worker on {self._place} ended ({how}) and is not started again; the end of "
+                f"{self.log}:\n{self.said}"
+            )
         self.restarts += 1
         self.process = self._start()
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return f"The worker on {self._place} died ({how}); started again. Its log: {self.log}"
 
 
 @contextlib.contextmanager
-def _on(cores: frozenset[int]) -> Iterator[None]:
+def on_cores(cores: frozenset[int]) -> Iterator[None]:
     """Restricts processes that are started inside to these cores, from the very beginning."""
     if not cores or not hasattr(os, "sched_setaffinity"):
         yield

@@ -51,6 +51,9 @@ class Run:
 class Hook:
     """Override the methods you need. All are called by the thread that trains."""
 
+    def locked(self, workdir: pathlib.Path) -> None:
+        """Once this process has the run's folder, before anything is loaded or compiled."""
+
     def start(self, run: Run) -> None:
         """Before the first step of this start, or resumption, of the run."""
 

@@ -69,6 +69,8 @@ def train_and_evaluate(
     fields = {name: value for name, value in flatten(config).items() if name not in own}
     processes.check_same("config", fields)
     with RunFolder(pathlib.Path(workdir)) as folder:
+        for hook in hooks:
+            hook.locked(folder.path)
         if result := folder.result(config):
             return result
         memory = PeakMemory()

@@ -1,12 +1,12 @@
 """Sweeps on Slurm: the script (run by bash, Slurm's commands faked), shards, what is refused."""
 
-import contextlib
 import json
 import os
 import pathlib
 import re
 import signal
 import subprocess
+import time
 
 import pytest
 import yaml
@@ -98,7 +98,7 @@ def test_a_task_is_requeued_before_its_time_limit_and_its_run_is_the_serial_one(
     calls = fakes / "calls"
     assert execute("TERM", 1) == 128 + signal.SIGTERM
     assert not calls.exists()  # preemption or scancel: for Slurm to decide
-    assert execute("USR1", len(log.read_lines(metrics)) + 1) == 128 + signal.SIGUSR1
+    assert execute("USR1", len(log.read_lines(metrics)) + 1) == sweep.AGAIN
     assert calls.read_text() == "requeue 77_1\n"
     assert not (out / "vgg2" / "seed1" / "result.json").exists()
 
@@ -118,21 +118,26 @@ def test_a_task_is_requeued_before_its_time_limit_and_its_run_is_the_serial_one(
 
 
 @pytest.mark.parametrize(
-    ("code", "state", "preempted", "requeued"),
+    ("code", "state", "preempted", "requeued", "restarts"),
     [
-        (143, "RUNNING", "2026-11-25T15:51:09", True),  # it ended within its grace time
-        (143, "RUNNING", "None", False),
-        (143, "CANCELLED", "2026-11-25T15:51:09", False),
-        (143, "PENDING", "2026-11-25T15:51:09", False),  # Slurm has requeued it
-        (1, "RUNNING", "2026-11-25T15:51:09", False),
-        (138, "RUNNING", "None", True),
+        (sweep.AGAIN, "RUNNING", "None", True, "9"),  # saved before the time limit
+        (138, "RUNNING", "None", False, ""),  # so soon that nothing was saved
+        (sweep.BROKE, "RUNNING", "None", True, ""),
+        (sweep.BROKE, "RUNNING", "None", True, "2"),
+        (sweep.BROKE, "RUNNING", "None", False, "3"),
+        (143, "RUNNING", "2026-11-25T15:51:09", True, ""),  # it ended within its grace time
+        (143, "RUNNING", "None", False, ""),
+        (143, "CANCELLED", "2026-11-25T15:51:09", False, ""),
+        (143, "PENDING", "2026-11-25T15:51:09", False, ""),  # Slurm has requeued it
+        (1, "RUNNING", "2026-11-25T15:51:09", False, ""),
     ],
 )
-def test_what_the_script_requeues(code, state, preempted, requeued, fakes, tmp_path):
+def test_what_the_script_requeues(code, state, preempted, requeued, restarts, fakes, tmp_path):
     (fakes / "job").write_text(JOB.format(state=state, preempted=preempted))
     (fakes / "srun").write_text(f"#!/bin/bash\nexit {code}\n")
     text = slurm.script(["sweep"], tmp_path, 2, "1:00:00")
     task = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "78"}
+    task["SLURM_RESTART_COUNT"] = restarts
     done = subprocess.run(["bash"], input=text, text=True, env=os.environ | task)
     assert done.returncode == code
     calls = fakes / "calls"
@@ -141,31 +146,78 @@ def test_what_the_script_requeues(code, state, preempted, requeued, fakes, tmp_p
 
 def test_no_requeue_without_progress(tmp_path, monkeypatch, capsys):
     def stopped(*_, **__):
-        raise Interrupted(signal.SIGUSR1, "Stopped")
+        raise Interrupted(signal.SIGUSR1, "Stopped.")
 
     monkeypatch.setattr(train, "train_and_evaluate", stopped)
-    assert start_sweep(tmp_path / "out", "vgg2", "0") == 75
-    assert "Allow more time" in capsys.readouterr().err
+    assert start_sweep(tmp_path / "out", "vgg2", "0") == 128 + signal.SIGUSR1
+    assert "Stopped. No step was made before that. Allow more" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("progressed", "code"), [(False, 75), (True, 128 + signal.SIGUSR1)])
-@pytest.mark.parametrize("where", ["in a run's last moments", "between two runs"])
-def test_a_warning_that_no_run_answers_is_not_lost(where, progressed, code, tmp_path, monkeypatch):
+def train_none(arguments, progressed, begun):
+    """A sweep that gets no further than the compilation of its first run."""
+
+    def compile_one(config, workdir, hooks):
+        hooks[0].locked(workdir)
+        hooks[0].progressed |= progressed
+        begun.touch()
+        time.sleep(600)  # which goes on after a handler of Python, as a compilation does
+
+    train.train_and_evaluate = compile_one
+    return sweep.main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("signum", "progressed", "code"),
+    [
+        (signal.SIGUSR1, False, 128 + signal.SIGUSR1),
+        (signal.SIGUSR1, True, sweep.AGAIN),
+        (signal.SIGTERM, True, 128 + signal.SIGTERM),
+    ],
+)
+def test_a_signal_during_a_compilation_is_answered_at_once(tmp_path, signum, progressed, code):
+    begun, environment = tmp_path / "begun", sweep_command(tmp_path)[1]
+    workdir = tmp_path / "out" / "vgg2" / "seed0"
+    workdir.mkdir(parents=True)
+    arguments = ["--rows=vgg2", f"--out={tmp_path / 'out'}", *OPTIONS]
+    told = (train_none, arguments, progressed, begun)
+    process = Forked(*told, environment=environment, cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not begun.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signum)
+    try:
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert ("Allow more time" in error) == (code == 128 + signal.SIGUSR1)
+    assert not (workdir / ".running").exists()
+
+
+@pytest.mark.parametrize(
+    ("signum", "progressed", "code"),
+    [
+        (signal.SIGUSR1, False, 128 + signal.SIGUSR1),
+        (signal.SIGUSR1, True, sweep.AGAIN),
+        (signal.SIGTERM, True, 128 + signal.SIGTERM),
+    ],
+)
+def test_a_signal_that_no_run_answers_is_not_lost(signum, progressed, code, tmp_path, monkeypatch):
     trained = []
 
     def train_one(config, workdir, hooks):
         trained.append(workdir)
         hooks[0].progressed |= progressed
-        with interruptible() if where == "in a run's last moments" else contextlib.nullcontext():
-            os.kill(os.getpid(), signal.SIGUSR1)
+        with interruptible():  # the last moments of a run
+            os.kill(os.getpid(), signum)
         pretend(config, workdir)
 
     monkeypatch.setattr(train, "train_and_evaluate", train_one)
-    before = signal.signal(signal.SIGUSR1, lambda *_: pytest.fail("nobody took the signal"))
+    before = signal.signal(signum, lambda *_: pytest.fail("nobody took the signal"))
     try:
         assert start_sweep(tmp_path / "out", "vgg2", "0-2") == code
     finally:
-        signal.signal(signal.SIGUSR1, before)
+        signal.signal(signum, before)
     assert len(trained) == 1
 
 
@@ -285,7 +337,7 @@ def test_shards_part_the_runs_whatever_is_done(tmp_path):
 def test_shards_are_of_about_equal_work(tmp_path):
     jobs = sweep.checked(configs.named("vgg1-8,9", None), [0, 1, 2], tmp_path, OPTIONS)
     for count in (2, 3, 5):
-        works = [sweep._work(part) for part in sweep.shards(jobs, count)]
+        works = [sweep.work(part) for part in sweep.shards(jobs, count)]
         assert max(works) < 1.25 * sum(works) / count, count
 
 
@@ -353,6 +405,33 @@ def test_a_script_of_another_plan_is_refused(fakes, tmp_path, monkeypatch, capsy
     assert start_sweep(out, "vgg2", "0-3", "--shard=1/2") == 0
     assert len(trained) == 2
     assert (out / "slurm" / "jobs").read_text() == "77\n77\n"
+
+
+def test_tasks_keep_to_the_parts_and_configs_they_were_planned_with(tmp_path, monkeypatch, capsys):
+    """Whatever becomes of the files while some of them wait in the queue."""
+    text = (
+        "from jaxcifar.config import base_config\n\ndef get_config():\n    config = base_config()\n"
+        "    config.model.name = 'vgg_a'\n    config.train.batch_size = {batch}\n    return config"
+    )
+    mine, out, trained = tmp_path / "mine.py", tmp_path / "out", []
+    mine.write_text(text.format(batch=64))
+    monkeypatch.setattr(
+        train, "train_and_evaluate", lambda c, w, **_: trained.append(w) or pretend(c, w)
+    )
+    task = (out, "vgg6", "0-1", f"--configs={mine}")
+    assert start_sweep(*task, "--shard=0/2") == 0
+    first = [f"{path.parent.name}/{path.name}" for path in trained]
+    there = json.loads((out / "sweep.json").read_text())
+    assert there["shards"][0] == first
+    # A task that computed the parts by itself would not see this.
+    there["shards"] = [first + there["shards"][1][1:], there["shards"][1][:1]]
+    (out / "sweep.json").write_text(json.dumps(there))
+    trained.clear()
+    assert start_sweep(*task, "--shard=1/2") == 0
+    assert [f"{path.parent.name}/{path.name}" for path in trained] == there["shards"][1]
+    mine.write_text(text.format(batch=128))
+    assert start_sweep(*task, "--shard=0/2") == 2
+    assert "mine: train.batch_size: 64 -> 128" in capsys.readouterr().err
 
 
 def test_what_sbatch_says_is_passed_on(fakes, tmp_path, capsys):

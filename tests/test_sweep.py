@@ -17,7 +17,7 @@ from experiments.sweep import main as sweep_main
 from jaxcifar import data, train
 from jaxcifar.errors import Interrupted, UserError, exit_code
 from jaxcifar.hooks import Hook
-from jaxcifar.run import log
+from jaxcifar.run import log, signs
 from jaxcifar.run.log import read_lines
 from tests.conftest import OPTIONS, start_sweep
 
@@ -111,7 +111,7 @@ def test_stopped_in_the_middle_and_started_again_is_the_same_sweep(swept, tmp_pa
     )
     assert start_sweep(out) == 128 + signal.SIGINT
     monkeypatch.setattr(train, "train_and_evaluate", real)
-    jobs = sweep.plan(configs.named("vgg2,vgg6", None), [0, 1], out, OPTIONS)
+    jobs = sweep.checked(configs.named("vgg2,vgg6", None), [0, 1], out, OPTIONS)
     assert [job.state for job in jobs] == ["done", "to resume", "new", "new"]
     assert start_sweep(out) == 0
     for row in ("vgg2", "vgg6"):
@@ -162,22 +162,31 @@ def test_time_left_is_work_by_measured_speed(copied):
     (copied / "vgg6" / "seed1" / "result.json").unlink()
     lines = (copied / "vgg6" / "seed1" / "metrics.jsonl").read_text().splitlines(keepends=True)
     (copied / "vgg6" / "seed1" / "metrics.jsonl").write_text(lines[0])
-    jobs = sweep.plan(configs.named("vgg2,vgg6", None), [0, 1], copied, OPTIONS)
+    jobs = sweep.plan(sweep.checked(configs.named("vgg2,vgg6", None), [0, 1], copied, OPTIONS))
     each = cost.forward_multiply_adds("vgg_a_bn", 0.05)
     assert sweep.work_left(jobs[3]) == (3 * 100 + 256) * each  # one epoch of two
     speeds = [3 * r["images_per_second"] * each for job in jobs for r in job.records]
     assert sweep.multiply_adds_per_second(jobs) == pytest.approx(np.median(speeds))
 
 
-def test_time_left_of_runs_at_once(copied):
+def test_time_left_of_runs_at_once(copied, capsys):
     """Two runs are done, and took ten seconds each; three are left."""
     for seed in (0, 1):
         path = copied / "vgg2" / f"seed{seed}" / "metrics.jsonl"
         records = [r | {"images_per_second": 2 * (100 + 256 / 3) / 10} for r in read_lines(path)]
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    jobs = sweep.plan(configs.named("vgg2", None), [0, 1, 2, 3, 4], copied, OPTIONS)
+    jobs = sweep.plan(sweep.checked(configs.named("vgg2", None), [*range(5)], copied, OPTIONS))
     left = [sweep.time_left(jobs, at_once=at_once) for at_once in (1, 2, 8)]
     assert left == ["about 30s left", "about 15s left", "about 10s left"]
+    # Two show a sign of life, outside of any queue.
+    for job in jobs[3:]:
+        job.workdir.mkdir()
+        signs.give(job.workdir)
+    assert start_sweep(copied, "vgg2", "0-4", "--status") == 0
+    assert "2 done, 3 new; about 15s left" in capsys.readouterr().out
+    # The last epoch of one is done, but the run is not.
+    (jobs[0].workdir / "result.json").unlink()
+    assert sweep.time_left(jobs[:2]) == "about 0s left"
 
 
 def test_a_held_out_part_needs_no_labels_of_the_test_images(tmp_path, monkeypatch, capsys):

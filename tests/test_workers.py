@@ -7,9 +7,11 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
+import types
 
 import pytest
 
@@ -30,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """Lets the machine have ten cores, and as many GPUs as it is called with."""
-    monkeypatch.setattr(workers, "_cores", lambda: list(range(10)))
+    monkeypatch.setattr(workers, "available_cores", lambda: list(range(10)))
     monkeypatch.delenv("JAX_PLATFORMS")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -57,6 +59,29 @@ def test_a_worker_for_each_gpu(machine, monkeypatch):
     assert not any(place.gpu for place in workers.places("auto"))
 
 
+@pytest.mark.parametrize(
+    ("visible", "gpus"),
+    [("0,-1,1", ["0"]), ("-1", []), ("NoDevFiles", []), ("1, 0", ["1", "0"])],
+)
+def test_the_list_of_gpus_is_read_as_cuda_reads_it(machine, monkeypatch, visible, gpus):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [place.gpu for place in workers.places("auto") if place.gpu] == gpus
+
+
+def test_tpus_are_for_one_process(machine, tmp_path, monkeypatch):
+    """All other workers would train on the cores, and nobody would notice."""
+    (tmp_path / "accel0").touch()
+    monkeypatch.setattr(workers, "TPU_FILES", (f"{tmp_path}/accel[0-9]*",))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert len(workers.places("auto")) == 2  # of another vendor: no libtpu
+    (tmp_path / "libtpu.py").touch()
+    assert workers.places("auto") == workers.places("1")
+    with pytest.raises(UserError, match="--workers is 2, but only one process can use the TPUs"):
+        workers.places("2")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert len(workers.places("2")) == 2
+
+
 def test_workers_share_the_cores(machine):
     assert len(workers.places("auto")) == 2
     for count in (1, 3, 10):
@@ -78,6 +103,19 @@ def test_impossible_numbers_of_workers(machine, gpus, text):
 ONE = (workers.Place(gpu="5"),)
 
 
+def until(happened):
+    """Waits until a function returns true."""
+    deadline = time.monotonic() + 60
+    while not happened():
+        if time.monotonic() > deadline:
+            pytest.fail("it did not happen within a minute")
+        time.sleep(0.05)
+
+
+def has(path, text):
+    return path.exists() and text in path.read_text()
+
+
 def supervise(tmp_path, script, where=ONE):
     commands = [["bash", "-c", script]] * len(where)
     return workers.supervise(commands, where, tmp_path / "logs", lambda: "")
@@ -87,14 +125,19 @@ def test_a_worker_that_dies_is_started_again_three_times(tmp_path, capsys):
     (worker,) = supervise(tmp_path, "echo on GPU $CUDA_VISIBLE_DEVICES; kill -9 $$")
     assert worker.process.returncode == -signal.SIGKILL
     assert worker.said.split("\n") == ["on GPU 5"] * 4
-    assert capsys.readouterr().out.count("killed by SIGKILL") == 3
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("died (killed by SIGKILL); started again") == 3
+    assert printed.count("ended (killed by SIGKILL) and is not started again") == 1
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
-def test_a_worker_that_ends_is_not(tmp_path, code):
-    (worker,) = supervise(tmp_path, f"exit {code}")
+def test_a_worker_that_ends_is_not(tmp_path, code, capsys):
+    (worker,) = supervise(tmp_path, f"echo why; exit {code}")
     assert worker.process.returncode == code
     assert worker.restarts == 0
+    printed = " ".join(capsys.readouterr().out.split())  # what a user has to know, at once
+    assert ("ended (exit code 2) and is not started again" in printed) == (code == 2)
+    assert ("why" in printed) == (code == 2)
 
 
 def test_a_worker_has_its_cores_from_the_start(tmp_path):
@@ -111,11 +154,8 @@ def test_a_signal_is_passed_on_once_and_nothing_is_started_again(tmp_path):
     script = f"trap 'echo got it' TERM; echo ready; {loop}"
 
     def end():
-        while (
-            not (tmp_path / "logs" / "worker-1.log").exists()
-            or "ready" not in (tmp_path / "logs" / "worker-1.log").read_text()
-        ):
-            time.sleep(0.05)
+        for index in (0, 1):
+            until(lambda index=index: has(tmp_path / "logs" / f"worker-{index}.log", "ready"))
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -137,9 +177,7 @@ def test_an_error_of_the_parent_lets_the_workers_save(tmp_path):
     script = f"trap 'sleep 0.5; echo saved; exit 143' TERM; echo ready; {loop}"
 
     def table():
-        path = tmp_path / "logs" / "worker-0.log"
-        while "ready" not in path.read_text():
-            time.sleep(0.05)
+        until(lambda: has(tmp_path / "logs" / "worker-0.log", "ready"))
         raise OSError(errno.ESTALE, "Stale file handle")
 
     with pytest.raises(OSError, match="Stale"):
@@ -156,19 +194,25 @@ def test_one_of_two_workers_is_killed_and_the_sweep_is_the_serial_one(tmp_path):
     what = ("--rows=vgg2", "--seeds=0-2", "--config.train.epochs=6")
     out, serial = tmp_path / "workers", tmp_path / "serial"
     command, environment = sweep_command(serial, *what)
-    with workers._on(frozenset({min(os.sched_getaffinity(0))})):  # rounding depends on how many
+    with workers.on_cores(
+        frozenset({min(os.sched_getaffinity(0))})
+    ):  # rounding depends on how many
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     command, environment = sweep_command(out, *what, "--workers=2")
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
-        victim = None
-        while victim is None and parent.poll() is None:
-            for path in out.glob("vgg2/*/.running"):
-                if (path.parent / "metrics.jsonl").read_text():
-                    victim = json.loads(path.read_text())["pid"]
-                    os.kill(victim, signal.SIGKILL)
-                    break
-            time.sleep(0.02)
+        begun = []
+
+        def has_begun():
+            begun[:] = [
+                path
+                for path in out.glob("vgg2/*/.running")
+                if has(path.with_name("metrics.jsonl"), "epoch")
+            ]
+            return begun or parent.poll() is not None
+
+        until(has_begun)
+        os.kill(json.loads(begun[0].read_text())["pid"], signal.SIGKILL)
         printed, _ = parent.communicate(timeout=300)
     finally:
         parent.terminate()
@@ -190,7 +234,7 @@ def test_one_of_two_workers_is_killed_and_the_sweep_is_the_serial_one(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_another_process_trains_is_waited_for(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "_LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(sweep, "LOOK_AGAIN", 0.01)
     tried = []
 
     def trained(config, workdir, **_):
@@ -209,7 +253,7 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path, monkeypatch, 
 
 def test_a_locked_workdir_is_busy(tmp_path):
     (source,) = configs.named("vgg2", None)
-    (job,) = sweep.plan([source], [0], tmp_path, OPTIONS)
+    (job,) = sweep.checked([source], [0], tmp_path, OPTIONS)
     job.workdir.mkdir(parents=True)
     with (job.workdir / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -220,24 +264,100 @@ def test_a_locked_workdir_is_busy(tmp_path):
 def test_a_run_that_failed_since_the_start_is_not_tried_by_every_worker(tmp_path, monkeypatch):
     tried = []
 
-    def broken(config, workdir, **_):
+    def diverging(config, workdir, **_):
         tried.append(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        raise RuntimeError("the machine broke")
+        raise UserError("The loss is not finite.")
 
-    monkeypatch.setattr(train, "train_and_evaluate", broken)
-    out, began = tmp_path / "out", time.time() - 1
+    monkeypatch.setattr(train, "train_and_evaluate", diverging)
+    out = tmp_path / "out"
     for index in (0, 1):
-        worker = [f"--worker={index}/2", f"--began={began}"]
+        worker = [f"--worker={index}/2", "--began=today"]
         assert start_sweep(out, "vgg2", "0-1", *worker) == 1
+        for path in tried:  # whatever the clock of the file server says
+            os.utime(path / "failed.json", (0, 0))
     assert tried == [out / "vgg2" / "seed0", out / "vgg2" / "seed1"]
     failed = json.loads((tried[0] / "failed.json").read_text())
-    assert failed["message"] == "RuntimeError: the machine broke"
+    assert failed["message"] == "The loss is not finite."
     assert failed["pid"] == os.getpid()
-    # The next start tries again, and success removes the mark.
-    monkeypatch.setattr(train, "train_and_evaluate", pretend)
-    assert start_sweep(out, "vgg2", "0-1") == 0
-    assert not (tried[0] / "failed.json").exists()
+    assert start_sweep(out, "vgg2", "0-1") == 1  # the next start tries again
+    assert len(tried) == 4
+
+
+def broken(*names):
+    """Training that breaks if the run has one of these names; returns it, and what it tried."""
+    tried = []
+
+    def train_one(config, workdir, **_):
+        tried.append(f"{workdir.parent.name}/{workdir.name}")
+        if workdir.parent.name in names:
+            raise RuntimeError("INTERNAL: the machine broke")
+        pretend(config, workdir)
+
+    return train_one, tried
+
+
+def test_a_broken_device_fails_no_run(tmp_path, monkeypatch, capsys):
+    """The process ends after two runs of different configs, and others train them all."""
+    out = tmp_path / "out"
+    trained, tried = broken("vgg2", "vgg6")
+    monkeypatch.setattr(train, "train_and_evaluate", trained)
+    assert start_sweep(out, "vgg2,vgg6", "0-3", "--worker=0/2", "--began=today") == sweep.BROKE
+    assert tried == ["vgg2/seed0", "vgg6/seed0"]
+    error = capsys.readouterr().err
+    assert "vgg2, seed 0 and vgg6, seed 0 broke" in error
+    assert f"({out / 'vgg6' / 'seed0'}): RuntimeError: INTERNAL: the machine broke" in error
+    assert "the machine broke" in signs.failure(out / "vgg2" / "seed0")  # for --status
+    trained, tried = broken()
+    monkeypatch.setattr(train, "train_and_evaluate", trained)
+    assert start_sweep(out, "vgg2,vgg6", "0-3", "--worker=1/2", "--began=today") == 0
+    assert len(tried) == 8
+
+
+def test_runs_that_break_where_others_succeed_cost_only_themselves(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    trained, tried = broken("vgg2")
+    monkeypatch.setattr(train, "train_and_evaluate", trained)
+    assert start_sweep(out, "vgg2,vgg6", "0-2", "--began=today") == 1
+    assert sorted(tried) == [f"{row}/seed{seed}" for row in ("vgg2", "vgg6") for seed in range(3)]
+    assert capsys.readouterr().err.count("failed: vgg2, seed") == 3
+    assert start_sweep(out, "vgg2,vgg6", "0-2", "--began=today") == 1  # as another worker
+    assert len(tried) == 6
+    # Alone, at the end: something was trained before.
+    trained, tried = broken("vgg6")
+    monkeypatch.setattr(train, "train_and_evaluate", trained)
+    assert start_sweep(tmp_path / "other", "vgg2,vgg6", "0") == 1
+    # Nothing was: there is nothing to judge by.
+    assert start_sweep(tmp_path / "other", "vgg6", "0") == sweep.BROKE
+
+
+def test_a_device_that_cannot_be_used_is_no_failed_run(tmp_path, monkeypatch, capsys):
+    def no_device(_):
+        raise RuntimeError("Unable to initialize backend 'cuda'")
+
+    monkeypatch.setattr(sweep, "plan", no_device)
+    assert start_sweep(tmp_path / "out", "vgg2", "0") == sweep.BROKE
+    assert "Unable to initialize" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("trained", "code"), [(1, 2), (2, 0)])
+def test_a_worker_that_could_not_start_matters_if_runs_are_left(
+    tmp_path, monkeypatch, capsys, trained, code
+):
+    kept = []
+
+    def supervise(commands, where, logs, table):
+        kept.append(logs)
+        for job in sweep.checked(configs.named("vgg2", None), [0, 1], out, OPTIONS)[:trained]:
+            pretend(job.config, job.workdir)
+        process = types.SimpleNamespace(returncode=2)
+        return [types.SimpleNamespace(process=process, log=logs / "worker-0.log", said="no CUDA")]
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(workers, "supervise", supervise)
+    assert start_sweep(out, "vgg2", "0-1", "--workers=1") == code
+    assert ("no CUDA" in capsys.readouterr().err) == (code == 2)
+    # Another sweep of the folder keeps its output elsewhere.
+    assert kept == [out / "logs" / f"{socket.gethostname()}-{os.getpid()}"]
 
 
 def test_workers_begin_with_different_runs(tmp_path, monkeypatch):
@@ -295,7 +415,7 @@ def test_a_run_that_fails_before_it_writes_anything_says_why(tmp_path, capsys):
 
 def test_states_in_words(tmp_path, monkeypatch):
     (source,) = configs.named("vgg2", None)
-    (job,) = sweep.plan([source], [0], tmp_path, OPTIONS)
+    (job,) = sweep.checked([source], [0], tmp_path, OPTIONS)
     assert job.describe() == "new"
     assert job.describe("Priority") == "waiting: Priority"
     job.workdir.mkdir(parents=True)
@@ -304,6 +424,7 @@ def test_states_in_words(tmp_path, monkeypatch):
     mark = {"host": "node7", "pid": 1, "job": "77_3", "time": ""}
     path = job.workdir / ".running"
     path.write_text(json.dumps(mark))
+    os.utime(path, (time.time() + 7200,) * 2)  # however slow this machine is
     assert job.describe("Priority") == "running on node7 (job 77_3), last sign 0s ago"
     os.utime(path, (time.time() - 7200,) * 2)
     assert job.describe() == "to resume (node7 fell silent 2h00m ago)"
@@ -312,16 +433,55 @@ def test_states_in_words(tmp_path, monkeypatch):
     # One that is dead on this machine is known to be.
     ended = subprocess.Popen(["true"])
     ended.wait()
-    here = signs._who() | {"pid": ended.pid}
-    path.write_text(json.dumps(here))
-    assert not signs.running(job.workdir).alive
-    path.write_text(json.dumps(here | {"pid": os.getpid()}))
+    signs.give(job.workdir)
     assert signs.running(job.workdir).alive
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": ended.pid}))
+    assert not signs.running(job.workdir).alive
     pretend(job.config, job.workdir)
     assert job.describe() == "done"
     (job.workdir / "metrics.jsonl").write_text("")
     assert job.state == "damaged"
     assert "metrics.jsonl has 0 of 2 epochs" in job.damage
+
+
+def test_a_run_shows_itself_before_it_compiles(tmp_path, monkeypatch):
+    """And no longer as what failed yesterday."""
+    (source,) = configs.named("vgg2", None)
+    (job,) = sweep.checked([source], [0], tmp_path, OPTIONS)
+    signs.fail(job.workdir, "it broke")
+    seen = []
+
+    def look(_):
+        seen.append(job.describe(ages=False))
+        raise UserError("Enough.")
+
+    monkeypatch.setattr(train, "load_splits", look)
+    assert start_sweep(tmp_path, "vgg2", "0") == 1
+    assert seen == [f"running on {socket.gethostname()}"]
+    assert job.describe() == "failed: Enough."
+
+
+def test_a_sign_is_renewed_while_nothing_else_happens(tmp_path, monkeypatch):
+    monkeypatch.setattr(signs, "EVERY", 0.01)
+    with signs.shown(tmp_path):
+        os.utime(tmp_path / ".running", (0, 0))
+        until(lambda: signs.running(tmp_path).alive)
+    assert not (tmp_path / ".running").exists()
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    (source,) = configs.named("vgg2", None)
+    (job,) = sweep.checked([source], [0], tmp_path, OPTIONS)
+    pretend(job.config, job.workdir)
+    real, reads = sweep.read_records, []
+    monkeypatch.setattr(sweep, "read_records", lambda path: reads.append(path) or real(path))
+    path = job.workdir / "metrics.jsonl"
+    assert [job.state, len(job.records), job.describe()] == ["done", 2, "done"]
+    assert reads == [path]
+    with path.open("a") as file:
+        file.write('{"epoch": 3}\n')
+    assert len(job.records) == 3
+    assert reads == [path] * 2
 
 
 def test_status_starts_nothing(tmp_path, monkeypatch, capsys):

@@ -1,7 +1,7 @@
 """What a sweep adds to a run's workdir: a sign of life, or the reason of a failure.
 
-.running exists while the run trains, and is touched regularly. failed.json says why the last
-attempt failed, and is deleted when the run is complete.
+.running exists while a process works on the run, and is touched regularly. failed.json says why the
+last attempt failed, and is deleted when the next one begins.
 """
 
 import contextlib
@@ -9,11 +9,14 @@ import json
 import os
 import pathlib
 import socket
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from jaxcifar.run.log import write_shared
 
+EVERY = 10.0  # seconds, between two touches
 _SILENT = 600.0  # seconds after which a run no longer counts as running
 
 
@@ -26,15 +29,32 @@ class Running(NamedTuple):
     alive: bool  # it is probably still running
 
 
+@contextlib.contextmanager
+def shown(workdir: pathlib.Path) -> Iterator[None]:
+    """Shows that this process works on the run, for the duration of a `with` block.
+
+    A thread renews the sign, because the one that trains may compile or evaluate for an hour.
+    """
+    give(workdir)
+    ended = threading.Event()
+    threading.Thread(target=_renew, args=(workdir, ended), daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        withdraw(workdir)
+
+
+def _renew(workdir: pathlib.Path, ended: threading.Event) -> None:
+    while not ended.wait(EVERY):
+        with contextlib.suppress(OSError):  # it was withdrawn, or the run itself will say why
+            os.utime(workdir / ".running")
+
+
 def give(workdir: pathlib.Path) -> None:
-    """Leaves a sign that this process trains here."""
+    """Leaves a sign that this process works here; an earlier failure no longer counts."""
     write_shared(workdir / ".running", _who())
-
-
-def renew(workdir: pathlib.Path) -> None:
-    """Renews the sign."""
-    with contextlib.suppress(OSError):  # the run itself will report a full disk
-        (workdir / ".running").touch()
+    (workdir / "failed.json").unlink(missing_ok=True)
 
 
 def withdraw(workdir: pathlib.Path) -> None:
@@ -55,30 +75,28 @@ def running(workdir: pathlib.Path) -> Running | None:
     except FileNotFoundError:  # the run ended meanwhile
         return None
     here = sign["host"] == socket.gethostname()
+    # An old sign of a process that seems to live here is that of another, from before a reboot.
     alive = age < _SILENT and not (here and _is_dead(sign["pid"]))
     return Running(sign["host"], sign["job"], age, alive)
 
 
-def fail(workdir: pathlib.Path, message: str) -> None:
-    """Writes failed.json, if that is possible."""
+def fail(workdir: pathlib.Path, message: str, start: str = "") -> None:
+    """Writes failed.json, if that is possible.
+
+    Args:
+      workdir: of the run.
+      message: why it failed.
+      start: which start of a sweep need not try it again; "" if the run may not be at fault.
+    """
     with contextlib.suppress(OSError):
         workdir.mkdir(parents=True, exist_ok=True)  # the run may have failed before it wrote there
-        write_shared(workdir / "failed.json", _who() | {"message": message})
+        write_shared(workdir / "failed.json", _who() | {"message": message, "start": start})
 
 
-def failure(workdir: pathlib.Path, since: float = 0.0) -> str:
-    """Returns why a run failed after `since` (seconds since the epoch); "" if it did not."""
-    path = workdir / "failed.json"
-    content = _read(path)
-    with contextlib.suppress(OSError):
-        if content and path.stat().st_mtime >= since:
-            return content["message"]
-    return ""
-
-
-def succeeded(workdir: pathlib.Path) -> None:
-    """Removes failed.json."""
-    (workdir / "failed.json").unlink(missing_ok=True)
+def failure(workdir: pathlib.Path, start: str | None = None) -> str:
+    """Returns why a run failed, in this start of a sweep or (None) in any; "" if it did not."""
+    content = _read(workdir / "failed.json") or {}
+    return content.get("message", "") if start in (None, content.get("start")) else ""
 
 
 def _who() -> dict[str, Any]:
@@ -104,6 +122,6 @@ def _is_dead(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:
-        return False
+    except PermissionError:  # of another user
+        pass
     return False
