@@ -728,6 +728,8 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 AGAIN, BROKE = 75, 70  # exit codes; those of sysexits.h for such cases
+_WARNED = 128 + signal.SIGUSR1
+_NO_STEP = "No step was made before that. Allow more time."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -735,8 +737,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sign = Signs()
 
     def command() -> int:
+        arguments, options = _parse(argv)
         try:
-            return _main(argv, sign)
+            return _carry_out(arguments, options, sign)
         except (UserError, Interrupted, OSError):
             raise
         except Exception:  # such as that of a device which cannot be used
@@ -754,12 +757,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return AGAIN if code == _WARNED and sign.progressed else code
 
 
-_WARNED = 128 + signal.SIGUSR1
-_NO_STEP = "No step was made before that. Allow more time."
-
-
-def _main(argv: Sequence[str] | None, sign: Signs) -> int:
-    arguments, options = _parse(argv)
+def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -> int:
     seeds = parse_seeds(arguments.seeds)
     sources = named(arguments.rows, arguments.configs)
     shard = parse_shard(arguments.shard) if arguments.shard is not None else None
