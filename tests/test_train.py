@@ -324,9 +324,6 @@ def test_the_seconds_of_an_epoch_are_those_of_its_steps(tmp_path, monkeypatch, s
     assert [record["images_per_second"] for record in records] == pytest.approx([16.0, 16.0])
 
 
-@pytest.mark.xfail(
-    reason="RunFolder.start_log returns the list that RunLog.write appends to as well"
-)
 def test_the_training_time_of_a_run_is_that_of_its_epochs(finished):
     workdir, result = finished
     seconds = [record["seconds"] for record in read_lines(workdir / "metrics.jsonl")]

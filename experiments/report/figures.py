@@ -195,7 +195,7 @@ def accuracy(sweep: Sweep, folder: pathlib.Path) -> list[str]:
             value = estimate([100 - 100 * run.best["val_accuracy"] for run in runs])
             bar = None if math.isnan(value.half) else value.half
             results = [run.result for run in runs if run.result]
-            minutes = estimate([result["train_seconds"] / 60 for result in results]).mean
+            minutes = estimate([run.train_seconds / 60 for run in runs]).mean
             marker, color = styles[_model(runs[0])]
             style = {"fmt": marker, "color": color, "capsize": 3, "markersize": 6}
             xs = results[0]["parameters"] / 1e6, minutes

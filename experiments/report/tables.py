@@ -159,7 +159,7 @@ def cost_table(sweep: Sweep) -> Table:
     for name in sweep.names:
         runs = sweep.of(name)
         run, results = runs[0], [run.result for run in runs if run.result]
-        train_seconds = estimate([result["train_seconds"] for result in results]).mean
+        train_seconds = estimate([run.train_seconds for run in runs]).mean
         rate = estimate([r["images_per_second"] for run in runs for r in run.records]).mean
         memory = max(result["peak_memory_bytes"] or 0 for result in results)  # None is unknown
         cells = [
@@ -284,7 +284,7 @@ def comma_separated(sweep: Sweep, against: str = "") -> str:
         for kind in ("loss", "accuracy"):
             test = tested(runs, kind)
             cells.append(f"{estimate(test).mean:.6g}" if test else "")
-        seconds = [result["train_seconds"] for result in results]
+        seconds = [run.train_seconds for run in runs]
         official = all(data["official"] for run in runs for data in run.data.values())
         cells += [f"{estimate(seconds).mean:.1f}", official, "; ".join(run.shortened), run.mark]
         writer.writerow(cells)

@@ -74,6 +74,11 @@ class Run(NamedTuple):
         return f"{len(self.records)} of {self.config['train.epochs']}"
 
     @property
+    def train_seconds(self) -> float:
+        """How long the epochs took, without their evaluation."""
+        return sum(record["seconds"] for record in self.records)
+
+    @property
     def shortened(self) -> list[str]:
         """How the run is less than its original: ["3 of 50 epochs", …]; [] for a full one."""
         return marks.shortened(self.original, self.config) if self.original else []
@@ -339,9 +344,9 @@ _ENVIRONMENT = (
 )
 _RECORD = (
     *("epoch", "step", "train_loss", "train_ce", "train_accuracy", "val_loss", "val_accuracy"),
-    "images_per_second",
+    *("images_per_second", "seconds"),
 )
-_RESULT = ("parameters", "train_seconds", "compile_seconds", "peak_memory_bytes")
+_RESULT = ("parameters", "compile_seconds", "peak_memory_bytes")
 
 
 def _check_keys(path: pathlib.Path, content: Any, keys: Sequence[str]) -> None:

@@ -316,7 +316,7 @@ class RunFolder:
         """
         self._log = RunLog(self.path, epochs_done, self._history if from_checkpoint else None)
         self._closing.callback(self._log.close)
-        return self._log.records
+        return list(self._log.records)  # the log's own grows with what is logged
 
     def save(
         self, step: int, state: TrainState, position: Position, val_accuracy: float | None = None
