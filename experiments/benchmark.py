@@ -145,7 +145,8 @@ def ceilings() -> dict[str, float]:
     n = 2048 if jax.default_backend() == "cpu" else 8192
     matrix = jnp.ones((n, n), jnp.float32)
     half = matrix.astype(jnp.bfloat16)
-    product, precise = jax.jit(jnp.matmul), jax.jit(functools.partial(jnp.matmul, precision="highest"))
+    product = jax.jit(jnp.matmul)
+    precise = jax.jit(functools.partial(jnp.matmul, precision="highest"))
     flops = {
         "float32": _fastest(precise, matrix, matrix),
         "float32_default_precision": _fastest(product, matrix, matrix),

@@ -66,8 +66,8 @@ def base_config() -> Config:
     config.data.test_augment = "none"  # views of a test image whose logits are averaged: "none"
     #                   (the image alone) "mirror_translate" (six)
 
-    config.augment = _Group()  # the strengths; "weak" uses padding, flip and cutout, "strong" all but
-    #                    cutout; mixup and CutMix go with each, also with "none"
+    config.augment = _Group()  # the strengths; "weak" uses padding, flip and cutout, "strong" all
+    #                    but cutout; mixup and CutMix go with each, also with "none"
     config.augment.padding = 4  # pixels on each side before the random crop
     config.augment.padding_mode = "zeros"  # what is added: "zeros" "reflect"
     config.augment.flip = "random"  # left to right: "random" "alternating" (each image every other
@@ -92,7 +92,8 @@ def base_config() -> Config:
     config.optim.nesterov = False  # whether SGD's momentum is Nesterov's
     config.optim.weight_decay = 0.0  # of AdamW: decoupled, w ← w − lr · decay · w
     config.optim.l1 = 0.0  # strength of λ Σ|w|
-    config.optim.l2 = 0.0  # strength of λ Σw², whose gradient is 2λw: half of PyTorch's weight_decay
+    config.optim.l2 = 0.0  # strength of λ Σw², whose gradient is 2λw: half of PyTorch's
+    #                        weight_decay
     config.optim.penalize = "all"  # which parameters L1, L2 and the decay see: "all" "kernels"
     config.optim.schedule = "cosine"  # "cosine" (stepped per epoch) "cosine_per_step" "constant"
     #                     "triangular" (rises in the warm-up, then falls, both per step)
