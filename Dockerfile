@@ -4,7 +4,8 @@ FROM python:3.11.14-slim-bookworm
 COPY pyproject.toml README.md LICENSE constraints.txt /src/
 COPY configs /src/configs
 COPY jaxcifar /src/jaxcifar
-RUN pip install --no-cache-dir -c /src/constraints.txt /src && rm -r /src
+COPY experiments /src/experiments
+RUN pip install --no-cache-dir -c /src/constraints.txt -e /src
 RUN useradd --create-home jaxcifar
 USER jaxcifar
 WORKDIR /home/jaxcifar

@@ -1,6 +1,6 @@
 """Augmentation on the device: pure functions of a key and a batch, every image its own draw.
 
-Each transform comes as a pair: `random_crop(key, images)` draws and applies; `crop(images,
+Most transforms come as a pair: `random_crop(key, images)` draws and applies; `crop(images,
 offsets)` applies what it is given. The draws and the arithmetic are torchvision's; what differs
 on purpose is said in the docstrings.
 

@@ -82,8 +82,8 @@ def _load(
             if saved == tried or saved in checkpoints.all():
                 other = "last" if which == "best" else "best"
                 raise UserError(
-                    f"{error} --checkpoint={other} may be whole; the command that trained the run "
-                    "goes on from the newest that is."
+                    f"{error} The {other} checkpoint may be intact: --checkpoint={other}. The "
+                    "command that trained the run resumes from the newest intact one."
                 ) from error
             tried = saved  # a run in progress may have replaced it meanwhile
 

@@ -77,7 +77,7 @@ def test_a_damaged_checkpoint_is_named(finished, tmp_path):
     for path in (folder / "checkpoints" / "13" / "state").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"checkpoints/13 .*--checkpoint=best may be whole"):
+    with pytest.raises(UserError, match=r"checkpoints/13 .*best checkpoint may be intact"):
         restore.load_variables(folder, "last", mesh=ONE)
 
 

@@ -275,9 +275,9 @@ def test_no_whole_checkpoint_is_one_message_and_nothing_is_changed(stopped):
 @pytest.mark.parametrize(
     ("best", "how", "message"),
     [
-        (1, "flipped", r"checkpoints/7 cannot be read .*--checkpoint=last may be whole"),
+        (1, "flipped", r"checkpoints/7 cannot be read .*last checkpoint may be intact"),
         (1, "lost", r"checkpoints/7 cannot be read \(it is not there"),
-        (3, "flipped", r"checkpoints/19 cannot be read .*--checkpoint=last may be whole"),
+        (3, "flipped", r"checkpoints/19 cannot be read .*last checkpoint may be intact"),
         (3, "lost", r"best checkpoint .* is of step 3, but its result\.json says 9"),
     ],
     ids=["first-flipped", "first-lost", "last-flipped", "last-lost"],
