@@ -24,15 +24,15 @@ coverage: .venv/installed-test
 	$(BIN)/python -m pytest -n auto --dist=worksteal --cov
 
 report: .venv/installed
-	-$(BIN)/python -m experiments.sweep --rows=1-12 --seeds=$(SEEDS) --out=$(OUT)/table3 $(OPTIONS)
-	-$(BIN)/python -m experiments.sweep --rows=vgg1-vgg8 --seeds=$(SEEDS) --out=$(OUT)/table4 $(OPTIONS)
-	$(BIN)/python -m experiments.report tables $(OUT)
-	$(BIN)/python -m experiments.report claims $(OUT)
-	$(BIN)/python -m experiments.report figures $(OUT)
-	-$(BIN)/python -m experiments.landscape smoothness --out=$(OUT)/landscape $(OPTIONS)
-	-for row in vgg2 vgg6; do $(BIN)/python -m experiments.landscape slice \
+	-$(BIN)/jaxcifar sweep --rows=1-12 --seeds=$(SEEDS) --out=$(OUT)/table3 $(OPTIONS)
+	-$(BIN)/jaxcifar sweep --rows=vgg1-vgg8 --seeds=$(SEEDS) --out=$(OUT)/table4 $(OPTIONS)
+	$(BIN)/jaxcifar report tables $(OUT)
+	$(BIN)/jaxcifar report claims $(OUT)
+	$(BIN)/jaxcifar report figures $(OUT)
+	-$(BIN)/jaxcifar landscape smoothness --out=$(OUT)/landscape $(OPTIONS)
+	-for row in vgg2 vgg6; do $(BIN)/jaxcifar landscape slice \
 		$(OUT)/table4/$$row/seed0 --out=$(OUT)/landscape; done
-	$(BIN)/python -m experiments.report $(OUT)
+	$(BIN)/jaxcifar report $(OUT)
 
 docs: .venv/installed
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'

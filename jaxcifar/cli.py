@@ -119,7 +119,6 @@ VERBS = {
         "jaxcifar.interop.torch",
         "make a run from PyTorch weights",
         ("weights.pt --model=resnet18 --workdir=runs/imported",),
-        lambda arguments: ["import", *arguments],
     ),
     "export": Verb(
         "jaxcifar.interop.export",

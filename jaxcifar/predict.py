@@ -1,8 +1,8 @@
 """Classifies pictures with a trained network.
 
-    python -m jaxcifar.predict runs/row1 cat.png
-    python -m jaxcifar.predict runs/row1 pictures/ --top=5
-    python -m jaxcifar.predict runs/row1 *.jpg --json > seen.json
+    jaxcifar predict runs/row1 cat.png
+    jaxcifar predict runs/row1 pictures/ --top=5
+    jaxcifar predict runs/row1 *.jpg --json > seen.json
 
 As a library: `predict("runs/row1", images)` returns probabilities.
 """
@@ -163,7 +163,7 @@ def _command(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m jaxcifar.predict",
+        prog="jaxcifar predict",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

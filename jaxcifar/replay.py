@@ -1,6 +1,6 @@
 """Recomputes the steps after a run's last checkpoint, to find where numbers stop being finite.
 
-python -m jaxcifar.replay WORKDIR
+jaxcifar replay WORKDIR
 
 The run is only read. A step depends on nothing but the checkpoint and its own number, so the step
 at which the run diverged is reproduced: bit for bit on the same number of CPU cores, elsewhere but
@@ -182,7 +182,7 @@ def _report(found: list[_Size]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jaxcifar.replay", description=__doc__)
+    parser = argparse.ArgumentParser(prog="jaxcifar replay", description=__doc__)
     parser.add_argument("workdir", type=user_path)
     arguments = parser.parse_args(argv)
 

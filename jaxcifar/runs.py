@@ -1,6 +1,6 @@
 """Lists the runs below a folder: what they are, how far along they are, and how well they do.
 
-python -m jaxcifar.runs [DIR]
+jaxcifar runs [DIR]
 
 The state is one of
   finished   all epochs are done
@@ -116,7 +116,7 @@ def table(found: list[dict[str, Any]]) -> Table:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m jaxcifar.runs",
+        prog="jaxcifar runs",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -377,7 +377,7 @@ def _diverged(what: str, step: int, run: Run, folder: RunFolder) -> UserError:
     rows = np.asarray(run.order)[(step - 1) % steps_per_epoch]
     return UserError(
         f"{what} is not finite (epoch {(step - 1) // steps_per_epoch + 1}). {kept} "
-        f"To look into it: python -m jaxcifar.replay {shlex.quote(str(run.workdir))}. A smaller "
+        f"To look into it: jaxcifar replay {shlex.quote(str(run.workdir))}. A smaller "
         f"optim.learning_rate than {run.config.optim.learning_rate:g}, in another workdir, may "
         f"help.\n  learning rate of the step: {rate:.6g}\n"
         f"  rows of its batch: {', '.join(map(str, rows))}"

@@ -195,7 +195,7 @@ def test_divergence_can_be_looked_at(tmp_path, steps_per_call):
     with pytest.raises(UserError, match="is not finite") as error:
         run(diverging(train__steps_per_call=steps_per_call), tmp_path)
     message = str(error.value)
-    assert f"python -m jaxcifar.replay {tmp_path}" in message
+    assert f"jaxcifar replay {tmp_path}" in message
     assert "learning rate of the step: 100" in message
     rows = message.rpartition("rows of its batch: ")[2]
     assert len(set(map(int, rows.split(", ")))) == 32
@@ -269,7 +269,7 @@ def test_an_archive_of_pickles_is_refused_and_not_run(tmp_path, capsys):
     Payload.made = tmp_path / "made"
     path = tmp_path / "weights.npz"
     np.savez(path, allow_pickle=True, a=np.array([Payload()], dtype=object))
-    arguments = ["import", str(path), "--model=vgg_a", f"--workdir={tmp_path / 'run'}"]
+    arguments = [str(path), "--model=vgg_a", f"--workdir={tmp_path / 'run'}"]
     assert interop.main(arguments) == 2
     assert "cannot be read" in capsys.readouterr().err
     assert not Payload.made.exists()

@@ -286,7 +286,7 @@ def weights(tmp_path):
 def test_import_and_export(weights, tmp_path, capsys, one_device):
     path, variables = weights
     workdir = tmp_path / "run"
-    arguments = ["import", str(path), "--model=vgg_a_bn", "--activation=gelu"]
+    arguments = [str(path), "--model=vgg_a_bn", "--activation=gelu"]
     assert interop.main([*arguments, f"--workdir={workdir}"]) == 0
     assert f"jaxcifar eval {workdir}\n" in capsys.readouterr().out
     config, step, loaded = restore.load_variables(workdir)
@@ -303,17 +303,17 @@ def test_import_and_export(weights, tmp_path, capsys, one_device):
 
 def test_command_refuses(tmp_path, capsys):
     arguments = ["--model=vgg_a", f"--workdir={tmp_path / 'run'}"]
-    assert interop.main(["import", str(tmp_path / "none.npz"), *arguments]) == 2
+    assert interop.main([str(tmp_path / "none.npz"), *arguments]) == 2
     assert "no file" in capsys.readouterr().err
     (tmp_path / "weights.bin").write_bytes(b"")
-    assert interop.main(["import", str(tmp_path / "weights.bin"), *arguments]) == 2
+    assert interop.main([str(tmp_path / "weights.bin"), *arguments]) == 2
     assert "not a PyTorch, safetensors or NumPy" in capsys.readouterr().err
     (tmp_path / "damaged.npz").write_bytes(b"not an archive")
-    assert interop.main(["import", str(tmp_path / "damaged.npz"), *arguments]) == 2
+    assert interop.main([str(tmp_path / "damaged.npz"), *arguments]) == 2
     assert "cannot be read" in capsys.readouterr().err
     wide = interop.to_torch("vgg_a", random_variables("vgg_a", num_classes=7, **NARROW))
     np.savez(tmp_path / "wide.npz", **wide)
-    assert interop.main(["import", str(tmp_path / "wide.npz"), *arguments]) == 2
+    assert interop.main([str(tmp_path / "wide.npz"), *arguments]) == 2
     assert "has 7 classes" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.json").exists()
 
@@ -332,7 +332,7 @@ def test_a_file_is_recognised_by_its_content(kind, tmp_path, capsys):
             {name: np.ascontiguousarray(value) for name, value in state_dict.items()}, path
         )
     arguments = [str(path), "--model=vgg_a", f"--workdir={tmp_path / 'run'}"]
-    assert interop.main(["import", *arguments, "--std=0.2023,0.1994,0.2010"]) == 0
+    assert interop.main([*arguments, "--std=0.2023,0.1994,0.2010"]) == 0
     said = capsys.readouterr().out
     for words in (
         "width 0.0488",

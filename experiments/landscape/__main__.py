@@ -1,7 +1,7 @@
 """Measures how smooth the loss is: along the gradient while training, and around a trained network.
 
-    python -m experiments.landscape smoothness --rows=vgg2,vgg6 --out=results/landscape
-    python -m experiments.landscape slice results/table4/vgg6/seed0 --out=results/landscape
+    jaxcifar landscape smoothness --rows=vgg2,vgg6 --out=results/landscape
+    jaxcifar landscape slice results/table4/vgg6/seed0 --out=results/landscape
 
 `smoothness` trains each row and, every so many steps, looks along the gradient of that step's batch
 (Santurkar et al. 2018, "How Does Batch Normalization Help Optimization?"): the range of the loss
@@ -82,7 +82,7 @@ def _slice_command(arguments: argparse.Namespace, options: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.landscape",
+        prog="jaxcifar landscape",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -1,11 +1,11 @@
 """Shows the runs of a results folder: a sweep's, or one above several.
 
-    python -m experiments.report results/            # one page of everything: results/report.html
-    python -m experiments.report tables results/     # table.md, table.csv, table.tex in each sweep
-    python -m experiments.report tables results/mine --against=row9    # and a table beside row 9
-    python -m experiments.report claims results/     # claims.md, claims.json in each sweep
-    python -m experiments.report figures results/    # figures/*.png and *.pdf in each sweep
-    python -m experiments.report figures results/ --only=fig2 --run=results/table4/vgg6/seed0
+    jaxcifar report results/           # one page of everything: results/report.html
+    jaxcifar report tables results/    # table.md, table.csv, table.tex in each sweep
+    jaxcifar report tables results/mine --against=row9    # and a table beside row 9
+    jaxcifar report claims results/    # claims.md, claims.json in each sweep
+    jaxcifar report figures results/   # figures/*.png and *.pdf in each sweep
+    jaxcifar report figures results/ --only=fig2 --run=results/table4/vgg6/seed0
 
 Every number is computed from the runs' metrics.jsonl; a run that was shortened or changed is marked
 everywhere. The page shows the pictures that `figures` and `experiments.landscape` drew before.
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
             choose("The command", argv[0], COMMANDS)
         argv = ["page", *argv]  # the command when none is named
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.report",
+        prog="jaxcifar report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

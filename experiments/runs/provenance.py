@@ -53,5 +53,5 @@ def commands(sweep: Sweep) -> list[str]:
         given = [f"--rows={rows}"] if rows else []
         given += [f"--configs={files}"] if files else []
         given += [f"--seeds={seeds}", f"--out={out}", *options]
-        found.append(shlex.join(["python", "-m", "experiments.sweep", *given]))
+        found.append(shlex.join(["jaxcifar", "sweep", *given]))
     return found

@@ -196,7 +196,7 @@ def sweeps(folder: str | pathlib.Path, problems: list[str] | None = None) -> lis
     if not found and not problems:
         raise UserError(
             f"{folder} contains no runs (no config.json below it). Make some with "
-            f"python -m experiments.sweep --rows=… --out={shlex.quote(str(folder))}."
+            f"jaxcifar sweep --rows=… --out={shlex.quote(str(folder))}."
         )
     return [_sweep(place, runs, problems) for place, runs in found.items() if runs]
 

@@ -1,6 +1,6 @@
 """Writes a run's network to a file that can be used without this package.
 
-    python -m jaxcifar.interop.export runs/row9 --to=stablehlo
+    jaxcifar export runs/row9 --to=stablehlo
 
 writes row9.stablehlo, and row9.stablehlo.json, which says what images it takes, the names of the
 classes and where it comes from. The formats:
@@ -157,7 +157,7 @@ def _command(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m jaxcifar.interop.export",
+        prog="jaxcifar export",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -5,7 +5,7 @@
 
 and as a command, whose counterpart is `jaxcifar.interop.export`:
 
-    python -m jaxcifar.interop.torch import weights.pt --model=resnet18 --workdir=runs/imported
+    jaxcifar import weights.pt --model=resnet18 --workdir=runs/imported
 
 PyTorch itself is needed only to read its own files.
 """
@@ -407,24 +407,21 @@ def _three_numbers(text: str) -> tuple[float, ...]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jaxcifar.interop.torch")
-    commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("import", help="make a run of PyTorch weights")
-    command.set_defaults(run=_import)
-    command.add_argument("file", type=user_path, help="of PyTorch, of safetensors, or .npz")
-    command.add_argument("--model", required=True, choices=MODELS)
-    command.add_argument("--part", default="", help="take the names that begin so, such as ema")
-    command.add_argument(
-        "--width", type=float, help="of the model; else it follows from the shapes"
+    parser = argparse.ArgumentParser(
+        prog="jaxcifar import", description="Makes a run of PyTorch weights."
     )
-    command.add_argument("--data", choices=data.DATASETS, help="whose classes and pixels it knows")
+    parser.add_argument("file", type=user_path, help="of PyTorch, of safetensors, or .npz")
+    parser.add_argument("--model", required=True, choices=MODELS)
+    parser.add_argument("--part", default="", help="take the names that begin so, such as ema")
+    parser.add_argument("--width", type=float, help="of the model; else it follows from the shapes")
+    parser.add_argument("--data", choices=data.DATASETS, help="whose classes and pixels it knows")
     for field in ("mean", "std"):
         what = f"the {field} of each channel that images were normalised by: 0.5,0.5,0.5"
-        command.add_argument(f"--{field}", type=_three_numbers, default=(), help=what)
-    command.add_argument("--activation", default="relu", choices=ACTIVATIONS)
-    command.add_argument("--workdir", required=True, type=user_path)
+        parser.add_argument(f"--{field}", type=_three_numbers, default=(), help=what)
+    parser.add_argument("--activation", default="relu", choices=ACTIVATIONS)
+    parser.add_argument("--workdir", required=True, type=user_path)
     arguments = parser.parse_args(argv)
-    return exit_code(lambda: print(arguments.run(arguments)))
+    return exit_code(lambda: print(_import(arguments)))
 
 
 if __name__ == "__main__":
