@@ -403,8 +403,8 @@ def scaling(devices: int, chip: str, utilization: float) -> Table:
             ]
         )
     title = (
-        f"Images per device at which the all-reduce takes half the time: {devices} devices, each at "
-        f"{utilization:.0%} of a {chip} chip's peak; computed, not measured"
+        f"Images per device at which the all-reduce takes half the time: {devices} devices, each "
+        f"at {utilization:.0%} of a {chip} chip's peak; computed, not measured"
     )
     return Table(title, header, lines)
 

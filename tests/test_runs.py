@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def test_an_empty_folder(tmp_path):
-    with pytest.raises(UserError, match=r"experiments\.sweep"):
+    with pytest.raises(UserError, match="jaxcifar sweep"):
         read.sweeps(tmp_path)
     with pytest.raises(UserError, match="no folder"):
         read.sweeps(tmp_path / "absent")
