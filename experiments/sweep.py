@@ -482,7 +482,8 @@ def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
     A run that another process is training is checked again until it is done or free. If a run
     breaks, the next one, of another config if possible, shows whose fault that was. If it succeeds,
     the first has failed. If it breaks as well, or there is none and nothing was trained before, the
-    device may be at fault: the work ends, and other processes may train these runs.
+    device may be at fault: the work ends, and other processes may train these runs. Those that broke
+    or failed before come last, so that they never keep the others from being trained.
 
     Args:
       jobs: the jobs of the sweep.
@@ -512,6 +513,7 @@ def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
         broke.clear()
 
     waiting = [(number, job) for number, job in enumerate(jobs, start=1) if job.state != "done"]
+    waiting.sort(key=lambda entry: bool(signs.failure(entry[1].workdir)))
     while waiting:
         busy, before = [], len(waiting)
         while waiting:
@@ -683,7 +685,8 @@ def _submit(
             "Wait for them, or scancel their job first; --status shows what each is doing."
         )
     job = slurm.submit(text, arguments.out)
-    write_shared(path, _plan_in(path, jobs_plan))
+    if not path.exists():  # else the first task has begun already, and added the parts
+        write_shared(path, jobs_plan)
     print(
         f"{_counts(jobs, arguments.out)}; submitted as job {job}, {tasks} task{'s' * (tasks > 1)}. "
         f"Output: {arguments.out / 'slurm'}. The same command with --status instead of --slurm "
@@ -747,8 +750,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return BROKE
 
     def end(code: int, text: str) -> NoReturn:  # by a signal, while nothing is to be saved
-        with contextlib.suppress(OSError):
-            sign.withdraw()
+        sign.withdraw()
         if code == _WARNED:
             code, text = (AGAIN, text) if sign.progressed else (code, f"{text} {_NO_STEP}")
         leave(code, text)
@@ -824,7 +826,7 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
     if broke:
         note(
             f"{' and '.join(str(job) for job, _ in broke)} broke, and no run succeeded after that: "
-            "this process or its device may be at fault. The same command tries them again."
+            "this process or its device may be at fault. The same command trains the others first."
         )
         return BROKE
     return 1 if failed else 0

@@ -330,6 +330,15 @@ def test_runs_that_break_where_others_succeed_cost_only_themselves(tmp_path, mon
     assert start_sweep(tmp_path / "other", "vgg6", "0") == sweep.BROKE
 
 
+def test_what_broke_is_tried_last_when_the_sweep_is_started_again(tmp_path, monkeypatch):
+    """Two configs that need too much memory, say, keep the others waiting only once."""
+    trained, tried = broken("vgg1", "vgg2")
+    monkeypatch.setattr(train, "train_and_evaluate", trained)
+    assert start_sweep(tmp_path / "out", "vgg1,vgg2,vgg6", "0") == sweep.BROKE
+    assert start_sweep(tmp_path / "out", "vgg1,vgg2,vgg6", "0") == sweep.BROKE
+    assert tried == ["vgg1/seed0", "vgg2/seed0", "vgg6/seed0", "vgg1/seed0", "vgg2/seed0"]
+
+
 def test_a_device_that_cannot_be_used_is_no_failed_run(tmp_path, monkeypatch, capsys):
     def no_device(_):
         raise RuntimeError("Unable to initialize backend 'cuda'")

@@ -61,7 +61,8 @@ def withdraw(workdir: pathlib.Path) -> None:
     """Removes the sign, if this process left it."""
     sign = _read(workdir / ".running")
     if sign and (sign["host"], sign["pid"]) == (_who()["host"], _who()["pid"]):
-        (workdir / ".running").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it will grow old
+            (workdir / ".running").unlink()
 
 
 def running(workdir: pathlib.Path) -> Running | None:
