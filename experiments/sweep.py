@@ -482,8 +482,8 @@ def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
     A run that another process is training is checked again until it is done or free. If a run
     breaks, the next one, of another config if possible, shows whose fault that was. If it succeeds,
     the first has failed. If it breaks as well, or there is none and nothing was trained before, the
-    device may be at fault: the work ends, and other processes may train these runs. Those that broke
-    or failed before come last, so that they never keep the others from being trained.
+    device may be at fault: the work ends, and other processes may train these runs. What broke or
+    failed before comes last, so that it never keeps the others from being trained.
 
     Args:
       jobs: the jobs of the sweep.
