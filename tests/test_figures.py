@@ -82,8 +82,8 @@ def test_figure_5_averages_the_seeds_that_all_rows_have(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_augmentations_drawn_are_those_of_the_run(swept_vgg, tmp_path, monkeypatch):
-    run = shutil.copytree(swept_vgg / "vgg6" / "seed0", tmp_path / "run")
+def test_the_augmentations_drawn_are_those_of_the_run(swept, tmp_path, monkeypatch):
+    run = shutil.copytree(swept / "vgg6" / "seed0", tmp_path / "run")
     content = json.loads((run / "config.json").read_text())
     content["config"]["augment"] |= {"padding_mode": "reflect", "flip": "alternating"}
     (run / "config.json").write_text(json.dumps(content))
@@ -105,46 +105,46 @@ def test_the_augmentations_drawn_are_those_of_the_run(swept_vgg, tmp_path, monke
 
 
 @pytest.mark.slow
-def test_figure_2_without_a_checkpoint(copied_vgg, capsys):
-    for path in copied_vgg.rglob("checkpoints"):
+def test_figure_2_without_a_checkpoint(copied, capsys):
+    for path in copied.rglob("checkpoints"):
         shutil.rmtree(path)
-    assert main(["figures", str(copied_vgg), "--only=fig2,fig3"]) == 1
+    assert main(["figures", str(copied), "--only=fig2,fig3"]) == 1
     assert "no fig2: no finished run" in capsys.readouterr().out
-    assert (copied_vgg / "figures" / "fig3.png").exists()
-    assert not (copied_vgg / "figures" / "fig2.png").exists()
+    assert (copied / "figures" / "fig3.png").exists()
+    assert not (copied / "figures" / "fig2.png").exists()
 
 
 @pytest.mark.slow
-def test_figures_without_the_images(copied_vgg, monkeypatch, capsys):
+def test_figures_without_the_images(copied, monkeypatch, capsys):
     def missing(*_, **__):
         raise UserError("CIFAR-10 was not found")
 
     monkeypatch.setattr(data, "load", missing)
-    assert main(["figures", str(copied_vgg), "--only=augment,fig2,fig3"]) == 1
+    assert main(["figures", str(copied), "--only=augment,fig2,fig3"]) == 1
     printed = capsys.readouterr().out
     assert "no augment: CIFAR-10 was not found" in printed
     assert "no fig2: CIFAR-10 was not found" in printed
-    assert (copied_vgg / "figures" / "fig3.png").exists()
+    assert (copied / "figures" / "fig3.png").exists()
 
 
 @pytest.mark.slow
-def test_the_image_of_figure_2(copied_vgg, capsys):
-    run = f"--run={copied_vgg / 'vgg2' / 'seed0'}"
-    assert main(["figures", str(copied_vgg), "--only=fig2", run, "--image=7"]) == 0
-    assert main(["figures", str(copied_vgg), "--only=fig2", run, "--image=256"]) == 1
+def test_the_image_of_figure_2(copied, capsys):
+    run = f"--run={copied / 'vgg2' / 'seed0'}"
+    assert main(["figures", str(copied), "--only=fig2", run, "--image=7"]) == 0
+    assert main(["figures", str(copied), "--only=fig2", run, "--image=256"]) == 1
     assert "the test images are 0 to 255" in capsys.readouterr().out
 
 
-def test_a_run_that_is_not_there(copied_vgg):
+def test_a_run_that_is_not_there(copied):
     with pytest.raises(UserError, match="is not a run below"):
-        main(["figures", str(copied_vgg), "--run=elsewhere"])
+        main(["figures", str(copied), "--run=elsewhere"])
     with pytest.raises(UserError, match="'fig6'"):
-        main(["figures", str(copied_vgg), "--only=fig6"])
+        main(["figures", str(copied), "--only=fig6"])
 
 
 @pytest.mark.slow
-def test_figure_2_shows_what_the_first_layer_makes(swept_vgg, tmp_path, monkeypatch):
-    run = swept_vgg / "vgg6" / "seed0"
+def test_figure_2_shows_what_the_first_layer_makes(swept, tmp_path, monkeypatch):
+    run = swept / "vgg6" / "seed0"
     shown = []
     monkeypatch.setattr(network, "_mosaic", lambda x: shown.append(x) or x[0])
     network.fig2(run, [tmp_path / "fig2.png"], "", image=3)

@@ -38,11 +38,11 @@ def measured(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_measured_losses_are_those_that_training_saw(measured, swept_vgg):
+def test_measured_losses_are_those_that_training_saw(measured, swept):
     for row in ("vgg2", "vgg6"):
         found = measurements(measured, row)
         assert [record["step"] for record in found] == [0, 2, 4]
-        seen = read.sweeps(swept_vgg)[0].of(row)[0].steps("ce")
+        seen = read.sweeps(swept)[0].of(row)[0].steps("ce")
         np.testing.assert_allclose([r["loss"] for r in found], seen[[0, 2, 4]], rtol=2e-5)
     assert (measured / "smoothness" / "smoothness.png").exists()
 

@@ -44,8 +44,8 @@ def test_directions_have_the_norms_of_their_filters():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "batch"), [("kept", 96), ("recomputed", 96), ("recomputed", 48)])
-def test_slice_by_hand(swept_vgg, tmp_path, kind, batch):
-    run = shutil.copytree(swept_vgg / "vgg6" / "seed0", tmp_path / "vgg6" / "seed0")
+def test_slice_by_hand(swept, tmp_path, kind, batch):
+    run = shutil.copytree(swept / "vgg6" / "seed0", tmp_path / "vgg6" / "seed0")
     content = json.loads((run / "config.json").read_text())
     content["config"]["train"]["eval_batch_size"] = batch
     (run / "config.json").write_text(json.dumps(content))
@@ -84,8 +84,8 @@ def test_slice_by_hand(swept_vgg, tmp_path, kind, batch):
 
 
 @pytest.mark.slow
-def test_stopped_slice_goes_on(swept_vgg, tmp_path, monkeypatch):
-    run = swept_vgg / "vgg2" / "seed0"
+def test_stopped_slice_goes_on(swept, tmp_path, monkeypatch):
+    run = swept / "vgg2" / "seed0"
     assert cut(run, tmp_path / "whole", "--dimensions=1") == 0
     real, calls = programs.evaluate, []
 
@@ -116,8 +116,8 @@ def test_stopped_slice_goes_on(swept_vgg, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_slices_refuse(swept_vgg, tmp_path, capsys):
-    run = swept_vgg / "vgg2" / "seed0"
+def test_slices_refuse(swept, tmp_path, capsys):
+    run = swept / "vgg2" / "seed0"
     for arguments, message in (
         (("--points=4",), "odd"),
         (("--extent=0",), "positive"),
