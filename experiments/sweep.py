@@ -1,8 +1,8 @@
 """Trains rows of the original report, or any configs, with several seeds. Can be run repeatedly.
 
-    python -m experiments.sweep --rows=1-12 --seeds=0-2 --out=results/table3
-    python -m experiments.sweep --rows=vgg1-vgg8 --out=results/table4 --config.train.epochs=3
-    python -m experiments.sweep --configs=mine/wide.py,mine/deep_*.py --seeds=0-4 --out=results/mine
+    jaxcifar sweep --rows=1-12 --seeds=0-2 --out=results/table3
+    jaxcifar sweep --rows=vgg1-vgg8 --out=results/table4 --config.train.epochs=3
+    jaxcifar sweep --configs=mine/wide.py,mine/deep_*.py --seeds=0-4 --out=results/mine
 
 Runs go to OUT/NAME/seedN, where NAME is the row, or the config file without .py. Finished runs are
 skipped and unfinished ones are resumed. A run that fails does not stop the others; it is named at
@@ -697,7 +697,7 @@ def _submit(
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.sweep",
+        prog="jaxcifar sweep",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -818,8 +818,8 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
     folder, done = shlex.quote(str(arguments.out)), [job for job in jobs if job.state == "done"]
     print(
         f"\n{len(done)} of {len(jobs)} runs are in {arguments.out}, after "
-        f"{duration(time.monotonic() - started)}. Next: python -m experiments.report figures "
-        f"{folder}; python -m experiments.report {folder}"
+        f"{duration(time.monotonic() - started)}. Next: jaxcifar report figures "
+        f"{folder}; jaxcifar report {folder}"
     )
     for job, why in failed + broke:
         print(f"failed: {job} ({job.workdir}): {why}", file=sys.stderr)

@@ -142,9 +142,19 @@ class Hooks:
           RuntimeError: a hook raised anything but `UserError`, `Interrupted` or `OSError`.
         """
         for hook in self._hooks:
-            with _named(hook, name, run):
+            with _named(hook, name, run.workdir, run.step):
                 method: Callable = getattr(hook, name)
                 method(run, *args)
+
+    def locked(self, workdir: pathlib.Path) -> None:
+        """Calls `locked` of every hook.
+
+        Raises:
+          RuntimeError: see `call`.
+        """
+        for hook in self._hooks:
+            with _named(hook, "locked", workdir):
+                hook.locked(workdir)
 
     @contextmanager
     def closing(self, run: Run) -> Iterator[None]:
@@ -166,7 +176,7 @@ class Hooks:
         errors = []
         for hook in self._hooks:
             try:
-                with _named(hook, "close", run):
+                with _named(hook, "close", run.workdir, run.step):
                     hook.close(run)
             except Exception as error:  # the others are closed all the same
                 errors.append(error)
@@ -174,14 +184,15 @@ class Hooks:
 
 
 @contextmanager
-def _named(hook: Hook, name: str, run: Run) -> Iterator[None]:
+def _named(hook: Hook, name: str, workdir: pathlib.Path, step: int | None = None) -> Iterator[None]:
     try:
         yield
     except (UserError, Interrupted, OSError):  # of a full disk, the run says where
         raise
     except Exception as error:
         raise RuntimeError(
-            f"The hook {type(hook).__name__}.{name} failed at step {run.step} "
+            f"The hook {type(hook).__name__}.{name} failed "
+            f"{'before the first step' if step is None else f'at step {step}'} "
             f"({type(error).__name__}: {error}). The same command resumes the run in "
-            f"{run.workdir} from its last checkpoint."
+            f"{workdir} from its last checkpoint."
         ) from error

@@ -68,9 +68,9 @@ def train_and_evaluate(
     own = ("data.dir", "train.checkpoint_minutes")  # these may differ between hosts
     fields = {name: value for name, value in flatten(config).items() if name not in own}
     processes.check_same("config", fields)
+    called = Hooks(hooks)
     with RunFolder(pathlib.Path(workdir)) as folder:
-        for hook in hooks:
-            hook.locked(folder.path)
+        called.locked(folder.path)
         if result := folder.result(config):
             return result
         memory = PeakMemory()
@@ -95,7 +95,7 @@ def train_and_evaluate(
         step = position.epochs_done * task.steps_per_epoch + len(position.steps.get("loss", ()))
         order = _order(task, state, position.epochs_done + 1)
         run = Run(config, folder.path, task, numbers, images, labels, step, state, order, Stop())
-        called, compiled, epochs = Hooks(hooks), _Compiled(task), config.train.epochs
+        compiled, epochs = _Compiled(task), config.train.epochs
         quiet = quiet or not processes.is_first()
         progress = Progress(epochs, task.steps_per_epoch, position.epochs_done, quiet)
         _announce(run, splits, position, progress)

@@ -7,9 +7,10 @@ import signal
 import numpy as np
 import pytest
 
-from jaxcifar.errors import Interrupted, UserError
+from jaxcifar.errors import Busy, Interrupted, UserError
 from jaxcifar.hooks import Hook, Profile
 from jaxcifar.run.checkpoint import Checkpointer, Saved
+from jaxcifar.run.folder import RunFolder
 from jaxcifar.run.log import read_lines
 from tests.tiny import SignalAt, Spoil, Watch, run, tiny, without_times
 
@@ -35,9 +36,17 @@ class Look(Hook):
     """Checks that what a run shows is true where it shows it."""
 
     def __init__(self, workdir):
-        self.workdir, self.orders = workdir, []
+        self.workdir, self.orders, self.first = workdir, [], []
+
+    def locked(self, workdir):
+        self.first.append("locked")
+        assert workdir == self.workdir
+        with pytest.raises(Busy):
+            RunFolder(workdir).__enter__()
+        assert not (workdir / "checkpoints").exists()
 
     def start(self, run):
+        self.first.append("start")
         assert run.workdir == self.workdir
         assert run.images.shape == (100, 3072)  # a row of bytes each
         assert run.labels.shape == (100,)
@@ -61,6 +70,7 @@ class Look(Hook):
 def test_what_a_run_shows_is_true(tmp_path):
     look = Look(tmp_path)
     run(tiny(), tmp_path, look)
+    assert look.first == ["locked", "start"]
     first, second = look.orders
     assert first.shape == (3, 32)
     assert not np.array_equal(first, second)
@@ -145,6 +155,7 @@ class Raise(Hook):
 @pytest.mark.parametrize(
     ("method", "step"),
     [
+        ("locked", 0),
         ("start", 0),
         ("before_step", 0),
         ("before_evaluation", 3),
@@ -157,7 +168,8 @@ def test_a_hook_that_fails_is_named(finished, tmp_path, method, step):
     with pytest.raises(RuntimeError) as error:
         run(tiny(), tmp_path, Raise(method, KeyError("lost")))
     message = str(error.value)
-    assert f"hook Raise.{method} failed at step {step} (KeyError: 'lost')" in message
+    when = "before the first step" if method == "locked" else f"at step {step}"
+    assert f"hook Raise.{method} failed {when} (KeyError: 'lost')" in message
     assert "The same command resumes the run" in message
     assert isinstance(error.value.__cause__, KeyError)
     last = Checkpointer(tmp_path / "checkpoints", read_only=True).last()
