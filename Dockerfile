@@ -5,7 +5,8 @@ COPY pyproject.toml README.md LICENSE constraints.txt /src/
 COPY configs /src/configs
 COPY jaxcifar /src/jaxcifar
 COPY experiments /src/experiments
-RUN pip install --no-cache-dir -c /src/constraints.txt -e /src
+RUN pip install --no-cache-dir -c /src/constraints.txt -e /src && \
+    chmod -R a+rX /src && python -m compileall -q /src
 RUN useradd --create-home jaxcifar
 USER jaxcifar
 WORKDIR /home/jaxcifar

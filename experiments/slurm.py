@@ -29,9 +29,10 @@ _SCRIPT = """\
 #SBATCH --output="{output}"
 {options}
 # USR1 comes before the time limit: the task saves, exits with 75, and is requeued here, unless it
-# made no step (138). 70 may be the fault of this node: it is requeued up to three times. SIGTERM
-# (143) means scancel, after which no one should requeue it, or preemption. Slurm requeues preempted
-# tasks itself, but not those that end within the grace time of their partition.
+# made no step (138). 70 may be the fault of this node: it is requeued, unless the task has been
+# restarted three times, for whatever reason. SIGTERM (143) means scancel, after which no one should
+# requeue it, or preemption. Slurm requeues preempted tasks itself, but not those that end within
+# the grace time of their partition.
 cd {folder} || exit 2
 srun --kill-on-bad-exit=1 ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}} \\
     {command} --shard="$SLURM_ARRAY_TASK_ID/{tasks}"

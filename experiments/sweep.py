@@ -331,7 +331,8 @@ def _plan_in(path: pathlib.Path, jobs_plan: dict[str, Any]) -> dict[str, Any]:
         if name != "configs" and there.get(name) != value
     ]
     for name, fields in jobs_plan["configs"].items():
-        if saved := there.get("configs", {}).get(name):  # of an earlier version: no configs
+        saved = there.get("configs", {}).get(name)
+        if saved is not None:  # else an earlier version wrote the plan
             lines = differences(complete(saved).to_dict(), complete(fields).to_dict())
             changed += [f"{name}: {line}" for line in lines]
     if changed:
@@ -364,7 +365,7 @@ def _take(
     parts = _parts(jobs, there)
     if "shards" not in there and not arguments.dry_run:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_shared(path, there | {"shards": [list(map(_key, part)) for part in parts]})
+        write_shared(path, jobs_plan | {"shards": [list(map(_key, part)) for part in parts]})
     return parts[index]
 
 
@@ -441,14 +442,17 @@ class Signs(Hook):
     """Shows signs of life of the runs of a sweep, one run after the other.
 
     Attributes:
+      announce: called once the next run is locked.
       progressed: whether any of them has made a step, or finished an epoch.
     """
 
     def __init__(self) -> None:
+        self.announce: Callable[[], None] = lambda: None
         self.progressed = False
         self._first, self._shown = 0, contextlib.ExitStack()
 
     def locked(self, workdir: pathlib.Path) -> None:
+        self.announce()
         self._shown.enter_context(signs.shown(workdir))
 
     def start(self, run: Run) -> None:
@@ -468,10 +472,6 @@ class Signs(Hook):
         self._shown.close()
 
 
-class Broke(Exception):
-    """A run ended by an error that no one foresaw: its own, this process's or the device's."""
-
-
 Failed = list[tuple[Job, str]]
 LOOK_AGAIN = 5.0  # seconds, at runs that another process trains
 
@@ -483,7 +483,8 @@ def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
     breaks, the next one, of another config if possible, shows whose fault that was. If it succeeds,
     the first has failed. If it breaks as well, or there is none and nothing was trained before, the
     device may be at fault: the work ends, and other processes may train these runs. What broke or
-    failed before comes last, so that it never keeps the others from being trained.
+    failed in an earlier start comes last, so that it never keeps the others from being trained; if
+    it breaks again, after others succeeded, it has failed.
 
     Args:
       jobs: the jobs of the sweep.
@@ -495,9 +496,9 @@ def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
       Interrupted: it was stopped, during a run or between two.
     """
     failed: Failed = []
-    broke: Failed = []  # since the last run that succeeded
+    suspect: tuple[Job, str] | None = None  # it broke, and no run has succeeded since
     at_fault: set[str] = set()  # the names of runs that broke where others succeeded
-    succeeded, told = False, False
+    succeeded = False
 
     def fail(job: Job, why: str, *, known: bool = False) -> None:
         failed.append((job, why))
@@ -505,15 +506,20 @@ def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
             signs.fail(job.workdir, why, start)
         print(f"{job} failed: {why}", flush=True)
 
-    def blame_runs() -> None:
-        for job, why in broke:
-            if job.state != "done":  # by another process meanwhile
-                at_fault.add(job.name)
-                fail(job, why)
-        broke.clear()
+    def blame() -> None:
+        if suspect and suspect[0].state != "done":  # by another process meanwhile
+            at_fault.add(suspect[0].name)
+            fail(*suspect)
+
+    def announce(number: int, job: Job) -> None:
+        gone = [other for other, _ in failed]
+        left = time_left([other for other in jobs if other not in gone])
+        print(f"\n[{number}/{len(jobs)}] {job}: {job.state}; sweep: {left}", flush=True)
 
     waiting = [(number, job) for number, job in enumerate(jobs, start=1) if job.state != "done"]
-    waiting.sort(key=lambda entry: bool(signs.failure(entry[1].workdir)))
+    again = {job.workdir for _, job in waiting if signs.failure(job.workdir)}
+    waiting.sort(key=lambda entry: entry[1].workdir in again)
+    told = False  # for whom it waits
     while waiting:
         busy, before = [], len(waiting)
         while waiting:
@@ -529,66 +535,58 @@ def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
             if why := signs.failure(job.workdir, start):
                 fail(job, why, known=True)
                 continue
-            if not told:
-                gone = [other for other, _ in failed]
-                left = time_left([other for other in jobs if other not in gone])
-                print(f"\n[{number}/{len(jobs)}] {job}: {job.state}; sweep: {left}")
+            sign.announce = functools.partial(announce, number, job)
             try:
                 _train(job, sign)
                 succeeded = True
-                blame_runs()
+                blame()
+                suspect = None
             except Busy:
                 busy.append((number, job))
-                continue
             except UserError as error:
                 fail(job, str(error))
-            except Broke as error:
-                if job.name in at_fault:
-                    fail(job, str(error))
+            except Interrupted:
+                raise
+            except Exception as error:
+                traceback.print_exc()
+                broke = job, in_short(error)
+                if job.name in at_fault or (succeeded and job.workdir in again):
+                    fail(*broke)
                     continue
-                broke.append((job, str(error)))
-                if len(broke) > 1:
-                    return failed, broke
+                signs.fail(job.workdir, broke[1])  # for --status; others may try it
+                if suspect:
+                    return failed, [suspect, broke]
+                suspect = broke
                 unlike = [entry for entry in waiting if entry[1].name != job.name]
                 waiting = unlike + [entry for entry in waiting if entry not in unlike]
-            told = False
-        if len(busy) == before:
+        if waits := len(busy) == before:
             if not told:
                 names = "; ".join(str(job) for _, job in busy)
                 print(f"Another process is training {names}: waiting for it.", flush=True)
-            told = True
             time.sleep(LOOK_AGAIN)
-        waiting = busy
+        waiting, told = busy, waits
     if succeeded:
-        blame_runs()
-    return failed, [(job, why) for job, why in broke if job.state != "done"]
+        blame()
+        suspect = None
+    return failed, [suspect] if suspect and suspect[0].state != "done" else []
 
 
 def _train(job: Job, sign: Signs) -> None:
-    """Trains a run.
-
-    Raises:
-      UserError, Interrupted: as `train_and_evaluate` does.
-      Broke: another exception ended it.
-    """
+    """Trains a run; raises what `train_and_evaluate` does, and `UserError` for an `OSError`."""
     try:
         if job.source.file:
             write_origin(job.source, job.workdir.parent)
         train.train_and_evaluate(job.config, job.workdir, hooks=[sign])
-    except (UserError, Interrupted):
-        raise
     except OSError as error:  # such as that of a full disk
         raise of_file(error) from error
-    except Exception as error:
-        traceback.print_exc()
-        signs.fail(job.workdir, in_short(error))  # for --status; others may try it
-        raise Broke(in_short(error)) from error
     finally:
         sign.withdraw()
 
 
-def _share(jobs: list[Job], command: list[str], arguments: argparse.Namespace) -> Failed:
-    """Lets workers run the command; returns what failed, and why."""
+def _share(
+    jobs: list[Job], command: list[str], arguments: argparse.Namespace, sign: Signs
+) -> tuple[Failed, Failed]:
+    """Lets workers run the command; returns what `run` does."""
     start, where = uuid.uuid4().hex, workers.places(arguments.workers)
     commands = [
         [*command, f"--worker={index}/{len(where)}", f"--began={start}"]
@@ -601,13 +599,26 @@ def _share(jobs: list[Job], command: list[str], arguments: argparse.Namespace) -
 
     # Another sweep of this folder, perhaps on another machine, writes elsewhere.
     logs = arguments.out / "logs" / f"{socket.gethostname()}-{os.getpid()}"
-    ended = workers.supervise(commands, where, logs, table)
-    left = [job for job in jobs if job.state != "done"]
-    why = {job.workdir: signs.failure(job.workdir, start) for job in left}
+    try:
+        ended = workers.supervise(commands, where, logs, table)
+    except workers.Stopped as error:
+        sign.progressed = AGAIN in error.codes
+        raise
+    failed: Failed = []
+    broke: Failed = []
+    for job in jobs:
+        if job.state == "done":
+            continue
+        if why := signs.failure(job.workdir, start):
+            failed.append((job, why))
+        elif why := signs.failure(job.workdir):
+            broke.append((job, why))
+        else:
+            failed.append((job, f"its worker died, see {logs}"))
     for worker in ended:
-        if worker.process.returncode == 2 and not all(why.values()):
+        if worker.process.returncode == 2 and any(why.endswith(str(logs)) for _, why in failed):
             raise UserError(f"A worker could not start; the end of {worker.log}:\n{worker.said}")
-    return [(job, why[job.workdir] or f"its worker died, see {logs}") for job in left]
+    return failed, broke
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -684,9 +695,15 @@ def _submit(
             f"Tasks of this sweep are already in the queue: {', '.join(map(str, sorted(queued)))}. "
             "Wait for them, or scancel their job first; --status shows what each is doing."
         )
-    job = slurm.submit(text, arguments.out)
-    if not path.exists():  # else the first task has begun already, and added the parts
-        write_shared(path, jobs_plan)
+    if new := not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_shared(path, jobs_plan)  # before the first task, which adds the parts
+    try:
+        job = slurm.submit(text, arguments.out)
+    except UserError:
+        if new:
+            path.unlink()
+        raise
     print(
         f"{_counts(jobs, arguments.out)}; submitted as job {job}, {tasks} task{'s' * (tasks > 1)}. "
         f"Output: {arguments.out / 'slurm'}. The same command with --status instead of --slurm "
@@ -743,7 +760,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments, options = _parse(argv)
         try:
             return _carry_out(arguments, options, sign)
-        except (UserError, Interrupted, OSError):
+        except Interrupted as error:
+            if error.signum != signal.SIGUSR1 or sign.progressed:
+                raise
+            raise Interrupted(error.signum, f"{error} {_NO_STEP}") from error
+        except (UserError, OSError):
             raise
         except Exception:  # such as that of a device which cannot be used
             traceback.print_exc()
@@ -801,20 +822,14 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
     if arguments.dry_run:
         print(_table(jobs))
         return 0
-    broke: Failed = []
     if arguments.workers:
-        failed = _share(jobs, command, arguments)
+        failed, broke = _share(jobs, command, arguments, sign)
     else:
         compilation.use_cache()
         index, count = parse_shard(arguments.worker)  # each starts elsewhere in the list
         first = index * len(jobs) // count
         jobs = jobs[first:] + jobs[:first]
-        try:
-            failed, broke = run(jobs, arguments.began, sign)
-        except Interrupted as error:
-            if error.signum != signal.SIGUSR1 or sign.progressed:
-                raise
-            raise Interrupted(error.signum, f"{error} {_NO_STEP}") from error
+        failed, broke = run(jobs, arguments.began, sign)
     folder, done = shlex.quote(str(arguments.out)), [job for job in jobs if job.state == "done"]
     print(
         f"\n{len(done)} of {len(jobs)} runs are in {arguments.out}, after "
@@ -826,7 +841,8 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
     if broke:
         note(
             f"{' and '.join(str(job) for job, _ in broke)} broke, and no run succeeded after that: "
-            "this process or its device may be at fault. The same command trains the others first."
+            "this process or its device may be at fault. The same command tries again"
+            + (", the others first." if len(done) + len(failed + broke) < len(jobs) else ".")
         )
         return BROKE
     return 1 if failed else 0

@@ -9,17 +9,17 @@ python -m experiments.torture --out=/tmp/torture --kills=20 --signals=2 --flips=
   flips     single bits, anywhere in the checkpoints
 
 Kills and signals are counted where they end a process: those that come too late are sent again, in
-another run. Two other measurements stand alone: --soak=2000 trains so many tiny epochs in one
-process, and fails where memory, open files, threads, disk or the time of an epoch keep growing;
---cost says what the digest of a checkpoint costs: one of a ResNet-18's state beside one training
-step, in turns.
+another run. Two measurements are separate: --soak=2000 trains that many tiny epochs in one process,
+and fails if memory, open files, threads, disk use or the CPU time of an epoch keep growing; --cost
+measures what a checkpoint's digest costs: in turns, one of a ResNet-18's state and one training
+step.
 
-Each run is resumed by the same call, and each damaged one evaluated before. It must end with the
-numbers of the undisturbed run, to the bit, or be refused with one message. (Where the best
-checkpoint is older than the newest two and is lost, there is none before it to go on from: then
-all numbers must be the same, and its loss be said.) Anything else is a failure. What was done is
-kept in OUT/cases.jsonl: the same command goes on where it was stopped, and another --seed adds to
-it. At the end there is a table of all cases, in Markdown. The exit code is 1 where anything failed.
+Each run is resumed by the same call; a damaged one is evaluated first. It must end with exactly the
+numbers of the undisturbed run, or be refused with one message. (If the best checkpoint is older
+than the newest two and is lost, there is no copy of it: then all numbers must be the same, and its
+loss must be reported.) Anything else is a failure. What was done is kept in OUT/cases.jsonl: the
+same command continues where it was stopped, and another --seed adds to it. At the end a table of
+all cases is printed, in Markdown. The exit code is 1 if anything failed.
 """
 
 import argparse

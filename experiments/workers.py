@@ -162,6 +162,18 @@ def on_cores(cores: frozenset[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+class Stopped(Interrupted):
+    """A signal ended all workers.
+
+    Attributes:
+      codes: their exit codes.
+    """
+
+    def __init__(self, signum: int, message: str, codes: Sequence[int | None]):
+        super().__init__(signum, message)
+        self.codes = codes
+
+
 def supervise(
     commands: Sequence[Sequence[str]],
     where: Sequence[Place],
@@ -177,7 +189,7 @@ def supervise(
       table: returns what to show: a terminal shows all of it, other outputs the lines that changed.
 
     Raises:
-      Interrupted: a signal came; it was passed on, and all workers have ended.
+      Stopped: a signal came; it was passed on, and all workers have ended.
     """
     logs.mkdir(parents=True, exist_ok=True)
     workers: list[Worker] = []
@@ -213,10 +225,10 @@ def supervise(
                 raise
             raise
         display.update(now=True)
-    if stop and any(worker.process.returncode for worker in workers):
-        raise Interrupted(
-            stop.signum, f"All workers were stopped {stop.reason}. The same command resumes them."
-        )
+    codes = [worker.process.returncode for worker in workers]
+    if stop and any(codes):
+        message = f"All workers were stopped {stop.reason}. The same command resumes them."
+        raise Stopped(stop.signum, message, codes)
     return workers
 
 

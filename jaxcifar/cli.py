@@ -85,6 +85,7 @@ def _fields(arguments: Sequence[str], outside: Sequence[str] = ("seed", "init_fr
     for argument in arguments:
         name = argument.lstrip("-").partition("=")[0]
         field = ("." in name and not name.startswith("config.")) or name in outside
+        field &= argument.startswith("-")  # else it is a path, or a value
         found.append(f"--config.{argument.lstrip('-')}" if field else argument)
     return found
 

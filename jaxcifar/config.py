@@ -36,9 +36,9 @@ def base_config() -> Config:
     config: Config = _Group()
     config.seed = 0  # initialisation, batch order, augmentation and dropout all follow from it
     config.init_from = ""  # the folder of a run, or of imported weights, whose best checkpoint
-    #                        gives the first weights; another number of classes: all but the last
-    #                        layer. The optimizer, the averages and the schedule start afresh. "":
-    #                        random weights
+    #                        gives the first weights; with another number of classes, those of all
+    #                        but the last layer. The optimizer, any averages of weights and the
+    #                        schedule start afresh. "": random weights
 
     config.model = _Group()
     config.model.name = "resnet18"  # one of jaxcifar.models.MODELS
@@ -60,8 +60,8 @@ def base_config() -> Config:
     config.data.augment = "weak"  # "none" "weak" "strong"
     config.data.protocol = "test"  # "test": the best epoch is chosen on the test set, as in the
     #                   report; "holdout": on a tenth of the training set, the test set used once
-    config.data.mean = ()  # of each channel, in units of 1 (pixel / 255), to normalise images by;
-    #                        (): that of the training pixels. For weights trained with another
+    config.data.mean = ()  # of each channel, as a share of 255, to normalise images by; (): that of
+    #                        the training pixels. For weights that were trained with another mean
     config.data.std = ()  # the standard deviation, likewise
     config.data.test_augment = "none"  # views of a test image whose logits are averaged: "none"
     #                   (the image alone) "mirror_translate" (six)
@@ -83,7 +83,7 @@ def base_config() -> Config:
     config.augment.erasing_area = (0.02, 0.33)  # of the rectangle; shares of the image: from, to
     config.augment.erasing_ratio = (0.3, 3.3)  # height / width of the rectangle: from, to
     config.augment.mixup = 0.0  # parameter of the Beta distribution of the weights; 0: no mixing
-    config.augment.cutmix = 0.0  # the same, of the areas; where both are on, a coin chooses
+    config.augment.cutmix = 0.0  # the same, for the areas; if both are on, each batch draws one
 
     config.optim = _Group()
     config.optim.name = "adam"  # "adam" "adamw" "sgd"
@@ -92,17 +92,17 @@ def base_config() -> Config:
     config.optim.nesterov = False  # whether SGD's momentum is Nesterov's
     config.optim.weight_decay = 0.0  # of AdamW: decoupled, w ← w − lr · decay · w
     config.optim.l1 = 0.0  # strength of λ Σ|w|
-    config.optim.l2 = 0.0  # strength of λ Σw², whose gradient is 2λw: half of PyTorch's
+    config.optim.l2 = 0.0  # strength λ of λ Σw², whose gradient is 2λw: set it to half of PyTorch's
     #                        weight_decay
     config.optim.penalize = "all"  # which parameters L1, L2 and the decay see: "all" "kernels"
     config.optim.schedule = "cosine"  # "cosine" (stepped per epoch) "cosine_per_step" "constant"
     #                     "triangular" (rises in the warm-up, then falls, both per step)
-    config.optim.start_factor = 0.0  # of "triangular": the first learning rate, as a share
-    config.optim.end_factor = 0.0  # of "triangular": the last one, as a share
+    config.optim.start_factor = 0.0  # of "triangular": the first rate, as a share of learning_rate
+    config.optim.end_factor = 0.0  # of "triangular": the last rate, likewise
     config.optim.bias_scale = 1.0  # of SGD: multiplies the gradients of BatchNorm's biases, and so
     #                                their learning rate, but not their L2
     config.optim.clip_norm = 0.0  # the largest norm of the whole gradient; 0: no limit
-    config.optim.warmup_epochs = 0.0  # the learning rate rises in them; then the schedule begins
+    config.optim.warmup_epochs = 0.0  # epochs of rising learning rate, before the schedule begins
 
     config.train = _Group()
     config.train.batch_size = 256  # over all devices
@@ -111,8 +111,8 @@ def base_config() -> Config:
     config.train.label_smoothing = 0.0  # share of each target spread evenly over all classes
     config.train.ema_decay = 0.0  # decay of a moving average of weights and statistics, which then
     #                               chooses the best epoch; 0: none
-    config.train.lookahead_steps = 0  # the weights return to an average of their own past every so
-    #                                   many steps; 0: never
+    config.train.lookahead_steps = 0  # every this many steps, the weights are set to an average of
+    #                                   their past values (Lookahead); 0: never
     config.train.eval_batch_size = 512  # over all devices; the last batch is padded and masked
     config.train.steps_per_call = 0  # training steps per compiled call; 0: 1 on CPUs, elsewhere the
     #    largest divisor of the epoch's steps up to 50 (batch 256: 39 of 195; batch 512: 1 of 97)

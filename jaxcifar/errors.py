@@ -225,14 +225,9 @@ def exit_code(
             stream.reconfigure(errors="replace")  # pyright: ignore # an ASCII terminal shows "?"
     try:
         with _ended_by_signals(leave):
-            code = command() or 0
+            code = _code_of(command)
             _flush()
             return code
-    except SystemExit as end:  # how argparse and absl end a command
-        _flush()
-        if isinstance(end.code, str):
-            note(end.code)
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (UserError, Interrupted) as error:
         note(str(error))
         return 128 + error.signum if isinstance(error, Interrupted) else 2
@@ -245,6 +240,15 @@ def exit_code(
     except KeyboardInterrupt:
         note(SECOND_SIGINT)
         return 128 + signal.SIGINT
+
+
+def _code_of(command: Callable[[], int | None]) -> int:
+    try:
+        return command() or 0
+    except SystemExit as end:  # how argparse and absl end a command
+        if isinstance(end.code, str):
+            note(end.code)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
 
 
 def nearest(value: str, allowed: Iterable[str]) -> str:

@@ -79,8 +79,8 @@ def place(
     ]
     if missing:
         raise UserError(
-            f"One run over several processes needs {', '.join(missing)}: neither Slurm (srun), "
-            "Open MPI (mpirun) nor a TPU slice says so. --distributed=off runs this process alone."
+            f"One run over several processes needs {', '.join(missing)}: no launcher (srun, mpirun "
+            "or a TPU slice) provides it. --distributed=off runs this process alone."
         )
     if not re.fullmatch(r".+:\d{1,5}", address) or int(address.rpartition(":")[2]) > 65_535:
         raise UserError(

@@ -197,8 +197,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         file = options.config_file(options.user_path(argument.removeprefix("--config=")))
         if ":" in str(file):
             raise UserError(
-                f"The path of the config file {file} has a colon, behind which ml_collections "
-                "looks for an argument. Rename it, or start from its folder."
+                f"The path of the config file {file} has a colon, after which ml_collections "
+                "expects an argument. Rename it, or run the command from its folder."
             )
         options.load(file)  # for its messages about what is wrong with the file
         arguments[arguments.index(argument)] = f"--config={file}"

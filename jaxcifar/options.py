@@ -132,7 +132,7 @@ def hint(arguments: Iterable[str]) -> str:
     for argument in arguments:
         name, equals, value = argument.lstrip("-").partition("=")
         field = name.removeprefix("config.").replace("-", "_")
-        if not argument.startswith("-") or name == f"config.{field}" in known:
+        if not argument.startswith("-") or (field in known and name == f"config.{field}"):
             continue
         if field in known:
             hints.append(f" Did you mean --config.{field}{equals}{value}?")

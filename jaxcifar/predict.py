@@ -83,8 +83,8 @@ def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
         raise UserError(f"{path} cannot be read as a picture: {error}.") from error
     if picture.mode == "F" or (picture.mode == "I" and opened.format != "PNG"):
         raise UserError(
-            f"{path} has pixels of 32 bits, of which nobody knows what is white. Save it with 8 or "
-            "16 bits."
+            f"{path} has pixels of 32 bits, for which no value is defined as white. Save it with 8 "
+            "or 16 bits."
         )
     if picture.mode.startswith("I"):  # Pillow clips at 255 where it should divide
         values = np.asarray(picture).clip(0, 65535) // 256

@@ -3,9 +3,9 @@
 jaxcifar replay WORKDIR
 
 The run is only read. A step depends on nothing but the checkpoint and its own number, so the step
-at which the run diverged is reproduced: bit for bit on the same number of CPU cores, elsewhere but
-for rounding. (GPUs add in an order of their own, and a call of many steps rounds differently from
-calls of one, which are what is looked into.)
+at which the run diverged is reproduced: bit for bit on the same number of CPU cores, elsewhere
+except for rounding. (GPUs add in an order of their own; and the step is examined in a call of one
+step, which rounds differently from a call of many.)
 """
 
 import argparse

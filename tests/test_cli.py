@@ -76,6 +76,13 @@ def test_every_verb_has_help_with_examples(verb, capsys):
         assert "--workdir" in said
 
 
+def test_paths_and_values_are_no_fields():
+    given = ["slice", "../a.b/seed0", "--extent", "1.5", "--seed=1", "--configs", "mine/wide.py"]
+    assert cli.VERBS["landscape"].translate(given) == given
+    given = ["--rows", "9", "--out", "results/v1.0", "--config.optim.l1=0.1", "--optim.l2=1"]
+    assert cli.VERBS["sweep"].translate(given) == [*given[:-1], "--config.optim.l2=1"]
+
+
 def test_the_examples_are_understood():
     for verb in cli.VERBS.values():
         for example in verb.examples:

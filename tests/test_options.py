@@ -86,6 +86,17 @@ def test_options_that_cannot_be_used(given, message):
         options.with_options(base_config(), given)
 
 
+@pytest.mark.parametrize(
+    ("given", "hints"),
+    [
+        (["--config.optim.learning_rate=3e-4", "--config.train.epohcs=3"], 1),
+        (["--config.train.epochs=abc"], 0),
+    ],
+)
+def test_only_what_is_wrong_is_suggested_otherwise(given, hints):
+    assert options.hint(given).count("Did you mean") == hints
+
+
 def test_options_change_a_config():
     config = options.with_options(
         base_config(), ["--config.train.epochs=3", "--config.augment.erasing_area=(0.1, 0.2)"]

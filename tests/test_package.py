@@ -14,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import jaxcifar
+from jaxcifar.interop import export
 
 PACKAGE = pathlib.Path(jaxcifar.__file__).parent
 
@@ -168,6 +169,23 @@ def test_an_image_is_pinned_and_has_all_that_it_copies(name):
     }
     passed = set(re.findall("^!(.*)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
     assert passed == copied == COPIED
+
+
+def test_extras_that_messages_name_exist():
+    sources = [
+        *PACKAGE.rglob("*.py"),
+        *(ROOT / "experiments").rglob("*.py"),
+        *ROOT.rglob("test*.py"),
+    ]
+    named = {
+        extra
+        for path in sources
+        for names in re.findall(r"pip install [^\n]*\[([a-z0-9,]+)\]", path.read_text())
+        for extra in names.split(",")
+    }
+    assert {"parquet", "torch"} <= named
+    named |= {extra for _, extra in export.NEEDS.values()}
+    assert named <= set(PROJECT["optional-dependencies"])
 
 
 def test_the_pinned_versions_are_allowed():

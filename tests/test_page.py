@@ -95,7 +95,7 @@ def test_page_needs_no_network_and_says_what_is_missing(page):
     assert "SHORTENED: 3 of 50 epochs" in text
     assert "vgg8, seed 2: unfinished, epoch 50 of 50" in text
     assert "Rows without a finished run: row2, row4, row5" in text
-    assert "experiments.landscape smoothness" in text
+    assert "jaxcifar landscape smoothness" in text
     assert "--only=fig2" in text  # no checkpoint: no picture
     assert "92.64% ± 0.10" in text
     assert text.count("NOT verified") == 0

@@ -407,14 +407,18 @@ def test_a_script_of_another_plan_is_refused(fakes, tmp_path, monkeypatch, capsy
     assert (out / "slurm" / "jobs").read_text() == "77\n77\n"
 
 
-def test_tasks_keep_to_the_parts_and_configs_they_were_planned_with(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("model", "batch"), [("vgg_a", 64), ("resnet18", 256)])  # the defaults
+def test_tasks_keep_to_the_parts_and_configs_they_were_planned_with(
+    tmp_path, monkeypatch, capsys, model, batch
+):
     """Whatever becomes of the files while some of them wait in the queue."""
     text = (
         "from jaxcifar.config import base_config\n\ndef get_config():\n    config = base_config()\n"
-        "    config.model.name = 'vgg_a'\n    config.train.batch_size = {batch}\n    return config"
+        f"    config.model.name = {model!r}\n"
+        "    config.train.batch_size = {batch}\n    return config"
     )
     mine, out, trained = tmp_path / "mine.py", tmp_path / "out", []
-    mine.write_text(text.format(batch=64))
+    mine.write_text(text.format(batch=batch))
     monkeypatch.setattr(
         train, "train_and_evaluate", lambda c, w, **_: trained.append(w) or pretend(c, w)
     )
@@ -431,7 +435,7 @@ def test_tasks_keep_to_the_parts_and_configs_they_were_planned_with(tmp_path, mo
     assert [f"{path.parent.name}/{path.name}" for path in trained] == there["shards"][1]
     mine.write_text(text.format(batch=128))
     assert start_sweep(*task, "--shard=0/2") == 2
-    assert "mine: train.batch_size: 64 -> 128" in capsys.readouterr().err
+    assert f"mine: train.batch_size: {batch} -> 128" in capsys.readouterr().err
 
 
 def test_what_sbatch_says_is_passed_on(fakes, tmp_path, capsys):

@@ -330,13 +330,19 @@ def test_runs_that_break_where_others_succeed_cost_only_themselves(tmp_path, mon
     assert start_sweep(tmp_path / "other", "vgg6", "0") == sweep.BROKE
 
 
-def test_what_broke_is_tried_last_when_the_sweep_is_started_again(tmp_path, monkeypatch):
-    """Two configs that need too much memory, say, keep the others waiting only once."""
+def test_what_broke_is_tried_last_when_the_sweep_is_started_again(tmp_path, monkeypatch, capsys):
+    """Two configs that need too much memory, say, keep the others waiting only once.
+
+    When they break again, in a process that has trained others, they have failed.
+    """
     trained, tried = broken("vgg1", "vgg2")
     monkeypatch.setattr(train, "train_and_evaluate", trained)
     assert start_sweep(tmp_path / "out", "vgg1,vgg2,vgg6", "0") == sweep.BROKE
-    assert start_sweep(tmp_path / "out", "vgg1,vgg2,vgg6", "0") == sweep.BROKE
+    assert "tries again, the others first." in capsys.readouterr().err
+    assert start_sweep(tmp_path / "out", "vgg1,vgg2,vgg6", "0") == 1
     assert tried == ["vgg1/seed0", "vgg2/seed0", "vgg6/seed0", "vgg1/seed0", "vgg2/seed0"]
+    assert start_sweep(tmp_path / "out", "vgg1,vgg2,vgg6", "0") == sweep.BROKE  # no other to tell
+    assert "The same command tries again." in capsys.readouterr().err
 
 
 def test_a_device_that_cannot_be_used_is_no_failed_run(tmp_path, monkeypatch, capsys):
@@ -367,6 +373,30 @@ def test_a_worker_that_could_not_start_matters_if_runs_are_left(
     assert ("no CUDA" in capsys.readouterr().err) == (code == 2)
     # Another sweep of the folder keeps its output elsewhere.
     assert kept == [out / "logs" / f"{socket.gethostname()}-{os.getpid()}"]
+
+
+def test_what_workers_ended_with_is_what_the_sweep_ends_with(tmp_path, monkeypatch, capsys):
+    """A warning of the time limit, with and without progress; and a device that broke runs."""
+
+    def stopped(code):
+        def supervise(*_):
+            raise workers.Stopped(signal.SIGUSR1, "All were stopped.", [0, code])
+
+        return supervise
+
+    for code, expected in ((sweep.AGAIN, sweep.AGAIN), (138, 138)):
+        monkeypatch.setattr(workers, "supervise", stopped(code))
+        assert start_sweep(tmp_path / "out", "vgg2", "0", "--workers=1") == expected
+        assert ("No step was made" in capsys.readouterr().err) == (expected == 138)
+
+    def broke(commands, where, logs, table):
+        signs.fail(tmp_path / "out" / "vgg2" / "seed0", "RuntimeError: RESOURCE_EXHAUSTED")
+        process = types.SimpleNamespace(returncode=sweep.BROKE)
+        return [types.SimpleNamespace(process=process, log=logs / "worker-0.log", said="")]
+
+    monkeypatch.setattr(workers, "supervise", broke)
+    assert start_sweep(tmp_path / "out", "vgg2", "0", "--workers=1") == sweep.BROKE
+    assert "RESOURCE_EXHAUSTED" in capsys.readouterr().err
 
 
 def test_workers_begin_with_different_runs(tmp_path, monkeypatch):

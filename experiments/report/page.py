@@ -226,7 +226,7 @@ def _name(sweep: Sweep, folder: pathlib.Path) -> str:
 
 
 def _command(module: str, *arguments: object) -> str:
-    return f"python -m experiments.{module} {shlex.join(map(str, arguments))}"
+    return f"jaxcifar {module} {shlex.join(map(str, arguments))}"
 
 
 # --- the page ---------------------------------------------------------------------------------

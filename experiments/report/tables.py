@@ -238,7 +238,7 @@ def markdown(sweep: Sweep, against: str = "") -> str:
     parts = ["# Results beside the original report's\n"]
     if any(run.shortened for run in sweep.runs):
         parts.append(
-            "**Runs marked SHORTENED are: their numbers do not compare with those of full runs.**\n"
+            "**Runs marked SHORTENED are not full runs, and cannot be compared with them.**\n"
         )
     parts += [f"## {table.title}\n\n{table.markdown()}\n" for table in tables(sweep, against)]
     parts.append(

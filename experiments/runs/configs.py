@@ -1,13 +1,15 @@
 """Which configs a command names: rows of the original report, and config files."""
 
+import contextlib
 import glob
+import os
 import pathlib
 from typing import NamedTuple
 
 from experiments.runs.rows import ROWS
 from jaxcifar.config import Config
 from jaxcifar.errors import UserError, choose
-from jaxcifar.options import load, user_path
+from jaxcifar.options import config_file, load, user_path
 
 
 class Source(NamedTuple):
@@ -53,6 +55,8 @@ def parse_files(text: str) -> list[str]:
     for part in filter(None, map(str.strip, text.split(","))):
         part = str(user_path(part))
         matches = [part] if pathlib.Path(part).exists() else sorted(glob.glob(part, recursive=True))
+        with contextlib.suppress(UserError):  # the name of one that comes with the package
+            matches = matches or list(filter(os.path.exists, [str(config_file(part))]))
         if not matches:
             raise UserError(f"--configs has {part!r}, which matches no file.")
         for match in matches:

@@ -182,7 +182,7 @@ def sweeps(folder: str | pathlib.Path, problems: list[str] | None = None) -> lis
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}. Make one with python -m experiments.sweep.")
+        raise UserError(f"There is no folder {folder}. Make one with jaxcifar sweep.")
     found: dict[pathlib.Path, list[Run]] = {}
     for path in run_folders(folder):
         if _is_of_a_measurement(path, folder):

@@ -38,7 +38,7 @@ from jaxcifar.run.log import replacing, write_json
 # The format: the ending of its file.
 FORMATS = {"stablehlo": "stablehlo", "torch": "pt", "safetensors": "safetensors", "npz": "npz"}
 # What a format needs beyond the package's own dependencies: a module, and the extra that has it.
-NEEDS = {"stablehlo": ("flatbuffers", "stablehlo"), "torch": ("torch", "parity")}
+NEEDS = {"stablehlo": ("flatbuffers", "stablehlo"), "torch": ("torch", "torch")}
 
 
 def export(

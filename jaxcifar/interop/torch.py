@@ -262,8 +262,8 @@ def _by_order(
     if any(new[layer] != layer for layer in expected.keys() & new.keys()):
         return given
     note(
-        f"the names are of other code: its {len(new)} layers were matched by order and shape. "
-        "Evaluate it to see that they are right"
+        f"the weights have unfamiliar names: {len(new)} layers were matched by order and shape. "
+        "Evaluate the run to check that they are right"
     )
     renamed = {}
     for name, entries in given.items():
@@ -378,8 +378,8 @@ def _import(arguments: argparse.Namespace) -> str:
     name = arguments.data or _DATA_OF_CLASSES.get(classes)
     if name is None or data.num_classes(name) != classes:
         raise UserError(
-            f"{arguments.file} has {classes} classes, {name or 'cifar10'} has "
-            f"{data.num_classes(name or 'cifar10')} classes. Name an image set of as many: --data."
+            f"{arguments.file} has {classes} classes, but {name or 'cifar10'} has "
+            f"{data.num_classes(name or 'cifar10')}. Name a data set with {classes}: --data=NAME."
         )
     config = base_config()
     config.model.name, config.model.width = arguments.model, module.width  # pyright: ignore

@@ -3,6 +3,7 @@
 import pathlib
 import re
 import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -57,7 +58,10 @@ def test_the_peak_memory_of_a_run_is_not_that_of_the_one_before(monkeypatch):
     memory = machine.PeakMemory()
     assert memory.read() is None or memory.read() < before - 2**28  # None: not on Linux
     small = np.ones(2**22)
-    assert (memory.read() or 0) < before - 2**28
+    peak = memory.read()
+    if sys.platform == "linux":  # elsewhere it is not known
+        assert peak is not None
+    assert (peak or 0) < before - 2**28
     del small
 
     class Device:
