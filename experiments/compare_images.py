@@ -12,7 +12,6 @@ import argparse
 import math
 import pathlib
 import sys
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -39,12 +38,12 @@ def read_images(path: pathlib.Path, train: data.Dataset) -> tuple[np.ndarray, np
     try:
         with np.load(path, allow_pickle=False) as file:
             images, labels, places = (file[name] for name in ("image", "label", "index"))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # NumPy raises almost anything
         raise UserError(
             f"{path} cannot be used ({error}). It must be an .npz file of image [N, 32, 32, 3] "
             "uint8, label [N] and index [N]."
         ) from error
-    n = len(places)
+    n = len(places) if places.ndim else 0
     right = images.shape == (n, 32, 32, 3) and images.dtype == np.uint8 and labels.shape == (n,)
     if not (right and n and places.ndim == 1 and np.issubdtype(places.dtype, np.integer)):
         raise UserError(
@@ -124,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("workdir", type=options.user_path, help="of the run")
     parser.add_argument("file", type=options.user_path, help="the other version, an .npz file")
-    parser.add_argument("--checkpoint", default="best", help="best or last")
+    parser.add_argument("--checkpoint", default="best", choices=restore.WHICH)
     args = parser.parse_args(argv)
     found = run(args.workdir, args.file, args.checkpoint)
     low, high = (100 * end for end in found["interval"])

@@ -200,6 +200,7 @@ class Torture:
             with contextlib.suppress(OSError):
                 folder.rename(self.out / f"failed-{self.seed}-{case.replace('/', '-')}")
         shutil.rmtree(folder, ignore_errors=True)
+        _said(folder).unlink(missing_ok=True)
         return times[kind]
 
     def damaged(self, protocol: str, end: str, name: str, how: str, number: int = 0) -> None:
@@ -243,7 +244,9 @@ class Torture:
                 if process.is_alive():
                     os.kill(process.pid, signum)
                 process.join(timeout=120)
-                code, said = process.exitcode, _said(folder).read_text()
+                code, said = process.exitcode, ""
+                with contextlib.suppress(FileNotFoundError):  # it had not begun
+                    said = _said(folder).read_text()
             # Else it had ended before, or had not begun.
             expected = (128 + signum,) if "Stopped by" in said else (0, -signum)
             if code not in expected or "Traceback" in said:
@@ -490,7 +493,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--soak", type=int, default=0, help="epochs in one process, instead")
     parser.add_argument("--cost", action="store_true", help="measure the digest instead")
     arguments = parser.parse_args(argv)
-    return exit_code(lambda: _torture(arguments))
+    return _torture(arguments)
 
 
 def _torture(arguments: argparse.Namespace) -> int:

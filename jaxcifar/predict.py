@@ -25,7 +25,9 @@ from jaxcifar.run.folder import saved_config
 from jaxcifar.task import build_inference
 
 _SIDE = 32
+_BITS_PER_SAMPLE = 258  # the tag of a TIFF file
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _BAR = 24  # characters of a probability of 1
 
 
@@ -40,6 +42,13 @@ def predict(workdir: str | pathlib.Path, images: Any, *, checkpoint: str = "best
     Raises:
       UserError: the images have another shape or dtype, or there is no such checkpoint or device.
     """
+    return _predict(workdir, images, checkpoint)[1]
+
+
+def _predict(
+    workdir: str | pathlib.Path, images: Any, checkpoint: str
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Returns the names of the classes, and what `predict` does."""
     images = np.asarray(images)
     if images.shape[1:] != (_SIDE, _SIDE, 3) or images.dtype != np.uint8:
         raise UserError(
@@ -48,9 +57,9 @@ def predict(workdir: str | pathlib.Path, images: Any, *, checkpoint: str = "best
     device = sharding.make_mesh().local_devices[:1]
     mesh = jax.sharding.Mesh(np.asarray(device), (sharding.BATCH_AXIS,))
     config, _, variables = restore.load_variables(workdir, checkpoint, mesh=mesh)
-    inference = build_inference(config, data.without_images(config.data.name), mesh)
-
-    return restore.probabilities(inference, variables, images)
+    about = data.without_images(config.data.name)
+    inference = build_inference(config, about, mesh)
+    return about.class_names, restore.probabilities(inference, variables, images)
 
 
 def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
@@ -68,7 +77,10 @@ def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
+            # Not of all kinds that Pillow knows: for some it starts other programs.
+            with Image.open(path, formats=_FORMATS) as opened:
+                if (frames := getattr(opened, "n_frames", 1)) > 1:
+                    note(f"{path} has {frames} pictures; the first is used")
                 picture = ImageOps.exif_transpose(opened)
                 picture.load()
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -87,9 +99,12 @@ def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
             "or 16 bits."
         )
     if picture.mode.startswith("I"):  # Pillow clips at 255 where it should divide
-        values = np.asarray(picture).clip(0, 65535) // 256
-        picture = Image.fromarray(values.astype(np.uint8))
-    elif picture.mode in ("P", "PA", "LA", "La", "RGBa") or picture.has_transparency_data:
+        white = 2 ** _bits(opened) - 1
+        values = np.asarray(picture).clip(0, white)
+        grey = values // ((white + 1) // 256)
+        grey = np.where(values == picture.info.get("transparency", -1), 255, grey)
+        picture = Image.fromarray(grey.astype(np.uint8))
+    elif picture.mode in ("P", "PA", "LA") or picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture)
@@ -98,6 +113,12 @@ def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
     if size != (_SIDE, _SIDE):
         picture = picture.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     return np.asarray(picture), size
+
+
+def _bits(picture: Image.Image) -> int:
+    """How many bits a pixel of 16-bit grey has: some scanners' and cameras' TIFF files have 12."""
+    tags = getattr(picture, "tag_v2", {})
+    return tags.get(_BITS_PER_SAMPLE, (16,))[0]
 
 
 def pictures(paths: list[pathlib.Path]) -> list[pathlib.Path]:
@@ -143,14 +164,17 @@ def _command(arguments: argparse.Namespace) -> None:
         raise UserError(f"--top is {arguments.top}; give 1 or more.")
     paths = pictures(arguments.pictures)
     read = [read_picture(path) for path in paths]
-    about = saved_config(arguments.workdir)
-    if about is None:
+    if saved_config(arguments.workdir) is None:
         raise UserError(f"{arguments.workdir} contains no run (no config.json). Train first.")
     for path, (_, size) in zip(paths, read, strict=True):
         _warn(path, size)
     images = np.stack([image for image, _ in read])
-    names = data.without_images(about.data.name).class_names
-    rows = predict(arguments.workdir, images, checkpoint=arguments.checkpoint)
+    names, rows = _predict(arguments.workdir, images, arguments.checkpoint)
+    if not np.isfinite(rows).all():
+        raise UserError(
+            f"The network in {arguments.workdir} computes numbers that are not finite. Were its "
+            "weights damaged before they were imported?"
+        )
     seen = []
     for path, row in zip(paths, rows, strict=True):
         best = np.argsort(-row, kind="stable")[: arguments.top]

@@ -63,15 +63,15 @@ def _describe(workdir: pathlib.Path, top: pathlib.Path) -> dict[str, Any]:
         if records:
             best, last = averaged(best_record(records)), averaged(records[-1])
             found |= {
-                "best": best["val_accuracy"],
-                "best epoch": best["epoch"],
-                "last": last["val_accuracy"],
-                "images per second": last["images_per_second"],
+                "best": float(best["val_accuracy"]),
+                "best epoch": int(best["epoch"]),
+                "last": float(last["val_accuracy"]),
+                "images per second": float(last["images_per_second"]),
             }
         imported = not about["data"] and not records
         found["state"] = _state(workdir, "imported" if imported else "stopped")
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # what is there is of no run, or damaged
     return found
 
 

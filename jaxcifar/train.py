@@ -126,10 +126,10 @@ def train_and_evaluate(
                 position = Position(epochs_done=epoch)
                 _save(run, position, folder, score(record))
                 progress.epoch(record)
-                called.call("after_epoch", run, record)
+                called.call("after_epoch", run, dict(record))
             folder.wait()
         result = _result(run, splits, records, compiled.seconds, memory, folder)
-        called.call("end", run, result)
+        called.call("end", run, dict(result))
         return result
 
 

@@ -70,6 +70,7 @@ def test_other_images_are_evaluated(finished, train, tmp_path):
         ({"index": np.array([0, 1, 1])}, "an image twice: 3 places, 2 of them"),
         ({"image": np.zeros((3, 32, 32, 3))}, "float64"),
         ({"image": np.array([{}] * 3, object)}, "cannot be used"),
+        ({"index": np.array(1)}, r"index \(\)"),
     ],
 )
 def test_files_of_something_else(finished, train, tmp_path, changes, message):

@@ -234,6 +234,12 @@ def unreachable(*args, **kwargs):
     raise OSError("Name or service not known")
 
 
+def test_a_part_of_a_part_says_both(few, tmp_path):
+    whole = data.load("synthetic", "train")
+    part = whole.take(slice(100), "training part").take(slice(10), "the first 10")
+    assert part.provenance["subset"] == "the first 10 of the training part"
+
+
 # --- damage -----------------------------------------------------------------------------------
 
 
@@ -482,6 +488,7 @@ def test_missing_data_set_fails_fast_and_says_the_way_out(tmp_path, monkeypatch)
     def download(*_):
         raise AssertionError("tfds was asked to download, which it retries for minutes")
 
+    monkeypatch.setattr(tfds.urllib.request, "getproxies", dict)
     monkeypatch.setattr(tfds.socket, "create_connection", refuse)
     downloads = tensorflow_datasets.download.DownloadManager
     monkeypatch.setattr(downloads, "download_and_extract", download)
@@ -492,6 +499,11 @@ def test_missing_data_set_fails_fast_and_says_the_way_out(tmp_path, monkeypatch)
         assert part in str(error.value)
     with pytest.raises(UserError, match="not a folder"):
         data.load("cifar10", "train", data_dir=str(tmp_path / "none"))
+    # Behind a proxy nothing else may be reached, but the proxy can be asked.
+    monkeypatch.setattr(tfds.urllib.request, "getproxies", lambda: {"https": "http://proxy:3128"})
+    with pytest.raises(UserError, match="tfds was asked to download"):
+        data.load("cifar10", "train", data_dir=str(tmp_path))
+    assert len(asked) == 1
 
 
 # --- tensorflow-datasets ----------------------------------------------------------------------

@@ -76,6 +76,28 @@ def test_what_a_run_shows_is_true(tmp_path):
     assert not np.array_equal(first, second)
 
 
+class Meddle(Hook):
+    """Changes what it is shown."""
+
+    def after_epoch(self, run, record):
+        record["mine"] = object()
+        del record["val_accuracy"]
+
+    def end(self, run, result):
+        result.clear()
+
+
+@pytest.mark.slow
+def test_what_hooks_do_to_a_record_changes_no_run(finished, tmp_path, capsys):
+    with pytest.raises(Interrupted):
+        run(tiny(), tmp_path, Meddle(), SignalAt(5))
+    result = run(tiny(), tmp_path, Meddle())
+    assert "damaged" not in capsys.readouterr().err
+    assert result["best"]["val_accuracy"] == finished[1]["best"]["val_accuracy"]
+    ours, theirs = (read_lines(f / "metrics.jsonl") for f in (tmp_path, finished[0]))
+    assert without_times(ours) == without_times(theirs)
+
+
 class Ask(Hook):
     """Asks for the end after the first epoch."""
 

@@ -22,9 +22,10 @@ def random_variables(name, **options):
     module = create_model(name, **options)
     generator = np.random.default_rng(0)
     flat = {
-        path: generator.normal(size=leaf.shape).astype(np.float32)
+        path: (np.abs if path[-1] == "var" else np.asarray)(generator.normal(size=leaf.shape))
         for path, leaf in flatten_dict(abstract_variables(module)).items()
     }
+    flat = {path: value.astype(np.float32) for path, value in flat.items()}
     return {"params": {}, "batch_stats": {}} | unflatten_dict(flat)
 
 
@@ -138,8 +139,8 @@ def test_a_misfit_is_short():
         )
 
 
-@pytest.mark.parametrize("width", [0.125, 0.3])
-@pytest.mark.parametrize("name", ["resnet18", "vgg_a", "wideresnet28_10"])
+@pytest.mark.parametrize("width", [0.125, 0.3, 0.9])
+@pytest.mark.parametrize("name", ["resnet18", "vgg_a", "wideresnet28_10", "airbench94"])
 def test_the_width_follows_from_the_shapes(name, width):
     state_dict = interop.to_torch(name, shapes_only(name, width=width))
     module, _ = interop.fit(name, state_dict)
@@ -250,9 +251,27 @@ def test_two_readings_are_none():
         name = re.sub(r"(_x\.1)\.residual_function\.([01])", r"\1.b.\2", other_names(key))
         name = re.sub(r"(_x\.1)\.residual_function\.([34])", r"\1.a.\2", name)
         other[name] = state_dict[key]
-    with pytest.raises(UserError, match=r"missing \(100\)") as error:
-        interop.from_torch("resnet18", other)
-    assert len(str(error.value).splitlines()) <= 3
+    # Nor in a file that has been sorted, whose order says nothing.
+    for given in (other, {key: other[key] for key in sorted(other)}):
+        with pytest.raises(UserError, match=r"missing \(100\)") as error:
+            interop.from_torch("resnet18", given)
+        assert len(str(error.value).splitlines()) <= 3
+
+
+def test_what_no_network_has_is_refused():
+    state_dict = interop.to_torch("resnet18", random_variables("resnet18", width=0.125))
+    state_dict["bn1.running_var"] = -state_dict["bn1.running_var"]
+    with pytest.raises(UserError, match=r"negative, but a variance \(1\): bn1\.running_var"):
+        interop.from_torch("resnet18", state_dict)
+
+
+def test_the_count_of_batches_is_not_needed_in_any_shape():
+    variables = random_variables("resnet18", width=0.125)
+    state_dict = interop.to_torch("resnet18", variables)
+    state_dict |= {"bn1.num_batches_tracked": np.ones(1, np.int64)}  # as ascontiguousarray has it
+    jax.tree.map(
+        np.testing.assert_array_equal, interop.from_torch("resnet18", state_dict), variables
+    )
 
 
 def test_no_bias_before_batch_norm_is_a_bias_of_zero():

@@ -50,9 +50,9 @@ def check(folder, expected, spec=FEW):
     return found
 
 
-def png(image, size=(32, 32), mode="RGB"):
+def png(image, size=(32, 32), mode="RGB", **how):
     stream = io.BytesIO()
-    Image.fromarray(image).resize(size).convert(mode).save(stream, "PNG")
+    Image.fromarray(image).resize(size).convert(mode).save(stream, "PNG", **how)
     return stream.getvalue()
 
 
@@ -275,6 +275,7 @@ PICTURE = np.zeros((32, 32, 3), np.uint8)
         (png(PICTURE, mode="RGBA"), "of type RGBA, not RGB"),
         (png(PICTURE) + bytes(2**14), "bytes, more than"),
         (b"GIF89a" + png(PICTURE), "cannot identify"),
+        (png(PICTURE, mode="P", transparency=0), "parts of it are transparent"),
     ],
 )
 def test_pictures_that_are_none(expected, tmp_path, content, message):
@@ -355,6 +356,7 @@ def test_kaggle_beside_another_form(few, expected, tmp_path, other):
         ("../../secret,cat", "row '../../secret', 'cat', not a number and a class"),
         ("7,lion", "row '7', 'lion'"),
         ("101,cat", "holds 101 train images"),
+        ("7,cat", "it has a picture twice"),
         ("7", "row '7', ''"),
     ],
 )

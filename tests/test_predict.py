@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -94,6 +95,30 @@ def test_modes(tmp_path):
     assert corner(Image.new("RGBA", (32, 32), (255, 0, 0, 255))) == [255, 0, 0]
     assert corner(Image.new("LA", (32, 32), (0, 0))) == [255, 255, 255]
     assert corner(red.quantize(4), transparency=0) == [255, 255, 255]
+    grey = Image.fromarray(np.full((32, 32), 7 * 256, np.uint16))
+    assert corner(grey, transparency=7 * 256) == [255, 255, 255]
+    assert corner(grey, transparency=8 * 256) == [7, 7, 7]
+
+
+def test_white_of_twelve_bits(tmp_path):
+    """Of a TIFF file as scanners write it, two pixels in three bytes: Pillow cannot write one."""
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.zeros((32, 32), np.uint16)).save(path)
+    content = bytearray(path.read_bytes())
+    with Image.open(path) as picture:
+        start = picture.tag_v2[273][0]  # of the pixels
+    place = content.index(b"\x02\x01\x03\x00\x01\x00\x00\x00\x10\x00")  # bits per sample: 16
+    content[place + 8] = 12
+    content[start : start + 32 * 32 * 12 // 8] = b"\xff" * (32 * 32 * 12 // 8)
+    path.write_bytes(content)
+    assert predict.read_picture(path)[0].min() == 255
+
+
+def test_the_first_of_several_pictures_is_used(tmp_path, capsys):
+    frames = [Image.new("RGB", (32, 32), color) for color in ("black", "white")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert predict.read_picture(tmp_path / "a.gif")[0].max() == 0
+    assert "a.gif has 2 pictures; the first is used" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
@@ -118,7 +143,8 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path, monkeypatch):
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:4000])
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "empty.png").write_bytes(b"")
-    for name in ("cut.png", "text.png", "empty.png", "absent.png"):
+    (tmp_path / "program.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    for name in ("cut.png", "text.png", "empty.png", "absent.png", "program.png"):
         with pytest.raises(UserError, match=name):
             predict.read_picture(tmp_path / name)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
@@ -127,6 +153,20 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path, monkeypatch):
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="none contains no pictures"):
         predict.pictures([tmp_path / "none"])
+
+
+@pytest.mark.slow
+def test_the_names_are_those_of_the_checkpoint(finished, tmp_path, capsys):
+    """As the network is: config.json may have been changed."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    content = json.loads(path.read_text())
+    content["config"]["data"]["name"] = "digits"
+    path.write_text(json.dumps(content))
+    Image.fromarray(first_images(1, "test").images[0]).save(tmp_path / "a.png")
+    assert predict.main([str(tmp_path / "run"), str(tmp_path / "a.png"), "--json"]) == 0
+    (seen,) = json.loads(capsys.readouterr().out)
+    assert set(seen["classes"]) <= set(data.without_images("synthetic").class_names)
 
 
 @pytest.mark.slow

@@ -33,8 +33,9 @@ class Dataset:
     def take(self, rows: np.ndarray | slice, subset: str) -> "Dataset":
         """Returns the images at `rows`, and a provenance that says they are the subset `subset`."""
         images, labels = self.images[rows], self.labels[rows]
+        before = self.provenance.get("subset")
         provenance = self.provenance | {
-            "subset": subset,
+            "subset": f"{subset} of the {before}" if before else subset,
             "images": len(labels),
             "sha256": fingerprint(images, labels),
         }

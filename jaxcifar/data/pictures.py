@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from jaxcifar.data.source import Read, Source, Unlabelled, check_labels, damaged
+from jaxcifar.data.source import Read, Source, Unlabelled, check_labels, damaged, require_count
 from jaxcifar.data.spec import Spec
 from jaxcifar.errors import UserError, in_short
 
@@ -38,6 +38,8 @@ def _decode(raw: bytes) -> np.ndarray:
             raise ValueError(f"it has {picture.width}×{picture.height} pixels, not 32×32")
         if picture.mode not in ("RGB", "L", "P"):
             raise ValueError(f"its pixels are of type {picture.mode}, not RGB")
+        if picture.has_transparency_data:
+            raise ValueError("parts of it are transparent")
         return np.asarray(picture.convert("RGB"))
 
 
@@ -57,13 +59,6 @@ def _content(path: pathlib.Path) -> tuple[pathlib.Path, bytes]:
         raise UserError(f"{path} is missing, or is not a file.")
     with path.open("rb") as stream:
         return path, stream.read(_LARGEST + 1)
-
-
-def _require_count(spec: Spec, where: object, split: str, found: int) -> None:
-    if found != spec.count(split):
-        raise UserError(
-            f"{where} holds {found:,} {split} images, and {spec.title} has {spec.count(split):,}."
-        )
 
 
 # --- Parquet ----------------------------------------------------------------------------------
@@ -119,7 +114,7 @@ def _from_parquet(
                     labels += batch[spec.label_column].to_pylist()
         except Exception as error:  # pyarrow's own errors, and those of other columns
             raise damaged(spec, path, in_short(error)) from error
-    _require_count(spec, folder, split, len(pictures))
+    require_count(spec, folder, split, len(pictures))
     images = _read(spec, pictures, len(pictures))
     return Read(images, check_labels(spec, labels, folder))
 
@@ -147,18 +142,23 @@ def _from_kaggle(spec: Spec, table: pathlib.Path, pictures: pathlib.Path, split:
         raise damaged(spec, table, f"it has {table.stat().st_size:,} bytes")
     try:
         with table.open(newline="", encoding="utf-8", errors="replace") as stream:
-            rows = {row.get("id") or "": row.get("label") or "" for row in csv.DictReader(stream)}
+            lines = [
+                (row.get("id") or "", row.get("label") or "") for row in csv.DictReader(stream)
+            ]
     except csv.Error as error:
         raise damaged(spec, table, str(error)) from error
     numbers = {name: number for number, name in enumerate(spec.class_names)}
-    for name, label in rows.items():
+    for name, label in lines:
         if not (name.isascii() and name.isdigit()) or len(name) > 9 or label not in numbers:
             raise damaged(
                 spec,
                 table,
                 f"it has the row {name[:40]!r}, {label[:40]!r}, not a number and a class",
             )
-    _require_count(spec, table, "train", len(rows))
+    rows = dict(lines)
+    if len(rows) < len(lines):
+        raise damaged(spec, table, "it has a picture twice")
+    require_count(spec, table, "train", len(rows))
     names = sorted(rows, key=int)
     images = _read(spec, (_content(pictures / f"{name}.png") for name in names), len(names))
     return Read(images, np.array([numbers[rows[name]] for name in names], np.int32))
@@ -182,7 +182,7 @@ def _from_classes(spec: Spec, folder: pathlib.Path, split: str) -> Read:
         # "10.png" comes after "9.png".
         for number, path in enumerate(sorted(paths, key=lambda path: (len(path.name), path.name))):
             found.append((number, label, path))
-    _require_count(spec, folder / split, split, len(found))
+    require_count(spec, folder / split, split, len(found))
     found.sort()  # the classes in turn, so that the first N images are of all classes
     images = _read(spec, (_content(path) for _, _, path in found), len(found))
     return Read(images, np.array([label for _, label, _ in found], np.int32))

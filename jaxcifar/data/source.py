@@ -91,3 +91,15 @@ def check_labels(spec: Spec, labels: list[Any], where: object) -> np.ndarray:
         if not isinstance(label, int | np.integer) or not 0 <= label <= last:
             raise damaged(spec, where, f"record {record} has the label {label!r}, not 0 to {last}")
     return np.array(labels, np.int32)
+
+
+def require_count(spec: Spec, where: object, split: str, found: int) -> None:
+    """Checks that a split has as many images as the set's authors say.
+
+    Raises:
+      UserError: it has more or fewer.
+    """
+    if found != spec.count(split):
+        raise UserError(
+            f"{where} holds {found:,} {split} images, and {spec.title} has {spec.count(split):,}."
+        )

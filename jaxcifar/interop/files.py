@@ -40,7 +40,8 @@ def _read(path: pathlib.Path) -> Mapping[str, Any]:
     with path.open("rb") as file:
         start = file.read(9)
     if start.startswith(b"PK\x03\x04"):
-        names = zipfile.ZipFile(path).namelist()
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
         if all(name.endswith(".npy") for name in names):
             with np.load(path, allow_pickle=False) as arrays:
                 return dict(arrays)
@@ -113,7 +114,10 @@ def named_arrays(weights: Mapping[str, Any], part: str = "") -> dict[str, Any]:
     Raises:
       UserError: there are no arrays.
     """
-    found = _flat(weights)
+    try:
+        found = _flat(weights)
+    except RecursionError as error:
+        raise UserError("The file has a dictionary that contains itself.") from error
     if part:
         chosen = {
             name.removeprefix(f"{part}."): value
@@ -137,7 +141,7 @@ def _flat(weights: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
             continue
         if isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{name}.")
-        elif getattr(value, "ndim", 0) > 0:
+        elif getattr(value, "ndim", 0) > 0 and not name.endswith("num_batches_tracked"):
             found[prefix + name] = value
     return found
 

@@ -11,6 +11,7 @@ PyTorch itself is needed only to read its own files.
 """
 
 import argparse
+import itertools
 import re
 import shlex
 import sys
@@ -64,14 +65,15 @@ def from_torch(
     torchvision's names are expected. Accepted too: `shortcut` for downsample and `linear` for fc
     or classifier, as in common CIFAR-10 code; DenseNet's names without `features.`; VGG's three
     linear layers under other numbers, in their order; convolutions without the bias that a
-    BatchNorm behind them cancels; other names altogether, where the order of the layers and their
-    shapes allow only one reading. The state_dict may be in a wrapper (`{"net": …, "epoch": 9}`),
-    and its names may all begin alike (`module.`, `model.`, `0.`). `num_batches_tracked` is not
-    needed and not kept.
+    BatchNorm behind them cancels; other names altogether (except VGG's), where the order of the
+    layers and their shapes allow only one reading. The state_dict may be in a wrapper
+    (`{"net": …, "epoch": 9}`), and its names may all begin alike (`module.`, `model.`, `0.`).
+    `num_batches_tracked` is not needed and not kept.
 
     Args:
       name: one of `jaxcifar.models.MODELS`, or a module of this package. The number of classes is
-        taken from the last linear layer of `state_dict`.
+        taken from the layer named fc, linear or classifier, or else from the last matrix of
+        `state_dict`.
       state_dict: name -> tensor or array; convolutions [O, I, H, W], linear layers [O, I].
       width: the model's, where `name` is a name; None is what follows from the shapes.
       part: which of the names to take, those that begin with it: "ema", "model_ema.module".
@@ -122,6 +124,8 @@ def fit(
                 problems.setdefault("of another shape", []).append(what)
             elif not np.isfinite(value).all():
                 problems.setdefault("not finite", []).append(key)
+            elif path[-1] == "var" and (value < 0).any():
+                problems.setdefault("negative, but a variance", []).append(key)
             else:
                 flat[path] = jnp.asarray(_transposed(value, to_torch=False), jnp.float32)
     if unknown := [key for entries in given.values() for key, _ in entries]:
@@ -237,7 +241,8 @@ def _by_order(
     """Gives layers that other code names torchvision's names, by their order and their shapes.
 
     Their order is that of the file, as PyTorch keeps it. Other files sort their names: where that
-    order fits as well, and would match other layers, nothing is matched.
+    order fits as well, and would match other layers, nothing is matched. In a file that is sorted,
+    layers of equal shapes can only be told apart by numbers in their names.
     """
     if all(_plain_name(_torch_name(module, path)) in given for path in _shapes(module)):
         return given
@@ -256,7 +261,9 @@ def _by_order(
         for order in (tuple(layers), tuple(sorted(layers, key=places.__getitem__)))
         if [layers[layer] for layer in order] == list(expected.values())
     }
-    if len(readings) != 1:
+    names = [entries[0][0] for entries in given.values()]
+    is_sorted = names in (sorted(names), sorted(names, key=_numbers_in_order))
+    if len(readings) != 1 or (is_sorted and not _numbered(layers, places)):
         return given
     new = dict(zip(readings.pop(), expected, strict=True))
     if any(new[layer] != layer for layer in expected.keys() & new.keys()):
@@ -270,6 +277,21 @@ def _by_order(
         layer, _, kind = name.rpartition(".")
         renamed[f"{new[layer]}.{kind}"] = entries
     return renamed
+
+
+def _numbered(layers: dict[str, dict[str, tuple[int, ...]]], places: dict[str, list]) -> bool:
+    """Whether the names of any two layers with matrices of equal shapes first differ in a number.
+
+    BatchNorms have none: they follow the convolutions that share their names.
+    """
+    with_matrix = [layer for layer, shapes in layers.items() if len(shapes.get("weight", ())) > 1]
+    for one, other in itertools.combinations(with_matrix, 2):
+        if layers[one] == layers[other]:
+            pairs = zip(places[one], places[other], strict=False)
+            first = next(((a, b) for a, b in pairs if a != b), None)
+            if first is None or not (first[0][0] and first[1][0]):
+                return False
+    return True
 
 
 def _in_order(module: nn.Module) -> dict[Path, Any]:
@@ -307,6 +329,7 @@ def _module(name: str | nn.Module, width: float | None, given: Mapping[str, Any]
     if isinstance(name, nn.Module):
         return name
     heads = [array for key, array in given.items() if re.match(r"(head|classifier\.\d+)\.w", key)]
+    heads = heads or [array for array in given.values() if array.ndim == 2]
     classes = heads[-1].shape[0] if heads and heads[-1].ndim == 2 else 10
     if width is None:
         width = _width(create_model(name), given)
@@ -324,7 +347,8 @@ def _width(module: nn.Module, given: Mapping[str, Any]) -> float:
         if (
             array is not None
             and array.ndim == leaf.ndim
-            and path[1] not in ("fc", "classifier", "fc3")
+            # Whose features are the classes, or as many at any width.
+            and path[1] not in ("fc", "classifier", "fc3", "whitening")
         ):
             ratios.append(array.shape[0] / leaf.shape[-1])
     if not ratios:  # the names are of other code: those of the widest convolutions

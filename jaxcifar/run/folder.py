@@ -285,7 +285,9 @@ class RunFolder:
             return None
         state, progress, damaged = found
         self._history = progress.get("history")
-        self._damaged = progress.get("damaged", 0) + damaged
+        # Some may have been set aside by a start that was killed before it saved their number.
+        aside = len(list(self.checkpoints.directory.glob("damaged-*")))
+        self._damaged = max(progress.get("damaged", 0) + damaged, aside)
         self._check_best(like)
         return state, _position(progress)
 

@@ -174,7 +174,7 @@ def _pack(record: Record, steps: Steps) -> dict[str, Any]:
         for name, values in steps.items()
         if name != "epoch"
     }
-    return {"record": record, "steps": packed}
+    return {"record": dict(record), "steps": packed}
 
 
 def _steps_line(epoch: dict[str, Any]) -> str:

@@ -74,7 +74,9 @@ class Progress:
             transient=True,
         )
         self._task = self._bar.add_task(
-            f"epoch {epochs_done + 1}/{epochs}", total=epochs * steps_per_epoch, status="compiling"
+            f"epoch {min(epochs_done + 1, epochs)}/{epochs}",
+            total=epochs * steps_per_epoch,
+            status="compiling",
         )
 
     def __enter__(self) -> "Progress":

@@ -88,6 +88,16 @@ def test_a_damaged_run_does_not_hide_the_others(finished, tmp_path):
     assert states(tmp_path) == {"bad": "damaged", "good": "finished"}
 
 
+@pytest.mark.parametrize("line", ["null", "3", '{"val_accuracy": null}', '{"val_accuracy": "x"}'])
+def test_damaged_records_do_not_hide_the_others(finished, tmp_path, capsys, line):
+    for name in ("bad", "good"):
+        shutil.copytree(finished[0], tmp_path / name)
+    (tmp_path / "bad" / "metrics.jsonl").write_text(line + "\n")
+    assert states(tmp_path) == {"bad": "damaged", "good": "finished"}
+    assert runs.main([str(tmp_path)]) == 0
+    assert "damaged" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("folder", "message"), [("none", "no folder"), (".", "contains no runs")])
 def test_nothing_there(folder, message, tmp_path):
     with pytest.raises(UserError, match=message):
