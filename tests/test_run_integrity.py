@@ -228,6 +228,19 @@ def test_flipped_bits_are_noticed_and_the_checkpoint_before_is_taken(expected, s
     assert "set aside as damaged-14-1" in line
 
 
+class Fail(Hook):
+    def start(self, run):
+        raise KeyError("as a kill would end it")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_set_aside_is_counted_though_that_start_saved_nothing(stopped):
+    flip_arrays(stopped, 14)
+    with pytest.raises(RuntimeError, match="as a kill"):
+        run(tiny(), stopped, Fail())
+    assert run(tiny(), stopped)["damaged_checkpoints"] == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["progress/metadata", "state/_METADATA", "state/manifest.ocdbt"])
 @pytest.mark.parametrize("how", ["half", "empty", "delete", "folder"])
