@@ -251,7 +251,7 @@ def test_config_files_beside_rows(mine, tmp_path, capsys):
     # The commands that are shown find the runs done, each once.
     capsys.readouterr()
     for command in commands(sweep):
-        arguments = [*shlex.split(command)[3:], "--dry-run"]
+        arguments = [*shlex.split(command)[2:], "--dry-run"]
         assert exit_code(lambda arguments=arguments: sweep_main(arguments)) == 0
     listed = capsys.readouterr().out
     assert listed.count("done; nothing left") == len(commands(sweep))

@@ -298,7 +298,7 @@ def test_pt_files(tmp_path, one_device):
     theirs = reference.create("vgg_a")
     torch.save({"epoch": 3, "state_dict": theirs.state_dict()}, tmp_path / "weights.pt")
     workdir = tmp_path / "run"
-    arguments = ["import", str(tmp_path / "weights.pt"), "--model=vgg_a", f"--workdir={workdir}"]
+    arguments = [str(tmp_path / "weights.pt"), "--model=vgg_a", f"--workdir={workdir}"]
     assert interop.main(arguments) == 0
     export.export(workdir, "torch", tmp_path / "back.pt")
     back = torch.load(tmp_path / "back.pt", weights_only=True)
