@@ -509,44 +509,49 @@ def test_missing_data_set_fails_fast_and_says_the_way_out(tmp_path, monkeypatch)
 # --- tensorflow-datasets ----------------------------------------------------------------------
 
 
-def test_tfds_prepares_and_is_read_in_the_official_order(few, tmp_path, monkeypatch):
-    """tfds' own generation, on a made-up archive in the place of the download."""
+@pytest.fixture
+def downloaded(monkeypatch):
+    """Lets tfds take a folder for what it has downloaded and unpacked."""
     import tensorflow_datasets
 
-    spec, records = FEW, few  # tfds takes a minute for all 60,000
-    extracted = tmp_path / "extracted"
-    folder = write_binary(extracted / "cifar-10-batches-bin", records)
-    (folder / "batches.meta.txt").write_text("\n".join(spec.class_names) + "\n")
-    monkeypatch.setattr(
-        tensorflow_datasets.download.DownloadManager,
-        "download_and_extract",
-        lambda self, url: str(extracted),
-    )
-    monkeypatch.setattr(tfds, "_require_network", lambda spec, folder: None)
+    def take(extracted):
+        monkeypatch.setattr(
+            tensorflow_datasets.download.DownloadManager,
+            "download_and_extract",
+            lambda self, url: str(extracted),
+        )
+        monkeypatch.setattr(tfds, "_require_network", lambda spec, folder: None)
+
+    return take
+
+
+@pytest.fixture
+def few_downloaded(few, tmp_path, downloaded):
+    """A folder for tfds to prepare the few images in: it takes a minute for all 60,000."""
+    folder = write_binary(tmp_path / "extracted" / "cifar-10-batches-bin", few)
+    (folder / "batches.meta.txt").write_text("\n".join(FEW.class_names) + "\n")
+    downloaded(folder.parent)
     (tmp_path / "tfds").mkdir()
+    return tmp_path / "tfds"
+
+
+def test_tfds_prepares_and_is_read_in_the_official_order(few, few_downloaded):
+    """tfds' own generation, on a made-up archive in the place of the download."""
     for split in ("train", "test"):
-        dataset = cifar.load(spec, split, str(tmp_path / "tfds"))
+        dataset = cifar.load(FEW, split, str(few_downloaded))
         names = NAMES[:5] if split == "train" else NAMES[5:]
         for of_files, of_dataset in ((0, dataset.images), (1, dataset.labels)):
-            expected = np.concatenate([records[name][of_files] for name in names])
+            expected = np.concatenate([few[name][of_files] for name in names])
             if of_files == 0:
                 expected = expected.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
             np.testing.assert_array_equal(of_dataset, expected)
         assert "tensorflow-datasets" in dataset.provenance["source"]
 
 
-def test_tfds_prepared_by_another_process_meanwhile(few, tmp_path, monkeypatch):
+def test_tfds_prepared_by_another_process_meanwhile(few, few_downloaded, monkeypatch):
     import tensorflow_datasets
 
-    extracted, builder = tmp_path / "extracted", tensorflow_datasets.core.DatasetBuilder
-    folder = write_binary(extracted / "cifar-10-batches-bin", few)
-    (folder / "batches.meta.txt").write_text("\n".join(FEW.class_names) + "\n")
-    monkeypatch.setattr(
-        tensorflow_datasets.download.DownloadManager,
-        "download_and_extract",
-        lambda self, url: str(extracted),
-    )
-    monkeypatch.setattr(tfds, "_require_network", lambda spec, folder: None)
+    builder = tensorflow_datasets.core.DatasetBuilder
     prepare = builder.download_and_prepare
 
     def late(self, **options):
@@ -554,25 +559,26 @@ def test_tfds_prepared_by_another_process_meanwhile(few, tmp_path, monkeypatch):
         raise FileExistsError("Cannot rename. Destination already exists")
 
     monkeypatch.setattr(builder, "download_and_prepare", late)
-    (tmp_path / "tfds").mkdir()
-    assert len(cifar.load(FEW, "test", str(tmp_path / "tfds"))) == len(few["test_batch"][1])
+    assert len(cifar.load(FEW, "test", str(few_downloaded))) == len(few["test_batch"][1])
 
 
-def test_tfds_prepares_cifar100(few100, tmp_path, monkeypatch):
+def test_a_part_that_tfds_prepared_is_not_the_official_set(few_downloaded):
     import tensorflow_datasets
 
+    config = tensorflow_datasets.download.DownloadConfig(max_examples_per_split=5)
+    tfds._builder(FEW, few_downloaded).download_and_prepare(download_config=config)
+    with pytest.raises(UserError, match="holds 5 test images, and CIFAR-10 has"):
+        cifar.load(FEW, "test", str(few_downloaded))
+
+
+def test_tfds_prepares_cifar100(few100, tmp_path, downloaded):
     folder = write100(tmp_path / "extracted" / "cifar-100-binary", few100)
     for kind, names in (
         ("fine", FEW100.class_names),
         ("coarse", [f"super {i}" for i in range(20)]),
     ):
         (folder / f"{kind}_label_names.txt").write_text("\n".join(names) + "\n")
-    monkeypatch.setattr(
-        tensorflow_datasets.download.DownloadManager,
-        "download_and_extract",
-        lambda self, url: str(folder.parent),
-    )
-    monkeypatch.setattr(tfds, "_require_network", lambda spec, folder: None)
+    downloaded(folder.parent)
     (tmp_path / "tfds").mkdir()
     for split in ("train", "test"):
         check100(cifar.load(FEW100, split, str(tmp_path / "tfds")), few100, split)
