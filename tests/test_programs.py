@@ -182,7 +182,6 @@ def test_a_sweep_over_numbers_compiles_one_step(tmp_path, compilations):
     ]
     for i, fields in enumerate(sweep):
         result = run(tiny(**{"train__epochs": 1} | fields), tmp_path / str(i))
-        assert result["compile_seconds"] == 0
         if i == 0:
             assert result["last"]["learning_rate"] == pytest.approx(3e-3 * 0.25)
     assert [cached.cache_info().misses for cached in CACHED] == misses

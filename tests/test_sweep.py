@@ -75,8 +75,7 @@ def test_a_sweep_leaves_its_runs_and_shares_compiled_steps(swept):
         assert [run.seed for run in of_row] == [0, 1]
         assert all(len(run.records) == 2 for run in of_row)
         compiled = [run.result["compile_seconds"] for run in of_row]
-        assert compiled[0] > 0
-        assert compiled[1] == 0  # it is looked up
+        assert compiled[1] < compiled[0] / 10  # it is looked up
     one, other = found.of("vgg2")
     assert one.records[-1]["train_loss"] != other.records[-1]["train_loss"]
 

@@ -3,7 +3,6 @@
 import pathlib
 import re
 import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -56,13 +55,14 @@ def test_the_peak_memory_of_a_run_is_not_that_of_the_one_before(monkeypatch):
     before = machine.peak_memory()
     del large
     memory = machine.PeakMemory()
-    assert memory.read() is None or memory.read() < before - 2**28  # None: not on Linux
     small = np.ones(2**22)
-    peak = memory.read()
-    if sys.platform == "linux":  # elsewhere it is not known
-        assert peak is not None
-    assert (peak or 0) < before - 2**28
     del small
+    # Only Linux can forget a peak, and not in every container; then what is left is not ours.
+    here = machine.peak_memory()
+    if here < before - 2**28:
+        assert here <= (memory.read() or 0) <= machine.peak_memory()
+    else:
+        assert memory.read() is None
 
     class Device:
         """One whose peak cannot be forgotten."""
