@@ -84,7 +84,7 @@ def jax_timer(
         "step_memory_bytes": step.memory_analysis().temp_size_in_bytes,
         "dtype": made.in_force["dtype"],
     }
-    return lambda: made.steps_per_call * batch * _rate(make, calls), facts
+    return lambda: made.steps_per_call * batch * rate(make, calls), facts
 
 
 def torch_timer(model: str, batch: int, dtype: str, channels_last: bool, steps: int) -> Timer:
@@ -126,10 +126,10 @@ def torch_timer(model: str, batch: int, dtype: str, channels_last: bool, steps: 
             optimizer.step()
         loss.item()  # waits
 
-    return lambda: batch * _rate(make, steps)
+    return lambda: batch * rate(make, steps)
 
 
-def _rate(make: Callable[[int], None], steps: int) -> float:
+def rate(make: Callable[[int], None], steps: int) -> float:
     """Returns steps per second of make(steps)."""
     make(1)  # finds cold caches, and memory given back to the system: not timed
     began = time.monotonic()

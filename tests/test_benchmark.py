@@ -93,7 +93,7 @@ def test_a_turn_times_all_steps_but_its_first(monkeypatch):
     def make(steps):
         clock[0] += 100.0 if steps == 1 else 0.5 * steps
 
-    assert benchmark._rate(make, 4) == 2.0
+    assert benchmark.rate(make, 4) == 2.0
 
 
 @pytest.mark.parametrize("option", ["--models=vgg", "--batch=0", "--out=nowhere/a.json"])

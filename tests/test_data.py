@@ -510,7 +510,14 @@ def test_missing_data_set_fails_fast_and_says_the_way_out(tmp_path, monkeypatch)
 
 
 @pytest.fixture
-def downloaded(monkeypatch):
+def proxy(monkeypatch):
+    """Where there is a proxy, whether the network can be reached is not asked."""
+    monkeypatch.setenv("https_proxy", "http://proxy.invalid:3128")
+    monkeypatch.setenv("no_proxy", "")
+
+
+@pytest.fixture
+def downloaded(monkeypatch, proxy):
     """Lets tfds take a folder for what it has downloaded and unpacked."""
     import tensorflow_datasets
 
@@ -520,7 +527,6 @@ def downloaded(monkeypatch):
             "download_and_extract",
             lambda self, url: str(extracted),
         )
-        monkeypatch.setattr(tfds, "_require_network", lambda spec, folder: None)
 
     return take
 
@@ -566,7 +572,7 @@ def test_a_part_that_tfds_prepared_is_not_the_official_set(few_downloaded):
     import tensorflow_datasets
 
     config = tensorflow_datasets.download.DownloadConfig(max_examples_per_split=5)
-    tfds._builder(FEW, few_downloaded).download_and_prepare(download_config=config)
+    tfds.make_builder(FEW, few_downloaded).download_and_prepare(download_config=config)
     with pytest.raises(UserError, match="holds 5 test images, and CIFAR-10 has"):
         cifar.load(FEW, "test", str(few_downloaded))
 
@@ -587,19 +593,19 @@ def test_tfds_prepares_cifar100(few100, tmp_path, downloaded):
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_tfds_refuses_what_it_cannot_verify(few, tmp_path, monkeypatch, known):
+def test_tfds_refuses_what_it_cannot_verify(few, tmp_path, monkeypatch, proxy, known):
     """A wrong archive, and one for which tfds knows no checksum: both would count as official."""
-    from tensorflow_datasets.core.download import DownloadManager, checksums
+    import requests
+    from tensorflow_datasets.core.download import checksums
 
-    def download(self, resource):
-        pytest.fail(f"downloads {resource.url}")
+    def download(self, url, **options):
+        pytest.fail(f"downloads {url}")
 
     folder = write_binary(tmp_path / "cifar-10-batches-bin", few)
     manual = tmp_path / "tfds" / "downloads" / "manual"  # where tfds looks before it downloads
     manual.mkdir(parents=True)
     pack(folder, manual / "cifar-10-binary.tar.gz")
-    monkeypatch.setattr(tfds, "_require_network", lambda spec, folder: None)
-    monkeypatch.setattr(DownloadManager, "_download", download)
+    monkeypatch.setattr(requests.Session, "get", download)
     if not known:
         monkeypatch.setattr(checksums, "get_all_url_infos", dict)
     message = "has wrong checksum" if known else "Missing checksums"

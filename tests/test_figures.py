@@ -146,7 +146,7 @@ def test_a_run_that_is_not_there(copied):
 def test_figure_2_shows_what_the_first_layer_makes(swept, tmp_path, monkeypatch):
     run = swept / "vgg6" / "seed0"
     shown = []
-    monkeypatch.setattr(network, "_mosaic", lambda x: shown.append(x) or x[0])
+    monkeypatch.setattr(network, "mosaic", lambda x: shown.append(x) or x[0])
     network.fig2(run, [tmp_path / "fig2.png"], "", image=3)
     config, _, variables = restore.load_variables(run)
     variables = jax.device_get(variables)

@@ -10,6 +10,7 @@ import pytest
 
 from experiments.report import page as pages
 from experiments.report.__main__ import main
+from experiments.runs.table import Table
 from jaxcifar.errors import UserError
 from tests.conftest import write_fake_runs
 
@@ -104,8 +105,9 @@ def test_page_needs_no_network_and_says_what_is_missing(page):
 
 
 def test_verdicts_of_shortened_runs_keep_their_colour():
-    assert pages._cell("contradicted †") == '<td class="contradicted">contradicted †</td>'
-    assert pages._cell("undecided (one seed)") == "<td>undecided (one seed)</td>"
+    shown = pages.table(Table("", ["Verdict"], [["contradicted †"], ["undecided (one seed)"]]))
+    assert '<td class="contradicted">contradicted †</td>' in shown
+    assert "<td>undecided (one seed)</td>" in shown
 
 
 def test_nothing_to_report(tmp_path):

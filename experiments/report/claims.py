@@ -109,7 +109,7 @@ def _change(
     return Comparison(claim, text, members, expected, bound, _UNITS[quantity], effect)
 
 
-def _larger(of: Values, one: str, other: str, base: str) -> Contrast:
+def larger(of: Values, one: str, other: str, base: str) -> Contrast:
     """|one − base| − |other − base| of validation accuracies; the signs are those of the means."""
     values = {row: of(row, "val_accuracy") for row in (one, other, base)}
     signs = [np.copysign(1, difference(values[row], values[base]).mean) for row in (one, other)]
@@ -121,7 +121,7 @@ def _larger(of: Values, one: str, other: str, base: str) -> Contrast:
 def _larger_change(claim: str, text: str, one: str, other: str, base: str) -> Comparison:
     """Compares the size of the change from `base` to `one` with that to `other`."""
     rows = (one, other, base)
-    return Comparison(claim, text, rows, "above", 0.0, _POINTS, lambda of: _larger(of, *rows))
+    return Comparison(claim, text, rows, "above", 0.0, _POINTS, lambda of: larger(of, *rows))
 
 
 def _share(a: str, b: str) -> str:

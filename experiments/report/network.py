@@ -90,11 +90,11 @@ def fig2(workdir: pathlib.Path, paths: list[pathlib.Path], note: str, image: int
         panels = figure.subplots(2, 3).flat
         color = kernels - kernels.min((0, 1, 2))
         color = color / np.maximum(color.max((0, 1, 2)), 1e-12)
-        panels[0].imshow(_mosaic(np.moveaxis(color, -1, 0)))
+        panels[0].imshow(mosaic(np.moveaxis(color, -1, 0)))
         panels[0].set_title("kernels, in colour")
         mean = np.moveaxis(kernels.mean(2), -1, 0)
         limit = float(np.abs(mean).max())
-        shown = panels[1].imshow(_mosaic(mean), cmap="gray", vmin=-limit, vmax=limit)
+        shown = panels[1].imshow(mosaic(mean), cmap="gray", vmin=-limit, vmax=limit)
         panels[1].set_title("kernels, mean of the channels")
         figure.colorbar(shown, ax=panels[1], shrink=0.8, label="weight")
         panels[2].imshow(test.images[image])
@@ -102,13 +102,13 @@ def fig2(workdir: pathlib.Path, paths: list[pathlib.Path], note: str, image: int
         for axes, (name, maps) in zip(list(panels)[3:], stages.items(), strict=False):
             maps = np.moveaxis(maps, -1, 0)
             low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
-            axes.imshow(_mosaic((maps - low) / np.maximum(high - low, 1e-12)), cmap="gray")
+            axes.imshow(mosaic((maps - low) / np.maximum(high - low, 1e-12)), cmap="gray")
             axes.set_title(f"feature maps {name}")
         for axes in figure.axes[:6]:
             axes.set_axis_off()
 
 
-def _mosaic(tiles: np.ndarray) -> np.ndarray:
+def mosaic(tiles: np.ndarray) -> np.ndarray:
     """Lays tiles [n, h, w, …] out as a near-square picture with white gaps."""
     columns = int(np.ceil(np.sqrt(len(tiles))))
     lines = -(-len(tiles) // columns)

@@ -28,7 +28,7 @@ def read(spec: Spec, folder: pathlib.Path, split: str) -> Read:
     # Here, not above: tfds takes seconds to import, and a local archive does not need it.
     import tensorflow_datasets as tfds
 
-    builder = _builder(spec, folder)
+    builder = make_builder(spec, folder)
     if not builder.is_prepared():
         _require_network(spec, folder)
         try:
@@ -36,7 +36,7 @@ def read(spec: Spec, folder: pathlib.Path, split: str) -> Read:
             checked = tfds.download.DownloadConfig(force_checksums_validation=True)
             builder.download_and_prepare(download_config=checked)
         except Exception as error:  # tfds lets through what its HTTP client and disk raise
-            builder = _builder(spec, folder)
+            builder = make_builder(spec, folder)
             if not builder.is_prepared():  # nor by another process, which was first
                 raise UserError(
                     f"tensorflow-datasets could not prepare {spec.title} in {folder}: {error}"
@@ -49,7 +49,7 @@ def read(spec: Spec, folder: pathlib.Path, split: str) -> Read:
     return Read(images, labels, official=True)
 
 
-def _builder(spec: Spec, folder: pathlib.Path) -> Any:
+def make_builder(spec: Spec, folder: pathlib.Path) -> Any:
     """Returns tfds' own builder, but for the function in which 4.9.10 needs TensorFlow.
 
     It opens the files through tf.io, and encodes arrays (but not PNG files) through TensorFlow.
