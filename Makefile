@@ -45,7 +45,9 @@ lint: .venv/installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 .venv/bin/python:
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is Python %d.%d; \
+	jaxcifar needs 3.11 or newer: make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }  # half of one would be taken for whole
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e .

@@ -5,6 +5,7 @@ Each verb runs the command of a module, which also works by itself: `jaxcifar tr
 """
 
 import importlib
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -124,7 +125,7 @@ VERBS = {
     "export": Verb(
         "jaxcifar.interop.export",
         "write a run's network for use elsewhere",
-        ("runs/row9 --to=stablehlo", "runs/row9 --to=torch --out=weights.pt"),
+        ("runs/row9 --to=npz", "runs/row9 --to=safetensors --out=weights.safetensors"),
     ),
     "sweep": Verb(
         "experiments.sweep",
@@ -175,6 +176,8 @@ def help_of(name: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the verb; returns the exit code."""
+    if os.name == "nt":
+        sys.exit("jaxcifar needs Linux or macOS; on Windows, use WSL.")
     from jaxcifar.errors import exit_code
 
     arguments = list(sys.argv[1:] if argv is None else argv)

@@ -67,7 +67,7 @@ def base_config() -> Config:
     #                   (the image alone) "mirror_translate" (six)
 
     config.augment = _Group()  # the strengths; "weak" uses padding, flip and cutout, "strong" all
-    #                    but cutout; mixup and CutMix go with each, also with "none"
+    #                    but cutout; mixup and CutMix work with any of them, even "none"
     config.augment.padding = 4  # pixels on each side before the random crop
     config.augment.padding_mode = "zeros"  # what is added: "zeros" "reflect"
     config.augment.flip = "random"  # left to right: "random" "alternating" (each image every other

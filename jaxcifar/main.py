@@ -41,7 +41,8 @@ _CHECKPOINT = flags.DEFINE_enum(
 _PROFILE = flags.DEFINE_integer(
     "profile",
     None,
-    "Trace so many training steps, into the run's folder profile/, for ui.perfetto.dev.",
+    "Trace at least this many training steps (whole calls) into profile/ in the run's folder, for "
+    "ui.perfetto.dev.",
     lower_bound=1,
 )
 _DISTRIBUTED = flags.DEFINE_enum(

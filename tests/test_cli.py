@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 
 from jaxcifar import cli
 from jaxcifar.errors import UserError
+from jaxcifar.interop import export
 from tests.forked import Forked, environment_of
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -101,6 +103,18 @@ def test_help_and_misspelt_verbs_load_no_library():
     )
     assert done.stdout.splitlines()[-1] == "[]"
     assert "usage: jaxcifar VERB" in done.stdout
+
+
+def test_the_first_example_of_export_needs_no_extra():
+    (format_,) = re.findall(r"--to=(\w+)", cli.VERBS["export"].examples[0])
+    assert format_ not in export.NEEDS
+
+
+def test_windows_is_refused_in_one_line():
+    code = "import os; from jaxcifar import cli; os.name = 'nt'; cli.main(['runs'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "jaxcifar needs Linux or macOS; on Windows, use WSL.\n"
 
 
 def test_experiments_need_a_checkout(monkeypatch, tmp_path):

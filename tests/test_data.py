@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import json
 import pathlib
 import pickle
 import struct
@@ -575,6 +576,19 @@ def test_a_part_that_tfds_prepared_is_not_the_official_set(few_downloaded):
     tfds.make_builder(FEW, few_downloaded).download_and_prepare(download_config=config)
     with pytest.raises(UserError, match="holds 5 test images, and CIFAR-10 has"):
         cifar.load(FEW, "test", str(few_downloaded))
+
+
+def test_what_tfds_prepared_in_its_default_format(tmp_path):
+    """Its records can be read in turn only, and by TensorFlow."""
+    from tensorflow_datasets.image_classification.cifar import Cifar10
+
+    folder = tmp_path / "cifar10" / str(Cifar10.VERSION)
+    folder.mkdir(parents=True)
+    facts = {"name": "cifar10", "version": str(Cifar10.VERSION), "fileFormat": "tfrecord"}
+    (folder / "dataset_info.json").write_text(json.dumps(facts))
+    (folder / "features.json").write_text("{}")
+    with pytest.raises(UserError, match="not in the format array_record"):
+        cifar.load(FEW, "test", str(tmp_path))
 
 
 def test_tfds_prepares_cifar100(few100, tmp_path, downloaded):

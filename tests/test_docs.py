@@ -340,6 +340,9 @@ def test_the_job_of_kubernetes():
     (container,) = yaml.safe_load(block)["spec"]["template"]["spec"]["containers"]
     words = [word.replace("$(JOB_COMPLETION_INDEX)", "0") for word in container["command"]]
     check(words)
+    (mount,) = container["volumeMounts"]
+    for variable in container["env"]:  # a pod's own folder would be downloaded and compiled into
+        assert variable["value"].startswith(mount["mountPath"] + "/")
 
 
 @pytest.mark.usefixtures("users_folder", "one_device")

@@ -171,6 +171,25 @@ def test_an_image_is_pinned_and_has_all_that_it_copies(name):
     assert passed == copied == COPIED
 
 
+@pytest.mark.parametrize(
+    ("python", "message"),
+    [
+        ("case $1 in -m) mkdir -p .venv/bin; touch .venv/bin/python; exit 1; esac", "Error"),
+        (f'exec {sys.executable} -c "import sys; sys.version_info = (3, 10); $2"', "Python 3.10"),
+    ],
+    ids=["without ensurepip", "too old"],
+)
+def test_an_environment_that_cannot_be_made_leaves_nothing(tmp_path, python, message):
+    """Half of one would be taken for whole the next time."""
+    (tmp_path / "python").write_text(f"#!/bin/sh\n{python}\n")
+    (tmp_path / "python").chmod(0o755)
+    make = ["make", f"--file={ROOT / 'Makefile'}", "PYTHON=./python", ".venv/bin/python"]
+    done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
 def test_extras_that_messages_name_exist():
     folders = (PACKAGE, ROOT / "experiments", ROOT / "tests" / "parity")
     sources = [path for folder in folders for path in folder.rglob("*.py")]

@@ -58,7 +58,9 @@ def load(spec: Spec, split: str, data_dir: str = "") -> Dataset:
     """
     folder = _user_path(data_dir) if data_dir else default_dir()
     if data_dir and not folder.is_dir():
-        raise UserError(f"data.dir is {data_dir!r}, which is not a folder.")
+        raise UserError(
+            f"data.dir is {data_dir!r}, which is not a folder. Name one that exists, or create it."
+        )
     found = _find(spec, folder)
     if not found and not data_dir and not os.environ.get("JAXCIFAR_DATA"):
         found = _find(spec, _user_path(KERAS))

@@ -23,12 +23,19 @@ def read(spec: Spec, folder: pathlib.Path, split: str) -> Read:
     Its download is checked by SHA-256.
 
     Raises:
-      UserError: it is not prepared, and cannot be downloaded.
+      UserError: it is not prepared, and cannot be downloaded; or it is prepared in another format.
     """
     # Here, not above: tfds takes seconds to import, and a local archive does not need it.
     import tensorflow_datasets as tfds
 
-    builder = make_builder(spec, folder)
+    try:
+        builder = make_builder(spec, folder)
+    except ValueError as error:
+        raise UserError(
+            f"{folder} holds {spec.title} as prepared by tensorflow-datasets, but not in the "
+            f"format array_record, which is read without TensorFlow ({error}). Name another folder: "
+            "--config.data.dir=FOLDER or JAXCIFAR_DATA=FOLDER."
+        ) from error
     if not builder.is_prepared():
         _require_network(spec, folder)
         try:

@@ -1,8 +1,8 @@
 """Writes a run's network to a file that can be used without this package.
 
-    jaxcifar export runs/row9 --to=stablehlo
+    jaxcifar export runs/row9 --to=npz
 
-writes row9.stablehlo, and row9.stablehlo.json, which says what images it takes, the names of the
+writes row9.npz, and row9.npz.json, which says what images it takes, the names of the
 classes and where it comes from. The formats:
 
   stablehlo    the network as a program for CPU, CUDA and TPU, the weights and the normalisation in

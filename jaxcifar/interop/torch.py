@@ -438,7 +438,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", required=True, choices=MODELS)
     parser.add_argument("--part", default="", help="take the names that begin so, such as ema")
     parser.add_argument("--width", type=float, help="of the model; else it follows from the shapes")
-    parser.add_argument("--data", choices=data.DATASETS, help="whose classes and pixels it knows")
+    parser.add_argument("--data", choices=data.DATASETS, help="the data set that it was trained on")
     for field in ("mean", "std"):
         what = f"the {field} of each channel that images were normalised by: 0.5,0.5,0.5"
         parser.add_argument(f"--{field}", type=_three_numbers, default=(), help=what)
