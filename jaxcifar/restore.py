@@ -131,15 +131,33 @@ def evaluate_workdir(
     config = run_config if config is None else config
     check_config(config, mesh, training=False)
     check_same(run_config, config, pathlib.Path(workdir))
-    test = data.load(config.data.name, "test", data_dir=config.data.dir)
-    part = "test" if config.data.protocol == "holdout" else "validation"
-    check_images(about["data"], {part: test.provenance}, pathlib.Path(workdir))
+    test = _test_images(about, config, pathlib.Path(workdir))
     return {
         "checkpoint": which,
         "step": step,
         **evaluate(config, variables, test, mesh=mesh),
         "data": test.provenance,
     }
+
+
+def test_images(workdir: str | pathlib.Path, config: Config) -> data.Dataset:
+    """Returns the test images of a run.
+
+    Args:
+      workdir: the run's folder.
+      config: the run's; `data.dir` says where the images are now.
+
+    Raises:
+      UserError: they are missing, or are not those that the run started with.
+    """
+    return _test_images(read_about(pathlib.Path(workdir)) or {}, config, pathlib.Path(workdir))
+
+
+def _test_images(about: dict[str, Any], config: Config, workdir: pathlib.Path) -> data.Dataset:
+    test = data.load(config.data.name, "test", data_dir=config.data.dir)
+    part = "test" if config.data.protocol == "holdout" else "validation"
+    check_images(about.get("data", {}), {part: test.provenance}, workdir)
+    return test
 
 
 def evaluate(

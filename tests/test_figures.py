@@ -127,6 +127,17 @@ def test_figures_without_the_images(copied, monkeypatch, capsys):
     assert (copied / "figures" / "fig3.png").exists()
 
 
+def test_other_images_than_those_of_the_run_are_not_drawn(copied, capsys):
+    run = copied / "vgg6" / "seed0"
+    content = json.loads((run / "config.json").read_text())
+    content["data"]["validation"]["sha256"] = "0123"
+    (run / "config.json").write_text(json.dumps(content))
+    shutil.rmtree(copied / "vgg6" / "seed1")  # runs of one name must be alike
+    assert main(["figures", str(copied), "--only=confusion", f"--run={run}"]) == 1
+    assert "holds a run on other validation images" in capsys.readouterr().out
+    assert not list((copied / "figures").iterdir())
+
+
 @pytest.mark.slow
 def test_the_image_of_figure_2(copied, capsys):
     run = f"--run={copied / 'vgg2' / 'seed0'}"

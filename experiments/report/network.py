@@ -23,7 +23,7 @@ from jaxcifar.task import Inference, build_inference
 def _load(workdir: pathlib.Path) -> tuple[Config, dict[str, Any], Dataset, Inference]:
     mesh = sharding.make_mesh()
     config, _, variables = restore.load_variables(workdir, "best", mesh=mesh)
-    test = data.load(config.data.name, "test", data_dir=config.data.dir)
+    test = restore.test_images(workdir, config)
     return config, variables, test, build_inference(config, test, mesh)
 
 
