@@ -20,7 +20,7 @@ from experiments.runs import configs, marks
 from experiments.runs.rows import ROWS, Row
 from experiments.runs.stats import smoothed
 from jaxcifar.config import changed_fields, complete, flatten
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, of_file
 from jaxcifar.options import CONFIGS
 from jaxcifar.run import log
 from jaxcifar.run.folder import run_folders
@@ -374,9 +374,11 @@ def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
     """Reads metrics.jsonl, or another file of JSON lines.
 
     Raises:
-      UserError: a line of it cannot be read.
+      UserError: it, or a line of it, cannot be read.
     """
     try:
         return log.read_lines(path)
+    except OSError as error:
+        raise of_file(error, path) from error
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}).") from error
