@@ -12,7 +12,7 @@ import scipy.stats
 from experiments.report import tables
 from experiments.report.__main__ import main
 from experiments.runs import configs, read, stats
-from experiments.runs.provenance import commands
+from experiments.runs.provenance import commands, provenance
 from experiments.runs.rows import TABLE_3, TABLE_4
 from jaxcifar.config import base_config, flatten
 from jaxcifar.errors import UserError
@@ -150,6 +150,23 @@ def test_runs_of_measurements_are_left_out(copied, where):
     assert [run.folder.parent.name for run in sweep.runs] == ["vgg2", "vgg2", "vgg6", "vgg6"]
     with pytest.raises(UserError, match="contains no runs"):
         read.sweeps(copied / "landscape")
+
+
+def test_every_start_of_a_run_is_told(tmp_path):
+    write_fake_runs(tmp_path, rows=["vgg2"], seeds=1)
+    path = tmp_path / "vgg2" / "seed0" / "config.json"
+    content = json.loads(path.read_text())
+    later = {"commit": "def", "device": "gpu", "started": "2026-01-02T00:00:00Z"}
+    content["resumed"] = [content["environment"], content["environment"] | later]
+    path.write_text(json.dumps(content))
+    facts = provenance(read.sweeps(tmp_path)[0].runs)
+    assert "commit: abc | def" in facts
+    assert "machine: 1 × cpu, 2 CPU cores, float32 | 1 × gpu, 2 CPU cores, float32" in facts
+    assert "started: 2026-01-01 | 2026-01-02" in facts
+    del content["resumed"][1]["cpus"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"config\.json is of another version.*cpus missing"):
+        read.sweeps(tmp_path)
 
 
 def write_origin(folder, **changes):

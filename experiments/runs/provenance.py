@@ -10,7 +10,6 @@ def provenance(runs: Sequence[Run]) -> list[str]:
     """Says where the numbers of runs come from: each fact once."""
     facts: dict[str, set[str]] = {}
     for run in runs:
-        env = run.environment
         for part, data in run.data.items():
             official = {True: "official files", False: "NOT verified as the official files"}
             kind = official.get(data["official"], "embedded")
@@ -22,13 +21,14 @@ def provenance(runs: Sequence[Run]) -> list[str]:
             if run.config["data.protocol"] == "test"
             else "best epoch chosen on a tenth of the training set"
         )
-        facts.setdefault("machine", set()).add(
-            f"{env['devices']} × {env['device']}, {env['cpus']} CPU cores, {env['dtype']}"
-        )
-        names = ("jaxcifar", "jax", "flax", "optax", "numpy", "python")
-        facts.setdefault("versions", set()).add(", ".join(f"{n} {env[n]}" for n in names))
-        facts.setdefault("commit", set()).add(str(env["commit"]))
-        facts.setdefault("started", set()).add(env["started"][:10])
+        for env in run.starts:
+            facts.setdefault("machine", set()).add(
+                f"{env['devices']} × {env['device']}, {env['cpus']} CPU cores, {env['dtype']}"
+            )
+            names = ("jaxcifar", "jax", "flax", "optax", "numpy", "python")
+            facts.setdefault("versions", set()).add(", ".join(f"{n} {env[n]}" for n in names))
+            facts.setdefault("commit", set()).add(str(env["commit"]))
+            facts.setdefault("started", set()).add(env["started"][:10])
     return [f"{name}: {' | '.join(sorted(values))}" for name, values in facts.items()]
 
 

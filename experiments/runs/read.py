@@ -37,7 +37,8 @@ class Run(NamedTuple):
     folder: pathlib.Path
     config: dict[str, Any]  # flat: {"model.name": …}
     data: dict[str, Any]  # provenance of "train" and "validation" images
-    environment: dict[str, Any]
+    environment: dict[str, Any]  # of its first start
+    resumed: list[dict[str, Any]]  # the environments of its later ones
     # Of metrics.jsonl, one per epoch. If the run averages its weights, "val_…" are the average's.
     records: list[dict[str, Any]]
     result: dict[str, Any] | None  # None while the run is unfinished
@@ -62,6 +63,11 @@ class Run(NamedTuple):
     def swept(self) -> bool:
         """Whether the folder is of a sweep, rather than of `jaxcifar.main`."""
         return bool(_SEED.fullmatch(self.folder.name))
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """The environment of each start of the run."""
+        return [self.environment, *self.resumed]
 
     @property
     def best(self) -> dict[str, Any]:
@@ -278,7 +284,7 @@ def read_run(folder: pathlib.Path) -> Run:
     content = read_json(path)
     try:
         saved, data, environment = content["config"], content["data"], content["environment"]
-        config = flatten(complete(saved))
+        config, resumed = flatten(complete(saved)), list(content.get("resumed", []))
     except UserError as error:
         raise UserError(
             f"{folder} was written by another version of jaxcifar (commit "
@@ -289,6 +295,8 @@ def read_run(folder: pathlib.Path) -> Run:
     records = read_records(folder / "metrics.jsonl")
     result = read_json(folder / "result.json") if (folder / "result.json").exists() else None
     _check_keys(path, environment, _ENVIRONMENT)
+    for later in resumed:
+        _check_keys(path, later, _ENVIRONMENT)
     for facts in data.values():
         _check_keys(path, facts, ("name", "images", "official", "sha256"))
     for record in records:
@@ -303,7 +311,7 @@ def read_run(folder: pathlib.Path) -> Run:
     name = _places(folder)[0].name
     original, file = _origin(name, folder)
     records = [log.averaged(record) for record in records]
-    return Run(name, folder, config, data, environment, records, result, original, file)
+    return Run(name, folder, config, data, environment, resumed, records, result, original, file)
 
 
 def _places(run: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
