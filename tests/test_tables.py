@@ -128,6 +128,25 @@ def test_settings_are_those_of_the_run(tmp_path):
     assert "| ResNet-18 | 1.00M | ReLU | 0 | L1, 1e-4; L2, 3e-5 | Adam | 1.25e-3 | 256 |" in page
 
 
+def test_decoupled_weight_decay_is_a_regularization(tmp_path):
+    fields = {"optim__name": "adamw", "optim__weight_decay": 0.05}
+    write_fake_runs(tmp_path, rows=["vgg2"], epochs=50, **fields)
+    main(["tables", str(tmp_path)])
+    assert "| ReLU | 0 | decay, 5e-2 | AdamW |" in (tmp_path / "table.md").read_text()
+
+
+def test_each_line_names_its_data_and_whether_a_part_was_held_out(tmp_path):
+    write_fake_runs(tmp_path, rows=["a"], epochs=50)
+    held_out = {"data__name": "cifar100", "data__protocol": "holdout"}
+    write_fake_runs(tmp_path, rows=["b"], epochs=50, **held_out)
+    main(["tables", str(tmp_path)])
+    page = (tmp_path / "table.md").read_text()
+    assert "| a | cifar10 | ResNet-18 |" in page
+    assert "| b | cifar100, held out | ResNet-18 |" in page
+    lines = csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text()))
+    assert [line["data"] for line in lines] == ["cifar10", "cifar100, held out"]
+
+
 def test_several_sweeps_and_one_that_is_not_finished(tmp_path, capsys):
     write_fake_runs(tmp_path / "a", rows=["row1"], epochs=50)
     write_fake_runs(tmp_path / "b", rows=["row1"], epochs=50, seeds=1)

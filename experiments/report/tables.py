@@ -42,7 +42,7 @@ METRICS = (
     Metric("val_accuracy", "Val. acc.", True),
 )
 SETTINGS = (
-    *("Model", "Size", "Activation", "Dropout", "Regularization"),
+    *("Data", "Model", "Size", "Activation", "Dropout", "Regularization"),
     *("Optimizer", "LR", "Batch", "Epochs", "Augment"),
 )
 
@@ -50,11 +50,17 @@ SETTINGS = (
 # --- cells ------------------------------------------------------------------------------------
 
 
-def settings(config: dict[str, Any], size: str) -> list[str]:
-    """Returns the cells of `SETTINGS`, of a flat config."""
-    penalties = {"L1": config["optim.l1"], "L2": config["optim.l2"]}
-    parts = [f"{name}, {names.power_of_ten(value)}" for name, value in penalties.items() if value]
+def settings(run: Run, size: str) -> list[str]:
+    """Returns the cells of `SETTINGS`."""
+    config = run.config
+    strengths = {"L1": "optim.l1", "L2": "optim.l2", "decay": "optim.weight_decay"}
+    parts = [
+        f"{name}, {names.power_of_ten(config[field])}"
+        for name, field in strengths.items()
+        if config[field]
+    ]
     return [
+        run.data_set,
         names.model_name(config["model.name"]),
         size,
         names.activation_name(config["model.activation"]),
@@ -128,7 +134,7 @@ def results_table(sweep: Sweep) -> Table:
     for name in sweep.names:
         runs = sweep.of(name)
         run = runs[0]
-        cells = settings(run.config, f"{run.result['parameters'] / 1e6:.2f}M")  # type: ignore[index]
+        cells = settings(run, f"{run.result['parameters'] / 1e6:.2f}M")  # type: ignore[index]
         lines.append([_number(run), *cells, *(show(ours(runs, m), m) for m in METRICS), run.mark])
     header = ["#", *SETTINGS, *(metric.title for metric in METRICS), "Note"]
     return Table("Results at the best epoch", header, lines)
@@ -273,7 +279,7 @@ def comma_separated(sweep: Sweep, against: str = "") -> str:
     for name in sweep.finished.names:
         runs = sweep.finished.of(name)
         run, results = runs[0], [run.result for run in runs if run.result]
-        cells: list[Any] = [name, *settings(run.config, run.row.size if run.row else "")]
+        cells: list[Any] = [name, *settings(run, run.row.size if run.row else "")]
         cells += [len(runs), results[0]["parameters"]]
         for metric in METRICS:
             best, printed = ours(runs, metric), original(run, metric)

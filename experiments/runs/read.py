@@ -60,6 +60,12 @@ class Run(NamedTuple):
         return self.config["seed"]
 
     @property
+    def data_set(self) -> str:
+        """What it was trained on, and evaluated: "cifar10", "cifar100, held out"."""
+        held_out = ", held out" if self.config["data.protocol"] == "holdout" else ""
+        return self.config["data.name"] + held_out
+
+    @property
     def swept(self) -> bool:
         """Whether the folder is of a sweep, rather than of `jaxcifar.main`."""
         return bool(_SEED.fullmatch(self.folder.name))
