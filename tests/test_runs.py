@@ -83,7 +83,7 @@ def test_runs_of_mixed_configs(tmp_path):
     content = json.loads(path.read_text())
     content["config"]["optim"]["learning_rate"] = 0.5
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"differ in optim\.learning_rate: 0\.001 and 0\.5"):
+    with pytest.raises(UserError, match=r"differ in optim\.learning_rate 0\.001 -> 0\.5"):
         read.sweeps(tmp_path)
     content["config"]["optim"]["learning_rate"] = 0.001
     content["data"]["train"]["sha256"] = "other"

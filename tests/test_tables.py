@@ -106,6 +106,26 @@ def test_a_variation_beside_its_baseline(tmp_path, capsys):
     assert "Beside row1" not in (tmp_path / "table.md").read_text()
 
 
+def test_other_images_and_dtypes_are_among_what_differs(tmp_path):
+    write_fake_runs(tmp_path, rows=["row1", "wide"], seeds=1, epochs=50)
+    path = tmp_path / "wide" / "seed0" / "config.json"
+    content = json.loads(path.read_text())
+    content["data"]["train"]["sha256"] = "4567"
+    content["environment"]["dtype"] = "bfloat16"
+    log.write_json(path, content)
+    main(["tables", str(tmp_path), "--against=row1"])
+    page = (tmp_path / "table.md").read_text()
+    assert "| wide | the images, dtype float32 -> bfloat16 | 1, 1 | Val. acc. |" in page
+
+
+def test_a_sweep_without_the_baseline_says_so(tmp_path, capsys):
+    write_fake_runs(tmp_path / "a", rows=["row1", "row2"], seeds=1, epochs=50)
+    write_fake_runs(tmp_path / "b", rows=["row2"], seeds=1, epochs=50)
+    assert main(["tables", str(tmp_path), "--against=row1"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "to compare" in line]
+    assert lines == [f"{tmp_path / 'b'} has no finished run of row1 to compare its own with."]
+
+
 def test_holdout_runs_are_compared_by_their_test_accuracy_too(tmp_path):
     write_fake_runs(tmp_path, rows=["row1"], epochs=50, data__protocol="holdout")
     for seed in range(3):

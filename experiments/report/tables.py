@@ -7,9 +7,9 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from experiments.runs import marks, names
+from experiments.runs import names
 from experiments.runs.provenance import commands, provenance
-from experiments.runs.read import Run, Sweep, finished_sweeps
+from experiments.runs.read import Run, Sweep, differences, finished_sweeps
 from experiments.runs.rows import TABLE_3, TABLE_4
 from experiments.runs.stats import Estimate, difference, estimate
 from experiments.runs.table import Table
@@ -200,8 +200,7 @@ def against_table(sweep: Sweep, base: str) -> Table:
             values = tested(runs, kind), tested(others, kind)
             if all(values):
                 compared.append((f"Test {kind}, once", metric, *values))
-        changed = marks.differing(others[0].config, runs[0].config)
-        what = ", ".join(f"{field} {a} -> {b}" for field, (a, b) in changed.items())
+        what = ", ".join(differences(others[0], runs[0]))
         for title, metric, ours_, theirs in compared:
             found = difference(ours_, theirs)
             lines.append(
@@ -340,6 +339,8 @@ FORMATS: dict[str, Callable[[Sweep, str], str]] = {
 def write(folder: pathlib.Path, against: str = "") -> list[pathlib.Path]:
     """Writes the tables of each sweep below `folder`, see `tables`; returns the files.
 
+    A sweep without a run to compare `against` is named.
+
     Raises:
       UserError: no sweep has a finished run of that name.
     """
@@ -347,6 +348,8 @@ def write(folder: pathlib.Path, against: str = "") -> list[pathlib.Path]:
     if against:
         choose("--against", against, {n: None for sweep in sweeps for n in sweep.finished.names})
     for sweep in sweeps:
+        if against and against not in sweep.finished.names:
+            print(f"{sweep.folder} has no finished run of {against} to compare its own with.")
         texts |= {sweep.folder / name: form(sweep, against) for name, form in FORMATS.items()}
     for path, text in texts.items():
         replace(path, text)

@@ -19,7 +19,7 @@ import numpy as np
 from experiments.runs import configs, marks
 from experiments.runs.rows import ROWS, Row
 from experiments.runs.stats import smoothed
-from jaxcifar.config import changed_fields, complete, flatten
+from jaxcifar.config import complete, flatten
 from jaxcifar.errors import UserError, of_file
 from jaxcifar.options import CONFIGS
 from jaxcifar.run import log
@@ -258,16 +258,7 @@ def _sweep(folder: pathlib.Path, runs: list[Run], problems: list[str] | None) ->
 
 
 def _check_alike(one: Run, other: Run) -> None:
-    differing = [
-        f"{field}: {a} and {b}"
-        for field, (a, b) in changed_fields(one.config, other.config).items()
-        if field != "seed"
-    ]
-    pixels = [{part: facts["sha256"] for part, facts in run.data.items()} for run in (one, other)]
-    if pixels[0] != pixels[1]:
-        differing.append("the images")
-    if one.environment["dtype"] != other.environment["dtype"]:
-        differing.append(f"dtype: {one.environment['dtype']} and {other.environment['dtype']}")
+    differing = differences(one, other)
     if one.seed == other.seed:
         differing.append("nothing, not even the seed")
     if differing:
@@ -275,6 +266,19 @@ def _check_alike(one: Run, other: Run) -> None:
             f"{one.folder} and {other.folder} are both runs of {one.name}, but differ in "
             f"{'; '.join(differing)}. Move one of them to another folder."
         )
+
+
+def differences(one: Run, other: Run) -> list[str]:
+    """Returns what differs between two runs but their seeds: ["model.width 1.0 -> 2.0", …]."""
+    changed = marks.differing(one.config, other.config)
+    found = [f"{field} {a} -> {b}" for field, (a, b) in changed.items()]
+    pixels = [{part: facts["sha256"] for part, facts in run.data.items()} for run in (one, other)]
+    if pixels[0] != pixels[1]:
+        found.append("the images")
+    dtypes = [run.environment["dtype"] for run in (one, other)]
+    if dtypes[0] != dtypes[1]:
+        found.append(f"dtype {dtypes[0]} -> {dtypes[1]}")
+    return found
 
 
 # --- one run ----------------------------------------------------------------------------------
