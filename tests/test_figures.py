@@ -17,6 +17,7 @@ from experiments.runs import names
 from jaxcifar import augment, data, restore
 from jaxcifar.errors import UserError
 from jaxcifar.run import log, plots
+from tests import tiny
 from tests.conftest import write_fake_runs
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -186,6 +187,43 @@ def test_figure_2_shows_what_the_first_layer_makes(swept, tmp_path, monkeypatch)
     assert config.model.name == "vgg_a_bn"
 
 
+SOFT = {"train__label_smoothing": 0.2, "augment__mixup": 0.5}
+
+
+@pytest.fixture
+def labels(monkeypatch):
+    """The labels of the curves that are drawn."""
+    found, plot = [], Axes.plot
+
+    def labelled(self, *points, **style):
+        found.append(style.get("label"))
+        return plot(self, *points, **style)
+
+    monkeypatch.setattr(Axes, "plot", labelled)
+    return found
+
+
+def test_a_history_says_what_its_training_loss_has_that_validation_has_not(tmp_path, labels):
+    write_fake_runs(tmp_path / "hard", rows=["row1"])
+    write_fake_runs(tmp_path / "soft", rows=["row1"], **SOFT)
+    assert main(["figures", str(tmp_path / "hard"), "--only=history"]) == 0
+    assert labels[:4] == ["training", "training", "validation", "validation"]
+    labels.clear()
+    assert main(["figures", str(tmp_path / "soft"), "--only=history"]) == 0
+    soft = "training, label smoothing 0.2, mixed targets"
+    assert labels[:4] == [soft, "training", "validation", "validation"]
+
+
+def test_so_does_that_in_the_folder_of_a_run(finished, tmp_path, labels):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    content = json.loads((folder / "config.json").read_text())
+    content["config"]["train"]["label_smoothing"] = 0.2
+    (folder / "config.json").write_text(json.dumps(content))
+    (folder / "history.png").unlink()  # and is drawn again
+    tiny.run(tiny.tiny(train__label_smoothing=0.2), folder)
+    assert labels[0] == "training, label smoothing 0.2"
+
+
 def test_predictions_and_confusion(swept_vgg):
     run = swept_vgg / "vgg6" / "seed0"
     test, found = network.predictions(run)
@@ -239,21 +277,15 @@ def test_any_number_of_models_has_its_own_marker(tmp_path):
 
 
 @pytest.mark.slow
-def test_figures_name_the_model_that_ran(tmp_path, monkeypatch):
+def test_figures_name_the_model_that_ran(tmp_path, labels, monkeypatch):
     write_fake_runs(tmp_path, rows=["vgg2", "wide"], epochs=50, model__name="resnet50")
-    titles, labels = [], []
-    plot_history, plot = plots.plot_history, Axes.plot
+    titles, plot_history = [], plots.plot_history
 
-    def history(records, title, *paths):
+    def history(records, title, *paths, **options):
         titles.append(title)
-        plot_history(records, title, *paths)
-
-    def labelled(self, *points, **style):
-        labels.append(style.get("label"))
-        return plot(self, *points, **style)
+        plot_history(records, title, *paths, **options)
 
     monkeypatch.setattr(plots, "plot_history", history)
-    monkeypatch.setattr(Axes, "plot", labelled)
     assert main(["figures", str(tmp_path), "--only=history,accuracy"]) == 0
     assert titles[0].startswith("ResNet-50 (VGG row 2)")
     assert titles[1].startswith("ResNet-50 (config wide)")

@@ -72,7 +72,8 @@ def histories(sweep: Sweep, folder: pathlib.Path) -> list[str]:
         seeds = f"{len(done)} seeds: mean, lowest to highest" if len(done) > 1 else ""
         title = ", ".join(filter(None, [_title(done[0]), seeds])) + caption(sweep, name)
         paths = plots.png_and_pdf(folder, f"history_{name}")
-        plots.plot_history([run.records for run in done], title, *paths)
+        training = plots.training_loss(done[0].config)
+        plots.plot_history([run.records for run in done], title, *paths, training=training)
         drawn.append(f"history_{name}")
     return drawn
 

@@ -380,11 +380,12 @@ class RunFolder:
         assert self._about is not None, "open() comes first"
         path = self.path / "history.png"
         try:
-            from jaxcifar.run.plots import plot_history  # here, not above: it imports matplotlib
+            # Here, not above: it imports matplotlib.
+            from jaxcifar.run.plots import plot_history, training_loss
 
             config, images = self._about["config"], self._about["data"]["train"]["name"]
             title = f"{config['model']['name']} on {images}, seed {config['seed']}"
-            plot_history(self._log.records, title, path)
+            plot_history(self._log.records, title, path, training=training_loss(complete(config)))
         except Exception as error:
             note(f"{path} cannot be drawn ({in_short(error)}). The run does not need it.")
             return False

@@ -2,7 +2,7 @@
 
 import pathlib
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from jaxcifar.config import flatten
 from jaxcifar.run.log import averaged, best_record, replacing
 
 # Told apart by colour, by lightness (in grayscale) and by line style.
@@ -94,10 +95,25 @@ def gap(axes: Axes, x: Any, curves: Any, *, label: str, color: str, hatch: str) 
     axes.fill_between(x, np.min(curves, 0), np.max(curves, 0), label=label, **style)
 
 
+def training_loss(config: Mapping[str, Any]) -> str:
+    """Returns what to call a run's training loss, whose targets may not be those of validation.
+
+    Args:
+      config: the run's, flat or not.
+    """
+    fields, parts = flatten(config), ["training"]
+    if smoothing := fields["train.label_smoothing"]:
+        parts.append(f"label smoothing {smoothing:g}")
+    if fields["augment.mixup"] or fields["augment.cutmix"]:
+        parts.append("mixed targets")
+    return ", ".join(parts)
+
+
 def plot_history(
     records: Sequence[dict[str, Any]] | Sequence[Sequence[dict[str, Any]]],
     title: str,
     *paths: pathlib.Path,
+    training: str = "training",
 ) -> None:
     """Draws loss and accuracy by epoch, training and validation, and writes a picture.
 
@@ -107,6 +123,7 @@ def plot_history(
         validation is that of the average.
       title: above the picture.
       paths: where to write; the endings choose the formats.
+      training: what to call the training loss, see `training_loss`.
     """
     several: Sequence[Any] = [records] if isinstance(records[0], dict) else records
     runs = [[averaged(record) for record in run] for run in several]
@@ -114,11 +131,14 @@ def plot_history(
     with drawing(*paths, size=(9, 3.6), title=title) as figure:
         loss, accuracy = figure.subplots(1, 2)
         for kind, name in (("train", "training"), ("val", "validation")):
-            # The objective may include a penalty; cross-entropy compares with the validation loss.
-            losses = "train_ce" if kind == "train" else "val_loss"
-            for axes, quantity, scale in ((loss, losses, 1), (accuracy, f"{kind}_accuracy", 100)):
+            # The objective may include a penalty, which the validation loss does not have.
+            losses, called = ("train_ce", training) if kind == "train" else ("val_loss", name)
+            for axes, quantity, scale, label in (
+                (loss, losses, 1, called),
+                (accuracy, f"{kind}_accuracy", 100, name),
+            ):
                 values = [[scale * record[quantity] for record in run] for run in runs]
-                over_seeds(axes, epochs, values, label=name, **_HISTORY[kind])
+                over_seeds(axes, epochs, values, label=label, **_HISTORY[kind])
         best = best_record([record for run in runs for record in run])
         of = "best of all seeds" if len(runs) > 1 else "best"
         text = f"{of}: {best['val_accuracy']:.2%} (epoch {best['epoch']})"
