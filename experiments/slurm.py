@@ -34,6 +34,10 @@ _SCRIPT = """\
 # requeue it, or preemption. Slurm requeues preempted tasks itself, but not those that end within
 # the grace time of their partition.
 cd {folder} || exit 2
+# Where a GPU is out of order, JAX would go on with the CPU. (/dev/kfd is AMD's driver.)
+if [ "${{SLURM_GPUS_ON_NODE:-0}}" != 0 ] && [ ! -e /dev/kfd ]; then
+    export JAX_PLATFORMS="${{JAX_PLATFORMS:-cuda}}"
+fi
 srun --kill-on-bad-exit=1 ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}} \\
     {command} --shard="$SLURM_ARRAY_TASK_ID/{tasks}"
 code=$?

@@ -606,6 +606,7 @@ def _share(
         raise
     failed: Failed = []
     broke: Failed = []
+    untried = broke if any(worker.process.returncode == BROKE for worker in ended) else failed
     for job in jobs:
         if job.state == "done":
             continue
@@ -614,7 +615,7 @@ def _share(
         elif why := signs.failure(job.workdir):
             broke.append((job, why))
         else:
-            failed.append((job, f"its worker died, see {logs}"))
+            untried.append((job, f"its worker died, see {logs}"))
     for worker in ended:
         if worker.process.returncode == 2 and any(why.endswith(str(logs)) for _, why in failed):
             raise UserError(f"A worker could not start; the end of {worker.log}:\n{worker.said}")
@@ -764,9 +765,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             if error.signum != signal.SIGUSR1 or sign.progressed:
                 raise
             raise Interrupted(error.signum, f"{error} {_NO_STEP}") from error
+        except sharding.NoDevice as error:
+            note(str(error))
+            return BROKE
         except (UserError, OSError):
             raise
-        except Exception:  # such as that of a device which cannot be used
+        except Exception:  # such as that of a device that fails between two runs
             traceback.print_exc()
             return BROKE
 

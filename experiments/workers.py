@@ -21,6 +21,7 @@ from jaxcifar.run.progress import console
 _RESTARTS = 3  # of each worker
 _CORES = 4  # of each worker, by default
 TPU_FILES = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")  # other devices have such files as well
+AMD_FILE = pathlib.Path("/dev/kfd")  # where GPUs are AMD's, JAX calls them "rocm"
 
 
 class Place(NamedTuple):
@@ -113,7 +114,12 @@ class Worker:
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen:
-        environment = {"CUDA_VISIBLE_DEVICES": self._place.gpu} if self._place.gpu else {}
+        environment = {"PYTHONUNBUFFERED": "1"}
+        if self._place.gpu:
+            environment["CUDA_VISIBLE_DEVICES"] = self._place.gpu
+            if not (os.environ.get("JAX_PLATFORMS") or AMD_FILE.exists()):
+                # Without it, JAX would go on with the CPU if the GPU's driver is out of order.
+                environment["JAX_PLATFORMS"] = "cuda"
         # In a session of its own, so that Ctrl-C in the terminal reaches only the parent, which
         # passes it on once.
         with self.log.open("a") as log, on_cores(self._place.cores):
@@ -123,7 +129,7 @@ class Worker:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=os.environ | environment | {"PYTHONUNBUFFERED": "1"},
+                env=os.environ | environment,
             )
 
     @property

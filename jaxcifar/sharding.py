@@ -16,23 +16,31 @@ from jaxcifar import processes
 from jaxcifar.errors import UserError
 
 BATCH_AXIS = "batch"
+_PLATFORMS = {"cpu", "cuda", "rocm", "tpu"}
+
+
+class NoDevice(UserError):
+    """JAX cannot use a device, and another start or another machine might."""
 
 
 def make_mesh() -> Mesh:
     """Returns a mesh of one axis over all devices of all processes.
 
     Raises:
-      UserError: JAX has no device, or it sees other processes that this one was not joined with.
+      NoDevice: JAX has no device.
+      UserError: JAX_PLATFORMS is misspelt, or JAX sees other processes that this one was not joined
+        with.
     """
     try:
         devices = jax.devices()
     except (RuntimeError, AssertionError) as error:
-        platforms = os.environ.get("JAX_PLATFORMS")
+        platforms = os.environ.get("JAX_PLATFORMS", "")
         setting = f"JAX_PLATFORMS is {platforms!r}, and " if platforms else ""
-        raise UserError(
+        misspelt = platforms and not set(platforms.split(",")) <= _PLATFORMS
+        raise (UserError if misspelt else NoDevice)(
             f"{setting}JAX cannot use a device ({str(error) or type(error).__name__}). Unset "
-            "JAX_PLATFORMS to use what is there, or install jaxcifar for the accelerator "
-            "('.[cuda12]', '.[cuda13]', '.[tpu]')."
+            "JAX_PLATFORMS to use what is there, set it to cpu to use the CPU, or install jaxcifar "
+            "for the accelerator ('.[cuda12]', '.[cuda13]', '.[tpu]')."
         ) from error
     if (hosts := jax.process_count()) > processes.count():
         raise UserError(

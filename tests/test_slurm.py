@@ -144,6 +144,19 @@ def test_what_the_script_requeues(code, state, preempted, requeued, restarts, fa
     assert (calls.read_text() if calls.exists() else "") == "requeue 77_1\n" * requeued
 
 
+@pytest.mark.parametrize(
+    ("gpus", "given", "expected"), [("", "", ""), ("2", "", "cuda"), ("2", "cpu", "cpu")]
+)
+def test_a_task_with_gpus_does_not_go_on_with_the_cpu(gpus, given, expected, fakes, tmp_path):
+    if pathlib.Path("/dev/kfd").exists():
+        pytest.skip("this machine's GPUs are AMD's, which the script leaves to JAX")
+    (fakes / "srun").write_text('#!/bin/bash\necho "$JAX_PLATFORMS"\n')
+    text = slurm.script(["sweep"], tmp_path, 2, "1:00:00")
+    environment = os.environ | {"SLURM_GPUS_ON_NODE": gpus, "JAX_PLATFORMS": given}
+    done = subprocess.run(["bash"], input=text, text=True, env=environment, capture_output=True)
+    assert done.stdout == f"{expected}\n"
+
+
 def test_no_requeue_without_progress(tmp_path, monkeypatch, capsys):
     def stopped(*_, **__):
         raise Interrupted(signal.SIGUSR1, "Stopped.")

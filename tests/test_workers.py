@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import functools
 import json
 import os
 import pathlib
@@ -13,13 +14,15 @@ import threading
 import time
 import types
 
+import jax
 import pytest
 
 from experiments import sweep, workers
 from experiments.runs import configs, read
-from jaxcifar import train
+from jaxcifar import sharding, train
 from jaxcifar.errors import Busy, Interrupted, UserError
 from jaxcifar.run import log, signs
+from jaxcifar.sharding import make_mesh  # itself: `one_device` puts another in its place
 from tests.conftest import OPTIONS, pretend, start_sweep, sweep_command
 from tests.tiny import without_times
 
@@ -128,6 +131,26 @@ def test_a_worker_that_dies_is_started_again_three_times(tmp_path, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.count("died (killed by SIGKILL); started again") == 3
     assert printed.count("ended (killed by SIGKILL) and is not started again") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "amd", "where", "expected"),
+    [
+        ("", False, ONE[0], "cuda"),
+        ("", True, ONE[0], ""),
+        ("rocm", False, ONE[0], "rocm"),
+        ("", False, workers.Place(cores=frozenset({0})), ""),
+    ],
+)
+def test_a_worker_of_a_gpu_does_not_go_on_with_the_cpu(
+    tmp_path, monkeypatch, given, amd, where, expected
+):
+    monkeypatch.setenv("JAX_PLATFORMS", given)
+    monkeypatch.setattr(workers, "AMD_FILE", tmp_path / "kfd")
+    if amd:
+        workers.AMD_FILE.touch()
+    (worker,) = supervise(tmp_path, "echo JAX on $JAX_PLATFORMS", [where])
+    assert worker.said == f"JAX on {expected}".strip()
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
@@ -345,13 +368,32 @@ def test_what_broke_is_tried_last_when_the_sweep_is_started_again(tmp_path, monk
     assert "The same command tries again." in capsys.readouterr().err
 
 
-def test_a_device_that_cannot_be_used_is_no_failed_run(tmp_path, monkeypatch, capsys):
-    def no_device(_):
+@pytest.mark.parametrize(
+    ("platforms", "code"), [("", sweep.BROKE), ("cuda", sweep.BROKE), ("cdua", 2)]
+)
+def test_a_device_that_cannot_be_used_is_no_failed_run(
+    tmp_path, monkeypatch, capsys, platforms, code
+):
+    def no_device():
         raise RuntimeError("Unable to initialize backend 'cuda'")
+
+    monkeypatch.setattr(sharding, "make_mesh", make_mesh)
+    monkeypatch.setattr(jax, "devices", no_device)
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    assert start_sweep(tmp_path / "out", "vgg2", "0", "--shard=0/1") == code
+    error = capsys.readouterr().err
+    assert "Unable to initialize" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_nor_is_one_that_fails_between_two_runs(tmp_path, monkeypatch, capsys):
+    def no_device(_):
+        raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
 
     monkeypatch.setattr(sweep, "plan", no_device)
     assert start_sweep(tmp_path / "out", "vgg2", "0") == sweep.BROKE
-    assert "Unable to initialize" in capsys.readouterr().err
+    assert "CUDA_ERROR" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("trained", "code"), [(1, 2), (2, 0)])
@@ -376,7 +418,8 @@ def test_a_worker_that_could_not_start_matters_if_runs_are_left(
 
 
 def test_what_workers_ended_with_is_what_the_sweep_ends_with(tmp_path, monkeypatch, capsys):
-    """A warning of the time limit, with and without progress; and a device that broke runs."""
+    """A warning of the time limit, with and without progress; and a device that broke runs, or
+    with which none was tried."""
 
     def stopped(code):
         def supervise(*_):
@@ -389,14 +432,17 @@ def test_what_workers_ended_with_is_what_the_sweep_ends_with(tmp_path, monkeypat
         assert start_sweep(tmp_path / "out", "vgg2", "0", "--workers=1") == expected
         assert ("No step was made" in capsys.readouterr().err) == (expected == 138)
 
-    def broke(commands, where, logs, table):
-        signs.fail(tmp_path / "out" / "vgg2" / "seed0", "RuntimeError: RESOURCE_EXHAUSTED")
+    def broke(commands, where, logs, table, *, tried=True):
+        if tried:
+            signs.fail(tmp_path / "out" / "vgg2" / "seed0", "RuntimeError: RESOURCE_EXHAUSTED")
         process = types.SimpleNamespace(returncode=sweep.BROKE)
         return [types.SimpleNamespace(process=process, log=logs / "worker-0.log", said="")]
 
     monkeypatch.setattr(workers, "supervise", broke)
     assert start_sweep(tmp_path / "out", "vgg2", "0", "--workers=1") == sweep.BROKE
     assert "RESOURCE_EXHAUSTED" in capsys.readouterr().err
+    monkeypatch.setattr(workers, "supervise", functools.partial(broke, tried=False))
+    assert start_sweep(tmp_path / "other", "vgg2", "0", "--workers=1") == sweep.BROKE
 
 
 def test_workers_begin_with_different_runs(tmp_path, monkeypatch):
