@@ -48,7 +48,8 @@ class Conv(nn.Module):
         )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            y = y + bias.astype(self.dtype)[None, None, None]
+            # Added in float32, so that its gradient, a sum over all pixels, is one of float32.
+            y = (at_least_float32(y) + bias[None, None, None]).astype(self.dtype)
         return y
 
 

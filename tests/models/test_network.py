@@ -1,5 +1,8 @@
 """What all networks have in common: sizes, shapes, dtypes, dropout, names."""
 
+import math
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -185,6 +188,30 @@ def test_dropout_only_in_training(name):
         lambda key: model.apply(variables, images, train=False, rngs={"dropout": key})
     )
     np.testing.assert_array_equal(evaluate(jax.random.key(0)), evaluate(jax.random.key(1)))
+
+
+# --- gradients --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*SMALL, "vgg_a", "airbench96"])
+def test_gradients_are_not_summed_in_bfloat16(name):
+    """A sum over all pixels of a batch would lose small addends; the 3×3 last ones are few."""
+    model = SMALL[name][0] if name in SMALL else create_model(name)
+    model = model.clone(dtype=jnp.bfloat16, platform="gpu")
+
+    def loss(params, rest, images, key):
+        variables, rngs = {"params": params, **rest}, {"dropout": key}
+        logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
+        return logits.sum()
+
+    rest = shapes(model)
+    program = jax.jit(jax.grad(loss)).lower(rest.pop("params"), rest, IMAGES, KEY).as_text()
+    sums = re.findall(r"stablehlo\.add across .*: \(tensor<(.*?)>.*-> tensor<(.*)>", program)
+    assert sums
+    for addends, result in sums:
+        *addends, dtype = addends.split("x")
+        count = math.prod(map(int, addends)) / math.prod(map(int, result.split("x")[:-1]))
+        assert dtype == "f32" or count <= 9, f"{count:.0f} numbers of {dtype} are added"
 
 
 # --- the base ---------------------------------------------------------------------------------
