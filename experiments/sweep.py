@@ -483,8 +483,8 @@ def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
     breaks, the next one, of another config if possible, shows whose fault that was. If it succeeds,
     the first has failed. If it breaks as well, or there is none and nothing was trained before, the
     device may be at fault: the work ends, and other processes may train these runs. What broke or
-    failed in an earlier start comes last, so that it never keeps the others from being trained; if
-    it breaks again, after others succeeded, it has failed.
+    failed in an earlier start, or ended its process, comes last, so that it never keeps the others
+    from being trained; if it breaks again, after others succeeded, it has failed.
 
     Args:
       jobs: the jobs of the sweep.
@@ -517,7 +517,11 @@ def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
         print(f"\n[{number}/{len(jobs)}] {job}: {job.state}; sweep: {left}", flush=True)
 
     waiting = [(number, job) for number, job in enumerate(jobs, start=1) if job.state != "done"]
-    again = {job.workdir for _, job in waiting if signs.failure(job.workdir)}
+    again = {
+        job.workdir
+        for _, job in waiting  # a sign is of a process that trains it now, or that died of it
+        if signs.failure(job.workdir) or signs.running(job.workdir)
+    }
     waiting.sort(key=lambda entry: entry[1].workdir in again)
     told = False  # for whom it waits
     while waiting:

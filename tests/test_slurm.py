@@ -125,6 +125,9 @@ def test_a_task_is_requeued_before_its_time_limit_and_its_run_is_the_serial_one(
         (sweep.BROKE, "RUNNING", "None", True, ""),
         (sweep.BROKE, "RUNNING", "None", True, "2"),
         (sweep.BROKE, "RUNNING", "None", False, "3"),
+        *((died, "RUNNING", "None", True, "2") for died in (134, 135, 136, 137, 139, 253)),
+        (139, "RUNNING", "None", False, "3"),
+        (137, "CANCELLED", "None", False, ""),  # it took too long to save
         (143, "RUNNING", "2026-11-25T15:51:09", True, ""),  # it ended within its grace time
         (143, "RUNNING", "None", False, ""),
         (143, "CANCELLED", "2026-11-25T15:51:09", False, ""),

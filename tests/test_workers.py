@@ -368,6 +368,21 @@ def test_what_broke_is_tried_last_when_the_sweep_is_started_again(tmp_path, monk
     assert "The same command tries again." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("host", [socket.gethostname(), "node7"])
+def test_a_run_that_ended_its_process_is_tried_last(tmp_path, monkeypatch, host):
+    """By a segmentation fault, say. If it does so again, the others are trained by then."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    workdir = tmp_path / "out" / "vgg1" / "seed0"
+    workdir.mkdir(parents=True)
+    sign = {"host": host, "pid": ended.pid, "job": "77_3", "time": ""}
+    (workdir / ".running").write_text(json.dumps(sign))
+    trained, tried = broken()
+    monkeypatch.setattr(train, "train_and_evaluate", trained)
+    assert start_sweep(tmp_path / "out", "vgg1,vgg2,vgg6", "0") == 0
+    assert tried == ["vgg2/seed0", "vgg6/seed0", "vgg1/seed0"]
+
+
 @pytest.mark.parametrize(
     ("platforms", "code"), [("", sweep.BROKE), ("cuda", sweep.BROKE), ("cdua", 2)]
 )
