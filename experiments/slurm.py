@@ -149,8 +149,9 @@ def queue(out: pathlib.Path) -> dict[int, str]:
     jobs = out / "slurm" / "jobs"
     if not jobs.exists() or not shutil.which("squeue"):
         return {}
-    # Ask for all of the user's jobs: squeue fails if asked for one that ended long ago.
-    command = ["squeue", "--me", "--array", "--noheader", "--format=%F|%K|%T|%r"]
+    # Ask for all jobs: another user may have submitted some of these, and squeue fails if asked for
+    # one that ended long ago.
+    command = ["squeue", "--array", "--noheader", "--format=%F|%K|%T|%r"]
     listed = subprocess.run(command, capture_output=True, text=True)
     if listed.returncode:
         raise UserError(f"squeue does not answer ({listed.stderr.strip()}). Try again later.")

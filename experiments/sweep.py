@@ -686,6 +686,8 @@ def _submit(
             "--slurm needs --time=…, the limit of each task. A task that reaches it is requeued."
         )
     text = slurm.script(command, arguments.out, tasks, arguments.time, arguments.sbatch)
+    path = arguments.out / "sweep.json"
+    _plan_in(path, jobs_plan)
     if arguments.print:
         print(text, end="")
         return 0
@@ -693,12 +695,18 @@ def _submit(
     if all(job.state == "done" for job in jobs):
         print(f"{_counts(jobs, arguments.out)}; nothing left")
         return 0
-    path = arguments.out / "sweep.json"
-    _plan_in(path, jobs_plan)
     if queued := slurm.queue(arguments.out):  # without an answer nothing is submitted
         raise UserError(
             f"Tasks of this sweep are already in the queue: {', '.join(map(str, sorted(queued)))}. "
             "Wait for them, or scancel their job first; --status shows what each is doing."
+        )
+    alive = [(job, sign) for job in jobs if (sign := signs.running(job.workdir)) and sign.alive]
+    if alive:
+        job, sign = alive[0]
+        raise UserError(
+            f"Outside of the queue, {len(alive)} of these runs are being trained, such as {job}, "
+            f"on {sign.host} (last sign {duration(sign.age)} ago). Wait for that process, or stop "
+            "it; one that was killed counts as dead after ten minutes."
         )
     if new := not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import time
 
@@ -15,7 +16,7 @@ from experiments import slurm, sweep
 from experiments.runs import configs
 from jaxcifar import kernels, train
 from jaxcifar.errors import Interrupted, UserError, exit_code, interruptible
-from jaxcifar.run import log
+from jaxcifar.run import log, signs
 from tests.conftest import OPTIONS, pretend, start_sweep, sweep_command
 from tests.forked import Forked
 
@@ -23,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 FAKES = {
     "sbatch": 'echo "77;here"',
-    "squeue": 'cat "$FAKES/queue"',
+    # All of the jobs are another user's.
+    "squeue": '[[ " $* " == *" --me "* ]] || cat "$FAKES/queue"',
     "scontrol": """\
 case $1 in
     requeue) echo "$@" >> "$FAKES/calls" ;;
@@ -44,6 +46,7 @@ wait $!""",
 }
 
 
+HOST = socket.gethostname()
 # What `scontrol --oneliner show job` says, in part.
 JOB = (
     "JobId=78 ArrayJobId=77 ArrayTaskId=1 JobName=jaxcifar JobState={state} Reason=None Requeue=1 "
@@ -250,6 +253,12 @@ def test_what_the_queue_says(fakes, tmp_path, capsys):
     assert start_sweep(out, *array) == 2
     assert "already in the queue: 0, 1, 2, 3." in capsys.readouterr().err
     assert (out / "slurm" / "jobs").read_text() == "77\n"
+    (fakes / "queue").write_text("")
+    (out / "vgg2" / "seed1").mkdir(parents=True)
+    with signs.shown(out / "vgg2" / "seed1"):
+        assert start_sweep(out, *array) == 2
+    error = capsys.readouterr().err
+    assert f"1 of these runs are being trained, such as vgg2, seed 1, on {HOST}" in error
     (fakes / "squeue").write_text("#!/bin/bash\necho 'Unable to contact controller' >&2\nexit 1\n")
     assert states(out, what, capsys) == ["new"] * 4
     # Without an answer a second array might train the same runs beside the first.
@@ -416,6 +425,8 @@ def test_a_script_of_another_plan_is_refused(fakes, tmp_path, monkeypatch, capsy
         assert start_sweep(out, rows, seeds, option) == 2
         assert "another plan" in capsys.readouterr().err
     assert start_sweep(out, "vgg2", "0-3", *array[:2]) == 2
+    assert start_sweep(out, "vgg2", "0-3", *array[:2], "--print") == 2
+    assert not capsys.readouterr().out
     assert not trained
     assert start_sweep(out, "vgg2", "0-3", *array) == 0
     assert start_sweep(out, "vgg2", "0-3", "--shard=1/2") == 0
