@@ -17,7 +17,7 @@ from ml_collections import config_flags
 from jaxcifar import launch, options, processes, restore, train
 from jaxcifar.config import Config, base_config, flatten
 from jaxcifar.errors import UserError, exit_code, reason
-from jaxcifar.hooks import Profile
+from jaxcifar.hooks import Hook, Profile, Run
 from jaxcifar.kernels import compilation
 from jaxcifar.run.folder import saved_config
 from jaxcifar.run.log import averaged
@@ -62,6 +62,24 @@ _CACHE = flags.DEFINE_bool(
 )
 
 
+class Origin(Hook):
+    """Keeps in a run's folder what its config was before options changed it.
+
+    Args:
+      file: the config file.
+    """
+
+    def __init__(self, file: pathlib.Path):
+        # One that comes with the package has the same name on every machine.
+        packaged = file.resolve().parent == options.CONFIGS.resolve()
+        self._file, self._config = file.stem if packaged else file, options.load(file)
+
+    def start(self, run: Run) -> None:
+        """Only now is it certain that the folder is this run's."""
+        if processes.is_first():
+            options.write_origin(run.workdir, self._file, self._config)
+
+
 def main(changed: Sequence[str]) -> None:
     """Trains or evaluates, alone or as one of the processes of a run.
 
@@ -100,10 +118,12 @@ def _main(changed: Sequence[str]) -> None:
         return
     if config is None:
         raise UserError("Name a config file, such as --config=configs/quickstart.py.")
-    file: Any = flags.FLAGS["config"]
-    workdir = options.user_path(_WORKDIR.value or f"runs/{pathlib.Path(file.config_filename).stem}")
+    flag: Any = flags.FLAGS["config"]
+    file = pathlib.Path(flag.config_filename)
+    workdir = options.user_path(_WORKDIR.value or f"runs/{file.stem}")
     profile = Profile(_PROFILE.value) if _PROFILE.value else None
-    result = train.train_and_evaluate(config, workdir, hooks=[profile] if profile else [])
+    hooks = [Origin(file), *([profile] if profile else [])]
+    result = train.train_and_evaluate(config, workdir, hooks=hooks)
     _say(summary(result, config, workdir))
     if profile and profile.traced:
         _say(f"a trace of {profile.traced} steps is in {workdir / 'profile'}")

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import importlib.machinery
 import importlib.util
+import json
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
@@ -13,10 +14,12 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxcifar.config import Config, base_config, flatten, meant_by, validate
 from jaxcifar.errors import UserError, nearest, reason
+from jaxcifar.run.log import write_shared
 
 _HERE = pathlib.Path(__file__).parent
 _INSTALLED = _HERE / "configs"
 CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _HERE.parent / "configs"  # of a checkout
+ORIGIN = "origin.json"  # in a run's folder, or beside those of a config's seeds
 
 
 class BadPath(UserError, argparse.ArgumentTypeError):
@@ -107,6 +110,27 @@ def load(name: str | pathlib.Path) -> Config:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return config
+
+
+def write_origin(folder: pathlib.Path, file: str | pathlib.Path, config: Config) -> None:
+    """Writes what a run's config was before options changed it, unless that is there already.
+
+    Without it nothing could say later how the run was shortened, or which command made it.
+
+    Args:
+      folder: of the run, or the one that holds its config's seeds; created if necessary.
+      file: the config file.
+      config: what it returns.
+    """
+    path = folder / ORIGIN
+    content = {"file": str(file), "config": config.to_dict()}
+    try:
+        same = json.loads(path.read_text()) == json.loads(json.dumps(content))
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_shared(path, content)
 
 
 def with_options(config: Config, options: Sequence[str]) -> Config:

@@ -11,8 +11,10 @@ import time
 
 import pytest
 
+from experiments.report import __main__ as report
 from jaxcifar.main import run, summary
 from jaxcifar.run.log import read_lines
+from tests.conftest import OPTIONS
 from tests.forked import Forked
 from tests.tiny import tiny
 
@@ -135,6 +137,21 @@ def test_a_command_knows_nothing_of_the_one_before(tmp_path):
         for name in ("first", "runs/small")
     }
     assert [train["batch_size"] for train in saved.values()] == [16, 32]
+    origin = json.loads((tmp_path / "first" / "origin.json").read_text())
+    assert (origin["file"], origin["config"]["train"]["batch_size"]) == ("small.py", 32)
+
+
+@pytest.mark.slow
+def test_a_shortened_run_in_a_folder_of_another_name_is_marked(tmp_path):
+    arguments = ["--config=vgg2", "--workdir=runs/short", *OPTIONS]
+    environment = one_device() | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    output(Forked(run, arguments, environment=environment, cwd=tmp_path))
+    report.main(["tables", str(tmp_path / "runs")])
+    page = (tmp_path / "runs" / "table.md").read_text()
+    assert "† short: SHORTENED: 2 of 50 epochs, 100 images" in page
+    again = f"jaxcifar train vgg2 --workdir={tmp_path / 'runs' / 'short'} "
+    (line,) = [line for line in page.splitlines() if line.startswith(again)]
+    assert set(OPTIONS) - set(line.split()) == {"--config.train.eval_batch_size=96"}
 
 
 # --- a whole life -----------------------------------------------------------------------------

@@ -190,6 +190,22 @@ def test_a_config_file_says_what_its_runs_started_from(tmp_path):
         read.sweeps(tmp_path)
 
 
+def test_an_origin_is_written_anew_only_where_it_changed(tmp_path):
+    inodes = []
+    for l1 in (0.25, 0.25, 0.5):
+        write_origin(tmp_path / "wide", **{"optim.l1": l1})
+        inodes.append((tmp_path / "wide" / "origin.json").stat().st_ino)
+    assert inodes[0] == inodes[1] != inodes[2]
+
+
+def test_runs_of_which_nothing_says_how_they_were_made(tmp_path):
+    write_fake_runs(tmp_path, rows=["wide"], seeds=1)
+    (sweep,) = read.sweeps(tmp_path)
+    (line,) = commands(sweep)
+    assert line.startswith("# wide: nothing says which config it was trained by")
+    assert line in tables.markdown(sweep)
+
+
 def test_commands_make_the_same_runs_again(tmp_path):
     """In a folder with spaces, with options that a shell would take apart."""
     out = tmp_path / "my results"
@@ -203,10 +219,10 @@ def test_commands_make_the_same_runs_again(tmp_path):
     (out / "row9").rmdir()
     (out / "row9.tmp").rename(out / "row9")
     found = [shlex.split(line) for line in commands(read.sweeps(out)[0])]
-    assert found[0][:3] == ["python", "-m", "jaxcifar.main"]
+    assert found[0][:2] == ["jaxcifar", "train"]
     assert [line[:2] for line in found[1:]] == [["jaxcifar", "sweep"]] * 2
     epochs = "--config.train.epochs=2"
-    assert found[0][3:] == ["--config=configs/row9.py", f"--workdir={out / 'row9'}", epochs]
+    assert found[0][2:] == ["configs/row9.py", f"--workdir={out / 'row9'}", epochs]
     shared = ["--seeds=0,1", f"--out={out}"]
     assert found[1][2:] == ["--rows=row2,vgg1", *shared, epochs]
     option = "--config.augment.erasing_area=(0.02, 0.4)"

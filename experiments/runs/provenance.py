@@ -33,23 +33,27 @@ def provenance(runs: Sequence[Run]) -> list[str]:
 
 
 def commands(sweep: Sweep) -> list[str]:
-    """Returns the commands that make these runs, or resume them."""
+    """Returns the commands that make these runs, or resume them; "# NAME: …" where unknown."""
     alike: dict[tuple, list[Run]] = {}
     found = []
     for name in sweep.names:
         runs = sweep.of(name)
         run = runs[0]
+        if run.original is None or run.file is None:
+            why = "nothing says which config it was trained by, or whether it was shortened"
+            found.append(f"# {name}: {why}")
+            continue
         if run.swept:
             seeds = ",".join(str(run.seed) for run in runs)
             key = seeds, run.folder.parent.parent, tuple(run.options)
             alike.setdefault(key, []).append(run)
             continue
-        seed = [f"--config.seed={run.seed}"] if run.seed else []
-        given = [f"--config={run.file}", f"--workdir={run.folder}", *run.options, *seed]
-        found.append(shlex.join(["python", "-m", "jaxcifar.main", *given]))
+        seed = [f"--config.seed={run.seed}"] if run.seed != run.original["seed"] else []
+        given = [run.file, f"--workdir={run.folder}", *run.options, *seed]
+        found.append(shlex.join(["jaxcifar", "train", *given]))
     for (seeds, out, options), runs in alike.items():
         rows = ",".join(run.name for run in runs if run.row)
-        files = ",".join(run.file for run in runs if not run.row)
+        files = ",".join(run.file for run in runs if run.file and not run.row)
         given = [f"--rows={rows}"] if rows else []
         given += [f"--configs={files}"] if files else []
         given += [f"--seeds={seeds}", f"--out={out}", *options]

@@ -19,15 +19,11 @@ import numpy as np
 from experiments.runs import configs, marks
 from experiments.runs.rows import ROWS, Row
 from experiments.runs.stats import smoothed
+from jaxcifar import options
 from jaxcifar.config import complete, flatten
 from jaxcifar.errors import UserError, of_file
-from jaxcifar.options import CONFIGS
 from jaxcifar.run import log
 from jaxcifar.run.folder import run_folders
-
-# Beside the seedN/ folders of a config file's runs: where the file was, and what was in it before
-# options changed it.
-ORIGIN = "origin.json"
 
 
 class Run(NamedTuple):
@@ -43,7 +39,7 @@ class Run(NamedTuple):
     records: list[dict[str, Any]]
     result: dict[str, Any] | None  # None while the run is unfinished
     original: dict[str, Any] | None  # the flat config that options changed; None where unknown
-    file: str  # the config file
+    file: str | None  # the config file; None where unknown
 
     @property
     def row(self) -> Row | None:
@@ -331,18 +327,22 @@ def _places(run: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     return named, named.parent
 
 
-def _origin(name: str, folder: pathlib.Path) -> tuple[dict[str, Any] | None, str]:
-    """Returns the flat config that a run's options changed, None where unknown, and its file."""
-    path = _places(folder)[0] / ORIGIN
+def _origin(name: str, folder: pathlib.Path) -> tuple[dict[str, Any] | None, str | None]:
+    """Returns the flat config that a run's options changed, and its file; None where unknown."""
+    path = folder / options.ORIGIN  # of `jaxcifar.main`; a sweep's is beside its seeds' folders
+    path = path if path.exists() else _places(folder)[0] / options.ORIGIN
     if name not in ROWS and path.exists():
         content = read_json(path)
         try:
             return flatten(complete(content["config"])), content["file"]
         except (UserError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} cannot be used ({error}). Start the sweep again.") from error
-    if (CONFIGS / f"{name}.py").exists():
+            raise UserError(
+                f"{path} cannot be used ({error}). Restore it from a copy, or delete it; without "
+                "it nothing can say whether the run was shortened."
+            ) from error
+    if (options.CONFIGS / f"{name}.py").exists():
         return _config_here(name), f"configs/{name}.py"
-    return None, f"{name}.py"
+    return None, None
 
 
 @functools.cache
@@ -352,8 +352,7 @@ def _config_here(name: str) -> dict[str, Any]:
 
 def write_origin(source: configs.Source, folder: pathlib.Path) -> None:
     """Writes into the folder NAME/ of a config file's runs what makes them readable later."""
-    folder.mkdir(parents=True, exist_ok=True)
-    log.write_shared(folder / ORIGIN, {"file": source.file, "config": source.config.to_dict()})
+    options.write_origin(folder, source.file or source.name, source.config)
 
 
 _ENVIRONMENT = (
