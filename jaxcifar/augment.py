@@ -261,6 +261,8 @@ def alternating_flip(
       rows: [N] integers, which images of the training set they are.
       epoch: counted from 0.
     """
+    # With the other implementations, vmap would give coins to the places of a batch, not to rows.
+    key = jax.random.wrap_key_data(jax.random.key_data(key)[:2], impl="threefry2x32")
     coins = jax.vmap(lambda row: jax.random.bits(jax.random.fold_in(key, row)))(rows)
     return flip(images, (coins + jnp.uint32(epoch)) % 2 == 1)
 

@@ -156,17 +156,19 @@ def test_normalize():
 # --- what a recipe adds -----------------------------------------------------------------------
 
 
-def test_alternating_flip_shows_each_image_both_ways():
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_alternating_flip_shows_each_image_both_ways(impl):
+    key, other_key = (jax.random.key(seed, impl=impl) for seed in (3, 9))
     images, rows = jax.random.normal(KEY, (64, 4, 4, 3)), jnp.arange(64)
-    epochs = [augment.alternating_flip(KEY, images, rows, jnp.int32(e)) for e in range(3)]
+    epochs = [augment.alternating_flip(key, images, rows, jnp.int32(e)) for e in range(3)]
     np.testing.assert_array_equal(epochs[0], epochs[1][:, :, ::-1])
     np.testing.assert_array_equal(epochs[0], epochs[2])
     mirrored = (epochs[0] != images).any(axis=(1, 2, 3))
     assert 20 < mirrored.sum() < 44  # a random half
     # It goes by the image, not by its place in the batch.
-    turned = augment.alternating_flip(KEY, images[::-1], rows[::-1], jnp.int32(0))
+    turned = augment.alternating_flip(key, images[::-1], rows[::-1], jnp.int32(0))
     np.testing.assert_array_equal(turned[::-1], epochs[0])
-    other = augment.alternating_flip(jax.random.key(9), images, rows, jnp.int32(0))
+    other = augment.alternating_flip(other_key, images, rows, jnp.int32(0))
     assert not np.array_equal(other, epochs[0])
 
 
