@@ -427,7 +427,8 @@ class _Team:
             jax.distributed.shutdown()
             return
         if cause == mine and error is not None and not expected:
-            traceback.print_exception(error)
+            with contextlib.suppress(OSError):
+                traceback.print_exception(error)
         if cause == mine or is_first() or cause == End(0, 1, _GONE):
             _say(cause)
         self._leave(cause)
@@ -467,11 +468,13 @@ class _Team:
 
     def _leave(self, cause: End) -> NoReturn:
         """Exits, without waiting as JAX would; the first process exits last."""
-        self.tell({"end": cause})
-        if is_first():
-            self._wait(_GRACE + 2, lambda: len(self._closed) == len(self._peers))
-        sys.stdout.flush()
-        os._exit(cause.code or 1)
+        try:
+            self.tell({"end": cause})
+            if is_first():
+                self._wait(_GRACE + 2, lambda: len(self._closed) == len(self._peers))
+            sys.stdout.flush()
+        finally:  # whoever reads its output may be gone, and its disk full
+            os._exit(cause.code or 1)
 
     def _wait(self, seconds: float | None, done: Callable[[], Any]) -> bool:
         with self._changed:
@@ -502,7 +505,7 @@ def _keep_watch(connection: socket.socket) -> None:
 
 
 def _say(end: End) -> None:
-    print(f"jaxcifar: process {end.process}: {end.text}", file=sys.stderr, flush=True)
+    errors.note(f"process {end.process}: {end.text}")
 
 
 def _short(value: Any) -> str:

@@ -1,6 +1,7 @@
 """One run over two processes of four devices each: real processes, which meet on this machine."""
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -8,12 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 
 from jaxcifar import processes
 from jaxcifar.errors import Interrupted, UserError
+from jaxcifar.launch import Place
 from jaxcifar.run.log import read_lines
 from tests import member, tiny
 from tests.forked import Forked, environment_of
@@ -249,6 +252,24 @@ def test_processes_that_are_not_alike(second, message, tmp_path):
     assert code == other_code == 2, said
     assert re.search(message, said)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def leave_on_a_full_disk(port):
+    """What it prints cannot be written, as where its output goes to a file."""
+    with open("/dev/full", "w") as full, processes.together(Place(f"127.0.0.1:{port}", 1, 0), 60):
+        sys.stdout = full
+        print("this is buffered")
+        os.dup2(full.fileno(), sys.stderr.fileno())
+        thread = threading.Thread(target=processes.leave, args=(143, "Stopped."))
+        thread.start()
+        thread.join()  # it is not the main thread that answers a signal, or the end of another
+
+
+def test_an_end_that_cannot_be_told_is_an_end(tmp_path):
+    told = (leave_on_a_full_disk, free_port())
+    process = Forked(*told, environment=environment(1), cwd=tmp_path)
+    process.communicate(timeout=LIMIT)
+    assert process.returncode == 143
 
 
 def test_what_only_one_process_has_differs(monkeypatch):
