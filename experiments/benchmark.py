@@ -65,7 +65,7 @@ def jax_timer(
     state = programs.init(made)(sharding.replicate(np.uint32(0), mesh), hyperparams, arrays[0])
     jax.block_until_ready(state.params)
     init_seconds = time.monotonic() - began
-    order = programs.order(made)(state.key, sharding.replicate(np.int32(1), mesh))
+    order = programs.order(made)(state.key, 1)
     rest = hyperparams, *arrays, order
     began = time.monotonic()
     step: Any = programs.train(made, made.steps_per_call)

@@ -438,7 +438,7 @@ def cost() -> str:
     numbers = sharding.replicate(hyperparams(config), mesh)
     arrays = programs.on_devices(images, mesh)
     state = programs.init(task)(sharding.replicate(np.uint32(0), mesh), numbers, arrays[0])
-    order = programs.order(task)(state.key, sharding.replicate(np.int32(1), mesh))
+    order = programs.order(task)(state.key, 1)
     step, times = programs.train(task, 1), []
     for _ in range(6):
         began = time.perf_counter()

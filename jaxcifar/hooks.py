@@ -9,7 +9,7 @@ train_and_evaluate(config, workdir, hooks=[PrintLoss()])
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -60,7 +60,9 @@ class Hook:
     def before_step(self, run: Run) -> None:
         """Before each call of the training program, when `run.step` steps are done.
 
-        A call makes `run.task.steps_per_call` steps.
+        A call makes `run.task.steps_per_call` steps. The devices have finished the call before, so
+        that it counts as training and this method does not; without a hook that overrides it, the
+        host prepares a call while the devices still work on the last one.
         """
 
     def before_evaluation(self, run: Run) -> None:
@@ -135,26 +137,24 @@ class Hooks:
     def __init__(self, hooks: Sequence[Hook]):
         self._hooks = hooks
 
-    def call(self, name: str, run: Run, *args: Any) -> None:
+    def override(self, name: str) -> bool:
+        """Whether any hook has a method `name` of its own."""
+        inherited = getattr(Hook, name)
+        return any(getattr(hook, name).__func__ is not inherited for hook in self._hooks)
+
+    def call(self, name: str, seen: Run | pathlib.Path, *args: Any) -> None:
         """Calls the method `name` of every hook.
+
+        Args:
+          name: of a method of `Hook`.
+          seen: its first argument: the run, or before there is one its folder.
+          args: its other arguments.
 
         Raises:
           RuntimeError: a hook raised anything but `UserError`, `Interrupted` or `OSError`.
         """
         for hook in self._hooks:
-            with _named(hook, name, run.workdir, run.step):
-                method: Callable = getattr(hook, name)
-                method(run, *args)
-
-    def locked(self, workdir: pathlib.Path) -> None:
-        """Calls `locked` of every hook.
-
-        Raises:
-          RuntimeError: see `call`.
-        """
-        for hook in self._hooks:
-            with _named(hook, "locked", workdir):
-                hook.locked(workdir)
+            _call(hook, name, seen, *args)
 
     @contextmanager
     def closing(self, run: Run) -> Iterator[None]:
@@ -176,23 +176,22 @@ class Hooks:
         errors = []
         for hook in self._hooks:
             try:
-                with _named(hook, "close", run.workdir, run.step):
-                    hook.close(run)
+                _call(hook, "close", run)
             except Exception as error:  # the others are closed all the same
                 errors.append(error)
         return errors
 
 
-@contextmanager
-def _named(hook: Hook, name: str, workdir: pathlib.Path, step: int | None = None) -> Iterator[None]:
+def _call(hook: Hook, name: str, seen: Run | pathlib.Path, *args: Any) -> None:
     try:
-        yield
+        getattr(hook, name)(seen, *args)
     except (UserError, Interrupted, OSError):  # of a full disk, the run says where
         raise
     except Exception as error:
+        workdir, when = seen, "before the first step"
+        if isinstance(seen, Run):
+            workdir, when = seen.workdir, f"at step {seen.step}"
         raise RuntimeError(
-            f"The hook {type(hook).__name__}.{name} failed "
-            f"{'before the first step' if step is None else f'at step {step}'} "
-            f"({type(error).__name__}: {error}). The same command resumes the run in "
-            f"{workdir} from its last checkpoint."
+            f"The hook {type(hook).__name__}.{name} failed {when} ({type(error).__name__}: "
+            f"{error}). The same command resumes the run in {workdir} from its last checkpoint."
         ) from error

@@ -64,7 +64,7 @@ def abstract_state(task: Task) -> TrainState:
 
 
 @functools.lru_cache(_KEPT)
-def order(task: Task) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def order(task: Task) -> Callable[[jax.Array, int], jax.Array]:
     """Returns (key, epoch) -> the rows of an epoch's batches [steps_per_epoch, batch] int32.
 
     Each epoch has its own permutation, which depends only on seed and epoch.
@@ -77,9 +77,10 @@ def order(task: Task) -> Callable[[jax.Array, jax.Array], jax.Array]:
         rows = rows[: task.steps_per_epoch * task.batch_size].astype(jnp.int32)
         return rows.reshape(task.steps_per_epoch, task.batch_size)
 
-    return compilation.jit(
+    jitted = compilation.jit(
         rows_of, platform=task.platform, out_shardings=sharding.replicated(task.mesh)
     )
+    return lambda key, epoch: jitted(key, sharding.replicate(np.int32(epoch), task.mesh))
 
 
 def on_devices(images: data.Dataset, mesh: Mesh) -> tuple[jax.Array, jax.Array]:

@@ -25,9 +25,11 @@ from jaxcifar.config import complete
 from jaxcifar.errors import UserError, exit_code
 from jaxcifar.kernels import compilation
 from jaxcifar.options import user_path
+from jaxcifar.restore import of_checkpoint
 from jaxcifar.run.checkpoint import Checkpointer
 from jaxcifar.run.digest import leaves
-from jaxcifar.run.folder import check_images, check_start, read_about
+from jaxcifar.run.folder import check_alike, check_start, read_about
+from jaxcifar.run.machine import environment
 from jaxcifar.start import start_of
 from jaxcifar.state import TrainState
 from jaxcifar.task import Task, build, check_config, hyperparams
@@ -48,24 +50,30 @@ def replay(
       say: called with each line of the report.
 
     Returns:
-      The number of the step, counted from 1; None if all numbers are finite.
+      The number of the step, counted from 1; that of an epoch's last step if only its validation
+      loss is not finite; None if all numbers are finite.
 
     Raises:
-      UserError: there is no run, the images differ, or the checkpoint cannot be read.
+      UserError: there is no run, it cannot be computed here as it was (see
+        `jaxcifar.run.folder.check_alike`), or the checkpoint cannot be read.
     """
     workdir, mesh = pathlib.Path(workdir), mesh or sharding.make_mesh()
-    about = read_about(workdir)
+    about, checkpoints = read_about(workdir), Checkpointer(workdir / "checkpoints", read_only=True)
     if about is None:
         raise UserError(f"{workdir} contains no run (no config.json). Train first.")
+    last = checkpoints.last()
+    if last:
+        about = of_checkpoint(about, checkpoints.progress(last), workdir)
     config = complete(about["config"])
     check_config(config, mesh)
     splits = train.load_splits(config)
-    check_images(about["data"], splits.provenance, workdir)
     task = build(config, splits.train, mesh)
+    if about["data"]:  # imported weights have none
+        check_alike(about, config, splits.provenance, environment(task.in_force, mesh), workdir)
     numbers = sharding.replicate(hyperparams(config), mesh)
     images, labels = programs.on_devices(splits.train, mesh)
-    checkpoints = Checkpointer(workdir / "checkpoints", read_only=True)
-    if last := checkpoints.last():
+    validation = programs.on_devices(splits.validation, mesh)
+    if last:
         state, _ = checkpoints.restore(programs.abstract_state(task), last)
     else:
         seed = sharding.replicate(np.uint32(config.seed), mesh)
@@ -83,8 +91,7 @@ def replay(
     while step < end:
         epoch, place = divmod(step, task.steps_per_epoch)
         if epoch != order_of:
-            order = programs.order(task)(state.key, sharding.replicate(np.int32(epoch + 1), mesh))
-            order_of = epoch
+            order, order_of = programs.order(task)(state.key, epoch + 1), epoch
         # As the run did; then one by one through the call that is to be looked into.
         steps = 1 if step < alone or step % task.steps_per_call else task.steps_per_call
         before = jax.tree.map(jax.numpy.copy, state)  # the call donates `state`
@@ -93,6 +100,11 @@ def replay(
             step += steps
             if step == alone != first:
                 say(f"step {step}: all finite so far, unlike in one call, which rounds differently")
+            if step % task.steps_per_epoch == 0 and not _evaluates(task, state, validation):
+                say(f"step {step}, epoch {epoch + 1}: the validation loss is not finite")
+                for line in _report(_sizes("after the step", state.variables)):
+                    say(line)
+                return step
             continue
         if steps > 1:
             state, alone = before, step + steps
@@ -101,7 +113,8 @@ def replay(
         say(f"step {step + 1}, epoch {epoch + 1}: loss {float(metrics['loss'][0])}")
         say(f"learning rate {float(metrics['learning_rate'][0]):.6g}")
         say(f"rows of its batch: {', '.join(map(str, rows))}")
-        found = [*_sizes("before the step", before.variables), *_look(task, before, images, labels)]
+        looked = _look(task, before, images, labels, order)
+        found = [*_sizes("before the step", before.variables), *looked]
         for line in _report([*found, *_sizes("after the step", state.variables)]):
             say(line)
         return step + 1
@@ -109,10 +122,22 @@ def replay(
     return None
 
 
+def _evaluates(task: Task, state: TrainState, validation: tuple[jax.Array, jax.Array]) -> bool:
+    """Whether the validation losses after an epoch, see `jaxcifar.train`, are finite."""
+    for variables in (state.variables, state.ema):
+        if variables is not None:
+            scores = programs.evaluate(task.inference, variables, *validation)
+            if scores is not None and not np.isfinite(scores["loss"]):
+                return False
+    return True
+
+
 _Size = tuple[str, float, int]  # name, largest absolute value, how many are not finite
 
 
-def _look(task: Task, state: TrainState, images: jax.Array, labels: jax.Array) -> list[_Size]:
+def _look(
+    task: Task, state: TrainState, images: jax.Array, labels: jax.Array, order: jax.Array
+) -> list[_Size]:
     """What the step after `state` computes, in order."""
     # Rematerialised layers cannot be observed from outside.
     model = task.model.clone(remat=False) if getattr(task.model, "remat", False) else task.model
@@ -147,8 +172,6 @@ def _look(task: Task, state: TrainState, images: jax.Array, labels: jax.Array) -
         gradient, values = jax.grad(watched, has_aux=True)(state.params, state, batch)
         return values, gradient
 
-    epoch = sharding.replicate(np.int32(int(state.step) // task.steps_per_epoch + 1), task.mesh)
-    order = programs.order(task)(state.key, epoch)
     values, gradient = compilation.jit(run, platform=task.platform)(state, images, labels, order)
     sizes = [(name, *map(float, value)) for name, value in zip(names, values, strict=True)]
     return [(name, size, int(bad)) for name, size, bad in sizes] + _sizes("gradient", gradient)

@@ -72,7 +72,7 @@ def _load(
                     f"{workdir} contains no {which} checkpoint yet. Train it for an epoch first."
                 )
             check_finished(workdir, which, saved)
-            about = _of_checkpoint(about, checkpoints.progress(saved), workdir)
+            about = of_checkpoint(about, checkpoints.progress(saved), workdir)
             config = complete(about["config"])
             check_config(config)
             like = _abstract_variables(config, mesh)
@@ -88,7 +88,7 @@ def _load(
             tried = saved  # a run in progress may have replaced it meanwhile
 
 
-def _of_checkpoint(
+def of_checkpoint(
     about: dict[str, Any], progress: dict[str, Any], workdir: pathlib.Path
 ) -> dict[str, Any]:
     """The run's description: the one saved in the checkpoint if it has one, else config.json."""

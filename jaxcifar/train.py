@@ -70,7 +70,7 @@ def train_and_evaluate(
     processes.check_same("config", fields)
     called = Hooks(hooks)
     with RunFolder(pathlib.Path(workdir)) as folder:
-        called.locked(folder.path)
+        called.call("locked", folder.path)
         if result := folder.result(config):
             return result
         memory = PeakMemory()
@@ -92,8 +92,8 @@ def train_and_evaluate(
         _add_learning_rates(position, task, config)
         records = folder.start_log(position.epochs_done)
 
-        step = position.epochs_done * task.steps_per_epoch + len(position.steps.get("loss", ()))
-        order = _order(task, state, position.epochs_done + 1)
+        step = first = position.step(task.steps_per_epoch)
+        order = programs.order(task)(state.key, position.epochs_done + 1)
         run = Run(config, folder.path, task, numbers, images, labels, step, state, order, Stop())
         compiled, epochs = _Compiled(task), config.train.epochs
         quiet = quiet or not processes.is_first()
@@ -111,7 +111,7 @@ def train_and_evaluate(
             progress.started(step)
             called.call("start", run)
             for epoch in range(position.epochs_done + 1, epochs + 1):
-                run.order = _order(task, run.state, epoch)
+                run.order = programs.order(task)(run.state.key, epoch)
                 _train_epoch(run, position, compiled, called, folder, progress)
                 called.call("before_evaluation", run)
                 scores = _evaluate(run, validation)
@@ -128,7 +128,9 @@ def train_and_evaluate(
                 progress.epoch(record)
                 called.call("after_epoch", run, dict(record))
             folder.wait()
-        result = _result(run, splits, records, compiled.seconds, memory, folder)
+        # Where nothing was left to train, what this start needed is not what the run did.
+        peak = memory.read() if run.step > first else None
+        result = _result(run, splits, records, compiled.seconds, peak, folder)
         called.call("end", run, dict(result))
         return result
 
@@ -146,8 +148,10 @@ def _train_epoch(
     metrics = _EpochMetrics(position)
     end = (position.epochs_done + 1) * task.steps_per_epoch
     while run.step < end:
-        with metrics.paused():
-            called.call("before_step", run)
+        if called.override("before_step"):
+            jax.block_until_ready(run.state)  # or a hook that waits for it would seem to train
+            with metrics.paused():
+                called.call("before_step", run)
         if _stop_is_agreed(run):
             metrics.fetch()
             _check_finite(run, position, folder)
@@ -264,10 +268,6 @@ def load_splits(config: Config) -> data.Splits:
     where = config.data
     limit = config.train.limit_train_images
     return data.load_splits(where.name, where.dir, protocol=where.protocol, limit=limit)
-
-
-def _order(task: Task, state: TrainState, epoch: int) -> jax.Array:
-    return programs.order(task)(state.key, sharding.replicate(np.int32(epoch), task.mesh))
 
 
 def _add_learning_rates(position: Position, task: Task, config: Config) -> None:
@@ -389,7 +389,7 @@ def _result(
     splits: data.Splits,
     records: list[dict[str, Any]],
     compile_seconds: float,
-    memory: PeakMemory,
+    peak_memory: int | None,
     folder: RunFolder,
 ) -> dict[str, Any]:
     result = {
@@ -400,7 +400,7 @@ def _result(
         "data": splits.provenance,
         "compile_seconds": round(compile_seconds, 3),
         "train_seconds": sum(record["seconds"] for record in records),
-        "peak_memory_bytes": memory.read(),
+        "peak_memory_bytes": peak_memory,
     }
     best = _best(result["best"], folder)
     if splits.test is not None:

@@ -21,7 +21,7 @@ from jaxcifar.run.log import append, replace, write_shared
 from jaxcifar.run.plots import plot_history
 from tests.forked import environment_of
 from tests.test_run_integrity import OFTEN, ONE, numbers, run, tiny
-from tests.tiny import SignalAt
+from tests.tiny import SignalAt, state_of
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -231,6 +231,25 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     assert f"last good checkpoint, of step {last.step}," in str(error.value)
     run(tiny(train__checkpoint_minutes=10.0), tmp_path)
     assert numbers(tmp_path)[0][-1]["epoch"] == 3
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_diverges_can_be_looked_at(tmp_path):
+    """By statistics that no training step uses."""
+    config = tiny(model__name="vgg_a_bn", train__epochs=2)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "source", SignalAt(0))
+    variables = state_of(tmp_path / "source")
+    variables["batch_stats"]["bn1"]["mean"] = np.full_like(
+        variables["batch_stats"]["bn1"]["mean"], -3e38
+    )
+    restore.start_from(config, tmp_path / "run", variables)
+    with pytest.raises(UserError, match="validation loss after epoch 1 is not finite"):
+        run(config, tmp_path / "run")
+    lines = []
+    assert replay.replay(tmp_path / "run", mesh=ONE, say=lines.append) == 3
+    assert "step 3, epoch 1: the validation loss is not finite" in lines
+    assert not any(line.startswith("->") for line in lines)  # the weights are finite
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def test_measurement_by_hand(measured):
     pixels, _ = programs.on_devices(images, mesh)
     numbers = sharding.replicate(task.hyperparams(config), mesh)
     state = programs.init(made)(np.uint32(0), numbers, pixels)
-    rows = np.asarray(programs.order(made)(state.key, np.int32(1)))[0]
+    rows = np.asarray(programs.order(made)(state.key, 1))[0]
     key, dropout_key = jax.random.split(jax.random.fold_in(state.key, 0))
     inputs, labels = made.prepare(key, jnp.asarray(images.images[rows]), images.labels[rows])
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import signal
 
+import jax
 import numpy as np
 import pytest
 
@@ -88,6 +89,21 @@ class Meddle(Hook):
 
 
 @pytest.mark.slow
+def test_the_devices_have_finished_where_a_step_is_looked_at(tmp_path):
+    """Or a hook that waits for the state would wait for the step, outside of the training time."""
+
+    class Look(Hook):
+        seen = 0
+
+        def before_step(self, run):
+            assert all(leaf.is_ready() for leaf in jax.tree.leaves(run.state.params))
+            self.seen += 1
+
+    look = Look()
+    run(tiny(model__width=0.2), tmp_path, look)
+    assert look.seen == 6
+
+
 def test_what_hooks_do_to_a_record_changes_no_run(finished, tmp_path, capsys):
     with pytest.raises(Interrupted):
         run(tiny(), tmp_path, Meddle(), SignalAt(5))

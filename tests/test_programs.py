@@ -262,7 +262,7 @@ def test_a_run_is_the_optimizer_of_its_config(tmp_path, fields, tx, step_options
     state = initial(made, config.seed, **fields)
     train_set = first_images(100)
     for found in lines:
-        order = np.asarray(programs.order(made)(state.key, np.int32(found["epoch"])))
+        order = np.asarray(programs.order(made)(state.key, found["epoch"]))
         for i, rows in enumerate(order):
             images, labels = (x[rows] for x in (train_set.images, train_set.labels))
             state, expected = step(state, jnp.asarray(images), jnp.asarray(labels))

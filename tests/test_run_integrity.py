@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcifar import restore, sharding
+from jaxcifar import replay, restore, sharding
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.hooks import Hook
 from jaxcifar.models import create_model
@@ -318,6 +318,37 @@ def test_a_lost_last_checkpoint_is_not_taken_for_the_one_before(expected, copied
     assert numbers(copied) == expected
 
 
+def test_logs_without_their_checkpoints_are_kept(copied):
+    """As where checkpoints/ is not mounted, or was purged: nothing is changed."""
+    (copied / "result.json").unlink()
+    shutil.move(copied / "checkpoints", copied / "elsewhere")
+    before = {path: path.read_bytes() for path in copied.glob("*.json*")}
+    with pytest.raises(UserError, match=r"logs of 3 epochs, and no checkpoint.*metrics\.jsonl"):
+        run(tiny(), copied)
+    assert {path: path.read_bytes() for path in copied.glob("*.json*")} == before
+    (copied / "metrics.jsonl").unlink()
+    with pytest.raises(Interrupted):
+        run(tiny(), copied, StopAt(1))
+
+
+@pytest.mark.slow
+def test_a_result_that_is_not_believed_is_gone_while_the_run_goes_on(expected, copied):
+    for number in (18, 19):
+        shutil.rmtree(copied / "checkpoints" / str(number), ignore_errors=True)
+    with pytest.raises(Interrupted):
+        run(tiny(), copied, StopAt(8))
+    assert not (copied / "result.json").exists()
+    run(tiny(), copied)
+    assert numbers(copied) == expected
+
+
+def test_the_memory_of_a_start_that_trained_nothing_is_not_the_runs(copied):
+    assert json.loads((copied / "result.json").read_text())["peak_memory_bytes"]
+    (copied / "result.json").unlink()
+    np.ones(2**26)  # half a gigabyte
+    assert run(tiny(), copied)["peak_memory_bytes"] is None
+
+
 @pytest.mark.slow
 def test_readable_arrays_that_are_not_those_saved_are_refused(tmp_path):
     """As where a bit is flipped in data that have no checksum, or files were mixed up."""
@@ -470,15 +501,22 @@ def test_what_rounds_otherwise_is_said_and_what_is_random_otherwise_refused(stop
     path = stopped / "config.json"
     content = json.loads(path.read_text())
     assert {"x64", "prng", "cpus", "jaxlib", "processes"} <= content["environment"].keys()
-    content["environment"]["cpus"] = 64
-    path.write_text(json.dumps(content))
+    here = content["environment"] | {"cpus": 64, "cpu": "Another 9000", "xla_flags": "--xla_x=1"}
+    path.write_text(json.dumps(content | {"environment": here}))
     with pytest.raises(Interrupted):
         run(tiny(), stopped, StopAt(7))
-    assert "cpus 64 -> " in capsys.readouterr().err
-    content["environment"]["prng"] = ["rbg", True]
-    path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="random numbers"):
-        run(tiny(), stopped)
+    said = capsys.readouterr().err
+    assert all(f"{what} -> " in said for what in ("cpus 64", "cpu Another 9000", "--xla_x=1"))
+    for field, value, message in (
+        ("prng", ["rbg", True], "random numbers"),
+        ("dtype", "bfloat16", "a run in bfloat16"),
+    ):
+        here = content["environment"] | {field: value}
+        path.write_text(json.dumps(content | {"environment": here, "resumed": []}))
+        with pytest.raises(UserError, match=message):
+            run(tiny(), stopped)
+        with pytest.raises(UserError, match=message):  # it would be another run
+            replay.replay(stopped, mesh=ONE)
 
 
 @pytest.mark.slow

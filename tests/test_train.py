@@ -139,6 +139,17 @@ def test_stopped_and_resumed_is_the_same_run(whole, tmp_path, step):
 
 
 @pytest.mark.slow
+def test_stopped_twice_between_two_epochs(whole, tmp_path):
+    """The state is saved already, and evaluated: there is nothing to write."""
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            run(tiny(), tmp_path, SignalAt(3))
+        assert Checkpointer(tmp_path / "checkpoints").all() == [Saved(3, evaluated=True)]
+    run(tiny(), tmp_path)
+    assert content(tmp_path) == whole
+
+
+@pytest.mark.slow
 def test_stopped_while_evaluating(whole, tmp_path):
     with pytest.raises(Interrupted, match="saved at step 3"):
         run(tiny(), tmp_path, SignalAt(3, signum=signal.SIGINT, where="before_evaluation"))

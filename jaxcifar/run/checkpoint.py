@@ -11,6 +11,7 @@ when the checkpoint is read. No other module depends on Orbax, whose interface c
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import logging
@@ -34,6 +35,11 @@ from jaxcifar.state import TrainState
 _KEPT = 2  # of the newest, beside the best
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written
 _DELETED = ".deleted"  # the end of the name of a folder that is being deleted
+# Failures to read that say nothing about what is on the disk.
+_MAY_PASS = (
+    *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+)
 
 
 class Damaged(UserError):
@@ -115,15 +121,18 @@ class Checkpointer:
     def best(self) -> Saved | None:
         """Returns the checkpoint with the highest validation accuracy, the earliest of equals.
 
-        It may be lost or damaged; `restore` finds out. Before the end of the first epoch it is the
-        checkpoint of step 0, which imported weights have, or None.
+        It may be lost or damaged; `restore` finds out. Before the end of the first epoch there is
+        none, except that imported weights, which no images of this run trained, are the best.
 
         Raises:
           Damaged: the newest evaluated checkpoint, which names the best one, cannot be read.
         """
         if best := self._newest_best():
             return Saved.of(best[0])
-        return Saved(0, False) if Saved(0, False) in self.all() else None
+        first = Saved(0, False)
+        if first in self.all() and self.progress(first).get("about", {}).get("data") == {}:
+            return first
+        return None
 
     def progress(self, saved: Saved) -> dict[str, Any]:
         """Returns the progress in a checkpoint, without its state.
@@ -145,8 +154,9 @@ class Checkpointer:
           UserError: this checkpoint, or the one before it, cannot be written.
         """
         saved = Saved(step, val_accuracy is not None)
-        if saved in (self._writing, self.last()):
-            return
+        newest = self._writing or self.last()
+        if newest and newest.step == step and (newest.evaluated or not saved.evaluated):
+            return  # it has this state, and knows no less about it
         self.wait()
         found, finite = digests(_parts(sharding.of_this_process(state)))
         if not finite:
@@ -372,9 +382,13 @@ class Checkpointer:
             yield path
         except UserError:
             raise
-        except PermissionError as error:  # it may be intact
-            raise of_file(error) from error
         except Exception as error:  # Orbax passes on whatever its storage layers raise
+            if isinstance(error, OSError) and error.errno in _MAY_PASS:  # it may be intact
+                raise of_file(error) from error
+            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                raise UserError(
+                    f"The checkpoint {path} cannot be read, for want of memory ({in_short(error)})."
+                ) from error
             gone = "" if path.exists() else "it is not there, "
             raise Damaged(
                 f"The checkpoint {path} cannot be read ({gone}{in_short(error)})."
@@ -402,7 +416,7 @@ def _is_number(name: str) -> bool:
 
 
 def _of_earlier_version(path: pathlib.Path, progress: dict[str, Any]) -> _Document:
-    """Reads what versions before 0.2 wrote: only "progress", and the accuracy in another file."""
+    """Reads what versions without digests wrote: "progress", and the accuracy in another file."""
     scores = {}
     for other in path.parent.iterdir():
         if _is_number(other.name) and int(other.name) <= int(path.name) and int(other.name) % 2:

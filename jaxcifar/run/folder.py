@@ -40,6 +40,10 @@ class Position:
     steps: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
 
+    def step(self, steps_per_epoch: int) -> int:
+        """Returns the number of training steps done."""
+        return self.epochs_done * steps_per_epoch + len(self.steps.get("loss", ()))
+
 
 class RunFolder:
     """The folder of one run, locked by this process for the duration of a `with` block.
@@ -184,7 +188,7 @@ class RunFolder:
 
         Raises:
           UserError: the run was started with other images, other weights, another dtype, or other
-            settings of JAX that its numbers depend on.
+            settings of JAX that its numbers depend on; or all of its checkpoints are gone.
         """
         now = environment(in_force, mesh)
         content = {"config": config.to_dict(), "data": provenance, "environment": now}
@@ -192,16 +196,22 @@ class RunFolder:
         check_start(before and before.get("init_from"), start, self.path)
         # A run made of imported weights has no images until it is trained.
         if before is not None and before.get("data"):
-            _check_alike(before, config, provenance, in_force["dtype"], self.path)
-            starts = before.get("resumed", [])
-            check_environment(starts[-1] if starts else before["environment"], now, self.path)
-            content = before | {"resumed": [*starts, now]}
+            check_alike(before, config, provenance, now, self.path)
+            content = before | {"resumed": [*before.get("resumed", []), now]}
         if start is not None:
             content["init_from"] = start
+        # A kill may come before the first checkpoint is complete, and after two epochs are logged.
+        if not self.has_checkpoint() and (epochs := _epochs_logged(self.path)) > 2:
+            raise UserError(
+                f"{self.path} has the logs of {epochs} epochs, and no checkpoint. If checkpoints/ "
+                "is elsewhere, bring it back. To start from the beginning, delete "
+                f"{self.path / 'metrics.jsonl'}, or choose another --workdir."
+            )
         self._about = content
-        write_json(self.path / "config.json", content)
-        self._checkpoints = Checkpointer(self.path / "checkpoints")
+        self._checkpoints = Checkpointer(self.path / "checkpoints")  # makes room, where it can
         self._closing.callback(self._checkpoints.close)
+        write_json(self.path / "config.json", content)
+        (self.path / "result.json").unlink(missing_ok=True)  # it was not believed
 
     @property
     def checkpoints(self) -> Checkpointer:
@@ -268,9 +278,7 @@ class RunFolder:
         def check(saved: Saved, progress: dict[str, Any]) -> None:
             if "about" in progress:
                 check_same(complete(progress["about"]["config"]), config, self.path)
-            position = _position(progress)
-            step = position.epochs_done * steps_per_epoch + len(position.steps.get("loss", ()))
-            if step != saved.step:
+            if (step := _position(progress).step(steps_per_epoch)) != saved.step:
                 raise Damaged(
                     f"The checkpoint {self.checkpoints.directory / str(saved.number)} is damaged: "
                     f"it is that of step {saved.step}, but its progress says step {step}."
@@ -278,9 +286,7 @@ class RunFolder:
 
         found = self.checkpoints.restore_newest(like, check)
         if found is None:
-            if (self.path / "metrics.jsonl").is_file() and (
-                self.path / "metrics.jsonl"
-            ).stat().st_size:
+            if _epochs_logged(self.path):
                 note(f"there is no checkpoint in {self.path}: the run starts from the beginning")
             return None
         state, progress, damaged = found
@@ -397,6 +403,11 @@ _LOGS = ("metrics.jsonl", "steps.jsonl")
 
 def _digest_of(result: dict[str, Any]) -> str:
     return sha256({name: value for name, value in result.items() if name != "sha256"})
+
+
+def _epochs_logged(workdir: pathlib.Path) -> int:
+    path = workdir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 def _position(progress: dict[str, Any]) -> Position:
@@ -619,17 +630,34 @@ def check_same(
         raise UserError("\n".join(lines))
 
 
-def _check_alike(
-    content: dict, config: Config, provenance: dict, dtype: str, workdir: pathlib.Path
+def check_alike(
+    about: dict[str, Any],
+    config: Config,
+    provenance: dict[str, dict],
+    now: dict[str, Any],
+    workdir: pathlib.Path,
 ) -> None:
-    before = content["environment"]["dtype"]
+    """Checks that a run would compute here what it computed before; a change of rounding is noted.
+
+    Args:
+      about: the content of the run's config.json.
+      config: the run's config.
+      provenance: where the images of each split come from.
+      now: see `jaxcifar.run.machine.environment`.
+      workdir: the run's folder, for the message.
+
+    Raises:
+      UserError: the images, the dtype or settings of JAX differ.
+    """
+    before, dtype = about["environment"]["dtype"], now["dtype"]
     if before != dtype:
         raise UserError(
             f"{workdir} holds a run in {before}, but model.dtype is {config.model.dtype!r}, "
             f"which is {dtype} on this {jax.default_backend()}. Resume it on a device like the one "
             "it was started on, or choose another --workdir."
         )
-    check_images(content["data"], provenance, workdir)
+    check_images(about["data"], provenance, workdir)
+    check_environment([about["environment"], *about.get("resumed", [])][-1], now, workdir)
 
 
 def check_start(

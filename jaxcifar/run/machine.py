@@ -36,6 +36,8 @@ def environment(in_force: dict[str, Any], mesh: Mesh | None = None) -> dict[str,
         "devices": mesh.size,
         "processes": processes.count(),
         "cpus": _cores(),
+        "cpu": _cpu() if mesh.devices.flat[0].platform == "cpu" else None,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "x64": bool(settings.jax_enable_x64),
         "prng": [settings.jax_default_prng_impl, bool(settings.jax_threefry_partitionable)],
         "matmul_precision": settings.jax_default_matmul_precision or "default",
@@ -50,10 +52,22 @@ def _cores() -> int | None:
     return len(affinity(0)) if affinity else os.cpu_count()
 
 
+def _cpu() -> str:
+    """The model of the CPU, as XLA's code for it, and so its rounding, depends on it."""
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 # A change in the first changes what a run computes; one in the second changes only rounding, but
 # the difference grows.
 _DECISIVE = {"x64": "jax_enable_x64", "prng": "JAX's random numbers"}
-_ROUNDING = ("device", "devices", "processes", "cpus", "jax", "jaxlib", "matmul_precision")
+_ROUNDING = (
+    *("device", "devices", "processes", "cpus", "cpu"),
+    *("jax", "jaxlib", "xla_flags", "matmul_precision"),
+)
 _CODE = ("jaxcifar", "commit", "flax", "optax", "numpy")  # may change either, or nothing
 
 

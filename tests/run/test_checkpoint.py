@@ -1,6 +1,7 @@
 """Checkpoints: the best and the last, and what cannot be restored."""
 
 import errno
+import pathlib
 import shutil
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from jaxcifar.errors import UserError
 from jaxcifar.models import create_model
 from jaxcifar.optim import make_optimizer
-from jaxcifar.run.checkpoint import Checkpointer, Saved
+from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
 from jaxcifar.state import create_state
 
 
@@ -71,7 +72,7 @@ def test_a_reader_touches_nothing(tmp_path):
 def test_a_step_before_and_after_its_evaluation(tmp_path):
     state = small_state()
     checkpoints = Checkpointer(tmp_path / "c")
-    checkpoints.save(0, state, {}, None)
+    checkpoints.save(0, state, {"about": {"data": {}}}, None)
     checkpoints.wait()
     assert checkpoints.best() == Saved(0, evaluated=False)  # imported weights
     checkpoints.save(3, state, {}, None)
@@ -81,7 +82,43 @@ def test_a_step_before_and_after_its_evaluation(tmp_path):
     checkpoints.save(3, state, {}, 0.5)
     checkpoints.wait()
     assert checkpoints.last() == checkpoints.best() == Saved(3, evaluated=True)
+    shutil.rmtree(tmp_path / "c" / "6")
+    checkpoints.save(3, state, {}, None)  # the evaluated one has the same state
+    checkpoints.wait()
+    assert checkpoints.all() == [Saved(3, evaluated=True)]
     checkpoints.close()
+
+
+def test_random_weights_are_not_the_best(tmp_path):
+    checkpoints = Checkpointer(tmp_path / "c")
+    checkpoints.save(0, small_state(), {"about": {"data": {"train": {}}}}, None)
+    checkpoints.close()
+    assert (checkpoints.best(), checkpoints.last()) == (None, Saved(0, evaluated=False))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (OSError(errno.EIO, "Input/output error"), UserError, "Input/output error"),
+        (OSError(errno.ESTALE, "Stale file handle"), UserError, "Stale"),
+        (MemoryError(), UserError, "for want of memory"),
+        (OSError(errno.ENOENT, "No such file"), Damaged, "cannot be read"),
+        (OSError("odd"), Damaged, "cannot be read"),
+    ],
+)
+def test_what_may_pass_is_no_damage(tmp_path, monkeypatch, error, kind, message):
+    """An intact checkpoint would be set aside for it."""
+    checkpoints = Checkpointer(tmp_path / "c")
+    checkpoints.save(0, small_state(), {}, None)
+    checkpoints.close()
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(pathlib.Path, "read_text", fail)
+    with pytest.raises(UserError, match=message) as raised:
+        checkpoints.progress(Saved(0, evaluated=False))
+    assert type(raised.value) is kind
 
 
 def test_what_cannot_be_restored_is_named(tmp_path):
