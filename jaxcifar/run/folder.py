@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import json
 import math
 import os
@@ -18,9 +16,10 @@ from jax.sharding import Mesh
 
 from jaxcifar import processes, sharding
 from jaxcifar.config import Config, changed_fields, complete, differences
-from jaxcifar.errors import Busy, UserError, in_short, note, of_file
+from jaxcifar.errors import UserError, in_short, note, of_file
 from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
 from jaxcifar.run.digest import sha256
+from jaxcifar.run.lock import check_shared, locked
 from jaxcifar.run.log import Record, RunLog, best_record, file_digest, read_lines, write_json
 from jaxcifar.run.machine import check_environment, environment
 from jaxcifar.state import TrainState
@@ -84,8 +83,8 @@ class RunFolder:
 
     def __enter__(self) -> "RunFolder":
         with contextlib.ExitStack() as stack:
-            processes.share(lambda: stack.enter_context(_lock(self.path)))
-            _check_shared(self.path)
+            processes.share(lambda: stack.enter_context(locked(self.path)))
+            check_shared(self.path)
             self._closing = stack.pop_all()
         return self
 
@@ -412,94 +411,6 @@ def _epochs_logged(workdir: pathlib.Path) -> int:
 
 def _position(progress: dict[str, Any]) -> Position:
     return Position(progress["epochs_done"], progress["steps"], progress["seconds"])
-
-
-@contextlib.contextmanager
-def _lock(workdir: pathlib.Path):
-    """Creates `workdir` and locks it, so that no two runs write to it at the same time.
-
-    Both the file .lock and the folder itself are locked. The folder's lock keeps others out even if
-    the file is deleted, but network file systems lock only files. Folders that were created here
-    are deleted at the end if nothing was written to them.
-    """
-    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
-    with contextlib.ExitStack() as stack:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((workdir / ".lock").open("a"))
-            folder = os.open(workdir, os.O_RDONLY)
-            stack.callback(os.close, folder)
-        except OSError as error:
-            if workdir.is_symlink() and not workdir.exists():
-                raise UserError(
-                    f"The workdir {workdir} is a link to {os.readlink(workdir)}, which is missing."
-                ) from error
-            raise UserError(f"The workdir {workdir} cannot be written to: {error}.") from error
-        for held in (file, folder):
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno == errno.EWOULDBLOCK:
-                    raise Busy(
-                        f"Another process is training in {workdir}. Wait for it, or choose another "
-                        "--workdir."
-                    ) from error
-                if held is file:
-                    raise UserError(
-                        f"The file system of {workdir} cannot lock files ({error.strerror}), so "
-                        "that two runs could write there at once. Choose a --workdir elsewhere, or "
-                        "have it mounted with locks (Lustre: -o flock)."
-                    ) from error
-        if not (_is(file.fileno(), workdir / ".lock") and _is(folder, workdir)):
-            # Whoever held it failed before it wrote anything, and deleted what this process locked.
-            raise Busy(f"Another process has just deleted {workdir}. Start again.")
-        stack.callback(_delete_if_empty, made)
-        yield
-
-
-def _is(opened: int, path: pathlib.Path) -> bool:
-    """Whether an open file is still the one at `path`."""
-    try:
-        return os.path.samestat(os.fstat(opened), path.stat())
-    except OSError:
-        return False
-
-
-def _delete_if_empty(made: list[pathlib.Path]) -> None:
-    """Deletes a folder that contains only .lock, and the parents that were created with it."""
-    with contextlib.suppress(OSError):  # a folder is not empty
-        for path in made:
-            if path is made[0] and os.listdir(path) == [".lock"]:
-                (path / ".lock").unlink()
-            path.rmdir()
-
-
-def _check_shared(workdir: pathlib.Path) -> None:
-    """Checks that all processes of a run see the folder that the first one locked."""
-    if processes.count() == 1:
-        return
-    mark = processes.share(lambda: _mark(workdir / ".lock"))
-    for process, sees in enumerate(processes.gather(_sees(workdir / ".lock", mark))):
-        if not sees:
-            raise UserError(
-                f"The workdir {workdir} of process {process} is not the same folder as that of "
-                "process 0. All processes of a run need a folder on a file system that they share."
-            )
-
-
-def _mark(path: pathlib.Path) -> str:
-    mark = os.urandom(16).hex()
-    path.write_text(mark)
-    return mark
-
-
-def _sees(path: pathlib.Path, mark: str) -> bool:
-    for _ in range(20):  # a network file system may take a moment
-        with contextlib.suppress(OSError):
-            if path.read_text() == mark:
-                return True
-        time.sleep(0.25)
-    return False
 
 
 def run_folders(top: pathlib.Path) -> list[pathlib.Path]:

@@ -1,0 +1,108 @@
+"""The lock of a run's folder: one run writes there, and all of its processes see it."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+
+from jaxcifar import processes
+from jaxcifar.errors import Busy, UserError
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Creates `workdir` and locks it, so that no two runs write to it at the same time.
+
+    Both the file .lock and the folder itself are locked. The folder's lock keeps others out even if
+    the file is deleted, but network file systems lock only files. Folders that were created here
+    are deleted at the end if nothing was written to them.
+
+    Raises:
+      Busy: another process holds the lock, or has just deleted the folder.
+      UserError: the folder cannot be written to, or its file system cannot lock files.
+    """
+    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+    with contextlib.ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((workdir / ".lock").open("a"))
+            folder = os.open(workdir, os.O_RDONLY)
+            stack.callback(os.close, folder)
+        except OSError as error:
+            if workdir.is_symlink() and not workdir.exists():
+                raise UserError(
+                    f"The workdir {workdir} is a link to {os.readlink(workdir)}, which is missing."
+                ) from error
+            raise UserError(f"The workdir {workdir} cannot be written to: {error}.") from error
+        for held in (file, folder):
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno == errno.EWOULDBLOCK:
+                    raise Busy(
+                        f"Another process is training in {workdir}. Wait for it, or choose another "
+                        "--workdir."
+                    ) from error
+                if held is file:
+                    raise UserError(
+                        f"The file system of {workdir} cannot lock files ({error.strerror}), so "
+                        "that two runs could write there at once. Choose a --workdir elsewhere, or "
+                        "have it mounted with locks (Lustre: -o flock)."
+                    ) from error
+        if not (_is(file.fileno(), workdir / ".lock") and _is(folder, workdir)):
+            # Whoever held it failed before it wrote anything, and deleted what this process locked.
+            raise Busy(f"Another process has just deleted {workdir}. Start again.")
+        stack.callback(_delete_if_empty, made)
+        yield
+
+
+def _is(opened: int, path: pathlib.Path) -> bool:
+    """Whether an open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(opened), path.stat())
+    except OSError:
+        return False
+
+
+def _delete_if_empty(made: list[pathlib.Path]) -> None:
+    """Deletes a folder that contains only .lock, and the parents that were created with it."""
+    with contextlib.suppress(OSError):  # a folder is not empty
+        for path in made:
+            if path is made[0] and os.listdir(path) == [".lock"]:
+                (path / ".lock").unlink()
+            path.rmdir()
+
+
+def check_shared(workdir: pathlib.Path) -> None:
+    """Checks that all processes of a run see the folder that the first one locked.
+
+    Raises:
+      UserError: one of them sees another folder.
+    """
+    if processes.count() == 1:
+        return
+    mark = processes.share(lambda: _mark(workdir / ".lock"))
+    for process, sees in enumerate(processes.gather(_sees(workdir / ".lock", mark))):
+        if not sees:
+            raise UserError(
+                f"The workdir {workdir} of process {process} is not the same folder as that of "
+                "process 0. All processes of a run need a folder on a file system that they share."
+            )
+
+
+def _mark(path: pathlib.Path) -> str:
+    mark = os.urandom(16).hex()
+    path.write_text(mark)
+    return mark
+
+
+def _sees(path: pathlib.Path, mark: str) -> bool:
+    for _ in range(20):  # a network file system may take a moment
+        with contextlib.suppress(OSError):
+            if path.read_text() == mark:
+                return True
+        time.sleep(0.25)
+    return False
