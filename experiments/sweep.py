@@ -64,7 +64,7 @@ from jaxcifar.options import user_path, with_options
 from jaxcifar.run import signs
 from jaxcifar.run.folder import check_same, saved_config
 from jaxcifar.run.log import write_shared
-from jaxcifar.run.progress import duration
+from jaxcifar.run.progress import duration, say
 
 
 class Job(NamedTuple):
@@ -504,7 +504,7 @@ def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
         failed.append((job, why))
         if not known:  # by another process
             signs.fail(job.workdir, why, start)
-        print(f"{job} failed: {why}", flush=True)
+        say(f"{job} failed: {why}")
 
     def blame() -> None:
         if suspect and suspect[0].state != "done":  # by another process meanwhile
@@ -514,7 +514,7 @@ def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
     def announce(number: int, job: Job) -> None:
         gone = [other for other, _ in failed]
         left = time_left([other for other in jobs if other not in gone])
-        print(f"\n[{number}/{len(jobs)}] {job}: {job.state}; sweep: {left}", flush=True)
+        say(f"\n[{number}/{len(jobs)}] {job}: {job.state}; sweep: {left}")
 
     waiting = [(number, job) for number, job in enumerate(jobs, start=1) if job.state != "done"]
     again = {
@@ -552,7 +552,7 @@ def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
             except Interrupted:
                 raise
             except Exception as error:
-                traceback.print_exc()
+                note(f"{job} broke:\n{traceback.format_exc()}")
                 broke = job, in_short(error)
                 if job.name in at_fault or (succeeded and job.workdir in again):
                     fail(*broke)
@@ -566,7 +566,7 @@ def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
         if waits := len(busy) == before:
             if not told:
                 names = "; ".join(str(job) for _, job in busy)
-                print(f"Another process is training {names}: waiting for it.", flush=True)
+                say(f"Another process is training {names}: waiting for it.")
             time.sleep(LOOK_AGAIN)
         waiting, told = busy, waits
     if succeeded:
@@ -783,7 +783,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (UserError, OSError):
             raise
         except Exception:  # such as that of a device that fails between two runs
-            traceback.print_exc()
+            note(traceback.format_exc())
             return BROKE
 
     def end(code: int, text: str) -> NoReturn:  # by a signal, while nothing is to be saved
@@ -834,7 +834,7 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
         jobs = _take(jobs, index, arguments, jobs_plan | {"tasks": count})
     jobs = plan(jobs)
     left = time_left(jobs, guess=not arguments.workers)
-    print(f"{_counts(jobs, arguments.out)}; {left}", flush=True)
+    say(f"{_counts(jobs, arguments.out)}; {left}")
     if arguments.dry_run:
         print(_table(jobs))
         return 0
@@ -847,13 +847,13 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
         jobs = jobs[first:] + jobs[:first]
         failed, broke = run(jobs, arguments.began, sign)
     folder, done = shlex.quote(str(arguments.out)), [job for job in jobs if job.state == "done"]
-    print(
+    say(
         f"\n{len(done)} of {len(jobs)} runs are in {arguments.out}, after "
         f"{duration(time.monotonic() - started)}. Next: jaxcifar report figures "
         f"{folder}; jaxcifar report {folder}"
     )
     for job, why in failed + broke:
-        print(f"failed: {job} ({job.workdir}): {why}", file=sys.stderr)
+        note(f"failed: {job} ({job.workdir}): {why}")
     if broke:
         note(
             f"{' and '.join(str(job) for job, _ in broke)} broke, and no run succeeded after that: "

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import types
@@ -351,6 +352,19 @@ def test_runs_that_break_where_others_succeed_cost_only_themselves(tmp_path, mon
     assert start_sweep(tmp_path / "other", "vgg2,vgg6", "0") == 1
     # Nothing was: there is nothing to judge by.
     assert start_sweep(tmp_path / "other", "vgg6", "0") == sweep.BROKE
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_output_to_a_full_disk_ends_no_sweep(tmp_path, monkeypatch, capsys, name):
+    trained, tried = broken("vgg2")
+    monkeypatch.setattr(train, "train_and_evaluate", trained)
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, name, full)
+        assert start_sweep(tmp_path / "out", "vgg2,vgg6", "0") == 1
+    assert tried == ["vgg2/seed0", "vgg6/seed0"]
+    printed = capsys.readouterr()
+    assert ("1 of 2 runs" in printed.out) == (name == "stderr")
+    assert printed.err.count("No space left") == (name == "stdout")
 
 
 def test_what_broke_is_tried_last_when_the_sweep_is_started_again(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,5 @@
 """How a run shows its progress: a live bar in a terminal, plain lines elsewhere."""
 
-import errno
 import sys
 import time
 from collections.abc import Callable
@@ -9,14 +8,14 @@ from typing import Any
 import rich.console
 import rich.progress
 
-from jaxcifar.errors import unread
+from jaxcifar.errors import note, unread
 from jaxcifar.run.log import averaged
 
 Record = dict[str, Any]
 
 
 class _Stdout:
-    """Standard output that may lose its reader, a terminal or a pipe, without ending what runs."""
+    """Standard output that may lose its reader, or fill its disk, without ending what runs."""
 
     def write(self, text: str) -> int:
         return self._try(lambda stdout: stdout.write(text)) or 0
@@ -40,18 +39,25 @@ class _Stdout:
         try:
             return use(stdout)
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):
-                raise
             unread(stdout)
+            note(
+                f"Standard output cannot be written to ({error.strerror}). The work goes on, and "
+                "shows no more."
+            )
             return None
 
 
 def console(*, quiet: bool = False) -> rich.console.Console:
-    """Returns a console on standard output that outlives whoever reads it."""
+    """Returns a console on standard output that outlives whoever reads or stores it."""
     stdout: Any = _Stdout()
     return rich.console.Console(
         file=stdout, quiet=quiet, highlight=False, soft_wrap=True, emoji=False
     )
+
+
+def say(text: str) -> None:
+    """Prints a line on such a console."""
+    console().print(text, markup=False)
 
 
 class Progress:

@@ -95,6 +95,18 @@ def test_a_reader_that_goes_away_ends_no_run(monkeypatch, terminal):
         print("nor does what is printed after it", flush=True)
 
 
+def test_nor_does_a_full_disk_and_it_is_told_once(monkeypatch, capsys):
+    with open("/dev/full", "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with Progress(4, 10, 0) as shows:
+            shows.started(5)
+            shows.epoch(RECORD)
+            shows.epoch(RECORD)
+    said = capsys.readouterr().err
+    assert said.count("Standard output cannot be written to (No space left on device)") == 1
+    assert said.count("\n") == 1
+
+
 class Tee:
     """As people put in place of standard output, to keep a copy."""
 
