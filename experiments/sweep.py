@@ -89,9 +89,10 @@ class Job(NamedTuple):
         """One of `STATES`."""
         if self.damage:
             return "damaged"
-        if (self.workdir / "result.json").exists():
+        # These raise nothing: a file server may have a bad moment at any time.
+        if os.path.exists(self.workdir / "result.json"):
             return "done"
-        return "to resume" if (self.workdir / "config.json").exists() else "new"
+        return "to resume" if os.path.exists(self.workdir / "config.json") else "new"
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -115,6 +116,8 @@ class Job(NamedTuple):
                 )
         except UserError as error:
             return f"{error} Training restores what its checkpoint holds."
+        except OSError as error:
+            return str(of_file(error, self.workdir))
         return ""
 
     def describe(self, waiting: str = "", *, ages: bool = True) -> str:
@@ -217,7 +220,7 @@ def checked(
             except (UserError, KeyError, TypeError) as error:
                 raise UserError(f"{source.file or source.name}: {error}") from error
             saved = None
-            with contextlib.suppress(UserError):  # damaged: its turn will come
+            with contextlib.suppress(UserError, OSError):  # damaged: its turn will come
                 saved = saved_config(job.workdir)
             if saved:
                 check_same(saved, config, job.workdir)

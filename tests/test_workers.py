@@ -28,6 +28,7 @@ from tests.conftest import OPTIONS, pretend, start_sweep, sweep_command
 from tests.tiny import without_times
 
 pytestmark = pytest.mark.usefixtures("one_device")
+HOST = socket.gethostname()
 
 
 # --- where they compute -----------------------------------------------------------------------
@@ -382,15 +383,18 @@ def test_what_broke_is_tried_last_when_the_sweep_is_started_again(tmp_path, monk
     assert "The same command tries again." in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("host", [socket.gethostname(), "node7"])
-def test_a_run_that_ended_its_process_is_tried_last(tmp_path, monkeypatch, host):
-    """By a segmentation fault, say. If it does so again, the others are trained by then."""
+def leave_sign_of_a_dead_process(workdir, host=HOST):
     ended = subprocess.Popen(["true"])
     ended.wait()
-    workdir = tmp_path / "out" / "vgg1" / "seed0"
-    workdir.mkdir(parents=True)
+    workdir.mkdir(parents=True, exist_ok=True)
     sign = {"host": host, "pid": ended.pid, "job": "77_3", "time": ""}
     (workdir / ".running").write_text(json.dumps(sign))
+
+
+@pytest.mark.parametrize("host", [HOST, "node7"])
+def test_a_run_that_ended_its_process_is_tried_last(tmp_path, monkeypatch, host):
+    """By a segmentation fault, say. If it does so again, the others are trained by then."""
+    leave_sign_of_a_dead_process(tmp_path / "out" / "vgg1" / "seed0", host)
     trained, tried = broken()
     monkeypatch.setattr(train, "train_and_evaluate", trained)
     assert start_sweep(tmp_path / "out", "vgg1,vgg2,vgg6", "0") == 0
@@ -443,7 +447,7 @@ def test_a_worker_that_could_not_start_matters_if_runs_are_left(
     assert start_sweep(out, "vgg2", "0-1", "--workers=1") == code
     assert ("no CUDA" in capsys.readouterr().err) == (code == 2)
     # Another sweep of the folder keeps its output elsewhere.
-    assert kept == [out / "logs" / f"{socket.gethostname()}-{os.getpid()}"]
+    assert kept == [out / "logs" / f"{HOST}-{os.getpid()}"]
 
 
 def test_what_workers_ended_with_is_what_the_sweep_ends_with(tmp_path, monkeypatch, capsys):
@@ -516,6 +520,29 @@ def test_a_run_that_cannot_be_restored_costs_only_itself(copied, capsys, name, t
     assert "seed 1" not in error
 
 
+@pytest.mark.parametrize("name", ["result.json", "metrics.jsonl", ".running"])
+def test_a_run_that_cannot_be_looked_at_costs_only_itself(tmp_path, monkeypatch, capsys, name):
+    locked, real = tmp_path / "out" / "vgg2" / "seed0" / name, pathlib.Path.stat
+
+    def stat(path, **options):
+        if path == locked:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, **options)
+
+    def train_one(config, workdir, **_):
+        (workdir / name).exists()
+        pretend(config, workdir)
+
+    leave_sign_of_a_dead_process(locked.parent)
+    monkeypatch.setattr(pathlib.Path, "stat", stat)
+    monkeypatch.setattr(train, "train_and_evaluate", train_one)
+    assert start_sweep(tmp_path / "out", "vgg2", "0-1") == 1
+    assert capsys.readouterr().err.count(f"{locked}: Permission denied.") == 1
+    jobs = sweep.checked(configs.named("vgg2", None), [0, 1], tmp_path / "out", OPTIONS)
+    assert jobs[0].describe().startswith(f"failed: {locked}: Permission denied.")
+    assert jobs[1].describe() == "done"
+
+
 def test_a_run_that_fails_before_it_writes_anything_says_why(tmp_path, capsys):
     out = tmp_path / "out"
     assert start_sweep(out, "vgg2", "0", f"--config.init_from={tmp_path / 'none'}") == 1
@@ -545,11 +572,9 @@ def test_states_in_words(tmp_path, monkeypatch):
     signs.fail(job.workdir, "it broke\nin many words")
     assert job.describe() == "failed: it broke"
     # One that is dead on this machine is known to be.
-    ended = subprocess.Popen(["true"])
-    ended.wait()
     signs.give(job.workdir)
     assert signs.running(job.workdir).alive
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": ended.pid}))
+    leave_sign_of_a_dead_process(job.workdir)
     assert not signs.running(job.workdir).alive
     pretend(job.config, job.workdir)
     assert job.describe() == "done"
@@ -571,7 +596,7 @@ def test_a_run_shows_itself_before_it_compiles(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train, "load_splits", look)
     assert start_sweep(tmp_path, "vgg2", "0") == 1
-    assert seen == [f"running on {socket.gethostname()}"]
+    assert seen == [f"running on {HOST}"]
     assert job.describe() == "failed: Enough."
 
 

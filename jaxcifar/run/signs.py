@@ -73,7 +73,7 @@ def running(workdir: pathlib.Path) -> Running | None:
         return None
     try:
         age = max(0.0, time.time() - path.stat().st_mtime)
-    except FileNotFoundError:  # the run ended meanwhile
+    except OSError:  # the run ended meanwhile, or nothing can be said about it
         return None
     here = sign["host"] == socket.gethostname()
     # An old sign of a process that seems to live here is that of another, from before a reboot.
