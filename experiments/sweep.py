@@ -477,6 +477,53 @@ class Signs(Hook):
 
 Failed = list[tuple[Job, str]]
 LOOK_AGAIN = 5.0  # seconds, at runs that another process trains
+GIVE_UP = 300.0  # seconds, if none of those processes seems to be alive
+
+
+class Held(UserError):
+    """The runs that are left are locked, by processes that have shown no sign of life for long."""
+
+
+class _Patience:
+    """Waits for runs that other processes have locked, and says so once."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Notes that the work goes on."""
+        self._since = time.monotonic()  # when it did, or somebody seemed to be alive
+        self._told: bool | None = None  # whether it was said that somebody seems to be alive
+
+    def wait(self, jobs: list[Job]) -> None:
+        """Waits for a moment.
+
+        Raises:
+          Held: see there.
+        """
+        gone = [text for job in jobs if (text := _without_sign(job))]
+        why = "\n".join(gone)
+        if alive := len(gone) < len(jobs):
+            self._since = time.monotonic()
+            why = f"Another process is training {'; '.join(map(str, jobs))}: waiting for it."
+        elif time.monotonic() - self._since > GIVE_UP:
+            raise Held(why)
+        if alive is not self._told:
+            say(why)
+        self._told = alive
+        time.sleep(LOOK_AGAIN)
+
+
+def _without_sign(job: Job) -> str:
+    """Says who locked a run without a sign of life since; "" if somebody may be training it."""
+    sign = signs.running(job.workdir)
+    if sign is None or sign.alive:  # `jaxcifar train` shows none
+        return ""
+    return (
+        f"{job} is locked by a process on {sign.host} that fell silent {duration(sign.age)} ago. "
+        "If that host is down, the file server has kept its lock: wait until it is released, or, "
+        f"if nothing else is training there, delete {job.workdir / '.lock'}."
+    )
 
 
 def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
@@ -497,6 +544,7 @@ def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
 
     Raises:
       Interrupted: it was stopped, during a run or between two.
+      Held: what is left is locked by processes that seem to be dead.
     """
     failed: Failed = []
     suspect: tuple[Job, str] | None = None  # it broke, and no run has succeeded since
@@ -526,7 +574,7 @@ def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
         if signs.failure(job.workdir) or signs.running(job.workdir)
     }
     waiting.sort(key=lambda entry: entry[1].workdir in again)
-    told = False  # for whom it waits
+    patience = _Patience()
     while waiting:
         busy, before = [], len(waiting)
         while waiting:
@@ -566,12 +614,11 @@ def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
                 suspect = broke
                 unlike = [entry for entry in waiting if entry[1].name != job.name]
                 waiting = unlike + [entry for entry in waiting if entry not in unlike]
-        if waits := len(busy) == before:
-            if not told:
-                names = "; ".join(str(job) for _, job in busy)
-                say(f"Another process is training {names}: waiting for it.")
-            time.sleep(LOOK_AGAIN)
-        waiting, told = busy, waits
+        if len(busy) == before:
+            patience.wait([job for _, job in busy])
+        else:
+            patience.renew()
+        waiting = busy
     if succeeded:
         blame()
         suspect = None
@@ -780,7 +827,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if error.signum != signal.SIGUSR1 or sign.progressed:
                 raise
             raise Interrupted(error.signum, f"{error} {_NO_STEP}") from error
-        except sharding.NoDevice as error:
+        except (sharding.NoDevice, Held) as error:
             note(str(error))
             return BROKE
         except (UserError, OSError):

@@ -260,6 +260,7 @@ def test_one_of_two_workers_is_killed_and_the_sweep_is_the_serial_one(tmp_path):
 @pytest.mark.slow
 def test_a_run_that_another_process_trains_is_waited_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(sweep, "GIVE_UP", 0.0)
     tried = []
 
     def trained(config, workdir, **_):
@@ -274,6 +275,28 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path, monkeypatch, 
     printed = capsys.readouterr().out
     assert printed.count("waiting for it") == 1
     assert "2 of 2 runs" in printed
+
+
+def test_a_run_is_not_waited_for_for_ever_if_its_host_is_dead(tmp_path, monkeypatch, capsys):
+    """As where the file server has kept the lock of the node that this task ran on before."""
+    monkeypatch.setattr(sweep, "LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(sweep, "GIVE_UP", 0.05)
+
+    def trained(config, workdir, **_):
+        if config.seed == 0:
+            raise Busy("Another process")
+        pretend(config, workdir)
+
+    monkeypatch.setattr(train, "train_and_evaluate", trained)
+    workdir = tmp_path / "out" / "vgg2" / "seed0"
+    leave_sign_of_a_dead_process(workdir, "node7")
+    os.utime(workdir / ".running", (time.time() - 7200,) * 2)
+    assert start_sweep(tmp_path / "out", "vgg2", "0-1") == sweep.BROKE
+    assert (tmp_path / "out" / "vgg2" / "seed1" / "result.json").exists()
+    printed = capsys.readouterr()
+    assert printed.out.count("on node7 that fell silent 2h00m ago") == 1
+    assert "waiting for it" not in printed.out
+    assert f"delete {workdir / '.lock'}" in printed.err
 
 
 def test_a_locked_workdir_is_busy(tmp_path):
