@@ -7,7 +7,7 @@ on purpose is said in the docstrings.
     images = augment.weak(jax.random.key(0), images)  # [N, 32, 32, 3] uint8 -> the same
 
 Draws are made for the whole batch at once, so with JAX's partitionable random bits the draw for
-image i does not depend on the number of devices.
+image i does not depend on the number of devices. They are of 32 bits, whatever `jax_enable_x64` is.
 """
 
 import functools
@@ -239,7 +239,7 @@ def _chosen(images: jax.Array, starts: jax.Array, axis: int, length: int) -> jax
 
 def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
     """Mirrors each image of [N, H, W, C] left to right with probability 1/2."""
-    return flip(images, jax.random.bernoulli(key, 0.5, (len(images),)))
+    return flip(images, jax.random.bernoulli(key, np.float32(0.5), (len(images),)))
 
 
 def flip(images: jax.Array, mirrored: jax.Array) -> jax.Array:
@@ -263,7 +263,8 @@ def alternating_flip(
     """
     # With the other implementations, vmap would give coins to the places of a batch, not to rows.
     key = jax.random.wrap_key_data(jax.random.key_data(key)[:2], impl="threefry2x32")
-    coins = jax.vmap(lambda row: jax.random.bits(jax.random.fold_in(key, row)))(rows)
+    bits = functools.partial(jax.random.bits, dtype=jnp.uint32)
+    coins = jax.vmap(lambda row: bits(jax.random.fold_in(key, row)))(rows)
     return flip(images, (coins + jnp.uint32(epoch)) % 2 == 1)
 
 
@@ -511,7 +512,7 @@ def draw_boxes(
     widths = jnp.round(jnp.sqrt(areas / ratios)).astype(jnp.int32)
     fits = (heights < height) & (widths < width)
     first = jnp.argmax(fits, axis=1)[:, None]
-    erased = jax.random.bernoulli(coin_key, probability, (n,)) & fits.any(axis=1)
+    erased = jax.random.bernoulli(coin_key, np.float32(probability), (n,)) & fits.any(axis=1)
     h = jnp.where(erased, jnp.take_along_axis(heights, first, axis=1)[:, 0], 0)
     w = jnp.where(erased, jnp.take_along_axis(widths, first, axis=1)[:, 0], 0)
     top = jax.random.randint(top_key, (n,), 0, height - h + 1, jnp.int32)
@@ -565,7 +566,7 @@ def mix(
         random_mixup(key, images, targets, alpha=mixup),
         random_cutmix(key, images, targets, alpha=cutmix),
     )
-    first = jax.random.bernoulli(coin_key)
+    first = jax.random.bernoulli(coin_key, np.float32(0.5))
     return jax.tree.map(lambda a, b: jnp.where(first, a, b), *both)
 
 

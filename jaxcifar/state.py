@@ -70,7 +70,7 @@ def create_state(
     It compiles fastest with `jaxcifar.kernels.compilation.jit(…, fast_compile=True)`.
     """
     init_key, key = jax.random.split(jax.random.key(seed))
-    variables = model.init(init_key, jnp.zeros((1, 32, 32, 3)), train=False)
+    variables = model.init(init_key, jnp.zeros((1, 32, 32, 3), jnp.float32), train=False)
     if images is not None:
         variables = model.fitted(variables, images)  # pyright: ignore
     if weights:

@@ -234,7 +234,7 @@ class Task:
         )
         if not self.mixup and not self.cutmix:
             return inputs, labels
-        targets = jax.nn.one_hot(labels, self.model.num_classes)
+        targets = jax.nn.one_hot(labels, self.model.num_classes, dtype=jnp.float32)
         key = jax.random.fold_in(key, np.uint32(2**32 - 1))  # no draw of the transform has it
         return augment.mix(key, inputs, targets, mixup=self.mixup, cutmix=self.cutmix)
 

@@ -36,6 +36,33 @@ def test_shape_range_and_one_draw_an_image(transform):
     assert not np.array_equal(result, other)
 
 
+def alternating(key, images):
+    rows = jnp.arange(len(images), dtype=jnp.int32)
+    return augment.alternating_flip(key, images, rows, jnp.int32(1))
+
+
+def mixed(key, images):
+    targets = jnp.eye(len(images), dtype=jnp.float32)
+    return augment.mix(key, images.astype(jnp.float32), targets, mixup=0.2, cutmix=1.0)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        augment.weak,
+        alternating,
+        pytest.param(augment.strong, marks=pytest.mark.slow),
+        pytest.param(mixed, marks=pytest.mark.slow),
+    ],
+)
+def test_64_bits_change_no_draw(transform):
+    for seed in range(3):  # of `mixed`, so that it takes one way and the other
+        expected = jax.jit(transform)(jax.random.key(seed), IMAGES)
+        with jax.enable_x64(True):
+            found = jax.jit(transform)(jax.random.key(seed), IMAGES)
+        jax.tree.map(functools.partial(np.testing.assert_array_equal, strict=True), found, expected)
+
+
 @pytest.mark.parametrize("transform", [t for t in TRANSFORMS if "color" not in t.__name__][:-1])
 def test_dtype_is_kept(transform):
     assert transform(KEY, IMAGES).dtype == jnp.uint8

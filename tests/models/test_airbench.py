@@ -9,6 +9,8 @@ from jaxcifar import data, predict, restore, task
 from jaxcifar.errors import UserError
 from jaxcifar.models import airbench, create_model
 from jaxcifar.models.airbench import Airbench
+from jaxcifar.optim import make_optimizer
+from jaxcifar.state import create_state
 from jaxcifar.train import Interrupted
 from tests.tiny import SignalAt, first_images, mesh, run, state_of, tiny, without_times
 
@@ -37,6 +39,14 @@ def test_whitened_patches_are_white():
     # The filter of the largest variance is the shortest, and comes first.
     lengths = np.linalg.norm(kernel.reshape(12, 24)[:, :12], axis=0)
     assert (np.diff(lengths) > 0).all()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_its_state_is_float32_with_64_bits_too(platform):
+    model, tx = create_model("airbench94", platform=platform), make_optimizer("sgd", 0.1)
+    with jax.enable_x64(True):
+        state = jax.eval_shape(lambda: create_state(model, tx, 0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.variables)} == {np.dtype("float32")}
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
