@@ -21,8 +21,8 @@ def get_config():
     config.augment.flip = "alternating"
     config.data.test_augment = "mirror_translate"
 
-    # The source gives learning rate and decay for 1,024 images, with the momentum taken out: where
-    # gradients stay the same, a step of Nesterov's is 1 + 1 / (1 − momentum) of them.
+    # The source gives learning rate and decay for 1,024 images, multiplied by its measure of the
+    # momentum, 1 + 1 / (1 − momentum). (A gradient that stays adds up to 1 / (1 − momentum) of it.)
     rate, decay, momentum = 11.5, 0.0153, 0.85
     config.optim.name = "sgd"
     config.optim.momentum = momentum

@@ -5,7 +5,7 @@
 Only the images are read by this project's code. The rest is written in plain PyTorch from Jordan,
 "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024 (arXiv 2404.00498), and the hyperparameters
 of his script, in their own terms: the sum of the losses of a batch, a learning rate divided by
-1,024 images and by the gain of Nesterov momentum, a decay for each group of parameters, a table of
+1,024 images and by 1 + 1 / (1 − momentum), a decay for each group of parameters, a table of
 learning rates. It prints a line per epoch, which is also in OUT/metrics.jsonl. The same command
 resumes it after the last whole epoch.
 """
