@@ -1,6 +1,7 @@
 """Figures: that what they show is what was computed."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.report import figures, network
@@ -66,9 +68,9 @@ def test_figure_5_averages_the_seeds_that_all_rows_have(tmp_path, monkeypatch):
     titles, lows, fill = [], [], Axes.fill_between
     drawing = plots.drawing
 
-    def titled(*paths, size, title):
+    def titled(*paths, title, **options):
         titles.append(title)
-        return drawing(*paths, size=size, title=title)
+        return drawing(*paths, title=title, **options)
 
     def filled(self, x, low, high, **style):
         lows.append(low)
@@ -187,6 +189,60 @@ def test_figure_2_shows_what_the_first_layer_makes(swept, tmp_path, monkeypatch)
     assert config.model.name == "vgg_a_bn"
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are written: {"fig3": …}."""
+    found, save = {}, Figure.savefig
+
+    def saved(self, path, **options):
+        found[path.name.split(".")[0]] = self
+        return save(self, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    return found
+
+
+@pytest.mark.slow
+def test_pictures_of_several_runs_say_which_were_shortened(tmp_path, drawn):
+    write_fake_runs(tmp_path, rows=[f"vgg{i}" for i in (1, 3, 4, 5, 6, 7, 8)], seeds=1, epochs=50)
+    write_fake_runs(tmp_path, rows=["vgg2"], seeds=1, epochs=3)
+    assert main(["figures", str(tmp_path), "--only=history,fig3,fig4,fig5,accuracy"]) == 0
+    note = "SHORTENED: 3 of 50 epochs"
+    for stem in ("fig3", "fig5", "accuracy"):
+        assert drawn[stem].get_suptitle().endswith(f"\n† vgg2: {note}")
+    assert drawn["history_vgg2"].get_suptitle().endswith(f"(VGG row 2)\n{note}")
+    assert "†" not in drawn["fig4"].get_suptitle() + drawn["history_vgg1"].get_suptitle()
+    for stem in ("fig3", "fig5"):
+        curves = drawn[stem].axes[0].get_legend_handles_labels()[1]
+        assert curves[:2] == ["learning rate 3e-3", "learning rate 1e-3 (vgg2†)"]
+    for axes in drawn["accuracy"].axes:
+        labels = {label.get_text() for label in axes.texts}
+        assert labels == {"vgg2†", *(f"vgg{i}" for i in (1, 3, 4, 5, 6, 7, 8))}
+
+
+def test_points_of_several_data_sets_say_which(tmp_path, drawn):
+    write_fake_runs(tmp_path, rows=["a", "b"], seeds=1)
+    main(["figures", str(tmp_path), "--only=accuracy"])
+    assert {label.get_text() for label in drawn["accuracy"].axes[0].texts} == {"a", "b"}
+    held_out = {"data__name": "cifar100", "data__protocol": "holdout"}
+    write_fake_runs(tmp_path, rows=["c"], seeds=1, **held_out)
+    main(["figures", str(tmp_path), "--only=accuracy"])
+    labels = {label.get_text() for label in drawn["accuracy"].axes[0].texts}
+    assert labels == {"a (cifar10)", "b (cifar10)", "c (cifar100, held out)"}
+
+
+def test_the_accuracies_have_a_grid_and_nothing_lies_on_them(tmp_path, drawn):
+    write_fake_runs(tmp_path, rows=["row1", "row5", "row6"], seeds=1)  # 5 to 7%: within a decade
+    main(["figures", str(tmp_path), "--only=accuracy"])
+    (legend,) = drawn["accuracy"].legends
+    for axes in drawn["accuracy"].axes:
+        assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+        low, high = sorted(axes.get_ylim())
+        ticks = axes.yaxis.get_major_ticks() + axes.yaxis.get_minor_ticks()
+        shown = [tick for tick in ticks if tick.gridline.get_visible()]
+        assert sum(low <= tick.get_loc() <= high for tick in shown) >= 2
+
+
 SOFT = {"train__label_smoothing": 0.2, "augment__mixup": 0.5}
 
 
@@ -232,6 +288,32 @@ def test_predictions_and_confusion(swept_vgg):
     np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
     counts = network.confusion_matrix(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), 3)
     np.testing.assert_array_equal(counts, [[1, 1, 0], [0, 1, 0], [1, 0, 0]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [10, 20, 21, 100])
+def test_names_of_any_number_of_classes_can_be_read(tmp_path, monkeypatch, drawn, n):
+    labels = np.arange(10 * n) % n
+    test = data.Dataset(
+        np.zeros((10 * n, 32, 32, 3), np.uint8),
+        labels.astype(np.int32),
+        tuple(f"a_class_with_a_name_{i}" for i in range(n)),
+        {},
+        (0.0,) * 3,
+        (1.0,) * 3,
+    )
+    found = np.eye(n)[np.where(np.arange(10 * n) % 3, labels, 0)]
+    monkeypatch.setattr(network, "predictions", lambda workdir: (test, found))
+    for name in ("confusion", "classes"):
+        network.OF_NETWORK[name](tmp_path, [tmp_path / f"{name}.png"], "")
+    confusion, classes = (drawn[name].axes[0] for name in ("confusion", "classes"))
+    boxes = [classes.get_yticklabels(), confusion.get_yticklabels()]
+    boxes += [confusion.get_xticklabels()] if n > 20 else []  # else they lie aslant
+    for axis in boxes:
+        extents = [label.get_window_extent() for label in axis]
+        assert len(extents) == n
+        assert not any(one.overlaps(other) for one, other in itertools.pairwise(extents))
+    assert len(confusion.texts) == (n * n if n <= 20 else 0)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from experiments.runs import configs, read
 from jaxcifar import data, losses, programs, sharding, task, train
 from jaxcifar.errors import UserError, exit_code
 from jaxcifar.hooks import Hook
-from jaxcifar.run import log
+from jaxcifar.run import log, plots
 from tests.conftest import OPTIONS, on_one_device
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -140,6 +140,33 @@ def test_fewer_steps_than_the_row_are_marked(tmp_path, measured):
     (folder / "measurements.jsonl").unlink()  # killed before the first one
     with pytest.raises(UserError, match="contains no measurements"):
         gradient.draw(tmp_path / "smoothness")
+
+
+def test_a_picture_says_which_of_its_measurements_are_fewer(tmp_path, monkeypatch):
+    titles, drawing = [], plots.drawing
+
+    def titled(*paths, size, title):
+        titles.append(title)
+        return drawing(*paths, size=size, title=title)
+
+    monkeypatch.setattr(plots, "drawing", titled)
+    record = {"step": 0, "loss": 2.0, "gradient_norm": 1.0, "losses": [2.0, 3.0]}
+    for row, images in (("vgg2", 512), ("vgg6", 512), ("vgg5", 1024)):
+        folder = tmp_path / f"{row}_seed0"
+        folder.mkdir()
+        config = configs.row_config(row)  # at batch 256, 2 and 4 steps for each of 50 epochs
+        settings = {"steps": 100, "every": 100, "step_sizes": [0.1, 0.2]}
+        facts = {"sha256": "0123", "images": images}
+        gradient.write_settings(folder / "settings.json", config, settings, facts)
+        line = json.dumps(record | {"gradient_changes": [1.0, 2.0]})
+        (folder / "measurements.jsonl").write_text(line + "\n")
+    gradient.draw(tmp_path)
+    short = "SHORTENED: 100 of 200 steps"
+    assert titles[0].splitlines()[1:] == [f"VGG-A(BN), vgg5, seed0: {short}"]
+    (tmp_path / "vgg2_seed0" / "measurements.jsonl").unlink()
+    (tmp_path / "vgg6_seed0" / "measurements.jsonl").unlink()
+    gradient.draw(tmp_path)
+    assert titles[1].splitlines()[1:] == [short]
 
 
 def test_a_gradient_that_explodes_is_not_passed_over():

@@ -221,19 +221,22 @@ def check_settings(
 def draw(folder: pathlib.Path) -> list[pathlib.Path]:
     """Draws the measurements below `folder`, all in one picture; returns its files."""
     paths = plots.png_and_pdf(folder, "smoothness")
-    shown = []
+    shown, notes = [], {}
     for path in sorted(folder.glob("*/settings.json")):
         settings, found = read_json(path), read_records(path.parent / "measurements.jsonl")
         if found:
             label = names.model_name(settings["config"]["model"]["name"])
-            shown.append((f"{label}, {path.parent.name.replace('_', ', ')}", settings, found))
+            label += f", {path.parent.name.replace('_', ', ')}"
+            shown.append((label, settings, found))
+            notes[label] = note_of(path)
     if not shown:
         raise UserError(f"{folder} contains no measurements.")
-    notes = sorted({note_of(path) for path in folder.glob("*/settings.json")} - {""})
     every = [settings["settings"]["step_sizes"] for _, settings, _ in shown]
     spans = list(dict.fromkeys(f"{sizes[0]:g} to {sizes[-1]:g}" for sizes in every))
     title = f"Along the gradient, step sizes {', or '.join(spans)}"
-    title += "".join(f"\n{note}" for note in notes)
+    if len(set(notes.values())) > 1:
+        notes = {label: f"{label}: {note}" for label, note in notes.items() if note}
+    title += "".join(f"\n{note}" for note in dict.fromkeys(notes.values()) if note)
     with plots.drawing(*paths, size=(12, 4), title=title) as figure:
         panels = figure.subplots(1, 3)
         for i, (label, settings, found) in enumerate(shown):

@@ -35,10 +35,14 @@ from jaxcifar.run import plots
 MARKERS = "osD^v<>PX*hdp"  # of models, in the order of names.MODELS, and again from the first
 
 
-def caption(sweep: Sweep, *of: str) -> str:
-    """Says below a title how the runs were shortened or changed; "" for full ones."""
-    marks = sorted({sweep.mark(name) for name in of} - {""})
-    return "\n" + "; ".join(marks) if marks else ""
+def caption(sweep: Sweep) -> str:
+    """Says below a title which runs were shortened or changed, and how; "" for full ones."""
+    return "".join(f"\n† {note}" for note in sweep.notes)
+
+
+def keywords_of(runs: Sequence[Run]) -> str:
+    """Returns what a picture's metadata says it was drawn of: "row1/seed0, row1/seed1"."""
+    return ", ".join(f"{run.name}/seed{run.seed}" for run in runs)
 
 
 def _model(run: Run) -> str:
@@ -51,7 +55,8 @@ def _title(run: Run) -> str:
 
 
 def _rate(run: Run) -> str:
-    return f"learning rate {names.power_of_ten(run.config['optim.learning_rate'])}"
+    marked = f" ({run.name}†)" if run.mark else ""
+    return f"learning rate {names.power_of_ten(run.config['optim.learning_rate'])}{marked}"
 
 
 def _clip(axes: Axes, top: float, highest: float) -> None:
@@ -70,10 +75,12 @@ def histories(sweep: Sweep, folder: pathlib.Path) -> list[str]:
     for name in sweep.finished.names:
         done = sweep.finished.of(name)
         seeds = f"{len(done)} seeds: mean, lowest to highest" if len(done) > 1 else ""
-        title = ", ".join(filter(None, [_title(done[0]), seeds])) + caption(sweep, name)
+        title = ", ".join(filter(None, [_title(done[0]), seeds]))
+        title += f"\n{done[0].mark}" if done[0].mark else ""
         paths = plots.png_and_pdf(folder, f"history_{name}")
         training = plots.training_loss(done[0].config)
-        plots.plot_history([run.records for run in done], title, *paths, training=training)
+        records, keywords = [run.records for run in done], keywords_of(done)
+        plots.plot_history(records, title, *paths, training=training, keywords=keywords)
         drawn.append(f"history_{name}")
     return drawn
 
@@ -84,8 +91,9 @@ def _vgg_history(
     done = sweep.finished.only(rows)
     if not done.runs:
         return []
-    title += caption(sweep, *done.names)
-    with plots.drawing(*plots.png_and_pdf(folder, stem), size=(9, 6.4), title=title) as figure:
+    title += caption(done)
+    paths, keywords = plots.png_and_pdf(folder, stem), keywords_of(done.runs)
+    with plots.drawing(*paths, size=(9, 6.4), title=title, keywords=keywords) as figure:
         panels = figure.subplots(2, 2, sharex=True, sharey="row")
         shown = (
             (panels[0, 0], "train_ce", 1),
@@ -149,12 +157,14 @@ def fig5(sweep: Sweep, folder: pathlib.Path) -> list[str]:
     }
     of_seeds = f", mean of {len(curves)} seeds" if len(curves) > 1 else ""
     title = f"Training loss at four learning rates (smoothed over {window} steps{of_seeds})"
-    title += caption(sweep, *WITHOUT_BN, *WITH_BN)
+    done = done.only(rows)
+    title += caption(done)
     bands = {
         "without BN": {"color": "#e08a1e", "hatch": "//"},
         "with BN": {"color": "#1f4e9c", "hatch": ""},
     }
-    with plots.drawing(*plots.png_and_pdf(folder, "fig5"), size=(12, 4), title=title) as figure:
+    paths, keywords = plots.png_and_pdf(folder, "fig5"), keywords_of(done.runs)
+    with plots.drawing(*paths, size=(12, 4), title=title, keywords=keywords) as figure:
         panels = figure.subplots(1, 3, sharey=True, sharex=True)
         for axes, (label, (names_of, losses)) in zip(panels, groups.items(), strict=False):
             steps = np.arange(window, window + losses.shape[1])
@@ -184,11 +194,12 @@ def accuracy(sweep: Sweep, folder: pathlib.Path) -> list[str]:
     if not done.runs:
         return []
     title = "Validation error, best epoch (bars: 95% interval over seeds)"
-    title += caption(sweep, *done.names)
-    paths = plots.png_and_pdf(folder, "accuracy")
+    title += caption(done)
+    paths, keywords = plots.png_and_pdf(folder, "accuracy"), keywords_of(done.runs)
     models = list(dict.fromkeys(_model(done.of(name)[0]) for name in done.names))
     styles = model_styles(models)
-    with plots.drawing(*paths, size=(10, 4.6), title=title) as figure:
+    mixed = len({run.data_set for run in done.runs}) > 1
+    with plots.drawing(*paths, size=(10, 4.6), title=title, keywords=keywords) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         labels: tuple[list, list] = ([], [])
         for name in done.names:
@@ -200,13 +211,16 @@ def accuracy(sweep: Sweep, folder: pathlib.Path) -> list[str]:
             marker, color = styles[_model(runs[0])]
             style = {"fmt": marker, "color": color, "capsize": 3, "markersize": 6}
             xs = results[0]["parameters"] / 1e6, minutes
+            label = f"{name}†" if runs[0].mark else name
+            label += f" ({runs[0].data_set})" if mixed else ""
             for axes, x, points in zip(panels, xs, labels, strict=True):
                 axes.errorbar(x, value.mean, yerr=bar, **style)
-                points.append((value.mean, x, name))
+                points.append((value.mean, x, label))
         for model in models:
             marker, color = styles[model]
             panels[0].plot([], [], marker, color=color, label=names.model_name(model))
-        panels[0].legend(fontsize=8, loc="lower left")
+        lines = panels[0].get_legend_handles_labels()
+        figure.legend(*lines, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
         panels[0].set(xlabel="parameters (millions)", ylabel="validation error (%), better upwards")
         panels[0].set_yscale("log")
         panels[0].invert_yaxis()
@@ -215,6 +229,7 @@ def accuracy(sweep: Sweep, folder: pathlib.Path) -> list[str]:
         panels[1].set(xlabel="training time (minutes)")
         for axes, points in zip(panels, labels, strict=True):
             plots.grid(axes)
+            axes.grid(axis="y", which="minor", color="0.9", linewidth=0.6)  # within a decade
             axes.margins(x=0.15)
             axes.autoscale_view()
             _label(axes, points)
@@ -235,8 +250,9 @@ def _label(axes: Axes, points: list[tuple[float, float, str]]) -> None:
     to_axes = axes.transData + axes.transAxes.inverted()
     found = [(*to_axes.transform((x, y)), x, y, name) for y, x, name in points]
     clusters: list[list] = []
+    width = 0.06 + 0.0135 * max(len(name) for _, _, name in points)  # of the longest, roughly
     for point in sorted(found):
-        if not clusters or point[0] - clusters[-1][-1][0] > 0.12:
+        if not clusters or point[0] - clusters[-1][-1][0] > width:
             clusters.append([])
         clusters[-1].append(point)
     for cluster in clusters:
@@ -255,6 +271,26 @@ def _label(axes: Axes, points: list[tuple[float, float, str]]) -> None:
 
 
 # --- all of them ------------------------------------------------------------------------------
+
+
+def sources(sweep: Sweep) -> dict[str, list[Run]]:
+    """Returns the pictures that can be drawn of a sweep, and of which runs.
+
+    That of a network is of the run that `draw` gets by default.
+    """
+    done = sweep.finished
+    found = {f"history_{name}": done.of(name) for name in done.names}
+    for stem, rows in (("fig3", WITHOUT_BN), ("fig4", WITH_BN), ("fig5", (*WITHOUT_BN, *WITH_BN))):
+        part = done.only(rows)
+        if part.runs and (stem != "fig5" or len(part.names) == len(rows)):
+            found[stem] = list(part.runs)
+    if done.runs:
+        found["accuracy"] = list(done.runs)
+    for name in network.OF_NETWORK:
+        if run := choose_run(sweep) or (sweep.runs[0] if name == "augment" else None):
+            found[name] = [run]
+    return found
+
 
 OF_RUNS: dict[str, Callable[[Sweep, pathlib.Path], list[str]]] = {
     "history": histories,

@@ -137,19 +137,26 @@ def confusion(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -> No
     counts = confusion_matrix(test.labels, found.argmax(1), len(test.class_names))
     percent = 100 * counts / counts.sum(1, keepdims=True)
     title = f"Confusion on {len(test):,} test images, accuracy {np.trace(counts) / len(test):.2%}"
-    with plots.drawing(*paths, size=(7.2, 6.4), title=title + note) as figure:
+    ticks, few = range(len(counts)), len(counts) <= 20  # whose numbers can be read
+    side = max(6.4, (0.35 if few else 0.16) * len(counts))
+    with plots.drawing(*paths, size=(1.125 * side, side), title=title + note) as figure:
         axes = figure.subplots()
         shown = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-        for i, line in enumerate(percent):
+        for i, line in enumerate(percent if few else ()):
             for j, value in enumerate(line):
                 color = "white" if value > 55 else "black" if value >= 0.5 else "0.7"
                 axes.text(j, i, f"{value:.0f}", ha="center", va="center", color=color, fontsize=9)
-        ticks = range(len(test.class_names))
-        axes.set_xticks(ticks, test.class_names, rotation=45, ha="right")
-        axes.set_yticks(ticks, test.class_names)
+        turned = {"rotation": 45, "ha": "right"} if few else {"rotation": 90}
+        axes.set_xticks(ticks, test.class_names, fontsize=_font(side, len(counts)), **turned)
+        axes.set_yticks(ticks, test.class_names, fontsize=_font(side, len(counts)))
         axes.set(xlabel="predicted", ylabel="true")
         axes.spines[:].set_visible(False)
         figure.colorbar(shown, ax=axes, label="of the true class (%)")
+
+
+def _font(inches: float, lines: int) -> float:
+    """Returns a size, in points, at which labels fit beside an axis of a picture so high."""
+    return min(10.0, 40 * inches / lines)
 
 
 def classes(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -> None:
@@ -167,9 +174,12 @@ def classes(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -> None
     shares, labels, below, above = zip(*order, strict=True)
     errors = 100 * np.maximum(np.array([below, above]), 0)
     title = f"Accuracy of each class on {len(test):,} test images"
-    with plots.drawing(*paths, size=(7, 4), title=title + note) as figure:
+    height = max(4, 0.18 * len(names))
+    with plots.drawing(*paths, size=(7, height), title=title + note) as figure:
         axes = figure.subplots()
         axes.barh(labels, 100 * np.array(shares), xerr=errors, color="#2f6db5", capsize=3)
+        axes.tick_params(axis="y", labelsize=_font(height, len(names)))
+        axes.margins(y=0.01)
         axes.axvline(100 * right.mean(), color="black", ls="--", lw=1, label="mean")
         axes.set(xlabel="accuracy (%), 95% interval", xlim=(0, 100))
         plots.grid(axes)

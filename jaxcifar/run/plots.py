@@ -37,13 +37,16 @@ _STYLE = {
 
 
 @contextmanager
-def drawing(*paths: pathlib.Path, size: tuple[float, float], title: str = "") -> Iterator[Figure]:
+def drawing(
+    *paths: pathlib.Path, size: tuple[float, float], title: str = "", keywords: str = ""
+) -> Iterator[Figure]:
     """Yields a figure to draw on, and writes it to each of `paths` at the end.
 
     Args:
       paths: their endings choose the formats.
       size: width and height in inches.
       title: above the picture; long lines are wrapped.
+      keywords: in the file's metadata.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=size, dpi=150, layout="constrained")
@@ -59,7 +62,8 @@ def drawing(*paths: pathlib.Path, size: tuple[float, float], title: str = "") ->
         figure.set_layout_engine(None)
         for path in paths:
             with replacing(path) as temporary:
-                figure.savefig(temporary, dpi="figure")
+                metadata = {"Keywords": keywords} if keywords else None
+                figure.savefig(temporary, dpi="figure", metadata=metadata)
 
 
 def grid(axes: Axes, *, whole_x: bool = False) -> None:
@@ -114,6 +118,7 @@ def plot_history(
     title: str,
     *paths: pathlib.Path,
     training: str = "training",
+    keywords: str = "",
 ) -> None:
     """Draws loss and accuracy by epoch, training and validation, and writes a picture.
 
@@ -124,11 +129,12 @@ def plot_history(
       title: above the picture.
       paths: where to write; the endings choose the formats.
       training: what to call the training loss, see `training_loss`.
+      keywords: in the files' metadata.
     """
     several: Sequence[Any] = [records] if isinstance(records[0], dict) else records
     runs = [[averaged(record) for record in run] for run in several]
     epochs = [record["epoch"] for record in runs[0]]
-    with drawing(*paths, size=(9, 3.6), title=title) as figure:
+    with drawing(*paths, size=(9, 3.6), title=title, keywords=keywords) as figure:
         loss, accuracy = figure.subplots(1, 2)
         for kind, name in (("train", "training"), ("val", "validation")):
             # The objective may include a penalty, which the validation loss does not have.
