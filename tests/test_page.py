@@ -2,14 +2,18 @@
 
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
 
 import pytest
 
+from experiments.landscape import gradient
+from experiments.report import claims
 from experiments.report import page as pages
 from experiments.report.__main__ import main
+from experiments.runs.configs import row_config
 from experiments.runs.table import Table
 from jaxcifar.errors import UserError
 from tests.conftest import write_fake_runs
@@ -97,11 +101,82 @@ def test_page_needs_no_network_and_says_what_is_missing(page):
     assert "vgg8, seed 2: unfinished, epoch 50 of 50" in text
     assert "Rows without a finished run: row2, row4, row5" in text
     assert "jaxcifar landscape smoothness" in text
-    assert "--only=fig2" in text  # no checkpoint: no picture
+    assert "fig2, confusion, classes, mistakes: no finished run has its checkpoints/" in text
     assert "92.64% ± 0.10" in text
     assert text.count("NOT verified") == 0
     assert '<td class="supported">supported</td>' in text  # rows vgg1 to vgg8 in full
     assert "commit: abc" in text
+
+
+def test_only_what_a_sweep_can_have_is_missing(tmp_path):
+    write_fake_runs(tmp_path / "three", rows=["row6", "row8"], seeds=1, epochs=200)
+    write_fake_runs(tmp_path / "four", rows=["vgg1", "vgg2"], seeds=1, epochs=50)
+    main([str(tmp_path)])
+    text = (tmp_path / "report.html").read_text()
+    for folder, figure in (("four", "fig3"), ("three", "accuracy"), ("three", "augment")):
+        assert f"jaxcifar report figures {tmp_path / folder} --only={figure}" in text
+    never = (("three", "fig3"), ("three", "fig4"), ("four", "fig4"), ("four", "fig5"))
+    for folder, figure in never:
+        assert f"jaxcifar report figures {tmp_path / folder} --only={figure}" not in text
+    assert "Training histories of row6, row8. " in text
+    main(["figures", str(tmp_path / "three"), "--only=history"])
+    main([str(tmp_path)])
+    text = (tmp_path / "report.html").read_text()
+    assert "Training histories of row6" not in text
+    assert "Training histories of vgg1, vgg2. " in text
+
+
+def test_a_conclusion_that_another_sweep_tests_is_not_missing(tmp_path):
+    write_fake_runs(tmp_path / "three", rows=["row6", "row8"], seeds=1, epochs=200)
+    write_fake_runs(tmp_path / "four", rows=[f"vgg{i}" for i in range(1, 9)], seeds=1, epochs=50)
+    main([str(tmp_path)])
+    text = html.unescape((tmp_path / "report.html").read_text())
+    for claim, words in claims.CLAIMS.items():
+        tested = claim in ("augmentation", "BatchNorm", "smoothing")
+        assert text.count(f"Runs to test: {words}") == (0 if tested else 1), claim
+
+
+def test_pictures_of_other_runs_than_the_tables_say_so(tmp_path):
+    write_fake_runs(tmp_path, rows=["vgg1", "vgg2"], seeds=1, epochs=50)
+    main(["figures", str(tmp_path), "--only=history,fig3"])
+    main([str(tmp_path)])
+    other = "Drawn of other runs than the tables are of. Again: "
+    assert other not in (tmp_path / "report.html").read_text()
+    write_fake_runs(tmp_path / "more", rows=["vgg1"], seeds=2, epochs=50)
+    (tmp_path / "more" / "vgg1" / "seed1").rename(tmp_path / "vgg1" / "seed1")
+    shutil.rmtree(tmp_path / "more")
+    main([str(tmp_path)])
+    captions = (tmp_path / "report.html").read_text().split("<figcaption>")[1:]
+    stale = [caption.split("</figcaption>")[0] for caption in captions if other in caption]
+    assert [caption.split(other)[0] for caption in stale] == [
+        "The original&#x27;s Fig. 3: VGG-A without batch normalization. ",
+        "Training history of vgg1. ",
+    ]
+    assert f"jaxcifar report figures {tmp_path} --only=fig3" in stale[0]
+    assert f"jaxcifar report figures {tmp_path} --only=history" in stale[1]
+
+
+def test_seeds_needed_are_explained(tmp_path):
+    write_fake_runs(tmp_path, rows=["row1", "row3"], changes={"row1": {"val_accuracy": 0.0033}})
+    main([str(tmp_path)])
+    assert "Seeds needed: so many of each row" in (tmp_path / "report.html").read_text()
+
+
+def test_a_measurement_that_overflowed_is_not_passed_over(tmp_path):
+    folder = tmp_path / "landscape" / "smoothness" / "vgg2_seed0"
+    folder.mkdir(parents=True)
+    settings = {"steps": 2, "every": 1, "step_sizes": [0.1, 0.2]}
+    facts = {"sha256": "0123", "images": 100, "official": True}
+    gradient.write_settings(folder / "settings.json", row_config("vgg2"), settings, facts)
+    record = {"step": 0, "loss": 2.0, "gradient_norm": 1.0, "losses": [2.0, 3.0]}
+    record |= {"gradient_changes": [1.0, 2.0]}
+    exploded = record | {"step": 1, "losses": [2.0, math.nan], "gradient_changes": [1.0, math.nan]}
+    lines = [json.dumps(line) + "\n" for line in (record, exploded)]
+    (folder / "measurements.jsonl").write_text("".join(lines))
+    gradient.draw(folder.parent)
+    main([str(tmp_path)])
+    text = (tmp_path / "report.html").read_text()
+    assert "<td>2, every 1 steps</td>" + 4 * "<td>nan</td>" in text
 
 
 def test_verdicts_of_shortened_runs_keep_their_colour():

@@ -510,16 +510,21 @@ def markdown(records: list[dict[str, Any]], sweep: Sweep) -> str:
     """Returns the page of a sweep's verdicts."""
     parts = ["# The original report's conclusions, tested\n"]
     parts += [f"**† {note}**\n" for note in sweep.rows.notes]
-    parts += [f"{line}\n" for line in summary(records)]
-    if any(record.get("spread") for record in records):
-        parts.append(
-            f"Seeds needed: so many of each row would decide the comparison with a chance of "
-            f"{power.POWER:.0%}, if effect and spread are those found. ≈: with one seed the spread "
-            "is a guess from that between epochs, which is likely too small.\n"
-        )
+    parts += [f"{line}\n" for line in (*summary(records), *seeds_explained(records))]
     parts += [f"## {table.title}\n\n{table.markdown()}\n" for table in tables(records)]
     facts = [f"- {line}" for line in provenance(sweep.rows.runs)]
     return "\n".join([*parts, "## Where the numbers come from\n", *facts, ""])
+
+
+def seeds_explained(records: list[dict[str, Any]]) -> list[str]:
+    """Returns what the column "Seeds needed" means; [] where it has no numbers."""
+    if not any(record.get("spread") for record in records):
+        return []
+    return [
+        "Seeds needed: so many of each row would decide the comparison with a chance of "
+        f"{power.POWER:.0%}, if effect and spread are those found. ≈: with one seed the spread "
+        "is a guess from that between epochs, which is likely too small."
+    ]
 
 
 def summary(records: list[dict[str, Any]]) -> list[str]:

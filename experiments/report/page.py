@@ -15,10 +15,12 @@ import time
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from experiments.landscape.gradient import effective_smoothness, note_of
 from experiments.landscape.slices import statistics_note
 from experiments.report import claims, figures, tables
+from experiments.report.network import OF_NETWORK
 from experiments.runs.provenance import commands, provenance
 from experiments.runs.read import Sweep, read_json, read_records, sweeps
 from experiments.runs.rows import ROWS
@@ -85,8 +87,8 @@ def _missing(lines: list[str]) -> str:
 # --- sections ---------------------------------------------------------------------------------
 
 
-def sweep_section(name: str, sweep: Sweep) -> str:
-    """Returns the section of one sweep."""
+def sweep_section(name: str, sweep: Sweep, judged: list[dict[str, Any]]) -> str:
+    """Returns the section of one sweep; `judged` is what `claims.judge` returns for it."""
     parts = [f"<h2 id={_anchor(name)}>Runs in {html.escape(name)}</h2>"]
     for note in sweep.notes:
         parts.append(f"<p class=warn>† {text(note)}. Not comparable with the original’s.</p>")
@@ -94,10 +96,8 @@ def sweep_section(name: str, sweep: Sweep) -> str:
     for run in sweep.runs:
         if run.result is None:
             (command,) = commands(Sweep(sweep.folder, (run,)))
-            missing.append(
-                f"{run.name}, seed {run.seed}: unfinished, epoch {run.progress}. Start the sweep "
-                f"again: `{command}`"
-            )
+            again = f" Start it again: `{command}`" if run.original else ""
+            missing.append(f"{run.name}, seed {run.seed}: unfinished, epoch {run.progress}.{again}")
     if sweep.finished.runs:
         for grid in tables.tables(sweep):
             parts += [f"<h3>{text(grid.title)}</h3>", table(grid)]
@@ -106,7 +106,7 @@ def sweep_section(name: str, sweep: Sweep) -> str:
             "intervals of the mean by Student’s t; differences of accuracies in points. "
             f"{text(tables.CAVEATS)}</p>"
         )
-        parts.append(_claims(sweep))
+        parts.append(_claims(judged))
         shown, absent = _figures(sweep)
         parts += [f"<h3>Figures</h3><div class=pictures>{shown}</div>" if shown else ""]
         missing += absent
@@ -117,9 +117,8 @@ def sweep_section(name: str, sweep: Sweep) -> str:
     return "\n".join(parts)
 
 
-def _claims(sweep: Sweep) -> str:
-    everything = claims.judge(sweep)
-    records = [record for record in everything if record["verdict"] != "no runs"]
+def _claims(judged: list[dict[str, Any]]) -> str:
+    records = [record for record in judged if record["verdict"] != "no runs"]
     if not records:
         return ""
     parts = ["<h3>The original report’s conclusions, tested</h3>"]
@@ -127,29 +126,43 @@ def _claims(sweep: Sweep) -> str:
         "<p class=soft>Supported or contradicted: the whole 95% interval over seeds lies on that "
         "side. Undecided: it does not, or there is one seed and so no interval.</p>"
     )
-    parts += [f"<p class=soft>{text(line)}</p>" for line in claims.summary(everything)]
+    for line in (*claims.summary(judged), *claims.seeds_explained(judged)):
+        parts.append(f"<p class=soft>{text(line)}</p>")
     parts += [f"<h4>{text(grid.title)}</h4>{table(grid)}" for grid in claims.tables(records)]
-    tested = {record["claim"] for record in records}
-    untested = dict.fromkeys(r["claim"] for r in everything if r["claim"] not in tested)
-    parts.append(_missing([f"Runs to test: {claim}" for claim in untested]))
     return "\n".join(parts)
 
 
 def _figures(sweep: Sweep) -> tuple[str, list[str]]:
     there = {path.stem: path for path in sorted((sweep.folder / "figures").glob("*.png"))}
-    order = [*CAPTIONS, *(stem for stem in there if stem not in CAPTIONS)]
-    shown = []
-    for stem in order:
+    possible = figures.sources(sweep)
+    order = [*CAPTIONS, *(stem for stem in (*there, *possible) if stem not in CAPTIONS)]
+    shown, absent, histories = [], [], []
+    for stem in dict.fromkeys(order):
+        name = stem.removeprefix("history_")
+        of_name = f"Training history of {name}." if name in sweep.names else stem
+        caption, figure = CAPTIONS.get(stem, of_name), stem if name == stem else "history"
+        command = _command("report figures", sweep.folder, f"--only={figure}")
         if stem in there:
-            name = stem.removeprefix("history_")
-            title = f"Training history of {name}." if name in sweep.names else stem
-            shown.append(picture(there[stem], CAPTIONS.get(stem, title)))
-    absent = [
-        f"{CAPTIONS.get(name, name)} `{_command('report figures', sweep.folder, f'--only={name}')}`"
-        for name in figures.FIGURES
-        if name not in there and name != "history"
-    ]
+            drawn_of = _keywords(there[stem])
+            if drawn_of and drawn_of != figures.keywords_of(possible.get(stem, [])):
+                caption += f" Drawn of other runs than the tables are of. Again: `{command}`"
+            shown.append(picture(there[stem], caption))
+        elif stem in possible and figure == "history":
+            histories.append(name)
+        elif stem in possible:
+            absent.append(f"{caption} `{command}`")
+    if histories:
+        command = _command("report figures", sweep.folder, "--only=history")
+        absent.append(f"Training histories of {', '.join(histories)}. `{command}`")
+    if others := [name for name in OF_NETWORK if name not in there and name not in possible]:
+        absent.append(f"{', '.join(others)}: no finished run has its checkpoints/ folder.")
     return "\n".join(shown), absent
+
+
+def _keywords(path: pathlib.Path) -> str:
+    """What `plots.drawing` was given; "" of an earlier version's pictures."""
+    with Image.open(path) as picture:
+        return picture.info.get("Keywords", "")
 
 
 def landscape_section(folder: pathlib.Path) -> str:
@@ -196,13 +209,15 @@ def _smoothness_line(path: pathlib.Path) -> list[str] | None:
         return None  # it was stopped before the first
     betas = [effective_smoothness(record, sizes) for record in found]
     environment = content["environment"]
-    ranges = [max(r["losses"]) - min(r["losses"]) for r in found]
-    changes = [max(r["gradient_changes"]) for r in found]
+    # NumPy's, because Python's max and min pass over what is not a number.
+    with np.errstate(invalid="ignore"):  # such as infinity less infinity
+        ranges = [np.ptp(r["losses"]) for r in found]
+    changes = [np.max(r["gradient_changes"]) for r in found]
     return [
         path.parent.name,
         f"{len(found)}, every {content['settings']['every']} steps",
         *(f"{np.median(values):.3g}" for values in (ranges, changes, betas)),
-        f"{max(betas):.3g}",
+        f"{np.max(betas):.3g}",
         _images(content["data"]),
         str(environment["commit"])[:12],
         f"{environment['devices']} × {environment['device']}",
@@ -271,12 +286,18 @@ def page(folder: pathlib.Path) -> str:
     if absent := [row for row in ROWS if row not in rows]:
         command = _command("sweep", f"--rows={','.join(absent)}", f"--out={folder / 'more'}")
         parts.append(_missing([f"Rows without a finished run: {', '.join(absent)}. `{command}`"]))
+    judged = [claims.judge(sweep) for sweep in found]
+    tested = {r["claim"] for records in judged for r in records if r["verdict"] != "no runs"}
+    if tested:
+        untested = [claim for claim in claims.CLAIMS.values() if claim not in tested]
+        parts.append(_missing([f"Runs to test: {claim}" for claim in untested]))
     if not landscapes:
         command = _command("landscape", "smoothness", f"--out={folder / 'landscape'}")
         parts.append(_missing([f"Loss landscapes. `{command}`"]))
     if problems:
         parts.append("<p>Not read:</p>" + "".join(f"<pre>{html.escape(p)}</pre>" for p in problems))
-    parts += [sweep_section(name, sweep) for name, sweep in named]
+    for (name, sweep), records in zip(named, judged, strict=True):
+        parts.append(sweep_section(name, sweep, records))
     parts.append(landscapes)
     body = "\n".join(parts)
     return (
