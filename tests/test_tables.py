@@ -189,6 +189,15 @@ def test_latex_is_balanced_and_escaped(copied):
     assert header.count("&") == body.count("&")
 
 
+def test_negative_numbers_have_a_minus_sign_in_latex(tmp_path):
+    write_fake_runs(tmp_path, {"row1": {"val_accuracy": -0.02}}, rows=["row1"], epochs=50)
+    main(["tables", str(tmp_path)])
+    text = (tmp_path / "table.tex").read_text()
+    assert "& $-$2.00" in text
+    assert "& -" not in text
+    assert "& 1e-3 &" in text
+
+
 def test_the_tables_of_the_kept_results_are_those_of_their_runs(monkeypatch):
     monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
     found = {sweep.folder.name: sweep for sweep in read.sweeps("experiments/results")}

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -323,6 +324,7 @@ def latex(sweep: Sweep, against: str = "") -> str:
 def _escape(text: str) -> str:
     for character in "&%#_":
         text = text.replace(character, "\\" + character)
+    text = re.sub(r"(?<![\w.])-(?=\d)", r"$-$", text)  # a minus sign, but in 1e-3
     replacements = {"±": r"$\pm$", "…": r"\dots{}", "†": r"$^\dagger$", "–": "--", "->": r"$\to$"}
     for character, command in replacements.items():
         text = text.replace(character, command)
