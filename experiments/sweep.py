@@ -24,6 +24,7 @@ is saved, and the same command resumes it. So 138 (SIGUSR1) means that no step w
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import os
 import pathlib
@@ -40,6 +41,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments import slurm, workers
 from experiments.cost import forward_multiply_adds
@@ -47,6 +49,7 @@ from experiments.runs.configs import Source, named
 from experiments.runs.read import read_json, read_records, write_origin
 from jaxcifar import data, sharding, task, train
 from jaxcifar.config import Config, base_config, changed_fields, complete, differences
+from jaxcifar.data.spec import CIFAR10, CIFAR100
 from jaxcifar.errors import (
     Busy,
     Interrupted,
@@ -74,8 +77,6 @@ class Job(NamedTuple):
     seed: int
     config: Config  # the source's, with options and seed
     workdir: pathlib.Path
-    images: int = 0  # that an epoch trains on
-    test_images: int = 0  # that it evaluates
 
     @property
     def name(self) -> str:
@@ -180,16 +181,13 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def plan(jobs: list[Job]) -> list[Job]:
-    """Returns the jobs as they are to be trained, with the numbers of their images.
+    """Returns the jobs in the order in which they are to be trained.
 
     What is done comes first, and what shares compiled programs stays together.
-
-    Raises:
-      UserError: the data are missing.
     """
     done = [job for job in jobs if job.state == "done"]
     left = groups([job for job in jobs if job not in done])
-    return done + [_with_sizes(job) for group in left for job in group]
+    return done + [job for group in left for job in group]
 
 
 def checked(
@@ -230,33 +228,45 @@ def checked(
 
 def groups(jobs: list[Job], platform: str | None = None) -> list[list[Job]]:
     """Returns the jobs in groups that share compiled programs on a platform; None: on this one."""
-    mesh, found = sharding.make_mesh(), []
+    mesh = sharding.make_mesh()
+    found: dict[task.Task, list[Job]] = {}
     for job in jobs:
-        shared = task.build(job.config, _images(job)[0], mesh, platform=platform)
-        for other, group in found:
-            if other == shared:
-                group.append(job)
-                break
-        else:
-            found.append((shared, [job]))
-    return [group for _, group in found]
+        shared = task.build(job.config, _blank(*_which_images(job)).train, mesh, platform=platform)
+        found.setdefault(shared, []).append(job)
+    return list(found.values())
 
 
-def _images(job: Job) -> tuple[data.Dataset, data.Dataset]:
-    """The images that a run trains on, and those that it evaluates after each epoch."""
+_SPECS = {spec.name: spec for spec in (CIFAR10, CIFAR100)}
+
+
+def _which_images(job: Job) -> tuple[str, str, str, int]:
+    """The arguments of `_blank` for a run."""
     where = job.config.data
-    return _split(where.name, where.dir, where.protocol, job.config.train.limit_train_images)
+    return where.name, where.dir, where.protocol, job.config.train.limit_train_images
 
 
-@functools.lru_cache(maxsize=2)
-def _split(name: str, folder: str, protocol: str, limit: int) -> tuple[data.Dataset, data.Dataset]:
-    splits = data.load_splits(name, folder, protocol=protocol, limit=limit)
-    return splits.train, splits.validation
+@functools.cache
+def _blank(name: str, folder: str, protocol: str, limit: int) -> data.Splits:
+    """The images of a run; without their pixels, and unread, where the set's size is known."""
+    if name not in _SPECS:
+        return data.load_splits(name, folder, protocol=protocol, limit=limit)
+
+    def blank(split: str) -> data.Dataset:
+        count, classes = _SPECS[name].count(split), data.num_classes(name)
+        pixels, labels = np.zeros((count, 0), np.uint8), np.arange(count, dtype=np.int32) % classes
+        return dataclasses.replace(data.without_images(name), images=pixels, labels=labels)
+
+    return data.split(blank("train"), blank("test"), protocol=protocol, limit=limit)
 
 
-def _with_sizes(job: Job) -> Job:
-    train_images, validation_images = map(len, _images(job))
-    return job._replace(images=train_images, test_images=validation_images)
+def _check_images(jobs: list[Job]) -> None:
+    """Reads all images, so that what is missing costs one message, and not one for each run.
+
+    Raises:
+      UserError: some are missing.
+    """
+    for name, folder, protocol, limit in {_which_images(job): None for job in jobs}:
+        data.load_splits(name, folder, protocol=protocol, limit=limit)
 
 
 # --- shards -----------------------------------------------------------------------------------
@@ -282,7 +292,7 @@ def shards(jobs: list[Job], count: int) -> list[list[Job]]:
     only on the jobs, so that all machines compute the same ones.
     """
     # For GPUs wherever this runs: "auto" means something else on the CPU of a login node.
-    pieces = [[_with_sizes(job) for job in group] for group in groups(jobs, "gpu")]
+    pieces = groups(jobs, "gpu")
     fair = sum(map(work, pieces)) / count
     # The largest piece is halved while it is too large, or the pieces are too few.
     while divisible := [piece for piece in pieces if len(piece) > 1]:
@@ -386,7 +396,9 @@ def work_left(job: Job) -> float:
 
 def _epoch_work(job: Job) -> float:
     # A training step is about three forward passes; an epoch ends with one over the test images.
-    return (3 * job.images + job.test_images) * forward_multiply_adds(*_size(job))
+    images = _blank(*_which_images(job))
+    forward = 3 * len(images.train) + len(images.validation)
+    return forward * forward_multiply_adds(*_size(job))
 
 
 def multiply_adds_per_second(jobs: list[Job]) -> float | None:
@@ -709,7 +721,6 @@ def _status(jobs: list[Job], arguments: argparse.Namespace) -> int:
     except UserError as error:
         note(f"{error} What is waiting is unknown.")
     try:
-        jobs = [_with_sizes(job) for job in jobs]
         if queue and 0 < there["tasks"] <= len(jobs):
             for index, part in enumerate(_parts(jobs, there)):
                 why = queue.get(index)
@@ -883,6 +894,8 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
         _check_count(f"--shard is {arguments.shard}", count, jobs)
         jobs = _take(jobs, index, arguments, jobs_plan | {"tasks": count})
     jobs = plan(jobs)
+    if not arguments.dry_run:
+        _check_images([job for job in jobs if job.state != "done"])
     left = time_left(jobs, guess=not arguments.workers)
     say(f"{_counts(jobs, arguments.out)}; {left}")
     if arguments.dry_run:

@@ -204,6 +204,50 @@ def test_a_held_out_part_needs_no_labels_of_the_test_images(tmp_path, monkeypatc
     assert start_sweep(tmp_path, "vgg2", "0", *dry, "--config.data.protocol=holdout") == 0
 
 
+@pytest.fixture
+def no_images(monkeypatch):
+    def missing(*_, **__):
+        raise UserError("There are no images here.")
+
+    monkeypatch.setattr(data, "load", missing)
+
+
+CIFAR = ("--config.data.name=cifar10", "--config.train.limit_train_images=0")
+
+
+@pytest.mark.parametrize("what", ["--status", "--dry-run"])
+def test_a_list_of_the_work_needs_no_images(what, no_images, tmp_path, capsys):
+    assert start_sweep(tmp_path / "out", "vgg2,vgg6", "0-1", *CIFAR, what) == 0
+    assert "4 new; " in capsys.readouterr().out
+
+
+def test_nor_does_finding_out_that_a_run_is_of_too_many(no_images, tmp_path, capsys):
+    more = ("--config.data.protocol=holdout", "--config.train.limit_train_images=45001")
+    assert start_sweep(tmp_path / "out", "vgg2", "0", CIFAR[0], *more, "--dry-run") == 2
+    assert "there are 45,000 training images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "trained", "evaluated"),
+    [
+        ((), 50_000, 10_000),
+        (("--config.data.name=cifar100", "--config.data.protocol=holdout"), 45_000, 5_000),
+        (("--config.train.limit_train_images=640",), 640, 10_000),
+    ],
+)
+def test_the_work_of_images_that_are_not_read(no_images, tmp_path, more, trained, evaluated):
+    options = [*OPTIONS, *CIFAR, *more]
+    jobs = sweep.checked(configs.named("vgg6", None), [0], tmp_path, options)
+    each = cost.forward_multiply_adds("vgg_a_bn", 0.05)
+    assert sweep.work_left(jobs[0]) == 2 * (3 * trained + evaluated) * each
+
+
+def test_missing_images_cost_one_message(no_images, tmp_path, capsys):
+    assert start_sweep(tmp_path / "out", "vgg2,vgg6", "0-1", *CIFAR) == 2
+    assert capsys.readouterr().err == "jaxcifar: There are no images here.\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_interrupted_is_no_failure(tmp_path, monkeypatch):
     def stopped(*_, **__):
         raise Interrupted(signal.SIGTERM, "Stopped")
