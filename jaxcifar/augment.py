@@ -95,7 +95,8 @@ def strong(
     """`weak`, then color jitter, random rotation, random affine and random erasing to 0.
 
     The rotation and the affine transform are composed and resampled once. torchvision, applying
-    one after the other, rounds to the nearest pixel twice.
+    one after the other, rounds to the nearest pixel twice, and cuts the rotated image to its frame
+    before it is moved: some pixels at the border are black there, and show the image here.
 
     Args:
       key: a PRNG key.
