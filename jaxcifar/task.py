@@ -76,7 +76,7 @@ class Optimization(NamedTuple):
 
     def make_regularizers(self, hyperparams: Hyperparams) -> tuple[optim.Regularizer, ...]:
         """Returns the penalties of the objective."""
-        return optim.regularizers(hyperparams.l1, hyperparams.l2, self.mask)
+        return optim.l1_and_l2(hyperparams.l1, hyperparams.l2, self.mask)
 
     def make(self, hyperparams: Hyperparams, steps_per_epoch: int) -> optax.GradientTransformation:
         """Returns the whole chain."""

@@ -1,7 +1,6 @@
 """Optimizers, schedules and regularizers against the written formulas."""
 
 import doctest
-import importlib
 import subprocess
 import sys
 
@@ -86,7 +85,7 @@ def is_kernel(path):
 @pytest.mark.parametrize("kernels", [False, True])
 def test_optimizer_by_the_formula(name, options, kernels):
     mask = optim.kernels_only if kernels else None
-    penalties = optim.regularizers(options.get("l1", 0.0), options.get("l2", 0.0), mask)
+    penalties = optim.l1_and_l2(options.get("l1", 0.0), options.get("l2", 0.0), mask)
     momentum = options.get("momentum", 0.0)
     ours = run(optim.make_optimizer(name, 0.01, momentum=momentum, regularize=penalties))
     expected = by_hand(name, 0.01, **options, chosen=is_kernel if kernels else lambda path: True)
@@ -95,7 +94,7 @@ def test_optimizer_by_the_formula(name, options, kernels):
 
 
 def test_coupled_l2_is_not_adamw():
-    coupled = run(optim.make_optimizer("adam", 0.01, regularize=optim.regularizers(0.0, 0.1)))
+    coupled = run(optim.make_optimizer("adam", 0.01, regularize=optim.l1_and_l2(0.0, 0.1)))
     decoupled = run(optim.make_optimizer("adamw", 0.01, weight_decay=0.2))
     assert np.abs(coupled["conv"]["kernel"] - decoupled["conv"]["kernel"]).max() > 1e-3
 
@@ -152,8 +151,8 @@ def test_halves_of_a_regularizer_can_be_had_alone(kind):
     jax.tree.map(np.testing.assert_array_equal, *added)
 
 
-def test_regularizers_are_l1_and_l2_with_a_mask():
-    first, second = optim.regularizers(0.1, 0.2, optim.kernels_only)
+def test_l1_and_l2_with_a_mask():
+    first, second = optim.l1_and_l2(0.1, 0.2, optim.kernels_only)
     assert first.penalty(PARAMS) == pytest.approx(0.1 * 3.5)
     assert second.penalty(PARAMS) == pytest.approx(0.2 * 5.25)
     assert [optim.MASKS[name] for name in ("all", "kernels")] == [None, optim.kernels_only]
@@ -172,7 +171,7 @@ def test_strengths_and_rate_may_be_traced():
     @jax.jit
     def update(rate, l1, l2):
         traced.append(rate)
-        tx = optim.make_optimizer("sgd", rate, regularize=optim.regularizers(l1, l2))
+        tx = optim.make_optimizer("sgd", rate, regularize=optim.l1_and_l2(l1, l2))
         return tx.update(gradients(0), tx.init(PARAMS), PARAMS)[0]
 
     for rate, l1, l2 in ((0.1, 0.0, 0.0), (0.2, 0.3, 0.4)):
@@ -306,8 +305,7 @@ def test_proximal_l1_follows_a_schedule():
 
 @pytest.mark.parametrize("name", ["optimizers", "regularizers", "schedules"])
 def test_examples_of_the_docstrings(name):
-    # Not by attribute: `jaxcifar.optim.regularizers` is the function of that name.
-    result = doctest.testmod(importlib.import_module(f"jaxcifar.optim.{name}"))
+    result = doctest.testmod(getattr(optim, name))
     assert result.failed == 0
     assert result.attempted or name != "regularizers"
 
@@ -336,7 +334,7 @@ def test_triangular_by_hand():
 def test_a_learning_rate_for_the_biases_of_normalisation():
     params = {"norm1": {"bias": jnp.ones(2)}, "fc": {"bias": jnp.ones(2), "kernel": jnp.ones(2)}}
     gradients = jax.tree.map(lambda x: 0.5 * x, params)
-    regularize = optim.regularizers(0.0, 0.05)  # a gradient of 0.1
+    regularize = optim.l1_and_l2(0.0, 0.05)  # a gradient of 0.1
     tx = optim.make_optimizer("sgd", 1.0, bias_scale=4.0, regularize=regularize)
     updates, _ = tx.update(gradients, tx.init(params), params)
     np.testing.assert_allclose(updates["norm1"]["bias"], -(4 * 0.5 + 0.1), rtol=1e-6)

@@ -194,9 +194,9 @@ def test_a_sweep_over_numbers_compiles_one_step(tmp_path, compilations):
 CACHED = (programs.train, programs.init, programs.order, programs.evaluate_batch)
 
 
-PENALIZED = optim.regularizers(1e-2, 2e-2)
-KERNELS = optim.regularizers(0.0, 0.05, optim.kernels_only)
-NONE = optim.regularizers(0.0, 0.0)
+PENALIZED = optim.l1_and_l2(1e-2, 2e-2)
+KERNELS = optim.l1_and_l2(0.0, 0.05, optim.kernels_only)
+NONE = optim.l1_and_l2(0.0, 0.0)
 
 
 @pytest.mark.slow

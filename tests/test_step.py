@@ -67,7 +67,7 @@ def test_dropout_and_augmentation_are_new_in_each_step(dropout_rate, prepare):
 def test_a_step_by_hand():
     """Loss, accuracy, penalty, statistics and the new parameters of one step of SGD."""
     model, rate, strength = Small(), 0.5, 0.01
-    penalties = optim.regularizers(0.0, strength)
+    penalties = optim.l1_and_l2(0.0, strength)
     tx = optim.make_optimizer("sgd", rate, regularize=penalties)
     state = create_state(model, tx, 0)
     step = make_train_step(make_loss(model, as_it_is), tx, regularizers=penalties, norms=True)

@@ -300,7 +300,7 @@ DECAYING = {
                 "sgd",
                 # Up from a fifth in five steps, and down towards a tenth in five.
                 lambda step: jnp.array([0.02, 0.036, 0.052, 0.068, 0.084, 0.1, 0.082, 0.064])[step],
-                regularize=optim.regularizers(0.02, 0.1),
+                regularize=optim.l1_and_l2(0.02, 0.1),
                 momentum=0.9,
                 nesterov=True,
                 bias_scale=4.0,
@@ -313,7 +313,7 @@ DECAYING = {
             lambda: optim.make_optimizer(
                 "adamw",
                 lambda step: 0.01 * jnp.minimum((step + 1) / 5, 1.0),
-                regularize=optim.regularizers(0.0, 0.1, optim.kernels_only),
+                regularize=optim.l1_and_l2(0.0, 0.1, optim.kernels_only),
                 weight_decay=0.3,
                 mask=optim.kernels_only,
             ),

@@ -1,12 +1,6 @@
 """Optimizers, schedules and regularizers, as optax parts that can each be used alone."""
 
-from jaxcifar.optim.optimizers import (
-    OPTIMIZERS,
-    OPTIONS,
-    make_optimizer,
-    options_of,
-    regularizers,
-)
+from jaxcifar.optim.optimizers import OPTIMIZERS, OPTIONS, l1_and_l2, make_optimizer, options_of
 from jaxcifar.optim.regularizers import (
     MASKS,
     Mask,
@@ -34,6 +28,7 @@ __all__ = [
     "cosine_annealing",
     "kernels_only",
     "l1",
+    "l1_and_l2",
     "l1_penalty",
     "l2",
     "l2_penalty",
@@ -41,6 +36,5 @@ __all__ = [
     "make_schedule",
     "options_of",
     "proximal_l1",
-    "regularizers",
     "triangular",
 ]

@@ -69,7 +69,7 @@ def _scale_norm_biases(factor: float) -> optax.GradientTransformation:
     return optax.masked(optax.scale(factor), mask)
 
 
-def regularizers(
+def l1_and_l2(
     l1_strength: float | jax.Array, l2_strength: float | jax.Array, mask: Mask | None = None
 ) -> tuple[Regularizer, ...]:
     """Returns L1 and L2, whose transforms head the chain and whose penalties are reported."""
@@ -90,7 +90,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns the regularizers' gradients, then the optimizer.
 
-        tx = make_optimizer("sgd", 0.1, momentum=0.9, regularize=regularizers(0.0, 1e-4))
+        tx = make_optimizer("sgd", 0.1, momentum=0.9, regularize=l1_and_l2(0.0, 1e-4))
 
     `learning_rate`, `weight_decay` and the strengths of the penalties may be traced, so that runs
     that differ only in those share one compiled step.
@@ -100,7 +100,7 @@ def make_optimizer(
         (the same with decoupled decay: w ← w − lr·(adam + λw); Loshchilov & Hutter 2019, and
         PyTorch's AdamW) or "sgd" (plain, or with PyTorch's momentum: m ← μm + g, w ← w − lr·m).
       learning_rate: a number or a schedule.
-      regularize: coupled penalties, such as `regularizers` returns.
+      regularize: coupled penalties, such as `l1_and_l2` returns.
       momentum: μ, for "sgd".
       nesterov: whether "sgd" steps by g + μm instead of m, as PyTorch's does.
       weight_decay: λ of "adamw". (For coupled decay, PyTorch's weight_decay of Adam and SGD, add

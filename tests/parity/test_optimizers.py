@@ -65,7 +65,7 @@ def test_sgd_with_momentum_and_coupled_decay(nesterov):
     def make(*params):
         return torch.optim.SGD(params, lr=0.1, momentum=0.9, nesterov=nesterov, weight_decay=0.02)
 
-    l2 = optim.regularizers(0.0, 0.01)  # half of weight_decay
+    l2 = optim.l1_and_l2(0.0, 0.01)  # half of weight_decay
     tx = optim.make_optimizer("sgd", 0.1, regularize=l2, momentum=0.9, nesterov=nesterov)
     assert_equal(ours(tx), theirs(make))
 
@@ -128,7 +128,7 @@ def test_clipping_by_the_global_norm():
 
 def test_penalties_are_added_before_all_is_clipped():
     """4 + 2 · 0.5 · 3 is 7, clipped to 1. Were the 4 clipped first, the step would be −4."""
-    penalties = optim.regularizers(0.0, 0.5)
+    penalties = optim.l1_and_l2(0.0, 0.5)
     tx = optim.make_optimizer("sgd", 1.0, regularize=penalties, clip_norm=1.0)
     w = jnp.array([3.0])
     updates, _ = tx.update(jnp.array([4.0]), tx.init(w), w)

@@ -192,7 +192,7 @@ def compiled_step(model, name, schedule, momentum):
     loss = make_loss(model, lambda key, images, labels: (images, labels))
 
     def make(l1, l2):
-        penalties = optim.regularizers(l1, l2)
+        penalties = optim.l1_and_l2(l1, l2)
         rate = optim.cosine_annealing(RATE, EPOCHS, STEPS_PER_EPOCH) if schedule else RATE
         tx = optim.make_optimizer(name, rate, momentum=momentum, regularize=penalties)
         return tx, make_train_step(loss, tx, regularizers=penalties)

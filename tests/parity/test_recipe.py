@@ -126,7 +126,7 @@ def test_ten_steps_in_float64():
     for group in optimizer.param_groups:
         group["initial_lr"] *= copies
         group["weight_decay"] /= copies
-    penalties = optim.regularizers(CONFIG.optim.l1, CONFIG.optim.l2)
+    penalties = optim.l1_and_l2(CONFIG.optim.l1, CONFIG.optim.l2)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         start = from_torch(ours, {k: v.float() for k, v in theirs.state_dict().items()})
         variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), start)
