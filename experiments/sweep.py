@@ -790,6 +790,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="jaxcifar sweep",
         description=__doc__,
+        epilog="Fields of the config (--optim.l2=1e-4): docs/config.md or jaxcifar train --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -30,6 +30,14 @@ def load(path):
         return dict(content)
 
 
+@pytest.mark.parametrize("command", ["smoothness", "slice"])
+def test_help_says_where_to_find_the_fields_of_a_config(command, capsys):
+    assert exit_code(lambda: main([command, "--help"])) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("docs/config.md" in said) == (command == "smoothness")  # slice takes none
+    assert "default results/landscape" in said
+
+
 def test_directions_have_the_norms_of_their_filters():
     params = {"conv": {"kernel": jax.random.normal(jax.random.key(1), (3, 3, 2, 5)),
                        "bias": jnp.ones(5)}, "fc": {"kernel": jnp.ones((4, 3))}}  # fmt: skip

@@ -60,6 +60,11 @@ def test_bad_options_start_nothing(tmp_path, capsys, option, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_help_says_where_to_find_the_fields_of_a_config(capsys):
+    assert exit_code(lambda: sweep.main(["--help"])) == 0
+    assert "docs/config.md" in capsys.readouterr().out
+
+
 def test_dry_run_does_nothing(tmp_path, capsys):
     assert start_sweep(tmp_path / "out", "vgg2", "0", "--dry-run") == 0
     printed = capsys.readouterr().out

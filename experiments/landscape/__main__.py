@@ -87,15 +87,22 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    out = pathlib.Path("results/landscape")
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("smoothness", help="along the gradient, while training")
+    command = commands.add_parser(
+        "smoothness",
+        help="along the gradient, while training",
+        epilog="Fields of the config (--optim.l2=1e-4): docs/config.md or jaxcifar train --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     command.set_defaults(run_command=_smoothness_command)
-    command.add_argument("--rows", default="vgg2,vgg6", help="whose training to look at")
+    command.add_argument("--rows", default="vgg2,vgg6", help="whose training (default %(default)s)")
     command.add_argument("--steps", type=int, default=0, help="training steps (0: the row's)")
     command.add_argument("--every", type=int, default=0, help="steps between (0: 50 measurements)")
-    command.add_argument("--step-sizes", default=",".join(map(str, gradient.STEP_SIZES)))
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--out", type=user_path, default=pathlib.Path("results/landscape"))
+    step_sizes = ",".join(map(str, gradient.STEP_SIZES))
+    command.add_argument("--step-sizes", default=step_sizes, help="default %(default)s")
+    command.add_argument("--seed", type=int, default=0, help="of the run (default %(default)s)")
+    command.add_argument("--out", type=user_path, default=out, help="default %(default)s")
     command = commands.add_parser("slice", help="around a trained network")
     command.set_defaults(run_command=_slice_command)
     command.add_argument("run", type=user_path, help="the run's folder")
@@ -106,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--images", type=int, default=1024, help="of the training set")
     command.add_argument("--checkpoint", default="best", choices=("best", "last"))
     command.add_argument("--seed", type=int, default=0, help="of the directions")
-    command.add_argument("--out", type=user_path, default=pathlib.Path("results/landscape"))
+    command.add_argument("--out", type=user_path, default=out, help="default %(default)s")
     arguments, options = parser.parse_known_args(argv)
     compilation.use_cache()
     arguments.run_command(arguments, options)
