@@ -49,7 +49,6 @@ def create_model(
     dropout_rate: float = 0.0,
     dtype: Any = jnp.float32,
     width: float = 1.0,
-    unbiased_variance: bool = True,
     remat: bool = False,
     platform: str | None = None,
 ) -> Network:
@@ -64,8 +63,7 @@ def create_model(
 
     Args:
       name: one of MODELS.
-      num_classes, activation, dropout_rate, dtype, width, unbiased_variance: see
-        `jaxcifar.models.network.Network`.
+      num_classes, activation, dropout_rate, dtype, width: see `jaxcifar.models.network.Network`.
       remat: whether to keep less in memory for the gradients, and to compute more; for networks
         that `can_remat` names.
       platform: that its programs are built for ("cpu", "gpu", "tpu"); None is JAX's default
@@ -92,7 +90,6 @@ def create_model(
         dropout_rate=dropout_rate,
         dtype=dtype,
         width=width,
-        unbiased_variance=unbiased_variance,
         platform=platform or jax.default_backend(),
         **({"remat": True} if remat else {}),
     )

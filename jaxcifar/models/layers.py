@@ -57,16 +57,14 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last. Ioffe & Szegedy 2015.
 
     In training it normalises by the mean and the biased variance of the batch, and moves the
-    running statistics towards them: ra ← momentum · ra + (1 − momentum) · batch. Statistics and
-    scale are float32 whatever the dtype of the input; over a sharded batch they are those of the
-    whole batch.
+    running statistics towards its mean and unbiased variance, as PyTorch does (`flax.linen` takes
+    the biased one): ra ← momentum · ra + (1 − momentum) · batch. Statistics and scale are float32
+    whatever the dtype of the input; over a sharded batch they are those of the whole batch.
 
     Attributes:
       momentum: 0.9 here is momentum=0.1 in PyTorch's convention.
       epsilon: added to the variance.
       use_scale: whether there is a trained scale after the normalisation.
-      unbiased_variance: whether the running variance takes n/(n − 1) times the batch variance, as
-        in PyTorch, or the batch variance itself, as in `flax.linen.BatchNorm`.
       dtype: of the output.
       platform: that the program is built for, see `jaxcifar.kernels.platform_of`.
     """
@@ -74,7 +72,6 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     epsilon: float = 1e-5
     use_scale: bool = True
-    unbiased_variance: bool = True
     dtype: Any = jnp.float32
     platform: str = ""
 
@@ -92,7 +89,7 @@ class BatchNorm(nn.Module):
             mean, var = known or moments(x, self.platform)
             if not self.is_initializing():
                 n = x.size // x.shape[-1]
-                correction = n / (n - 1) if self.unbiased_variance and n > 1 else 1.0
+                correction = n / (n - 1) if n > 1 else 1.0
                 ra_mean.value = self.momentum * ra_mean.value + (1 - self.momentum) * mean
                 ra_var.value = self.momentum * ra_var.value + (1 - self.momentum) * correction * var
         else:

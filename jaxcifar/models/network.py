@@ -24,8 +24,6 @@ class Network(nn.Module):
       dropout_rate: where it applies is said in each network's docstring.
       dtype: of the computation. Parameters, batch statistics and logits are float32 always.
       width: multiplies every channel count, rounded down.
-      unbiased_variance: whether BatchNorm's running variance takes the unbiased variance of a
-        batch, as in PyTorch, or the biased one, as in `flax.linen.BatchNorm`.
       platform: that the program is built for ("cpu", "gpu", "tpu").
       normal: draws the initial weights: (key, shape, dtype) -> standard normal numbers.
       batch_norm: whether there are BatchNorm layers; only VGG can do without.
@@ -36,7 +34,6 @@ class Network(nn.Module):
     dropout_rate: float = 0.0
     dtype: Any = jnp.float32
     width: float = 1.0
-    unbiased_variance: bool = True
     platform: str = ""
     normal: Callable[..., jax.Array] = jax.random.normal
     batch_norm: bool = True
@@ -54,13 +51,7 @@ class Network(nn.Module):
 
     def norm(self, **options: Any) -> Callable[..., layers.BatchNorm]:
         """Returns (name=…) -> BatchNorm."""
-        return partial(
-            layers.BatchNorm,
-            unbiased_variance=self.unbiased_variance,
-            dtype=self.dtype,
-            platform=self.platform,
-            **options,
-        )
+        return partial(layers.BatchNorm, dtype=self.dtype, platform=self.platform, **options)
 
     @nn.nowrap
     def fitted(self, variables: dict, images: jax.Array) -> dict:

@@ -233,12 +233,12 @@ def test_the_fields_of_a_network_reach_its_layers():
         seen.append(context.module)
         return next_fun(*args, **kwargs)
 
-    model = Two(width=0.5, dtype=jnp.bfloat16, platform="tpu", unbiased_variance=False)
+    model = Two(width=0.5, dtype=jnp.bfloat16, platform="tpu")
     with nn.intercept_methods(record):
         logits = jax.eval_shape(lambda k, x: model.init_with_output(k, x, train=False), KEY, IMAGES)
     conv, norm = (next(m for m in seen if m.name == name) for name in ("conv", "norm"))
     assert (conv.features, conv.stride, conv.dtype, conv.platform) == (4, 2, jnp.bfloat16, "tpu")
-    assert (norm.dtype, norm.platform, norm.unbiased_variance) == (jnp.bfloat16, "tpu", False)
+    assert (norm.dtype, norm.platform) == (jnp.bfloat16, "tpu")
     assert logits[0].shape == (2, 4)
 
 
