@@ -497,16 +497,15 @@ def draw_boxes(
     probability: float,
     area: Sequence[float],
     ratio: Sequence[float],
-    tries: int = 10,
 ) -> jax.Array:
     """Draws rectangles [N, 4] int32 (top, left, height, width) for images of `shape` [N, H, W, C].
 
-    A rectangle that is not smaller than the image is drawn again, up to `tries` times; then, or
-    where the coin of `probability` says so, its height and width are 0.
+    Of ten rectangles the first that is smaller than the image is taken. If none is, or where the
+    coin of `probability` says so, its height and width are 0.
     """
     n, height, width, _ = shape
     coin_key, area_key, ratio_key, top_key, left_key = jax.random.split(key, 5)
-    drawn = functools.partial(jax.random.uniform, shape=(n, tries), dtype=jnp.float32)
+    drawn = functools.partial(jax.random.uniform, shape=(n, 10), dtype=jnp.float32)
     areas = height * width * drawn(area_key, minval=area[0], maxval=area[1])
     ratios = jnp.exp(drawn(ratio_key, minval=math.log(ratio[0]), maxval=math.log(ratio[1])))
     heights = jnp.round(jnp.sqrt(areas * ratios)).astype(jnp.int32)

@@ -4,12 +4,13 @@ import contextlib
 import functools
 import pathlib
 import re
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
+
+from jaxcifar.errors import note
 
 _FOR_CPU = {
     # The library that XLA now uses for convolutions is slower than the one before.
@@ -50,22 +51,15 @@ def _is_known(name: str, value: Any) -> bool:
     return True
 
 
-def jit(
-    function: Callable,
-    *,
-    platform: str | None = None,
-    fast_compile: bool = False,
-    **kwargs: Any,
-) -> Any:
+def jit(function: Callable, *, platform: str, fast_compile: bool = False, **kwargs: Any) -> Any:
     """`jax.jit` with `compiler_options`: for whatever runs a model.
 
     Args:
       function: to compile.
-      platform: that it is built for; None is where it runs, JAX's default backend.
-      fast_compile: see `compiler_options`.
+      platform, fast_compile: see `compiler_options`.
       kwargs: of `jax.jit`.
     """
-    options = compiler_options(platform or jax.default_backend(), fast_compile=fast_compile)
+    options = compiler_options(platform, fast_compile=fast_compile)
     return jax.jit(function, compiler_options=options, **kwargs)
 
 
@@ -78,7 +72,7 @@ def use_cache() -> None:
         folder = pathlib.Path(given or "~/.cache/jaxcifar/xla").expanduser()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
-        print(f"jaxcifar: compiling without a cache: {error}", file=sys.stderr)
+        note(f"compiling without a cache: {error}")
         jax.config.update("jax_compilation_cache_dir", None)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -104,16 +98,13 @@ def _mend(folder: pathlib.Path) -> None:
         unwritten = re.match(r"Error writing persistent .* entry for '\w+': (.*)", str(message))
         if unwritten:
             if not told:
-                print(f"jaxcifar: compiled programs are not kept: {unwritten[1]}", file=sys.stderr)
+                note(f"compiled programs are not kept: {unwritten[1]}")
             told = True
             return
         if not found:
             before(message, *rest)
             return
-        print(
-            f"jaxcifar: a compiled program in {folder} is damaged and compiled again: {found[1]}",
-            file=sys.stderr,
-        )
+        note(f"a compiled program in {folder} is damaged and compiled again: {found[1]}")
         entries = list(folder.glob(f"{found[1]}-*-cache"))
         for path in list(filter(_is_damaged, entries)) or entries:
             with contextlib.suppress(OSError):  # it may be another user's

@@ -25,8 +25,8 @@ def test_one_draw_gives_every_weight_its_distribution(name):
     plain, drawn, again = (
         flatten_dict(init(key)["params"], sep="/")
         for init in (
-            compilation.jit(plain_init, fast_compile=True),
-            compilation.jit(our_init, fast_compile=True),
+            compilation.jit(plain_init, platform="cpu", fast_compile=True),
+            compilation.jit(our_init, platform="cpu", fast_compile=True),
             jax.jit(our_init),
         )
     )

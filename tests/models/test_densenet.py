@@ -52,7 +52,7 @@ def gradients_of(remat, dtype=jnp.float32, **options):
         )
         return jnp.square(logits).sum(), updates
 
-    return model, compilation.jit(jax.value_and_grad(loss, has_aux=True))
+    return model, compilation.jit(jax.value_and_grad(loss, has_aux=True), platform="cpu")
 
 
 @pytest.mark.slow
