@@ -18,6 +18,7 @@ and from which batch on that takes less time than the arithmetic.
 """
 
 import argparse
+import dataclasses
 import math
 import os
 import re
@@ -38,10 +39,10 @@ from experiments.runs.configs import Source, named
 from experiments.runs.table import Table
 from jaxcifar import data, programs, sharding, task
 from jaxcifar.errors import UserError, choose, exit_code
+from jaxcifar.files import write_json
 from jaxcifar.models import MODELS, create_model
 from jaxcifar.models.densenet import DenseNet
 from jaxcifar.options import user_path
-from jaxcifar.run.log import write_json
 from jaxcifar.run.machine import environment
 from jaxcifar.state import abstract_variables
 
@@ -235,16 +236,12 @@ def mesh_of(topology: str) -> tuple[Mesh, Chip]:
     return Mesh(np.asarray(found), (sharding.BATCH_AXIS,)), chip
 
 
-def images_like(config_name: str, n: int) -> data.Dataset:
-    """Returns an image set of CIFAR's shape, all black, that takes no memory."""
-    classes = data.num_classes(config_name)
-    return data.Dataset(
+def images_like(name: str, n: int) -> data.Dataset:
+    """Returns `n` black images in place of a data set's own, which take no memory."""
+    return dataclasses.replace(
+        data.without_images(name),
         images=np.broadcast_to(np.uint8(0), (n, 32, 32, 3)),
         labels=np.broadcast_to(np.int32(0), (n,)),
-        class_names=tuple(map(str, range(classes))),
-        provenance={},
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
     )
 
 
