@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcifar.data import cifar, digits, synthetic
-from jaxcifar.data.dataset import Dataset, split_holdout
+from jaxcifar.data.dataset import SPLITS, Dataset
 from jaxcifar.data.source import Unlabelled
-from jaxcifar.data.splits import PROTOCOLS, Splits, split
+from jaxcifar.data.splits import PROTOCOLS, Splits, split, split_holdout
 from jaxcifar.errors import UserError, choose
 
 __all__ = [
@@ -48,7 +48,6 @@ _SOURCES = {
     "synthetic": _Source(10, lambda split, folder, size: synthetic.load(split, size)),
 }
 DATASETS = tuple(_SOURCES)
-SPLITS = ("train", "test")
 
 
 def load(name: str, split: str, *, data_dir: str = "", size: int | None = None) -> Dataset:

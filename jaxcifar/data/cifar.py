@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxcifar.data import batches, pictures, tfds
-from jaxcifar.data.dataset import Dataset, fingerprint
+from jaxcifar.data.dataset import Dataset, provenance_of
 from jaxcifar.data.source import Read, Source, Unlabelled
-from jaxcifar.data.spec import CIFAR10, CIFAR100, File, Release, Spec
+from jaxcifar.data.spec import CIFAR10, CIFAR100, Spec
 from jaxcifar.errors import UserError, note
 
-__all__ = ["CIFAR10", "CIFAR100", "File", "Release", "Spec", "default_dir", "load"]
+__all__ = ["CIFAR10", "CIFAR100", "Spec", "default_dir", "load"]
 
 KERAS = "~/.keras/datasets"
 
@@ -71,15 +71,11 @@ def load(spec: Spec, split: str, data_dir: str = "") -> Dataset:
         read, source = first.read(split), str(first.path)
         for other in others:
             _compare(first.path, read, other, split)
-    provenance = {
-        "name": spec.name,
-        "split": split,
-        "source": source,
-        "official": read.official,
-        "images": len(read.labels),
-        "sha256": fingerprint(read.images, read.labels),
-    }
-    return Dataset(read.images, read.labels, spec.class_names, provenance, spec.mean, spec.std)
+    images, labels, official = read
+    provenance = provenance_of(
+        images, labels, name=spec.name, split=split, source=source, official=official
+    )
+    return Dataset(images, labels, spec.class_names, provenance, spec.mean, spec.std)
 
 
 def _find(spec: Spec, folder: pathlib.Path) -> list[Source]:

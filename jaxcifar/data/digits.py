@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcifar.data.dataset import Dataset, fingerprint
+from jaxcifar.data.dataset import Dataset, provenance_of
 
 # Every fifth image of each class is for testing: a fixed split, 1,442 and 355 images.
 _TEST_EVERY = 5
@@ -27,12 +27,6 @@ def load(split: str) -> Dataset:
     gray = gray.repeat(4, axis=1).repeat(4, axis=2)
     images = np.repeat(gray[..., None], 3, axis=-1)
     labels = labels[chosen]
-    provenance = {
-        "name": "digits",
-        "split": split,
-        "source": "sklearn.datasets.load_digits",
-        "official": None,  # nothing is published to compare with
-        "images": len(labels),
-        "sha256": fingerprint(images, labels),
-    }
+    source = "sklearn.datasets.load_digits"
+    provenance = provenance_of(images, labels, name="digits", split=split, source=source)
     return Dataset(images, labels, tuple("0123456789"), provenance, MEAN, STD)

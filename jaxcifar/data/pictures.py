@@ -8,11 +8,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from jaxcifar.data.dataset import SPLITS
 from jaxcifar.data.source import Read, Source, Unlabelled, check_labels, damaged, require_count
 from jaxcifar.data.spec import Spec
 from jaxcifar.errors import UserError, in_short
 
-SPLITS = ("train", "test")
 _LARGEST = 2**14  # bytes of one picture; 32×32 pixels take 3 kB where they do not compress at all
 
 

@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
-from jaxcifar.data.dataset import Dataset, split_holdout
+import numpy as np
+
+from jaxcifar.data.dataset import Dataset
 from jaxcifar.errors import UserError, choose
 
 PROTOCOLS = ("test", "holdout")
@@ -51,3 +53,20 @@ def split(
     if limit:
         train = train.take(slice(limit), f"the first {limit}")
     return Splits(train, validation, test if protocol == "holdout" else None)
+
+
+def split_holdout(train: Dataset) -> tuple[Dataset, Dataset]:
+    """Splits a training set into one part to train on and one to choose the best epoch on.
+
+    The held-out part is a tenth of each class, drawn once for all runs (it depends on no seed), so
+    that every run of a protocol chooses on the same images.
+
+    Returns:
+      (the rest, the held-out part): 45,000 and 5,000 images of CIFAR-10.
+    """
+    generator = np.random.default_rng(10)
+    held_out = np.zeros(len(train), bool)
+    for label in range(len(train.class_names)):
+        rows = np.flatnonzero(train.labels == label)
+        held_out[generator.permutation(rows)[: round(0.1 * len(rows))]] = True
+    return train.take(~held_out, "training part"), train.take(held_out, "held-out part")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxcifar.data.dataset import Dataset, fingerprint
+from jaxcifar.data.dataset import Dataset, provenance_of
 
 _SIZES = {"train": 1024, "test": 256}
 
@@ -20,13 +20,6 @@ def load(split: str, size: int | None = None) -> Dataset:
     generator = np.random.default_rng([1, split == "test"])
     noise = generator.integers(0, 256, (size, 32, 32, 3), dtype=np.uint8)
     images = ((patterns[labels] + 2 * noise.astype(np.int32)) // 3).astype(np.uint8)
-    provenance = {
-        "name": "synthetic",
-        "split": split,
-        "source": "generated",
-        "official": None,  # nothing is published to compare with
-        "images": size,
-        "sha256": fingerprint(images, labels),
-    }
+    provenance = provenance_of(images, labels, name="synthetic", split=split, source="generated")
     names = tuple(f"pattern {i}" for i in range(10))
     return Dataset(images, labels, names, provenance, mean=(0.5,) * 3, std=(0.25,) * 3)
