@@ -34,10 +34,10 @@ from experiments.runs.table import Table
 from jaxcifar import augment, data, programs, sharding, task
 from jaxcifar.config import base_config
 from jaxcifar.errors import UserError, choose, exit_code
+from jaxcifar.files import write_json
 from jaxcifar.kernels import compilation
 from jaxcifar.models import MODELS, can_remat
 from jaxcifar.options import user_path
-from jaxcifar.run.log import write_json
 from jaxcifar.run.machine import environment, peak_memory
 
 Timer = Callable[[], float]  # runs some steps; returns images per second

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Sequence
 
 from jaxcifar.errors import UserError
-from jaxcifar.run.log import append, replace
+from jaxcifar.files import append, replace
 
 _WARNING = 180  # seconds before the time limit, at which a task saves; Slurm may be 60 s early
 _SHORTEST = 5  # minutes

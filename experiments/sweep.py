@@ -61,12 +61,12 @@ from jaxcifar.errors import (
     note,
     of_file,
 )
+from jaxcifar.files import write_shared
 from jaxcifar.hooks import Hook, Run
 from jaxcifar.kernels import compilation
 from jaxcifar.options import user_path, with_options
 from jaxcifar.run import signs
 from jaxcifar.run.folder import check_same, saved_config
-from jaxcifar.run.log import write_shared
 from jaxcifar.run.progress import duration, say
 
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from experiments import torch_models
 from jaxcifar import data, options
 from jaxcifar.errors import UserError, exit_code
-from jaxcifar.run.log import replace
+from jaxcifar.files import replace
 
 EPOCHS, BATCH = 10, 1024
 RATE, DECAY, MOMENTUM, BIAS_SCALE = 11.5, 0.0153, 0.85, 64.0

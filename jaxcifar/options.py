@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxcifar.config import Config, base_config, flatten, meant_by, validate
 from jaxcifar.errors import UserError, nearest, reason
-from jaxcifar.run.log import write_shared
+from jaxcifar.files import write_shared
 
 _HERE = pathlib.Path(__file__).parent
 _INSTALLED = _HERE / "configs"

@@ -26,9 +26,10 @@ from rich.table import Table
 
 from jaxcifar import options
 from jaxcifar.errors import UserError, exit_code
+from jaxcifar.files import read_lines
 from jaxcifar.run import signs
 from jaxcifar.run.folder import run_folders
-from jaxcifar.run.log import averaged, best_record, read_lines
+from jaxcifar.run.log import averaged, best_record
 from jaxcifar.run.progress import duration
 
 _LOCKS = pathlib.Path("/proc/locks")  # of Linux

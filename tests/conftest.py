@@ -34,7 +34,7 @@ from experiments.runs import configs
 from experiments.runs.rows import ROWS
 from jaxcifar import programs, sharding
 from jaxcifar.errors import exit_code
-from jaxcifar.run import log
+from jaxcifar.files import write_json
 from tests.forked import environment_of
 
 _CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "xla"
@@ -167,7 +167,7 @@ def write_fake_runs(out, changes=None, seeds=3, rows=ROWS, epochs=2, **fields):
                 **{"dtype": "float32", "started": "2026-01-01T00:00:00Z"},
             }
             content = {"config": config.to_dict(), "data": {"train": part, "validation": part}}
-            log.write_json(folder / "config.json", content | {"environment": environment})
+            write_json(folder / "config.json", content | {"environment": environment})
             records = []
             for epoch in range(1, epochs + 1):
                 best = epoch == epochs - 1  # the last epoch is a little worse
@@ -187,7 +187,7 @@ def write_fake_runs(out, changes=None, seeds=3, rows=ROWS, epochs=2, **fields):
             (folder / "steps.jsonl").write_text("".join(json.dumps(s) + "\n" for s in steps))
             result = {"parameters": 1_000_000, "train_seconds": 100.0}
             result |= {"compile_seconds": 5.0, "peak_memory_bytes": 2**30}
-            log.write_json(folder / "result.json", result)
+            write_json(folder / "result.json", result)
     return out
 
 

@@ -341,8 +341,9 @@ def test_the_job_of_kubernetes():
     words = [word.replace("$(JOB_COMPLETION_INDEX)", "0") for word in container["command"]]
     check(words)
     (mount,) = container["volumeMounts"]
-    for variable in container["env"]:  # a pod's own folder would be downloaded and compiled into
-        assert variable["value"].startswith(mount["mountPath"] + "/")
+    values = {variable["name"]: variable["value"] for variable in container["env"]}
+    for name in ("JAXCIFAR_DATA", "JAX_COMPILATION_CACHE_DIR"):  # each pod would fill its own
+        assert values[name].startswith(mount["mountPath"] + "/")
 
 
 @pytest.mark.usefixtures("users_folder", "one_device")

@@ -7,10 +7,11 @@ import pytest
 
 from jaxcifar import programs, restore
 from jaxcifar.errors import Interrupted
+from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
 from jaxcifar.models import create_model
 from jaxcifar.optim import make_optimizer
-from jaxcifar.run.log import best_record, read_lines
+from jaxcifar.run.log import best_record
 from jaxcifar.state import create_state
 from jaxcifar.step import make_loss, make_train_step
 from tests.tiny import SignalAt, mesh, run, state_of, tiny, tiny_task

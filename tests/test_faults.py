@@ -13,11 +13,11 @@ import pytest
 
 from jaxcifar import replay, restore
 from jaxcifar.errors import Busy, Interrupted, UserError, exit_code
+from jaxcifar.files import append, replace, write_shared
 from jaxcifar.hooks import Hook
 from jaxcifar.interop import torch as interop
 from jaxcifar.run.checkpoint import Checkpointer
 from jaxcifar.run.folder import RunFolder
-from jaxcifar.run.log import append, replace, write_shared
 from jaxcifar.run.plots import plot_history
 from tests.forked import environment_of
 from tests.test_run_integrity import OFTEN, ONE, numbers, run, tiny

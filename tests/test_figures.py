@@ -18,7 +18,8 @@ from experiments.report.__main__ import main
 from experiments.runs import names
 from jaxcifar import augment, data, restore
 from jaxcifar.errors import UserError
-from jaxcifar.run import log, plots
+from jaxcifar.files import read_lines
+from jaxcifar.run import plots
 from tests import tiny
 from tests.conftest import write_fake_runs
 
@@ -52,7 +53,7 @@ def test_figure_5_fills_from_the_best_to_the_worst_rate(copied_vgg, monkeypatch)
     for label, rows in (("without BN", range(1, 5)), ("with BN", range(5, 9))):
         curves = []
         for i in rows:
-            lines = log.read_lines(copied_vgg / f"vgg{i}" / "seed0" / "steps.jsonl")
+            lines = read_lines(copied_vgg / f"vgg{i}" / "seed0" / "steps.jsonl")
             curves.append([value for line in lines for value in line["ce"]])
         steps, low, high = drawn[label]  # six steps: a window of one
         np.testing.assert_array_equal(steps, np.arange(1, 7))

@@ -13,8 +13,9 @@ from experiments.landscape.__main__ import main
 from experiments.runs import configs, read
 from jaxcifar import data, losses, programs, sharding, task, train
 from jaxcifar.errors import UserError, exit_code
+from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
-from jaxcifar.run import log, plots
+from jaxcifar.run import plots
 from tests.conftest import OPTIONS, on_one_device
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -26,7 +27,7 @@ def smooth(out, *more, rows="vgg6"):
 
 
 def measurements(out, row="vgg6"):
-    return log.read_lines(out / "smoothness" / f"{row}_seed0" / "measurements.jsonl")
+    return read_lines(out / "smoothness" / f"{row}_seed0" / "measurements.jsonl")
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from jaxcifar.errors import Busy, Interrupted, UserError
+from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook, Profile
 from jaxcifar.run.checkpoint import Checkpointer, Saved
 from jaxcifar.run.folder import RunFolder
-from jaxcifar.run.log import read_lines
 from tests.tiny import SignalAt, Spoil, Watch, run, tiny, without_times
 
 

@@ -12,8 +12,8 @@ import time
 import pytest
 
 from experiments.report import __main__ as report
+from jaxcifar.files import read_lines
 from jaxcifar.main import run, summary
-from jaxcifar.run.log import read_lines
 from tests.conftest import OPTIONS
 from tests.forked import Forked
 from tests.tiny import tiny

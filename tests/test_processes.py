@@ -16,8 +16,8 @@ import pytest
 
 from jaxcifar import processes
 from jaxcifar.errors import Interrupted, UserError
+from jaxcifar.files import read_lines
 from jaxcifar.launch import Place
-from jaxcifar.run.log import read_lines
 from tests import member, tiny
 from tests.forked import Forked, environment_of
 

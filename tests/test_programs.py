@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from jaxcifar import data, losses, models, optim, programs, restore, sharding, task
+from jaxcifar.files import read_lines
 from jaxcifar.kernels import compilation
 from jaxcifar.models.densenet import DenseNet
 from jaxcifar.models.resnet import BasicBlock, ResNet
 from jaxcifar.models.vgg import VGG
-from jaxcifar.run.log import read_lines
 from jaxcifar.state import TrainState
 from jaxcifar.step import Lookahead, make_loss, make_train_step
 from tests.tiny import first_images, mesh, run, tiny, tiny_task

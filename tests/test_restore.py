@@ -10,11 +10,11 @@ import pytest
 from jaxcifar import data, restore
 from jaxcifar.config import base_config, flatten
 from jaxcifar.errors import UserError
+from jaxcifar.files import read_lines
 from jaxcifar.interop import export
 from jaxcifar.interop import torch as interop
 from jaxcifar.run.checkpoint import Checkpointer
 from jaxcifar.run.folder import saved_config
-from jaxcifar.run.log import read_lines
 from tests.tiny import mesh, run, state_of, tiny, without_times
 
 ONE = mesh(1)

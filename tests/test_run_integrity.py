@@ -9,12 +9,12 @@ import pytest
 
 from jaxcifar import replay, restore, sharding
 from jaxcifar.errors import Interrupted, UserError
+from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
 from jaxcifar.models import create_model
 from jaxcifar.optim import make_optimizer
 from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
 from jaxcifar.run.digest import digests
-from jaxcifar.run.log import read_lines
 from jaxcifar.state import create_state
 from tests import tiny as tiny_run
 from tests.tiny import first_images, mesh, run, state_of, without_times

@@ -16,7 +16,8 @@ from experiments import slurm, sweep
 from experiments.runs import configs
 from jaxcifar import kernels, train
 from jaxcifar.errors import Interrupted, UserError, exit_code, interruptible
-from jaxcifar.run import log, signs
+from jaxcifar.files import read_lines
+from jaxcifar.run import signs
 from tests.conftest import OPTIONS, pretend, start_sweep, sweep_command
 from tests.forked import Forked
 
@@ -101,7 +102,7 @@ def test_a_task_is_requeued_before_its_time_limit_and_its_run_is_the_serial_one(
     calls = fakes / "calls"
     assert execute("TERM", 1) == 128 + signal.SIGTERM
     assert not calls.exists()  # preemption or scancel: for Slurm to decide
-    assert execute("USR1", len(log.read_lines(metrics)) + 1) == sweep.AGAIN
+    assert execute("USR1", len(read_lines(metrics)) + 1) == sweep.AGAIN
     assert calls.read_text() == "requeue 77_1\n"
     assert not (out / "vgg2" / "seed1" / "result.json").exists()
 
@@ -113,8 +114,8 @@ def test_a_task_is_requeued_before_its_time_limit_and_its_run_is_the_serial_one(
     assert execute() == 0
     assert calls.read_text() == "requeue 77_1\n"
     assert not (out / "vgg2" / "seed0").exists()  # of the other task
-    ours = log.read_lines(metrics)
-    serial = log.read_lines(tmp_path / "serial" / "vgg2" / "seed1" / "metrics.jsonl")
+    ours = read_lines(metrics)
+    serial = read_lines(tmp_path / "serial" / "vgg2" / "seed1" / "metrics.jsonl")
     for one, other in zip(ours, serial, strict=True):
         for name in ("train_loss", "val_loss", "val_accuracy"):
             assert one[name] == other[name]

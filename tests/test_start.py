@@ -11,12 +11,12 @@ from flax.traverse_util import flatten_dict
 
 from jaxcifar import cli, restore
 from jaxcifar.errors import Interrupted, UserError
+from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
 from jaxcifar.models import create_model
 from jaxcifar.optim import make_optimizer
 from jaxcifar.replay import replay
 from jaxcifar.run.digest import digests
-from jaxcifar.run.log import read_lines
 from jaxcifar.start import start_of
 from jaxcifar.state import create_state
 from tests.tiny import SignalAt, mesh, run, state_of, tiny, without_times

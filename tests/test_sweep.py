@@ -16,9 +16,9 @@ from experiments.runs.provenance import commands
 from experiments.sweep import main as sweep_main
 from jaxcifar import data, train
 from jaxcifar.errors import Interrupted, UserError, exit_code
+from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
-from jaxcifar.run import log, signs
-from jaxcifar.run.log import read_lines
+from jaxcifar.run import signs
 from tests.conftest import OPTIONS, start_sweep
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -121,7 +121,7 @@ def test_stopped_in_the_middle_and_started_again_is_the_same_sweep(swept, tmp_pa
     for row in ("vgg2", "vgg6"):
         for seed in ("seed0", "seed1"):
             ours, other = (
-                log.read_lines(folder / row / seed / "metrics.jsonl") for folder in (out, swept)
+                read_lines(folder / row / seed / "metrics.jsonl") for folder in (out, swept)
             )
             for one, two in zip(ours, other, strict=True):
                 for name in ("train_loss", "val_loss", "val_accuracy"):

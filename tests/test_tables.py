@@ -13,7 +13,7 @@ from experiments.report.__main__ import main
 from experiments.runs import names, read
 from experiments.runs.rows import ROWS
 from jaxcifar.errors import exit_code
-from jaxcifar.run import log
+from jaxcifar.files import write_json
 from tests.conftest import write_fake_runs
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -112,7 +112,7 @@ def test_other_images_and_dtypes_are_among_what_differs(tmp_path):
     content = json.loads(path.read_text())
     content["data"]["train"]["sha256"] = "4567"
     content["environment"]["dtype"] = "bfloat16"
-    log.write_json(path, content)
+    write_json(path, content)
     main(["tables", str(tmp_path), "--against=row1"])
     page = (tmp_path / "table.md").read_text()
     assert "| wide | the images, dtype float32 -> bfloat16 | 1, 1 | Val. acc. |" in page
@@ -131,7 +131,7 @@ def test_holdout_runs_are_compared_by_their_test_accuracy_too(tmp_path):
     for seed in range(3):
         path = tmp_path / "row1" / f"seed{seed}" / "result.json"
         test = {"test": {"loss": 0.5, "accuracy": 0.90 + 0.01 * seed, "images": 10_000}}
-        log.write_json(path, json.loads(path.read_text()) | test)
+        write_json(path, json.loads(path.read_text()) | test)
     main(["tables", str(tmp_path)])
     page = (tmp_path / "table.md").read_text()
     assert "Test accuracy, once | 91.00% ± 1.00 | 88.52 … 93.48 | – | 92.64% | -1.64 |" in page

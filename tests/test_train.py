@@ -13,10 +13,10 @@ import pytest
 
 from jaxcifar import data, programs, restore, train
 from jaxcifar.errors import Interrupted, UserError
+from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
 from jaxcifar.run.checkpoint import Checkpointer, Saved
 from jaxcifar.run.folder import RunFolder
-from jaxcifar.run.log import read_lines
 from tests.forked import Forked, environment_of
 from tests.tiny import SignalAt, Slow, Spoil, Watch, run, state_of, tiny, without_times
 

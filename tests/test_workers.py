@@ -22,7 +22,8 @@ from experiments import sweep, workers
 from experiments.runs import configs, read
 from jaxcifar import sharding, train
 from jaxcifar.errors import Busy, Interrupted, UserError
-from jaxcifar.run import log, signs
+from jaxcifar.files import read_lines
+from jaxcifar.run import signs
 from jaxcifar.sharding import make_mesh  # itself: `one_device` puts another in its place
 from tests.conftest import OPTIONS, pretend, start_sweep, sweep_command
 from tests.tiny import without_times
@@ -247,7 +248,7 @@ def test_one_of_two_workers_is_killed_and_the_sweep_is_the_serial_one(tmp_path):
     for seed in ("seed0", "seed1", "seed2"):
         assert not (out / "vgg2" / seed / ".running").exists()
         ours, other = (
-            log.read_lines(folder / "vgg2" / seed / "metrics.jsonl") for folder in (out, serial)
+            read_lines(folder / "vgg2" / seed / "metrics.jsonl") for folder in (out, serial)
         )
         for one, two in zip(ours, other, strict=True):
             for name in ("train_loss", "val_loss", "val_accuracy"):
@@ -524,7 +525,7 @@ def test_a_damaged_file_is_restored_from_the_checkpoint(swept, copied, name, tex
     assert start_sweep(copied) == 0
     assert len(read.sweeps(copied)[0].finished.runs) == 4  # which reads all files of all runs
     for path in copied.glob("*/*/metrics.jsonl"):
-        ours, theirs = (log.read_lines(p) for p in (path, swept / path.relative_to(copied)))
+        ours, theirs = (read_lines(p) for p in (path, swept / path.relative_to(copied)))
         assert without_times(ours) == without_times(theirs)
 
 

@@ -26,10 +26,10 @@ from experiments.runs.rows import ROWS
 from jaxcifar import programs, train
 from jaxcifar.config import Config, complete, differences, flatten
 from jaxcifar.errors import Interrupted, UserError
+from jaxcifar.files import append, replace, write_json
 from jaxcifar.hooks import Hook, Run
 from jaxcifar.kernels import compilation
 from jaxcifar.run import plots
-from jaxcifar.run.log import append, replace, write_json
 from jaxcifar.run.machine import environment
 from jaxcifar.run.progress import duration
 from jaxcifar.state import TrainState

@@ -23,11 +23,11 @@ from experiments.runs.images import training_images
 from experiments.runs.read import read_json, read_run
 from jaxcifar import programs, restore, sharding
 from jaxcifar.errors import Interrupted, UserError, interruptible
+from jaxcifar.files import replacing
 from jaxcifar.kernels import compilation
 from jaxcifar.models import create_model
 from jaxcifar.models.layers import BatchNorm
 from jaxcifar.run import plots
-from jaxcifar.run.log import replacing
 from jaxcifar.run.machine import environment
 from jaxcifar.run.progress import duration
 from jaxcifar.task import Inference, build_inference

@@ -15,7 +15,7 @@ from experiments.runs.rows import TABLE_3, TABLE_4
 from experiments.runs.stats import Estimate, difference, estimate
 from experiments.runs.table import Table
 from jaxcifar.errors import choose
-from jaxcifar.run.log import replace
+from jaxcifar.files import replace
 from jaxcifar.run.progress import duration
 
 NONE = "–"  # in a cell that does not apply

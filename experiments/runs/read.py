@@ -22,6 +22,7 @@ from experiments.runs.stats import smoothed
 from jaxcifar import options
 from jaxcifar.config import complete, flatten
 from jaxcifar.errors import UserError, of_file
+from jaxcifar.files import read_lines
 from jaxcifar.run import log
 from jaxcifar.run.folder import run_folders
 
@@ -394,7 +395,7 @@ def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
       UserError: it, or a line of it, cannot be read.
     """
     try:
-        return log.read_lines(path)
+        return read_lines(path)
     except OSError as error:
         raise of_file(error, path) from error
     except ValueError as error:

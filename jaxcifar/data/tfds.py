@@ -33,8 +33,8 @@ def read(spec: Spec, folder: pathlib.Path, split: str) -> Read:
     except ValueError as error:
         raise UserError(
             f"{folder} holds {spec.title} as prepared by tensorflow-datasets, but not in the "
-            f"format array_record, which is read without TensorFlow ({error}). Name another folder: "
-            "--config.data.dir=FOLDER or JAXCIFAR_DATA=FOLDER."
+            f"format array_record, which is read without TensorFlow ({error}). Name another "
+            "folder: --config.data.dir=FOLDER or JAXCIFAR_DATA=FOLDER."
         ) from error
     if not builder.is_prepared():
         _require_network(spec, folder)

@@ -31,9 +31,9 @@ import safetensors.numpy
 from jaxcifar import augment, data, restore, task
 from jaxcifar.config import Config
 from jaxcifar.errors import UserError, choose, exit_code
+from jaxcifar.files import replacing, write_json
 from jaxcifar.interop.torch import to_torch
 from jaxcifar.options import user_path
-from jaxcifar.run.log import replacing, write_json
 
 # The format: the ending of its file.
 FORMATS = {"stablehlo": "stablehlo", "torch": "pt", "safetensors": "safetensors", "npz": "npz"}

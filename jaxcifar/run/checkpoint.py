@@ -28,8 +28,8 @@ import orbax.checkpoint as ocp
 
 from jaxcifar import processes, sharding
 from jaxcifar.errors import UserError, in_short, note, of_file
+from jaxcifar.files import sync
 from jaxcifar.run.digest import Digest, digests, sha256, shapes, shapes_digest
-from jaxcifar.run.log import sync
 from jaxcifar.state import TrainState
 
 _KEPT = 2  # of the newest, beside the best

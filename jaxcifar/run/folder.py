@@ -17,10 +17,11 @@ from jax.sharding import Mesh
 from jaxcifar import processes, sharding
 from jaxcifar.config import Config, changed_fields, complete, differences
 from jaxcifar.errors import UserError, in_short, note, of_file
+from jaxcifar.files import file_digest, read_lines, write_json
 from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
 from jaxcifar.run.digest import sha256
 from jaxcifar.run.lock import check_shared, locked
-from jaxcifar.run.log import Record, RunLog, best_record, file_digest, read_lines, write_json
+from jaxcifar.run.log import Record, RunLog, best_record
 from jaxcifar.run.machine import check_environment, environment
 from jaxcifar.state import TrainState
 

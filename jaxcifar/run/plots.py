@@ -13,7 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jaxcifar.config import flatten
-from jaxcifar.run.log import averaged, best_record, replacing
+from jaxcifar.files import replacing
+from jaxcifar.run.log import averaged, best_record
 
 # Told apart by colour, by lightness (in grayscale) and by line style.
 LINES: tuple[dict[str, Any], ...] = (

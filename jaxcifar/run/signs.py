@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from jaxcifar.run.log import write_shared
+from jaxcifar.files import write_shared
 
 EVERY = 10.0  # seconds, between two touches
 _SILENT = 600.0  # seconds after which a run no longer counts as running

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from jaxcifar.run.log import RunLog, best_record, read_lines, replace, write_json
+from jaxcifar.files import read_lines, replace, write_json
+from jaxcifar.run.log import RunLog, best_record
 
 
 def test_a_reader_leaves_out_a_half_written_line(tmp_path):

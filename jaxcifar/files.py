@@ -1,0 +1,98 @@
+"""Files that no reader, full disk, kill or power cut ever sees half of."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes a JSON file by `replacing`."""
+    replace(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads a file of JSON lines; [] if there is none. A half-written last line is ignored.
+
+    Raises:
+      ValueError: a line is damaged.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]  # a whole line ends with \n
+
+
+def replace(path: pathlib.Path, text: str) -> None:
+    """Writes a file by `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_shared(path: pathlib.Path, content: Any) -> None:
+    """Writes a JSON file that other processes may write at the same time; the last one wins."""
+    with replacing(path, uuid.uuid4().hex) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path, mark: str = "") -> Iterator[pathlib.Path]:
+    """Yields the path of a file to write, which then replaces the one at `path`.
+
+    No reader, full disk, kill or power cut ever leaves half of it.
+
+    Args:
+      path: of the file; the other has the same suffix.
+      mark: part of the other's name, if several processes may write at the same time.
+
+    Raises:
+      OSError: it cannot be written. The error names `path`, whose content is unchanged.
+    """
+    temporary = path.with_name(f"{path.stem}.{mark}tmp{path.suffix}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        error.filename = str(path)  # the error of a full disk does not name the file
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def append(path: pathlib.Path, line: str) -> None:
+    """Appends a line to a file, and syncs it to the disk.
+
+    Raises:
+      OSError: it cannot be written. The error names the path.
+    """
+    try:
+        with path.open("a") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def sync(path: pathlib.Path) -> None:
+    """Syncs a file, or the names in a folder, to the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def file_digest(path: pathlib.Path) -> str | None:
+    """Returns the SHA-256 of a file; None if it cannot be read."""
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return None
