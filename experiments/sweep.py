@@ -206,6 +206,8 @@ def checked(
     """
     if any(option.startswith("--config.seed") for option in options):
         raise UserError("--config.seed would be the same for all runs. Give --seeds instead.")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out is {out}, which is a file. Give a folder.")
     jobs, mesh = [], sharding.make_mesh()
     for source in sources:
         config = with_options(source.config.copy_and_resolve_references(), options)
