@@ -7,7 +7,6 @@ generated from, the package; what both agree on has then been derived twice.
 Inputs are NCHW, 3x32x32. ``state_dict`` names are torchvision's.
 """
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -390,37 +389,3 @@ def create(
     return MODELS[name](
         num_classes=num_classes, activation=activation, dropout_rate=dropout_rate, width=width
     )
-
-
-@torch.no_grad()
-def randomize(model: nn.Module, seed: int) -> None:
-    """Give every parameter and running statistic a random value that matters to the output."""
-    generator = torch.Generator().manual_seed(seed)
-
-    # Drawn on the CPU, so that a model on a GPU gets the same values.
-    def uniform(target: Tensor, low: float, high: float) -> None:
-        target.copy_(torch.empty(target.shape).uniform_(low, high, generator=generator))
-
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            if module.weight is not None:
-                uniform(module.weight, 0.8, 1.2)
-            uniform(module.bias, -0.2, 0.2)
-            uniform(module.running_mean, -0.2, 0.2)
-            uniform(module.running_var, 0.5, 1.5)
-        elif isinstance(module, nn.Conv2d | nn.Linear):
-            std = math.sqrt(2 / module.weight[0].numel())
-            values = torch.empty(module.weight.shape).normal_(0, std, generator=generator)
-            module.weight.copy_(values)
-            if module.bias is not None:
-                uniform(module.bias, -0.2, 0.2)
-
-    # With running statistics that do not match the activations, BN does not hold a residual sum
-    # in check: full-scale branches would double its variance at every block.
-    for module in model.modules():
-        if isinstance(module, BasicBlock):
-            module.conv2.weight.mul_(0.25)
-        elif isinstance(module, Bottleneck):
-            module.conv3.weight.mul_(0.25)
-        elif isinstance(module, PreActivationBlock):
-            module.conv2.weight.mul_(0.25)
