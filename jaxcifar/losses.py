@@ -18,8 +18,8 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float 
       [N] float32, in nats.
     """
     if label_smoothing:
-        hard = targets.ndim == 1
-        targets = jax.nn.one_hot(targets, logits.shape[-1]) if hard else targets
+        if targets.ndim == 1:
+            targets = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
         targets = optax.smooth_labels(targets, label_smoothing)
     if targets.ndim == 1:
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets)

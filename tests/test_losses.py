@@ -55,3 +55,8 @@ def test_label_smoothing_is_pytorchs(smoothing, soft):
     )
     ours = losses.cross_entropy(LOGITS, targets, smoothing)
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5)
+
+
+def test_smoothed_targets_have_the_dtype_of_the_logits():
+    with jax.enable_x64(True):
+        assert losses.cross_entropy(LOGITS, jnp.asarray(LABELS), 0.1).dtype == jnp.float32
