@@ -21,8 +21,9 @@ def get_config():
     config.augment.flip = "alternating"
     config.data.test_augment = "mirror_translate"
 
-    # The source gives learning rate and decay for 1,024 images, multiplied by its measure of the
-    # momentum, 1 + 1 / (1 − momentum). (A gradient that stays adds up to 1 / (1 − momentum) of it.)
+    # The source's learning rate and decay are for 1,024 images, and contain by its convention the
+    # factor 1 + 1 / (1 − momentum), which is divided out here. (With a constant gradient, momentum
+    # multiplies a step by 1 / (1 − momentum).)
     rate, decay, momentum = 11.5, 0.0153, 0.85
     config.optim.name = "sgd"
     config.optim.momentum = momentum

@@ -475,14 +475,11 @@ class Signs(Hook):
     def start(self, run: Run) -> None:
         self._first = run.step
 
-    def before_step(self, run: Run) -> None:
-        self.progressed |= run.step > self._first
-
-    def before_evaluation(self, run: Run) -> None:
-        self.before_step(run)
-
     def after_epoch(self, run: Run, record: dict[str, Any]) -> None:
         self.progressed = True
+
+    def close(self, run: Run) -> None:
+        self.progressed |= run.step > self._first
 
     def withdraw(self) -> None:
         """Removes the sign of the run that has ended, if there is one."""
@@ -494,8 +491,12 @@ LOOK_AGAIN = 5.0  # seconds, at runs that another process trains
 GIVE_UP = 300.0  # seconds, if none of those processes seems to be alive
 
 
-class Held(UserError):
-    """The runs that are left are locked, by processes that have shown no sign of life for long."""
+class Outcome(NamedTuple):
+    """What was not trained, and why."""
+
+    failed: Failed
+    broke: Failed  # perhaps by the fault of the device
+    held: Failed  # locked by processes that have shown no sign of life for long
 
 
 class _Patience:
@@ -509,29 +510,27 @@ class _Patience:
         self._since = time.monotonic()  # when it did, or somebody seemed to be alive
         self._told: bool | None = None  # whether it was said that somebody seems to be alive
 
-    def wait(self, jobs: list[Job]) -> None:
-        """Waits for a moment.
-
-        Raises:
-          Held: see there.
-        """
-        gone = [text for job in jobs if (text := _without_sign(job))]
-        why = "\n".join(gone)
+    def wait(self, jobs: list[Job]) -> Failed:
+        """Waits for a moment; returns who holds all jobs, once nobody has shown a sign for long."""
+        gone = [(job, text) for job in jobs if (text := _without_sign(job))]
         if alive := len(gone) < len(jobs):
             self._since = time.monotonic()
-            why = f"Another process is training {'; '.join(map(str, jobs))}: waiting for it."
-        elif time.monotonic() - self._since > GIVE_UP:
-            raise Held(why)
         if alive is not self._told:
-            say(why)
+            names = "; ".join(map(str, jobs))
+            lines = [f"Another process is training {names}: waiting for it."]
+            say("\n".join(lines if alive else [text for _, text in gone]))
         self._told = alive
+        if time.monotonic() - self._since > GIVE_UP:
+            return gone
         time.sleep(LOOK_AGAIN)
+        return []
 
 
 def _without_sign(job: Job) -> str:
     """Says who locked a run without a sign of life since; "" if somebody may be training it."""
     sign = signs.running(job.workdir)
-    if sign is None or sign.alive:  # `jaxcifar train` shows none
+    # `jaxcifar train` shows none; and on this host a dead process holds no lock.
+    if sign is None or sign.alive or sign.host == socket.gethostname():
         return ""
     return (
         f"{job} is locked by a process on {sign.host} that fell silent {duration(sign.age)} ago. "
@@ -540,10 +539,11 @@ def _without_sign(job: Job) -> str:
     )
 
 
-def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
-    """Trains what is not done; returns what failed, and what broke for an unknown reason.
+def run(jobs: list[Job], start: str, sign: Signs) -> Outcome:
+    """Trains what is not done.
 
-    A run that another process is training is checked again until it is done or free. If a run
+    A run that another process is training is checked again until it is done or free, or until that
+    process has seemed to be dead for `GIVE_UP` seconds and nothing else is left. If a run
     breaks, the next one, of another config if possible, shows whose fault that was. If it succeeds,
     the first has failed. If it breaks as well, or there is none and nothing was trained before, the
     device may be at fault: the work ends, and other processes may train these runs. What broke or
@@ -558,9 +558,9 @@ def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
 
     Raises:
       Interrupted: it was stopped, during a run or between two.
-      Held: what is left is locked by processes that seem to be dead.
     """
     failed: Failed = []
+    held: Failed = []
     suspect: tuple[Job, str] | None = None  # it broke, and no run has succeeded since
     at_fault: set[str] = set()  # the names of runs that broke where others succeeded
     succeeded = False
@@ -624,19 +624,20 @@ def run(jobs: list[Job], start: str, sign: Signs) -> tuple[Failed, Failed]:
                     continue
                 signs.fail(job.workdir, broke[1])  # for --status; others may try it
                 if suspect:
-                    return failed, [suspect, broke]
+                    return Outcome(failed, [suspect, broke], held)
                 suspect = broke
                 unlike = [entry for entry in waiting if entry[1].name != job.name]
                 waiting = unlike + [entry for entry in waiting if entry not in unlike]
-        if len(busy) == before:
-            patience.wait([job for _, job in busy])
-        else:
+        if len(busy) < before:
             patience.renew()
+        elif held := patience.wait([job for _, job in busy]):
+            break
         waiting = busy
     if succeeded:
         blame()
         suspect = None
-    return failed, [suspect] if suspect and suspect[0].state != "done" else []
+    broken = [suspect] if suspect and suspect[0].state != "done" else []
+    return Outcome(failed, broken, held)
 
 
 def _train(job: Job, sign: Signs) -> None:
@@ -653,7 +654,7 @@ def _train(job: Job, sign: Signs) -> None:
 
 def _share(
     jobs: list[Job], command: list[str], arguments: argparse.Namespace, sign: Signs
-) -> tuple[Failed, Failed]:
+) -> Outcome:
     """Lets workers run the command; returns what `run` does."""
     start, where = uuid.uuid4().hex, workers.places(arguments.workers)
     commands = [
@@ -687,7 +688,7 @@ def _share(
     for worker in ended:
         if worker.process.returncode == 2 and any(why.endswith(str(logs)) for _, why in failed):
             raise UserError(f"A worker could not start; the end of {worker.log}:\n{worker.said}")
-    return failed, broke
+    return Outcome(failed, broke, held=[])
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -841,7 +842,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if error.signum != signal.SIGUSR1 or sign.progressed:
                 raise
             raise Interrupted(error.signum, f"{error} {_NO_STEP}") from error
-        except (sharding.NoDevice, Held) as error:
+        except sharding.NoDevice as error:
             note(str(error))
             return BROKE
         except (UserError, OSError):
@@ -905,13 +906,13 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
         print(_table(jobs))
         return 0
     if arguments.workers:
-        failed, broke = _share(jobs, command, arguments, sign)
+        failed, broke, held = _share(jobs, command, arguments, sign)
     else:
         compilation.use_cache()
         index, count = parse_shard(arguments.worker)  # each starts elsewhere in the list
         first = index * len(jobs) // count
         jobs = jobs[first:] + jobs[:first]
-        failed, broke = run(jobs, arguments.began, sign)
+        failed, broke, held = run(jobs, arguments.began, sign)
     folder, done = shlex.quote(str(arguments.out)), [job for job in jobs if job.state == "done"]
     say(
         f"\n{len(done)} of {len(jobs)} runs are in {arguments.out}, after "
@@ -920,14 +921,15 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
     )
     for job, why in failed + broke:
         note(f"failed: {job} ({job.workdir}): {why}")
+    for _, why in held:
+        note(f"not trained: {why}")
     if broke:
         note(
             f"{' and '.join(str(job) for job, _ in broke)} broke, and no run succeeded after that: "
             "this process or its device may be at fault. The same command tries again"
             + (", the others first." if len(done) + len(failed + broke) < len(jobs) else ".")
         )
-        return BROKE
-    return 1 if failed else 0
+    return BROKE if broke or held else 1 if failed else 0
 
 
 if __name__ == "__main__":

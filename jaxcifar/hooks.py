@@ -49,7 +49,14 @@ class Run:
 
 
 class Hook:
-    """Override the methods you need. All are called by the thread that trains."""
+    """Override the methods you need. All are called by the thread that trains.
+
+    Attributes:
+      reads_state: whether `before_step` reads `run.state`. If it does not, the host need not wait
+        for the devices before each call.
+    """
+
+    reads_state = True
 
     def locked(self, workdir: pathlib.Path) -> None:
         """Once this process has the run's folder, before anything is loaded or compiled."""
@@ -60,9 +67,9 @@ class Hook:
     def before_step(self, run: Run) -> None:
         """Before each call of the training program, when `run.step` steps are done.
 
-        A call makes `run.task.steps_per_call` steps. The devices have finished the call before, so
-        that it counts as training and this method does not; without a hook that overrides it, the
-        host prepares a call while the devices still work on the last one.
+        A call makes `run.task.steps_per_call` steps. The time that this method takes is not counted
+        as training. If it reads the state, see `reads_state`, the devices have finished the call
+        before; else the host prepares a call while they work on the last one.
         """
 
     def before_evaluation(self, run: Run) -> None:
@@ -95,6 +102,8 @@ class Profile(Hook):
     Attributes:
       traced: the steps in the trace, once it is written; else 0.
     """
+
+    reads_state = False  # or the trace would show gaps between calls that no other run has
 
     def __init__(self, steps: int):
         self._steps, self._first = steps, -1
@@ -137,10 +146,13 @@ class Hooks:
     def __init__(self, hooks: Sequence[Hook]):
         self._hooks = hooks
 
-    def override(self, name: str) -> bool:
-        """Whether any hook has a method `name` of its own."""
-        inherited = getattr(Hook, name)
-        return any(getattr(hook, name).__func__ is not inherited for hook in self._hooks)
+    @property
+    def read_state(self) -> bool:
+        """Whether a hook reads the state before each call of the training program."""
+        return any(
+            hook.reads_state and getattr(hook.before_step, "__func__", None) is not Hook.before_step
+            for hook in self._hooks
+        )
 
     def call(self, name: str, seen: Run | pathlib.Path, *args: Any) -> None:
         """Calls the method `name` of every hook.

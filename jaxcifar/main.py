@@ -75,8 +75,12 @@ class Origin(Hook):
         self._file, self._config = file.stem if packaged else file, options.load(file)
 
     def start(self, run: Run) -> None:
-        """Only now is it certain that the folder is this run's."""
-        if processes.is_first():
+        """Only now is it certain that the folder is this run's.
+
+        What the file says when the run is resumed may be meant for another one.
+        """
+        resumed = run.step and (run.workdir / options.ORIGIN).exists()
+        if processes.is_first() and not resumed:
             options.write_origin(run.workdir, self._file, self._config)
 
 

@@ -113,7 +113,7 @@ def load(name: str | pathlib.Path) -> Config:
 
 
 def write_origin(folder: pathlib.Path, file: str | pathlib.Path, config: Config) -> None:
-    """Writes what a run's config was before options changed it, unless that is there already.
+    """Writes what a run's config was before options changed it, if that is not what is there.
 
     Without it nothing could say later how the run was shortened, or which command made it.
 

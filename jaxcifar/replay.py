@@ -69,7 +69,8 @@ def replay(
     splits = train.load_splits(config)
     task = build(config, splits.train, mesh)
     if about["data"]:  # imported weights have none
-        check_alike(about, config, splits.provenance, environment(task.in_force, mesh), workdir)
+        now = environment(task.in_force, mesh)
+        check_alike(about, config, splits.provenance, now, workdir, "replayed")
     numbers = sharding.replicate(hyperparams(config), mesh)
     images, labels = programs.on_devices(splits.train, mesh)
     validation = programs.on_devices(splits.validation, mesh)
@@ -83,9 +84,11 @@ def replay(
     first = int(state.step)
     say(f"{workdir}: from the checkpoint of step {first}" if last else f"{workdir}: from step 0")
     end = config.train.epochs * task.steps_per_epoch
+    if last and not last.evaluated and _diverges(task, state, validation, say):
+        return first
     if first >= end:
         raise UserError(
-            f"The run in {workdir} is finished: after step {end} there is none to replay."
+            f"All {end} steps of the run in {workdir} are done: there is none to replay."
         )
     step, alone, order_of = first, first, -1
     while step < end:
@@ -100,10 +103,7 @@ def replay(
             step += steps
             if step == alone != first:
                 say(f"step {step}: all finite so far, unlike in one call, which rounds differently")
-            if step % task.steps_per_epoch == 0 and not _evaluates(task, state, validation):
-                say(f"step {step}, epoch {epoch + 1}: the validation loss is not finite")
-                for line in _report(_sizes("after the step", state.variables)):
-                    say(line)
+            if _diverges(task, state, validation, say):
                 return step
             continue
         if steps > 1:
@@ -122,14 +122,24 @@ def replay(
     return None
 
 
-def _evaluates(task: Task, state: TrainState, validation: tuple[jax.Array, jax.Array]) -> bool:
-    """Whether the validation losses after an epoch, see `jaxcifar.train`, are finite."""
+def _diverges(
+    task: Task,
+    state: TrainState,
+    validation: tuple[jax.Array, jax.Array],
+    say: Callable[[str], None],
+) -> bool:
+    """Whether an epoch has ended, and its evaluation is not finite; reports that."""
+    epoch, rest = divmod(int(state.step), task.steps_per_epoch)
+    if rest or not epoch:
+        return False
     for variables in (state.variables, state.ema):
-        if variables is not None:
-            scores = programs.evaluate(task.inference, variables, *validation)
-            if scores is not None and not np.isfinite(scores["loss"]):
-                return False
-    return True
+        scores = variables and programs.evaluate(task.inference, variables, *validation)
+        if scores and not np.isfinite(scores["loss"]):
+            say(f"step {state.step}, epoch {epoch}: the validation loss is not finite")
+            for line in _report(_sizes("after the step", variables)):
+                say(line)
+            return True
+    return False
 
 
 _Size = tuple[str, float, int]  # name, largest absolute value, how many are not finite

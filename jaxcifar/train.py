@@ -148,10 +148,10 @@ def _train_epoch(
     metrics = _EpochMetrics(position)
     end = (position.epochs_done + 1) * task.steps_per_epoch
     while run.step < end:
-        if called.override("before_step"):
-            jax.block_until_ready(run.state)  # or a hook that waits for it would seem to train
-            with metrics.paused():
-                called.call("before_step", run)
+        if called.read_state:
+            jax.block_until_ready(run.state)  # a hook would wait for it in time that is not counted
+        with metrics.paused():
+            called.call("before_step", run)
         if _stop_is_agreed(run):
             metrics.fetch()
             _check_finite(run, position, folder)

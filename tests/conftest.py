@@ -191,6 +191,14 @@ def write_fake_runs(out, changes=None, seeds=3, rows=ROWS, epochs=2, **fields):
     return out
 
 
+@pytest.fixture
+def full_disk():
+    """A file on a disk that is always full."""
+    if not pathlib.Path("/dev/full").is_char_device():
+        pytest.skip("no /dev/full, which is always full, as on Linux")
+    return "/dev/full"
+
+
 # --- runs of the core: see tests/tiny.py ------------------------------------------------------
 
 

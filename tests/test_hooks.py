@@ -8,9 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.sweep import Signs
 from jaxcifar.errors import Busy, Interrupted, UserError
 from jaxcifar.files import read_lines
-from jaxcifar.hooks import Hook, Profile
+from jaxcifar.hooks import Hook, Hooks, Profile
+from jaxcifar.main import Origin
+from jaxcifar.options import CONFIGS
 from jaxcifar.run.checkpoint import Checkpointer, Saved
 from jaxcifar.run.folder import RunFolder
 from tests.tiny import SignalAt, Spoil, Watch, run, tiny, without_times
@@ -104,6 +107,20 @@ def test_the_devices_have_finished_where_a_step_is_looked_at(tmp_path):
     assert look.seen == 6
 
 
+def test_a_hook_may_be_made_of_a_function(tmp_path):
+    hook, steps = Hook(), []
+    hook.before_step = lambda run: steps.append(run.step)
+    run(tiny(), tmp_path, hook)
+    assert steps == [0, 1, 2, 3, 4, 5]
+    assert Hooks([hook]).read_state
+
+
+def test_only_hooks_that_read_the_state_hold_the_host_back():
+    assert not Hooks([Profile(1), Signs(), Origin(CONFIGS / "row1.py"), Hook()]).read_state
+    assert Hooks([Hook(), SignalAt(0)]).read_state
+
+
+@pytest.mark.slow
 def test_what_hooks_do_to_a_record_changes_no_run(finished, tmp_path, capsys):
     with pytest.raises(Interrupted):
         run(tiny(), tmp_path, Meddle(), SignalAt(5))

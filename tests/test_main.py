@@ -12,8 +12,10 @@ import time
 import pytest
 
 from experiments.report import __main__ as report
+from jaxcifar.errors import Interrupted
 from jaxcifar.files import read_lines
-from jaxcifar.main import run, summary
+from jaxcifar.main import Origin, run, summary
+from tests import tiny as small
 from tests.conftest import OPTIONS
 from tests.forked import Forked
 from tests.tiny import tiny
@@ -152,6 +154,25 @@ def test_a_shortened_run_in_a_folder_of_another_name_is_marked(tmp_path):
     again = f"jaxcifar train vgg2 --workdir={tmp_path / 'runs' / 'short'} "
     (line,) = [line for line in page.splitlines() if line.startswith(again)]
     assert set(OPTIONS) - set(line.split()) == {"--config.train.eval_batch_size=96"}
+
+
+@pytest.mark.slow
+def test_the_origin_is_that_of_the_first_start(tmp_path):
+    """When the run is resumed, the file may be meant for another one."""
+    file = tmp_path / "small.py"
+
+    def origin(epochs):
+        file.write_text(
+            "from tests.tiny import tiny\n\n\n"
+            f"def get_config():\n    return tiny(train__epochs={epochs})\n"
+        )
+        return Origin(file)
+
+    with pytest.raises(Interrupted):
+        small.run(tiny(), tmp_path / "run", origin(epochs=5), small.SignalAt(1))
+    small.run(tiny(), tmp_path / "run", origin(epochs=2))
+    saved = json.loads((tmp_path / "run" / "origin.json").read_text())
+    assert saved["config"]["train"]["epochs"] == 5
 
 
 # --- a whole life -----------------------------------------------------------------------------

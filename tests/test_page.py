@@ -111,11 +111,21 @@ def test_page_needs_no_network_and_says_what_is_missing(page):
 def test_only_what_a_sweep_can_have_is_missing(tmp_path):
     write_fake_runs(tmp_path / "three", rows=["row6", "row8"], seeds=1, epochs=200)
     write_fake_runs(tmp_path / "four", rows=["vgg1", "vgg2"], seeds=1, epochs=50)
+    write_fake_runs(tmp_path / "all", rows=[f"vgg{i}" for i in range(1, 9)], seeds=1, epochs=50)
+    (tmp_path / "all" / "vgg3" / "seed0" / "steps.jsonl").unlink()
+    (tmp_path / "all" / "figures").mkdir()
+    (tmp_path / "all" / "figures" / "fig3.png").write_bytes(b"no picture")
     main([str(tmp_path)])
     text = (tmp_path / "report.html").read_text()
     for folder, figure in (("four", "fig3"), ("three", "accuracy"), ("three", "augment")):
         assert f"jaxcifar report figures {tmp_path / folder} --only={figure}" in text
-    never = (("three", "fig3"), ("three", "fig4"), ("four", "fig4"), ("four", "fig5"))
+    never = (
+        ("three", "fig3"),
+        ("three", "fig4"),
+        ("four", "fig4"),
+        ("four", "fig5"),
+        ("all", "fig5"),
+    )
     for folder, figure in never:
         assert f"jaxcifar report figures {tmp_path / folder} --only={figure}" not in text
     assert "Training histories of row6, row8. " in text

@@ -254,9 +254,9 @@ def test_processes_that_are_not_alike(second, message, tmp_path):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def leave_on_a_full_disk(port):
+def leave_on_a_full_disk(port, full_disk):
     """What it prints cannot be written, as where its output goes to a file."""
-    with open("/dev/full", "w") as full, processes.together(Place(f"127.0.0.1:{port}", 1, 0), 60):
+    with open(full_disk, "w") as full, processes.together(Place(f"127.0.0.1:{port}", 1, 0), 60):
         sys.stdout = full
         print("this is buffered")
         os.dup2(full.fileno(), sys.stderr.fileno())
@@ -265,8 +265,8 @@ def leave_on_a_full_disk(port):
         thread.join()  # it is not the main thread that answers a signal, or the end of another
 
 
-def test_an_end_that_cannot_be_told_is_an_end(tmp_path):
-    told = (leave_on_a_full_disk, free_port())
+def test_an_end_that_cannot_be_told_is_an_end(tmp_path, full_disk):
+    told = (leave_on_a_full_disk, free_port(), full_disk)
     process = Forked(*told, environment=environment(1), cwd=tmp_path)
     process.communicate(timeout=LIMIT)
     assert process.returncode == 143

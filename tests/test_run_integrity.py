@@ -1,5 +1,6 @@
 """A run's folder after something in it was damaged, lost or exchanged."""
 
+import itertools
 import json
 import shutil
 
@@ -13,6 +14,7 @@ from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
 from jaxcifar.models import create_model
 from jaxcifar.optim import make_optimizer
+from jaxcifar.run import machine
 from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
 from jaxcifar.run.digest import digests
 from jaxcifar.state import create_state
@@ -342,11 +344,35 @@ def test_a_result_that_is_not_believed_is_gone_while_the_run_goes_on(expected, c
     assert numbers(copied) == expected
 
 
-def test_the_memory_of_a_start_that_trained_nothing_is_not_the_runs(copied):
-    assert json.loads((copied / "result.json").read_text())["peak_memory_bytes"]
+@pytest.mark.slow
+def test_a_result_stays_until_the_run_goes_on(copied):
+    """It may be all that is left."""
+    before = (copied / "result.json").read_bytes()
+    for path in copied.glob("checkpoints/*/progress/metadata"):
+        path.write_text("{}")
+    with (copied / "steps.jsonl").open("a") as file:
+        file.write("\n")
+    with pytest.raises(UserError, match="All checkpoints"):
+        run(tiny(), copied)
+    assert (copied / "result.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_damaged_imported_weights_keep_no_run_from_going_on(finished, tmp_path, capsys):
+    restore.start_from(tiny(), tmp_path, state_of(finished))
+    with pytest.raises(Interrupted):
+        run(tiny(), tmp_path, StopAt(1))
+    flip(tmp_path / "checkpoints" / "0" / "progress" / "metadata")
+    assert run(tiny(), tmp_path)["last"]["epoch"] == 3
+    assert "set aside as damaged-0-1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_start_that_trained_nothing_is_not_the_runs(copied, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "peak_memory", itertools.count(1).__next__)  # it grows
     (copied / "result.json").unlink()
-    np.ones(2**26)  # half a gigabyte
     assert run(tiny(), copied)["peak_memory_bytes"] is None
+    assert run(tiny(train__epochs=1), tmp_path / "new")["peak_memory_bytes"]
 
 
 @pytest.mark.slow

@@ -136,19 +136,31 @@ def fig4(sweep: Sweep, folder: pathlib.Path) -> list[str]:
 # --- figure 5 ---------------------------------------------------------------------------------
 
 
+_ROWS_OF_FIG5 = (*WITHOUT_BN, *WITH_BN)
+
+
+def _curves_of_fig5(done: Sweep) -> tuple[int, list[np.ndarray]]:
+    """Returns the window of the smoothing, and [rows, steps] losses for each seed of all rows.
+
+    There are none if no seed is in all of them, steps.jsonl is gone, or their lengths differ.
+    """
+    if not set(_ROWS_OF_FIG5) <= set(done.names):
+        return 1, []
+    window = max(1, len(done.of(_ROWS_OF_FIG5[0])[0].steps()) // 40)
+    seeds = sorted({run.seed for run in done.runs})
+    curves = [done.loss_curves(_ROWS_OF_FIG5, seed, window) for seed in seeds]
+    return window, [of_rows for of_rows in curves if of_rows is not None]
+
+
 def fig5(sweep: Sweep, folder: pathlib.Path) -> list[str]:
     """Draws the training loss by step at four learning rates, and the gap between them.
 
     The seeds that all eight rows have are averaged. The loss is smoothed over a fortieth of the
     steps.
     """
-    done, rows = sweep.finished, (*WITHOUT_BN, *WITH_BN)
-    if not set(rows) <= set(done.names):
-        return []
-    window = max(1, len(done.of(rows[0])[0].steps()) // 40)
-    curves = [done.loss_curves(rows, seed, window) for seed in sorted({r.seed for r in done.runs})]
-    curves = [of_rows for of_rows in curves if of_rows is not None]
-    if not curves:  # no seed is in all of them, steps.jsonl is gone, or their lengths differ
+    done = sweep.finished.only(_ROWS_OF_FIG5)
+    window, curves = _curves_of_fig5(done)
+    if not curves:
         return []
     mean = np.mean(curves, axis=0)
     groups = {
@@ -157,7 +169,6 @@ def fig5(sweep: Sweep, folder: pathlib.Path) -> list[str]:
     }
     of_seeds = f", mean of {len(curves)} seeds" if len(curves) > 1 else ""
     title = f"Training loss at four learning rates (smoothed over {window} steps{of_seeds})"
-    done = done.only(rows)
     title += caption(done)
     bands = {
         "without BN": {"color": "#e08a1e", "hatch": "//"},
@@ -280,9 +291,9 @@ def sources(sweep: Sweep) -> dict[str, list[Run]]:
     """
     done = sweep.finished
     found = {f"history_{name}": done.of(name) for name in done.names}
-    for stem, rows in (("fig3", WITHOUT_BN), ("fig4", WITH_BN), ("fig5", (*WITHOUT_BN, *WITH_BN))):
+    for stem, rows in (("fig3", WITHOUT_BN), ("fig4", WITH_BN), ("fig5", _ROWS_OF_FIG5)):
         part = done.only(rows)
-        if part.runs and (stem != "fig5" or len(part.names) == len(rows)):
+        if part.runs and (stem != "fig5" or _curves_of_fig5(part)[1]):
             found[stem] = list(part.runs)
     if done.runs:
         found["accuracy"] = list(done.runs)

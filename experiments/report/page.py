@@ -160,9 +160,12 @@ def _figures(sweep: Sweep) -> tuple[str, list[str]]:
 
 
 def _keywords(path: pathlib.Path) -> str:
-    """What `plots.drawing` was given; "" of an earlier version's pictures."""
-    with Image.open(path) as picture:
-        return picture.info.get("Keywords", "")
+    """What `plots.drawing` was given; "" of an earlier version's pictures, and of what is none."""
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("Keywords", "")
+    except (OSError, ValueError, SyntaxError):
+        return ""
 
 
 def landscape_section(folder: pathlib.Path) -> str:

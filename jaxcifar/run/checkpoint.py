@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jaxcifar import processes, sharding
-from jaxcifar.errors import UserError, in_short, note, of_file
+from jaxcifar.errors import UserError, in_short, note
 from jaxcifar.files import sync
 from jaxcifar.run.digest import Digest, digests, sha256, shapes, shapes_digest
 from jaxcifar.state import TrainState
@@ -35,11 +36,8 @@ from jaxcifar.state import TrainState
 _KEPT = 2  # of the newest, beside the best
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written
 _DELETED = ".deleted"  # the end of the name of a folder that is being deleted
-# Failures to read that say nothing about what is on the disk.
-_MAY_PASS = (
-    *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
-    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
-)
+# Failures to read after which what is on the disk may be intact.
+_MAY_PASS = {"EACCES", "EPERM", "EIO", "ESTALE", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOMEM"}
 
 
 class Damaged(UserError):
@@ -130,9 +128,12 @@ class Checkpointer:
         if best := self._newest_best():
             return Saved.of(best[0])
         first = Saved(0, False)
-        if first in self.all() and self.progress(first).get("about", {}).get("data") == {}:
-            return first
-        return None
+        if first not in self.all():
+            return None
+        with contextlib.suppress(Damaged):
+            if self.progress(first).get("about", {}).get("data"):
+                return None  # random weights
+        return first
 
     def progress(self, saved: Saved) -> dict[str, Any]:
         """Returns the progress in a checkpoint, without its state.
@@ -383,16 +384,26 @@ class Checkpointer:
         except UserError:
             raise
         except Exception as error:  # Orbax passes on whatever its storage layers raise
-            if isinstance(error, OSError) and error.errno in _MAY_PASS:  # it may be intact
-                raise of_file(error) from error
-            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            if _may_pass(error):
                 raise UserError(
-                    f"The checkpoint {path} cannot be read, for want of memory ({in_short(error)})."
+                    f"The checkpoint {path} cannot be read now ({in_short(error)}), but it may be "
+                    "intact. Try again. If that does not help, move it away, and the one before it "
+                    "is used."
                 ) from error
             gone = "" if path.exists() else "it is not there, "
             raise Damaged(
                 f"The checkpoint {path} cannot be read ({gone}{in_short(error)})."
             ) from error
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether an error of reading says nothing certain about what is on the disk."""
+    number = error.errno if isinstance(error, OSError) else None
+    if found := re.search(r"\[OS error (\d+)", str(error)):  # TensorStore's, in a ValueError
+        number = int(found[1])
+    if number is not None:
+        return errno.errorcode.get(number) in _MAY_PASS
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 @functools.cache

@@ -208,10 +208,10 @@ class RunFolder:
                 f"{self.path / 'metrics.jsonl'}, or choose another --workdir."
             )
         self._about = content
-        self._checkpoints = Checkpointer(self.path / "checkpoints")  # makes room, where it can
+        # First, as it deletes half-written checkpoints, and the disk may be full.
+        self._checkpoints = Checkpointer(self.path / "checkpoints")
         self._closing.callback(self._checkpoints.close)
         write_json(self.path / "config.json", content)
-        (self.path / "result.json").unlink(missing_ok=True)  # it was not believed
 
     @property
     def checkpoints(self) -> Checkpointer:
@@ -348,6 +348,9 @@ class RunFolder:
             "history": list(self._log.history) if self._log else [],
             "damaged": self._damaged,
         }
+        # One that was not believed must not say that a run is finished which goes on. Until then it
+        # may be all that is left of the run.
+        (self.path / "result.json").unlink(missing_ok=True)
         self.checkpoints.save(step, state, progress, val_accuracy)
 
     @processes.on_first
@@ -548,6 +551,7 @@ def check_alike(
     provenance: dict[str, dict],
     now: dict[str, Any],
     workdir: pathlib.Path,
+    what: str = "resumed",
 ) -> None:
     """Checks that a run would compute here what it computed before; a change of rounding is noted.
 
@@ -557,6 +561,7 @@ def check_alike(
       provenance: where the images of each split come from.
       now: see `jaxcifar.run.machine.environment`.
       workdir: the run's folder, for the message.
+      what: is done with the run, for the note.
 
     Raises:
       UserError: the images, the dtype or settings of JAX differ.
@@ -569,7 +574,8 @@ def check_alike(
             "it was started on, or choose another --workdir."
         )
     check_images(about["data"], provenance, workdir)
-    check_environment([about["environment"], *about.get("resumed", [])][-1], now, workdir)
+    last = [about["environment"], *about.get("resumed", [])][-1]
+    check_environment(last, now, workdir, what)
 
 
 def check_start(

@@ -56,6 +56,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
             # Whoever held it failed before it wrote anything, and deleted what this process locked.
             raise Busy(f"Another process has just deleted {workdir}. Start again.")
         stack.callback(_delete_if_empty, made)
+        with contextlib.suppress(OSError):  # a process of a sweep that died left it
+            (workdir / ".running").unlink()
         yield
 
 

@@ -71,22 +71,29 @@ _ROUNDING = (
 _CODE = ("jaxcifar", "commit", "flax", "optax", "numpy")  # may change either, or nothing
 
 
-def check_environment(before: dict[str, Any], now: dict[str, Any], workdir: pathlib.Path) -> None:
-    """Compares the environment of a resumed run with the one before; see `environment`.
+def check_environment(
+    before: dict[str, Any], now: dict[str, Any], workdir: pathlib.Path, what: str = "resumed"
+) -> None:
+    """Compares the environment of a run that is resumed with the one before; see `environment`.
 
     A difference that only changes rounding is reported, as is other code. What an earlier version
     did not record is not compared.
 
+    Args:
+      before, now: the environments.
+      workdir: the run's folder, for the message.
+      what: is done with the run, for the note.
+
     Raises:
-      UserError: the resumed run would compute something else.
+      UserError: the run would compute something else.
     """
-    for name, what in _DECISIVE.items():
+    for name, setting in _DECISIVE.items():
         if before.get(name, now[name]) != now[name]:
             raise UserError(
-                f"{workdir} holds a run with {what} set to {before[name]}, but here it is "
+                f"{workdir} holds a run with {setting} set to {before[name]}, but here it is "
                 f"{now[name]}. Set it as before to resume the run, or choose another --workdir."
             )
-    for names, what in (
+    for names, how in (
         (_ROUNDING, "under conditions that change rounding"),
         (_CODE, "by other code"),
     ):
@@ -96,7 +103,7 @@ def check_environment(before: dict[str, Any], now: dict[str, Any], workdir: path
             if name in before and before[name] != now[name]
         ]
         if changed:
-            note(f"resumed {what}: {', '.join(changed)}")
+            note(f"{what} {how}: {', '.join(changed)}")
 
 
 def git_commit() -> str | None:

@@ -89,19 +89,33 @@ def test_a_step_before_and_after_its_evaluation(tmp_path):
     checkpoints.close()
 
 
-def test_random_weights_are_not_the_best(tmp_path):
-    checkpoints = Checkpointer(tmp_path / "c")
-    checkpoints.save(0, small_state(), {"about": {"data": {"train": {}}}}, None)
+@pytest.mark.parametrize(
+    ("progress", "imported"),
+    [
+        ({"about": {"data": {"train": {}}}}, False),
+        ({"about": {"data": {}}}, True),
+        ({}, True),  # of an earlier version
+    ],
+)
+def test_random_weights_are_not_the_best(tmp_path, progress, imported):
+    checkpoints, first = Checkpointer(tmp_path / "c"), Saved(0, evaluated=False)
+    checkpoints.save(0, small_state(), progress, None)
     checkpoints.close()
-    assert (checkpoints.best(), checkpoints.last()) == (None, Saved(0, evaluated=False))
+    assert (checkpoints.best(), checkpoints.last()) == (first if imported else None, first)
+    (tmp_path / "c" / "0" / "progress" / "metadata").write_text("{")
+    assert checkpoints.best() == first  # which reading it will find out
 
 
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
-        (OSError(errno.EIO, "Input/output error"), UserError, "Input/output error"),
+        (OSError(errno.EIO, "Input/output error"), UserError, "Input/output error.* may be intact"),
         (OSError(errno.ESTALE, "Stale file handle"), UserError, "Stale"),
-        (MemoryError(), UserError, "for want of memory"),
+        (MemoryError(), UserError, "may be intact"),
+        # As TensorStore has them.
+        (ValueError("UNKNOWN: ... [OS error 116: Stale file handle]"), UserError, "Stale"),
+        (ValueError("NOT_FOUND: ... [OS error 2: No such file]"), Damaged, "No such file"),
+        (ValueError("DATA_LOSS: CRC32C checksum mismatch"), Damaged, "checksum"),
         (OSError(errno.ENOENT, "No such file"), Damaged, "cannot be read"),
         (OSError("odd"), Damaged, "cannot be read"),
     ],

@@ -95,8 +95,8 @@ def test_a_reader_that_goes_away_ends_no_run(monkeypatch, terminal):
         print("nor does what is printed after it", flush=True)
 
 
-def test_nor_does_a_full_disk_and_it_is_told_once(monkeypatch, capsys):
-    with open("/dev/full", "w") as stdout:
+def test_nor_does_a_full_disk_and_it_is_told_once(monkeypatch, capsys, full_disk):
+    with open(full_disk, "w") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
         with Progress(4, 10, 0) as shows:
             shows.started(5)
