@@ -24,7 +24,6 @@ from jaxcifar.train import train_and_evaluate
 QUICK = bool(os.environ.get("QUICK"))  # only to see that it runs
 EPOCHS, WIDTH, IMAGES = (1, 0.05, 128) if QUICK else (8, 0.125, 0)  # 0: all images
 NAMES = {"vgg_a": "VGG-A", "vgg_a_bn": "VGG-A with BatchNorm"}
-folder = tempfile.mkdtemp()
 print("training on", jax.devices()[0].device_kind)
 
 # %% [markdown]
@@ -63,6 +62,7 @@ class AlongGradient(Hook):
         print("epoch {epoch}: loss {val_loss:.3f}, accuracy {val_accuracy:.1%}".format(**record))
 
 
+folder = tempfile.mkdtemp()  # a new one each time, or finished runs would not be trained again
 figure, panels = plt.subplots(1, 2, figsize=(10, 3.5), sharey=True, layout="constrained")
 for axes, (name, label) in zip(panels, NAMES.items(), strict=True):
     print(label)

@@ -16,16 +16,25 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from jaxcifar import data, restore, sharding
-from jaxcifar.errors import UserError, exit_code, note
+from jaxcifar.errors import UserError, exit_code, in_short, note
 from jaxcifar.options import user_path
 from jaxcifar.run.folder import saved_config
 from jaxcifar.task import build_inference
 
 _SIDE = 32
-_BITS_PER_SAMPLE = 258  # the tag of a TIFF file
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of a TIFF file; 0 is white in the second's kind 0
+_TURNS = {  # by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _BAR = 24  # characters of a probability of 1
@@ -81,8 +90,10 @@ def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
             with Image.open(path, formats=_FORMATS) as opened:
                 if (frames := getattr(opened, "n_frames", 1)) > 1:
                     note(f"{path} has {frames} pictures; the first is used")
-                picture = ImageOps.exif_transpose(opened)
-                picture.load()
+                opened.load()
+                # Not by ImageOps, which writes all of EXIF anew and fails where a part is odd.
+                turn = _TURNS.get(opened.getexif().get(ExifTags.Base.Orientation))
+                picture = opened.copy() if turn is None else opened.transpose(turn)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(
             f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels. Make it smaller first."
@@ -91,8 +102,8 @@ def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
         raise UserError(f"{path} is not a picture. Give a PNG, JPEG or WebP file.") from error
     except FileNotFoundError as error:
         raise UserError(f"There is no file {path}.") from error
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's, of a damaged file
-        raise UserError(f"{path} cannot be read as a picture: {error}.") from error
+    except Exception as error:  # of a damaged file Pillow raises almost anything
+        raise UserError(f"{path} cannot be read as a picture: {in_short(error)}.") from error
     if picture.mode == "F" or (picture.mode == "I" and opened.format != "PNG"):
         raise UserError(
             f"{path} has pixels of 32 bits, for which no value is defined as white. Save it with 8 "
@@ -101,6 +112,8 @@ def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
     if picture.mode.startswith("I"):  # Pillow clips at 255 where it should divide
         white = 2 ** _bits(opened) - 1
         values = np.asarray(picture).clip(0, white)
+        if getattr(opened, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # Pillow turns 8 bits only
+            values = white - values
         grey = values // ((white + 1) // 256)
         grey = np.where(values == picture.info.get("transparency", -1), 255, grey)
         picture = Image.fromarray(grey.astype(np.uint8))

@@ -142,7 +142,11 @@ def test_a_normalisation_of_ones_own_has_three_channels():
     validate(config)
     saved = json.loads(json.dumps(config.to_dict()))
     assert complete(saved).data.std == (0.2, 0.2, 0.2)
-    for std, wrong in (((0.2, 0.2), "three numbers"), ((0.2, 0.0, 0.2), "above 0")):
+    for std, wrong in (
+        ((0.2, 0.2), "three numbers"),
+        ((0.2, 0.0, 0.2), "above 0"),
+        ((63.0, 62.1, 66.7), "63"),  # of pixels from 0 to 255
+    ):
         config.data.std = std
         with pytest.raises(UserError, match=rf"config\.data\.std.*{wrong}"):
             validate(config)

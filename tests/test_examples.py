@@ -34,6 +34,22 @@ def test_batchnorm(run, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_a_cell_of_batchnorm_can_be_run_again(run, monkeypatch):
+    """It trains again, where a run that is done would return at once."""
+    monkeypatch.setenv("QUICK", "1")
+    found = run("batchnorm.py")
+    (cell,) = [
+        cell
+        for cell in (EXAMPLES / "batchnorm.py").read_text().split("# %%")
+        if "class AlongGradient" in cell
+    ]
+    first = np.array(found["hook"].found)
+    exec(cell, found)
+    np.testing.assert_array_equal(found["hook"].found, first)
+
+
+@pytest.mark.slow
 def test_regularizers(run):
     found = run("regularizers.py")
     wrong = found["w_true"] == 0

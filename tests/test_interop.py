@@ -364,3 +364,35 @@ def test_a_file_is_recognised_by_its_content(kind, tmp_path, capsys):
     config, _, loaded = restore.load_variables(tmp_path / "run")
     assert (config.data.name, config.data.std) == ("cifar100", (0.2023, 0.1994, 0.2010))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded), variables)
+
+
+def test_a_deeper_network_does_not_fit():
+    """VGG-19: half of the layers of the same names are as wide as VGG-A's, and half are half."""
+    weights, before = {}, 3
+    for place, width in ((0, 64), (2, 64), (5, 128), (7, 128), (10, 256), (12, 256), (14, 256)):
+        weights[f"features.{place}.weight"] = np.zeros((width, before, 3, 3), np.float32)
+        weights[f"features.{place}.bias"], before = np.zeros(width, np.float32), width
+    for place in (16, 19, 21, 23, 25, 28, 30, 32, 34):
+        width = 256 if place == 16 else 512
+        weights[f"features.{place}.weight"] = np.zeros((width, before, 3, 3), np.float32)
+        weights[f"features.{place}.bias"], before = np.zeros(width, np.float32), width
+    weights |= {"classifier.weight": np.zeros((10, 512), np.float32)}
+    weights |= {"classifier.bias": np.zeros(10, np.float32)}
+    with pytest.raises(UserError, match="do not fit vgg_a"):
+        interop.from_torch("vgg_a", weights)
+
+
+def test_what_lies_beside_the_weights_and_what_they_have_too_much():
+    variables = random_variables("resnet18", width=0.125)
+    weights = interop.to_torch("resnet18", variables)
+    names = {"classes": np.array(["airplane", "automobile"])}
+    same = interop.from_torch("resnet18", weights | names)
+    jax.tree.map(np.testing.assert_array_equal, same, variables)
+    with pytest.raises(UserError, match="subtract it from that BatchNorm's running_mean"):
+        interop.from_torch("resnet18", weights | {"layer1.0.conv1.bias": np.zeros(8, np.float32)})
+
+
+@pytest.mark.parametrize("width", [float("nan"), float("inf"), 0.001])
+def test_a_width_of_no_network(width):
+    with pytest.raises(UserError, match="finite, and at least"):
+        create_model("resnet18", width=width)

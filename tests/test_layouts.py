@@ -224,6 +224,13 @@ def write_classes(folder, expected, spec=FEW):
     return folder
 
 
+def test_jpeg_in_a_folder_for_each_class(expected, tmp_path):
+    for path in write_classes(tmp_path, expected).glob("*/*/*.png"):
+        path.rename(path.with_suffix(".jpg"))
+    with pytest.raises(UserError, match=r"no \.png files, only such as \d+\.jpg"):
+        cifar.load(FEW, "train", str(tmp_path))
+
+
 def test_a_folder_for_each_class(expected, tmp_path):
     # The classes come in turn in the made-up set, so that the order is the same.
     check(write_classes(tmp_path, expected), expected)

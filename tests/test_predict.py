@@ -4,13 +4,14 @@ import json
 import os
 import pathlib
 import shutil
+import struct
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jaxcifar import data, predict, restore
 from jaxcifar.errors import UserError
@@ -114,6 +115,17 @@ def test_white_of_twelve_bits(tmp_path):
     assert predict.read_picture(path)[0].min() == 255
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_scan_whose_zero_is_white(tmp_path, dtype):
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.zeros((32, 32), dtype)).save(path)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"\x06\x01\x03\x00\x01\x00\x00\x00\x01\x00")  # photometric: black is 0
+    content[place + 8] = 0
+    path.write_bytes(content)
+    assert predict.read_picture(path)[0].min() == 255
+
+
 def test_the_first_of_several_pictures_is_used(tmp_path, capsys):
     frames = [Image.new("RGB", (32, 32), color) for color in ("black", "white")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
@@ -135,6 +147,41 @@ def test_a_picture_is_turned_upright(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     read, _ = predict.read_picture(tmp_path / "a.png")
     np.testing.assert_array_equal(read, np.rot90(pixels, k=-1))
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+        with Image.open(tmp_path / "a.png") as picture:
+            upright = np.asarray(ImageOps.exif_transpose(picture))
+        np.testing.assert_array_equal(predict.read_picture(tmp_path / "a.png")[0], upright)
+
+
+def test_a_picture_is_turned_upright_whatever_else_its_camera_wrote(tmp_path):
+    """A resolution of −1/1, unsigned by the standard, which Pillow reads and cannot write."""
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:16] = 255
+    entries = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHII", 0x011A, 10, 1, 38)
+    tiff = b"II*\x00\x08\x00\x00\x00\x02\x00" + entries + b"\x00" * 4 + struct.pack("<ii", -1, 1)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(pixels).save(path, exif=b"Exif\x00\x00" + tiff)
+    read, _ = predict.read_picture(path)
+    assert read[:, 16:].min() > 200
+    assert read[:, :16].max() < 50
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of some kinds of damage
+def test_whatever_is_damaged_in_a_picture_is_refused_by_name(tmp_path):
+    path, refused = tmp_path / "a.tif", []
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
+    content = path.read_bytes()
+    for place in (i for i in range(len(content)) if content[i]):
+        for value in (1, 2, 5):
+            path.write_bytes(content[:place] + bytes([value]) + content[place + 1 :])
+            try:
+                predict.read_picture(path)
+            except UserError as error:
+                refused.append(str(error))
+    assert len(refused) > 20
+    assert all("a.tif" in message for message in refused)
 
 
 def test_what_is_no_picture_is_refused_by_name(tmp_path, monkeypatch):

@@ -182,6 +182,11 @@ def _from_classes(spec: Spec, folder: pathlib.Path, split: str) -> Read:
         # "10.png" comes after "9.png".
         for number, path in enumerate(sorted(paths, key=lambda path: (len(path.name), path.name))):
             found.append((number, label, path))
+    if not found and (others := next((folder / split).glob("*/*.*"), None)):
+        raise UserError(
+            f"{folder / split} has no .png files, only such as {others.name}. Other formats are "
+            "not read: JPEG, say, has changed the pixels. Put another copy there."
+        )
     require_count(spec, folder / split, split, len(found))
     found.sort()  # the classes in turn, so that the first N images are of all classes
     images = _read(spec, (_content(path) for _, _, path in found), len(found))

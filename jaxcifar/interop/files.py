@@ -141,7 +141,11 @@ def _flat(weights: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
             continue
         if isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{name}.")
-        elif getattr(value, "ndim", 0) > 0 and not name.endswith("num_batches_tracked"):
+        elif (
+            getattr(value, "ndim", 0) > 0
+            and not name.endswith("num_batches_tracked")
+            and getattr(value.dtype, "kind", "f") not in "USO"  # NumPy's names of classes, say
+        ):
             found[prefix + name] = value
     return found
 

@@ -136,6 +136,11 @@ def fit(
         for kind, names in problems.items():
             more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
             lines.append(f"{kind} ({len(names)}): {', '.join(names[:_SHOWN])}{more}")
+        if any(re.search(r"conv\d*\.bias$", key) for key in problems.get("unknown", ())):
+            lines.append(
+                "A convolution before BatchNorm has no bias here: subtract it from that "
+                "BatchNorm's running_mean."
+            )
         if parts := _parts(arrays, {_plain_name(name) for name in expected.values()}):
             lines.append(
                 "The names of such a network are there behind "
@@ -356,7 +361,8 @@ def _width(module: nn.Module, given: Mapping[str, Any]) -> float:
         wanted = [leaf.shape[-1] for leaf in _shapes(module).values() if leaf.ndim == 4]
         return max(found) / max(wanted) if found else 1.0
     # Those far from most are of a layer that does not fit, which is said later.
-    return max(ratio for ratio in ratios if abs(ratio / np.median(ratios) - 1) < 0.25)
+    near = [ratio for ratio in ratios if abs(ratio / np.median(ratios) - 1) < 0.25]
+    return max(near or ratios)
 
 
 def _shapes(module: nn.Module) -> dict[Path, Any]:

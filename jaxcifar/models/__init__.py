@@ -1,5 +1,6 @@
 """ResNet, DenseNet, VGG-A, Wide ResNet and Airbench for 32×32 images, as Flax linen modules."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -76,8 +77,10 @@ def create_model(
     choose("model.name", name, MODELS)
     choose("model.activation", activation, ACTIVATIONS)
     narrowest = 16 if _BUILDERS[name].func is WideResNet else 24  # channels; DenseNet's growth
-    if int(narrowest * width) < 1:
-        raise UserError(f"model.width is {width}; it must be at least {1 / narrowest:.4f}.")
+    if not 1 <= narrowest * width < math.inf:
+        raise UserError(
+            f"model.width is {width}; it must be finite, and at least {1 / narrowest:.4f}."
+        )
     if remat and not can_remat(name):
         having = ", ".join(filter(can_remat, MODELS))
         raise UserError(
