@@ -18,7 +18,6 @@ and from which batch on that takes less time than the arithmetic.
 """
 
 import argparse
-import dataclasses
 import math
 import os
 import re
@@ -236,15 +235,6 @@ def mesh_of(topology: str) -> tuple[Mesh, Chip]:
     return Mesh(np.asarray(found), (sharding.BATCH_AXIS,)), chip
 
 
-def images_like(name: str, n: int) -> data.Dataset:
-    """Returns `n` black images in place of a data set's own, which take no memory."""
-    return dataclasses.replace(
-        data.without_images(name),
-        images=np.broadcast_to(np.uint8(0), (n, 32, 32, 3)),
-        labels=np.broadcast_to(np.int32(0), (n,)),
-    )
-
-
 def facts(compiled: Any, seconds: float, chip: Chip, devices: int) -> dict[str, Any]:
     """Returns what is reported of a compiled program, JSON-ready; bytes and operations a chip."""
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
@@ -269,7 +259,7 @@ def facts(compiled: Any, seconds: float, chip: Chip, devices: int) -> dict[str, 
 def compiled_for(source: Source, mesh: Mesh, chip: Chip) -> dict[str, Any]:
     """Compiles a config's training and evaluation programs; returns what is reported of them."""
     config = source.config
-    made = task.build(config, images_like(config.data.name, N_TRAIN), mesh)
+    made = task.build(config, data.without_images(config.data.name, N_TRAIN), mesh)
     began = time.monotonic()
     training = programs.train(made, made.steps_per_call)
     training = facts(training, time.monotonic() - began, chip, mesh.size)

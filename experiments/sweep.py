@@ -24,7 +24,6 @@ is saved, and the same command resumes it. So 138 (SIGUSR1) means that no step w
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import os
 import pathlib
@@ -41,7 +40,6 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments import slurm, workers
 from experiments.cost import forward_multiply_adds
@@ -253,12 +251,8 @@ def _blank(name: str, folder: str, protocol: str, limit: int) -> data.Splits:
     if name not in _SPECS:
         return data.load_splits(name, folder, protocol=protocol, limit=limit)
 
-    def blank(split: str) -> data.Dataset:
-        count, classes = _SPECS[name].count(split), data.num_classes(name)
-        pixels, labels = np.zeros((count, 0), np.uint8), np.arange(count, dtype=np.int32) % classes
-        return dataclasses.replace(data.without_images(name), images=pixels, labels=labels)
-
-    return data.split(blank("train"), blank("test"), protocol=protocol, limit=limit)
+    sets = [data.without_images(name, _SPECS[name].count(split)) for split in ("train", "test")]
+    return data.split(*sets, protocol=protocol, limit=limit)
 
 
 def _check_images(jobs: list[Job]) -> None:
@@ -516,9 +510,8 @@ class _Patience:
         if alive := len(gone) < len(jobs):
             self._since = time.monotonic()
         if alive is not self._told:
-            names = "; ".join(map(str, jobs))
-            lines = [f"Another process is training {names}: waiting for it."]
-            say("\n".join(lines if alive else [text for _, text in gone]))
+            waits = f"Another process is training {'; '.join(map(str, jobs))}: waiting for it."
+            say(waits if alive else "\n".join(text for _, text in gone))
         self._told = alive
         if time.monotonic() - self._since > GIVE_UP:
             return gone

@@ -8,7 +8,7 @@ import pytest
 from experiments import compile_for
 from experiments.compile_for import CHIPS, all_reduce_seconds, collectives, parse, roofline, size_of
 from experiments.runs.configs import row_config
-from jaxcifar import programs, task
+from jaxcifar import data, programs, task
 from jaxcifar.errors import UserError, exit_code
 
 needs_libtpu = pytest.mark.skipif(
@@ -26,7 +26,7 @@ def compiled_text():
     mesh, _ = compile_for.mesh_of("v5e:2x4")
     config = row_config("vgg6")
     config.model.width = 0.125
-    made = task.build(config, compile_for.images_like("cifar10", 50_000), mesh)
+    made = task.build(config, data.without_images("cifar10", 50_000), mesh)
     assert made.steps_per_call > 1
     return programs.train(made, made.steps_per_call).as_text()
 
