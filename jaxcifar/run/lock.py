@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from jaxcifar import processes
 from jaxcifar.errors import Busy, UserError
+from jaxcifar.run import signs
 
 
 @contextlib.contextmanager
@@ -56,8 +57,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
             # Whoever held it failed before it wrote anything, and deleted what this process locked.
             raise Busy(f"Another process has just deleted {workdir}. Start again.")
         stack.callback(_delete_if_empty, made)
-        with contextlib.suppress(OSError):  # a process of a sweep that died left it
-            (workdir / ".running").unlink()
+        signs.clear(workdir)
         yield
 
 

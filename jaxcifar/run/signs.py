@@ -65,6 +65,12 @@ def withdraw(workdir: pathlib.Path) -> None:
             (workdir / ".running").unlink()
 
 
+def clear(workdir: pathlib.Path) -> None:
+    """Removes the sign of a process that died; only who has locked the run may say that it did."""
+    with contextlib.suppress(OSError):
+        (workdir / ".running").unlink()
+
+
 def running(workdir: pathlib.Path) -> Running | None:
     """Returns a run's last sign of life; None if nothing trains there, or it ended properly."""
     path = workdir / ".running"

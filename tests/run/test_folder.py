@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from jaxcifar.errors import Busy, UserError
+from jaxcifar.run import signs
 from jaxcifar.run.folder import Position, RunFolder, saved_config
 from tests.tiny import mesh, run, tiny
 
@@ -44,6 +45,15 @@ def test_a_held_workdir_is_refused(tmp_path):
         raise KeyError
     with RunFolder(tmp_path):
         pass
+
+
+def test_whoever_holds_the_lock_is_not_the_process_that_died(tmp_path):
+    """A sweep that was killed leaves a sign, which must not be taken for that of another run."""
+    sign = {"host": "node7", "pid": 1, "job": "", "time": "2026-01-01T00:00:00Z"}
+    (tmp_path / ".running").write_text(json.dumps(sign))
+    assert signs.running(tmp_path).host == "node7"
+    with RunFolder(tmp_path):
+        assert signs.running(tmp_path) is None
 
 
 def test_a_folder_that_was_deleted_before_it_was_locked(tmp_path, monkeypatch):
