@@ -23,6 +23,7 @@ from absl import flags
 
 from experiments import sweep, workers
 from experiments.runs.configs import named, parse_rows
+from experiments.runs.rows import ROWS
 from jaxcifar import cli, main, options
 from jaxcifar.config import base_config, flatten
 from jaxcifar.errors import UserError
@@ -332,6 +333,18 @@ def test_blocks_are_found():
         assert sum(param.id.startswith(page) for param in COMMANDS) >= least
     for page, text in PAGES.items():
         assert {language for language, _ in blocks(text)} <= {"", "python", "yaml"}, page
+
+
+def test_the_size_of_the_whole_report():
+    """The rows with three seeds, and two rows along the gradient, up to the last measurement."""
+    configs = {name: options.load(name) for name in ROWS}
+    epochs = {name: 3 * config.train.epochs for name, config in configs.items()}
+    along = [configs[name].train.epochs - 1 for name in ("vgg2", "vgg6")]  # one of 50 parts less
+    large = ("densenet201", "densenet264")
+    of_large = sum(epochs[name] for name in ROWS if configs[name].model.name in large)
+    runs, all_epochs = 3 * len(ROWS) + len(along), sum(epochs.values()) + sum(along)
+    said = f"{runs} runs and {all_epochs:,} epochs, {of_large:,} of them of DenseNet-201 and -264"
+    assert said in " ".join(PAGES["README.md"].split())
 
 
 @pytest.mark.usefixtures("users_folder")
