@@ -138,7 +138,7 @@ RANGES = {
     "seed": (0, 2**32 - 1, False),
     "model.dropout_rate": (0.0, 0.99, False),
     "model.width": (0.0, 16.0, True),
-    "data.mean": (-1.0, 1.0, False),  # shares of 255, as 125.3 of other code is not
+    "data.mean": (-1.0, 1.0, False),  # shares of 255: 0.49, not 125
     "data.std": (0.0, 1.0, True),
     "augment.padding": (0, 32, False),
     "augment.cutout": (0, 32, False),

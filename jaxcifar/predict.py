@@ -25,7 +25,7 @@ from jaxcifar.run.folder import saved_config
 from jaxcifar.task import build_inference
 
 _SIDE = 32
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of a TIFF file; 0 is white in the second's kind 0
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of a TIFF file
 _TURNS = {  # by EXIF's orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -112,7 +112,7 @@ def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
     if picture.mode.startswith("I"):  # Pillow clips at 255 where it should divide
         white = 2 ** _bits(opened) - 1
         values = np.asarray(picture).clip(0, white)
-        if getattr(opened, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # Pillow turns 8 bits only
+        if getattr(opened, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # zero is white
             values = white - values
         grey = values // ((white + 1) // 256)
         grey = np.where(values == picture.info.get("transparency", -1), 255, grey)

@@ -2,8 +2,8 @@
 
     jaxcifar export runs/row9 --to=npz
 
-writes row9.npz, and row9.npz.json, which says what images it takes, the names of the
-classes and where it comes from. The formats:
+writes row9.npz, and row9.npz.json, which says what images it takes, the names of the classes and
+where it comes from. The formats:
 
   stablehlo    the network as a program for CPU, CUDA and TPU, the weights and the normalisation in
                it; jax.export.deserialize(file.read()).call(images) -> logits needs only jax and
