@@ -128,7 +128,7 @@ VERBS = {
         ("runs/row9 --to=npz", "runs/row9 --to=safetensors --out=weights.safetensors"),
     ),
     "sweep": Verb(
-        "experiments.sweep",
+        "experiments.sweep.__main__",
         "train many rows and seeds",
         (
             "--rows=1-12 --seeds=0-2 --out=results/table3",

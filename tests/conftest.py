@@ -29,9 +29,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import sweep
 from experiments.runs import configs
 from experiments.runs.rows import ROWS
+from experiments.sweep.__main__ import main as sweep_main
 from jaxcifar import programs, sharding
 from jaxcifar.errors import exit_code
 from jaxcifar.files import write_json
@@ -90,7 +90,7 @@ def start_sweep(out, rows="vgg2,vgg6", seeds="0-1", *more):
     """Runs the command on rows shortened by `OPTIONS`; returns its exit code."""
     what = [f"--rows={rows}"] if rows else []
     arguments = [*what, f"--seeds={seeds}", f"--out={out}", *OPTIONS, *more]
-    return exit_code(lambda: sweep.main(arguments))
+    return exit_code(lambda: sweep_main(arguments))
 
 
 def pretend(config, workdir, **_):

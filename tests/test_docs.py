@@ -21,9 +21,11 @@ import pytest
 import yaml
 from absl import flags
 
-from experiments import sweep, workers
 from experiments.runs.configs import named, parse_rows
 from experiments.runs.rows import ROWS
+from experiments.sweep import shards, workers
+from experiments.sweep.__main__ import main as sweep_main
+from experiments.sweep.jobs import checked, parse_seeds
 from jaxcifar import cli, main, options
 from jaxcifar.config import base_config, flatten
 from jaxcifar.errors import UserError
@@ -161,13 +163,13 @@ def check_train(arguments):
 
 def check_sweep(arguments):
     """Its flags, rows, files, seeds and fields, as the command reads them before the data."""
-    found, rest = parsed(sweep.main, arguments)
+    found, rest = parsed(sweep_main, arguments)
     sources = named(found.rows, found.configs)
-    assert sweep.checked(sources, sweep.parse_seeds(found.seeds), found.out, rest)
+    assert checked(sources, parse_seeds(found.seeds), found.out, rest)
     if found.workers:
         workers.places(found.workers)
     if found.shard:
-        sweep.parse_shard(found.shard)
+        shards.parse_shard(found.shard)
 
 
 def check_module(module, arguments):
@@ -180,7 +182,7 @@ def check_module(module, arguments):
     assert package, f"there is no module {module}"
     if package.submodule_search_locations:
         module = f"{module}.__main__"
-    if module == "experiments.sweep":
+    if module == "experiments.sweep.__main__":
         check_sweep(arguments)
         return
     found, rest = parsed(importlib.import_module(module).main, arguments)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.sweep import Signs
+from experiments.sweep.training import Signs
 from jaxcifar.errors import Busy, Interrupted, UserError
 from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook, Hooks, Profile

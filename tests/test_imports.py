@@ -13,9 +13,7 @@ EXPERIMENTS = {
     "torch_models": set(),
     "torch_recipe": {"torch_models"},
     "runs": set(),
-    "slurm": set(),
-    "workers": set(),
-    "sweep": {"cost", "runs", "slurm", "workers"},
+    "sweep": {"cost", "runs"},
     "torture": set(),
     "compare_images": {"runs"},
     "compile_for": {"cost", "runs"},
@@ -85,7 +83,10 @@ def test_the_package_needs_nothing_around_it():
 
 def test_a_run_starts_before_pictures_and_tensorboard_are_imported():
     """They take longer than all else together, and most commands end before they are needed."""
-    loaded, new = set(), {"jaxcifar.main", "jaxcifar.replay", "jaxcifar.runs", "experiments.sweep"}
+    loaded, new = (
+        set(),
+        {"jaxcifar.main", "jaxcifar.replay", "jaxcifar.runs", "experiments.sweep.__main__"},
+    )
     while new:
         loaded |= new
         ours = [name for name in new if name in MODULES]

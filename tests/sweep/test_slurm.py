@@ -1,25 +1,22 @@
-"""Sweeps on Slurm: the script (run by bash, Slurm's commands faked), shards, what is refused."""
+"""Sweeps on Slurm: the script (run by bash, Slurm's commands faked), and what is refused."""
 
-import json
 import os
 import pathlib
-import re
 import signal
-import socket
 import subprocess
 import time
 
 import pytest
-import yaml
 
-from experiments import slurm, sweep
-from experiments.runs import configs
-from jaxcifar import kernels, train
+from experiments.sweep import slurm, training
+from experiments.sweep.__main__ import main as sweep_main
+from jaxcifar import train
 from jaxcifar.errors import Interrupted, UserError, exit_code, interruptible
 from jaxcifar.files import read_lines
 from jaxcifar.run import signs
 from tests.conftest import OPTIONS, pretend, start_sweep, sweep_command
 from tests.forked import Forked
+from tests.sweep.conftest import HOST
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -47,7 +44,6 @@ wait $!""",
 }
 
 
-HOST = socket.gethostname()
 # What `scontrol --oneliner show job` says, in part.
 JOB = (
     "JobId=78 ArrayJobId=77 ArrayTaskId=1 JobName=jaxcifar JobState={state} Reason=None Requeue=1 "
@@ -86,7 +82,7 @@ def test_a_task_is_requeued_before_its_time_limit_and_its_run_is_the_serial_one(
 ):
     what = ("vgg2", "0-1", "--config.train.epochs=9")
     command, environment = sweep_command(tmp_path / "serial", "--rows=vgg2", "--seeds=1", what[2])
-    serial = Forked(sweep.main, command[3:], environment=environment, cwd=tmp_path)
+    serial = Forked(sweep_main, command[3:], environment=environment, cwd=tmp_path)
     serial.communicate(timeout=300)
     assert serial.returncode == 0
     out = tmp_path / "it's an array"
@@ -102,7 +98,7 @@ def test_a_task_is_requeued_before_its_time_limit_and_its_run_is_the_serial_one(
     calls = fakes / "calls"
     assert execute("TERM", 1) == 128 + signal.SIGTERM
     assert not calls.exists()  # preemption or scancel: for Slurm to decide
-    assert execute("USR1", len(read_lines(metrics)) + 1) == sweep.AGAIN
+    assert execute("USR1", len(read_lines(metrics)) + 1) == training.AGAIN
     assert calls.read_text() == "requeue 77_1\n"
     assert not (out / "vgg2" / "seed1" / "result.json").exists()
 
@@ -124,11 +120,11 @@ def test_a_task_is_requeued_before_its_time_limit_and_its_run_is_the_serial_one(
 @pytest.mark.parametrize(
     ("code", "state", "preempted", "requeued", "restarts"),
     [
-        (sweep.AGAIN, "RUNNING", "None", True, "9"),  # saved before the time limit
+        (training.AGAIN, "RUNNING", "None", True, "9"),  # saved before the time limit
         (138, "RUNNING", "None", False, ""),  # so soon that nothing was saved
-        (sweep.BROKE, "RUNNING", "None", True, ""),
-        (sweep.BROKE, "RUNNING", "None", True, "2"),
-        (sweep.BROKE, "RUNNING", "None", False, "3"),
+        (training.BROKE, "RUNNING", "None", True, ""),
+        (training.BROKE, "RUNNING", "None", True, "2"),
+        (training.BROKE, "RUNNING", "None", False, "3"),
         *((died, "RUNNING", "None", True, "2") for died in (134, 135, 136, 137, 139, 253)),
         (139, "RUNNING", "None", False, "3"),
         (137, "CANCELLED", "None", False, ""),  # it took too long to save
@@ -183,14 +179,14 @@ def train_none(arguments, progressed, begun):
         time.sleep(600)  # which goes on after a handler of Python, as a compilation does
 
     train.train_and_evaluate = compile_one
-    return sweep.main(arguments)
+    return sweep_main(arguments)
 
 
 @pytest.mark.parametrize(
     ("signum", "progressed", "code"),
     [
         (signal.SIGUSR1, False, 128 + signal.SIGUSR1),
-        (signal.SIGUSR1, True, sweep.AGAIN),
+        (signal.SIGUSR1, True, training.AGAIN),
         (signal.SIGTERM, True, 128 + signal.SIGTERM),
     ],
 )
@@ -218,7 +214,7 @@ def test_a_signal_during_a_compilation_is_answered_at_once(tmp_path, signum, pro
     ("signum", "progressed", "code"),
     [
         (signal.SIGUSR1, False, 128 + signal.SIGUSR1),
-        (signal.SIGUSR1, True, sweep.AGAIN),
+        (signal.SIGUSR1, True, training.AGAIN),
         (signal.SIGTERM, True, 128 + signal.SIGTERM),
     ],
 )
@@ -275,27 +271,6 @@ def test_a_dry_run_submits_nothing(fakes, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_shards_are_the_same_on_a_node_without_a_gpu(tmp_path, monkeypatch):
-    """Though "auto" is another dtype there, and with it what shares a compiled program."""
-    for name, model, dtype in (
-        ("a", "vgg_a_bn", "auto"),
-        ("b", "vgg_a", "auto"),
-        ("c", "vgg_a_bn", "float32"),
-    ):
-        (tmp_path / f"{name}.py").write_text(
-            "from jaxcifar.config import base_config\n\ndef get_config():\n"
-            f"    config = base_config()\n    config.model.name = {model!r}\n"
-            f"    config.model.dtype = {dtype!r}\n    return config\n"
-        )
-    sources = configs.named(None, f"{tmp_path}/*.py")
-    found = []
-    for platform in ("cpu", "gpu"):
-        monkeypatch.setattr(kernels, "platform_of", lambda _, platform=platform: platform)
-        jobs = sweep.checked(sources, [0], tmp_path / "out", OPTIONS)
-        found.append([[job.name for job in part] for part in sweep.shards(jobs, 2)])
-    assert found[0] == found[1]
-
-
 def test_the_script_is_shown_and_nothing_submitted(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     options = ("--slurm", "--time=1-12", "--sbatch=--gpus-per-node=1 -p gpu", "--print")
@@ -330,56 +305,6 @@ def test_times_that_slurm_does_not_write():
     for text in ("", "4h", "1:2:3:4", "-5", "infinite"):
         with pytest.raises(UserError, match="--time"):
             slurm.minutes(text)
-
-
-# --- shards -----------------------------------------------------------------------------------
-
-
-def keys(jobs):
-    return [(job.name, job.seed) for job in jobs]
-
-
-@pytest.mark.slow
-def test_shards_part_the_runs_whatever_is_done(tmp_path):
-    sources = configs.named("vgg2,vgg6,vgg7,row9", None)
-    jobs = sweep.checked(sources, [0, 1, 2], tmp_path, OPTIONS)
-    before = {count: sweep.shards(jobs, count) for count in range(1, len(jobs) + 1)}
-    for count, parts in before.items():
-        assert len(parts) == count
-        assert all(parts)
-        assert sorted(key for part in parts for key in keys(part)) == sorted(keys(jobs))
-    sharing = [{job.name for job in part} for part in before[2]]
-    assert sharing[0] & sharing[1] <= {"row9"}  # more than a quarter of a part
-    for job in jobs[::2]:
-        job.workdir.mkdir(parents=True)
-        for name in ("config.json", "result.json"):
-            content = {"config": job.config.to_dict()}
-            (job.workdir / name).write_text(json.dumps(content))
-    again = sweep.checked(sources, [0, 1, 2], tmp_path, OPTIONS)
-    for count, parts in before.items():
-        assert list(map(keys, sweep.shards(again, count))) == list(map(keys, parts))
-
-
-def test_shards_are_of_about_equal_work(tmp_path):
-    jobs = sweep.checked(configs.named("vgg1-8,9", None), [0, 1, 2], tmp_path, OPTIONS)
-    for count in (2, 3, 5):
-        works = [sweep.work(part) for part in sweep.shards(jobs, count)]
-        assert max(works) < 1.25 * sum(works) / count, count
-
-
-# --- Kubernetes -------------------------------------------------------------------------------
-
-
-def test_each_pod_of_the_documented_job_takes_one_shard():
-    text = (pathlib.Path(__file__).parents[1] / "docs" / "cluster.md").read_text()
-    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    job = yaml.safe_load(block)["spec"]
-    (container,) = job["template"]["spec"]["containers"]
-    assert job["completionMode"] == "Indexed"  # it sets JOB_COMPLETION_INDEX
-    (shard,) = [word for word in container["command"] if word.startswith("--shard=")]
-    pods = [shard.replace("$(JOB_COMPLETION_INDEX)", str(i)) for i in range(job["completions"])]
-    taken = [sweep.parse_shard(pod.removeprefix("--shard=")) for pod in pods]
-    assert taken == [(i, job["completions"]) for i in range(job["completions"])]
 
 
 # --- what is refused --------------------------------------------------------------------------
@@ -435,41 +360,10 @@ def test_a_script_of_another_plan_is_refused(fakes, tmp_path, monkeypatch, capsy
     assert (out / "slurm" / "jobs").read_text() == "77\n77\n"
 
 
-@pytest.mark.parametrize(("model", "batch"), [("vgg_a", 64), ("resnet18", 256)])  # the defaults
-def test_tasks_keep_to_the_parts_and_configs_they_were_planned_with(
-    tmp_path, monkeypatch, capsys, model, batch
-):
-    """Whatever becomes of the files while some of them wait in the queue."""
-    text = (
-        "from jaxcifar.config import base_config\n\ndef get_config():\n    config = base_config()\n"
-        f"    config.model.name = {model!r}\n"
-        "    config.train.batch_size = {batch}\n    return config"
-    )
-    mine, out, trained = tmp_path / "mine.py", tmp_path / "out", []
-    mine.write_text(text.format(batch=batch))
-    monkeypatch.setattr(
-        train, "train_and_evaluate", lambda c, w, **_: trained.append(w) or pretend(c, w)
-    )
-    task = (out, "vgg6", "0-1", f"--configs={mine}")
-    assert start_sweep(*task, "--shard=0/2") == 0
-    first = [f"{path.parent.name}/{path.name}" for path in trained]
-    there = json.loads((out / "sweep.json").read_text())
-    assert there["shards"][0] == first
-    # A task that computed the parts by itself would not see this.
-    there["shards"] = [first + there["shards"][1][1:], there["shards"][1][:1]]
-    (out / "sweep.json").write_text(json.dumps(there))
-    trained.clear()
-    assert start_sweep(*task, "--shard=1/2") == 0
-    assert [f"{path.parent.name}/{path.name}" for path in trained] == there["shards"][1]
-    mine.write_text(text.format(batch=128))
-    assert start_sweep(*task, "--shard=0/2") == 2
-    assert f"mine: train.batch_size: {batch} -> 128" in capsys.readouterr().err
-
-
 def test_what_sbatch_says_is_passed_on(fakes, tmp_path, capsys):
     (fakes / "sbatch").write_text("#!/bin/bash\necho 'no such partition' >&2\nexit 1\n")
     code = exit_code(
-        lambda: sweep.main(
+        lambda: sweep_main(
             ["--rows=vgg2", f"--out={tmp_path / 'out'}", *OPTIONS, "--slurm", "--time=1:00:00"]
         )
     )

@@ -1,46 +1,26 @@
 """Sweeps: which runs they start, resume and skip, and what they refuse."""
 
 import errno
-import json
 import os
+import pathlib
 import shlex
 import shutil
 import signal
 
-import numpy as np
 import pytest
 
-from experiments import cost, sweep
 from experiments.runs import configs, read
 from experiments.runs.provenance import commands
-from experiments.sweep import main as sweep_main
+from experiments.sweep.__main__ import main as sweep_main
+from experiments.sweep.jobs import checked
 from jaxcifar import data, train
-from jaxcifar.errors import Interrupted, UserError, exit_code
+from jaxcifar.errors import Interrupted, exit_code
 from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
-from jaxcifar.run import signs
 from tests.conftest import OPTIONS, start_sweep
+from tests.sweep.conftest import CIFAR
 
 pytestmark = pytest.mark.usefixtures("one_device")
-
-
-def test_rows_and_seeds():
-    assert configs.parse_rows("1-3,vgg2") == ["row1", "row2", "row3", "vgg2"]
-    assert configs.parse_rows("vgg1-vgg8") == [f"vgg{i}" for i in range(1, 9)]
-    assert configs.parse_rows("vgg7-8,row9,9") == ["vgg7", "vgg8", "row9"]
-    assert sweep.parse_seeds("0-2,7,1") == [0, 1, 2, 7]
-
-
-@pytest.mark.parametrize("text", ["13", "vgg9", "3-1", "row1-vgg2", "", "1-2-3", "vg2"])
-def test_unknown_rows(text):
-    with pytest.raises(UserError, match="--rows"):
-        configs.parse_rows(text)
-
-
-@pytest.mark.parametrize("text", ["", "a", "2-1", "-1"])
-def test_impossible_seeds(text):
-    with pytest.raises(UserError, match="--seeds"):
-        sweep.parse_seeds(text)
 
 
 @pytest.mark.parametrize(
@@ -54,14 +34,14 @@ def test_impossible_seeds(text):
     ],
 )
 def test_bad_options_start_nothing(tmp_path, capsys, option, message):
-    code = exit_code(lambda: sweep.main(["--rows=vgg2", f"--out={tmp_path / 'out'}", option]))
+    code = exit_code(lambda: sweep_main(["--rows=vgg2", f"--out={tmp_path / 'out'}", option]))
     assert code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_help_says_where_to_find_the_fields_of_a_config(capsys):
-    assert exit_code(lambda: sweep.main(["--help"])) == 0
+    assert exit_code(lambda: sweep_main(["--help"])) == 0
     assert "docs/config.md" in capsys.readouterr().out
 
 
@@ -115,7 +95,7 @@ def test_stopped_in_the_middle_and_started_again_is_the_same_sweep(swept, tmp_pa
     )
     assert start_sweep(out) == 128 + signal.SIGINT
     monkeypatch.setattr(train, "train_and_evaluate", real)
-    jobs = sweep.checked(configs.named("vgg2,vgg6", None), [0, 1], out, OPTIONS)
+    jobs = checked(configs.named("vgg2,vgg6", None), [0, 1], out, OPTIONS)
     assert [job.state for job in jobs] == ["done", "to resume", "new", "new"]
     assert start_sweep(out) == 0
     for row in ("vgg2", "vgg6"):
@@ -162,37 +142,6 @@ def test_a_workdir_of_another_config_is_refused_before_any_work(copied, monkeypa
     assert "train.epochs: 2 -> 3" in capsys.readouterr().err
 
 
-def test_time_left_is_work_by_measured_speed(copied):
-    (copied / "vgg6" / "seed1" / "result.json").unlink()
-    lines = (copied / "vgg6" / "seed1" / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (copied / "vgg6" / "seed1" / "metrics.jsonl").write_text(lines[0])
-    jobs = sweep.plan(sweep.checked(configs.named("vgg2,vgg6", None), [0, 1], copied, OPTIONS))
-    each = cost.forward_multiply_adds("vgg_a_bn", 0.05)
-    assert sweep.work_left(jobs[3]) == (3 * 100 + 256) * each  # one epoch of two
-    speeds = [3 * r["images_per_second"] * each for job in jobs for r in job.records]
-    assert sweep.multiply_adds_per_second(jobs) == pytest.approx(np.median(speeds))
-
-
-def test_time_left_of_runs_at_once(copied, capsys):
-    """Two runs are done, and took ten seconds each; three are left."""
-    for seed in (0, 1):
-        path = copied / "vgg2" / f"seed{seed}" / "metrics.jsonl"
-        records = [r | {"images_per_second": 2 * (100 + 256 / 3) / 10} for r in read_lines(path)]
-        path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    jobs = sweep.plan(sweep.checked(configs.named("vgg2", None), [*range(5)], copied, OPTIONS))
-    left = [sweep.time_left(jobs, at_once=at_once) for at_once in (1, 2, 8)]
-    assert left == ["about 30s left", "about 15s left", "about 10s left"]
-    # Two show a sign of life, outside of any queue.
-    for job in jobs[3:]:
-        job.workdir.mkdir()
-        signs.give(job.workdir)
-    assert start_sweep(copied, "vgg2", "0-4", "--status") == 0
-    assert "2 done, 3 new; about 15s left" in capsys.readouterr().out
-    # The last epoch of one is done, but the run is not.
-    (jobs[0].workdir / "result.json").unlink()
-    assert sweep.time_left(jobs[:2]) == "about 0s left"
-
-
 def test_a_held_out_part_needs_no_labels_of_the_test_images(tmp_path, monkeypatch, capsys):
     """As in Kaggle's copy of CIFAR-10."""
     load = data.load
@@ -209,42 +158,10 @@ def test_a_held_out_part_needs_no_labels_of_the_test_images(tmp_path, monkeypatc
     assert start_sweep(tmp_path, "vgg2", "0", *dry, "--config.data.protocol=holdout") == 0
 
 
-@pytest.fixture
-def no_images(monkeypatch):
-    def missing(*_, **__):
-        raise UserError("There are no images here.")
-
-    monkeypatch.setattr(data, "load", missing)
-
-
-CIFAR = ("--config.data.name=cifar10", "--config.train.limit_train_images=0")
-
-
 @pytest.mark.parametrize("what", ["--status", "--dry-run"])
 def test_a_list_of_the_work_needs_no_images(what, no_images, tmp_path, capsys):
     assert start_sweep(tmp_path / "out", "vgg2,vgg6", "0-1", *CIFAR, what) == 0
     assert "4 new; " in capsys.readouterr().out
-
-
-def test_nor_does_finding_out_that_a_run_is_of_too_many(no_images, tmp_path, capsys):
-    more = ("--config.data.protocol=holdout", "--config.train.limit_train_images=45001")
-    assert start_sweep(tmp_path / "out", "vgg2", "0", CIFAR[0], *more, "--dry-run") == 2
-    assert "there are 45,000 training images" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("more", "trained", "evaluated"),
-    [
-        ((), 50_000, 10_000),
-        (("--config.data.name=cifar100", "--config.data.protocol=holdout"), 45_000, 5_000),
-        (("--config.train.limit_train_images=640",), 640, 10_000),
-    ],
-)
-def test_the_work_of_images_that_are_not_read(no_images, tmp_path, more, trained, evaluated):
-    options = [*OPTIONS, *CIFAR, *more]
-    jobs = sweep.checked(configs.named("vgg6", None), [0], tmp_path, options)
-    each = cost.forward_multiply_adds("vgg_a_bn", 0.05)
-    assert sweep.work_left(jobs[0]) == 2 * (3 * trained + evaluated) * each
 
 
 def test_missing_images_cost_one_message(no_images, tmp_path, capsys):
@@ -358,3 +275,12 @@ def test_config_files_that_cannot_be_told_apart_start_nothing(mine, tmp_path, ca
     assert start_sweep(out, None) == 2
     assert "--rows=1-12, --configs=" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_status_starts_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "train_and_evaluate", lambda *_, **__: pytest.fail("it started"))
+    assert start_sweep(tmp_path / "out", "vgg2", "0-1", "--status") == 0
+    printed = capsys.readouterr().out
+    assert "2 new; the time left is unknown" in printed
+    assert len(printed.splitlines()) == 4
+    assert not pathlib.Path(tmp_path / "out").exists()

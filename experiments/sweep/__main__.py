@@ -1,0 +1,241 @@
+"""Trains rows of the original report, or any configs, with several seeds. Can be run repeatedly.
+
+    jaxcifar sweep --rows=1-12 --seeds=0-2 --out=results/table3
+    jaxcifar sweep --rows=vgg1-vgg8 --out=results/table4 --config.train.epochs=3
+    jaxcifar sweep --configs=mine/wide.py,mine/deep_*.py --seeds=0-4 --out=results/mine
+
+Runs go to OUT/NAME/seedN, where NAME is the row, or the config file without .py. Finished runs are
+skipped and unfinished ones are resumed. A run that fails does not stop the others; it is named at
+the end. A run that another process is training is left to that process and checked again later, so
+several sweeps of one folder share its work. Runs that differ only in numbers (seed, learning rate,
+L1, L2, epochs) share one compiled step. `--config.FIELD=VALUE` changes all runs.
+
+    … --workers=auto                             a process for each GPU of this machine
+    … --slurm --tasks=12 --time=4:00:00 --sbatch="--gpus-per-node=1"       an array of Slurm jobs
+    … --shard=3/12                               the fourth of twelve parts, as such a job runs it
+    … --status                                   shows the progress of all runs; starts nothing
+
+docs/cluster.md says more about these. Exit codes: 0 all runs are done; 1 some runs failed; 2 the
+command or a file must be changed; 70 runs broke, but perhaps because of this process or its device:
+another may train them; 75 SIGUSR1, the warning before a time limit, came after some steps:
+everything is saved, start it again; 128 plus a signal's number: that signal stopped it, everything
+is saved, and the same command resumes it. So 138 (SIGUSR1) means that no step was made.
+"""
+
+import argparse
+import os
+import pathlib
+import shlex
+import signal
+import socket
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Sequence
+from typing import NoReturn
+
+import jax
+
+from experiments.runs.configs import named
+from experiments.sweep import shards, slurm, status, workers
+from experiments.sweep.estimates import time_left
+from experiments.sweep.jobs import Job, check_images, checked, in_order, parse_seeds
+from experiments.sweep.training import AGAIN, BROKE, Outcome, Signs, run, share
+from jaxcifar import sharding
+from jaxcifar.errors import Interrupted, UserError, exit_code, leave, note
+from jaxcifar.kernels import compilation
+from jaxcifar.options import user_path
+from jaxcifar.run import signs
+from jaxcifar.run.progress import duration, say
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="jaxcifar sweep",
+        description=__doc__,
+        epilog="Fields of the config (--optim.l2=1e-4): docs/config.md or jaxcifar train --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--rows", help="1-12, vgg1-vgg8, 9, or a list of such")
+    parser.add_argument("--configs", help="config files, or patterns: configs/row9.py,mine/*.py")
+    parser.add_argument("--seeds", default="0", help="0-2, or a list of such (default 0)")
+    parser.add_argument("--out", required=True, type=user_path, help="the sweep's folder")
+    parser.add_argument("--dry-run", action="store_true", help="list the work, do nothing")
+    parser.add_argument("--workers", help="processes on this machine: a number, or auto")
+    parser.add_argument("--slurm", action="store_true", help="submit an array of Slurm jobs")
+    parser.add_argument("--tasks", type=int, help="its size (default: one for each run)")
+    parser.add_argument("--time", help="the limit of each of its tasks: 4:00:00")
+    parser.add_argument("--sbatch", default="", help='more for sbatch: "--gpus-per-node=1"')
+    parser.add_argument("--print", action="store_true", help="print the script, submit nothing")
+    parser.add_argument("--shard", help="i/N: one of N fixed parts of the sweep, from 0/N")
+    parser.add_argument("--status", action="store_true", help="show progress, start nothing")
+    # For workers: which of how many it is, and what to call this start of the sweep.
+    parser.add_argument("--worker", default="0/1", help=argparse.SUPPRESS)
+    parser.add_argument("--began", default=uuid.uuid4().hex, help=argparse.SUPPRESS)
+    arguments, options = parser.parse_known_args(argv)
+    given = [name for name in ("workers", "slurm", "shard", "status") if getattr(arguments, name)]
+    if len(given) > 1:
+        raise UserError(f"--{given[0]} and --{given[1]} cannot be combined. Give one of them.")
+    for name in ("tasks", "time", "sbatch", "print"):
+        if getattr(arguments, name) and not arguments.slurm:
+            raise UserError(f"--{name} is for --slurm.")
+    if arguments.slurm and arguments.dry_run:
+        raise UserError("--slurm submits, and --dry-run does nothing. Give --print, or --status.")
+    return arguments, options
+
+
+_WARNED = 128 + signal.SIGUSR1
+_NO_STEP = "No step was made before that. Allow more time."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    sign = Signs()
+
+    def command() -> int:
+        arguments, options = _parse(argv)
+        try:
+            return _carry_out(arguments, options, sign)
+        except Interrupted as error:
+            if error.signum != signal.SIGUSR1 or sign.progressed:
+                raise
+            raise Interrupted(error.signum, f"{error} {_NO_STEP}") from error
+        except sharding.NoDevice as error:
+            note(str(error))
+            return BROKE
+        except (UserError, OSError):
+            raise
+        except Exception:  # such as that of a device that fails between two runs
+            note(traceback.format_exc())
+            return BROKE
+
+    def end(code: int, text: str) -> NoReturn:  # by a signal, while nothing is to be saved
+        sign.withdraw()
+        if code == _WARNED:
+            code, text = (AGAIN, text) if sign.progressed else (code, f"{text} {_NO_STEP}")
+        leave(code, text)
+
+    code = exit_code(command, end)
+    return AGAIN if code == _WARNED and sign.progressed else code
+
+
+def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -> int:
+    seeds = parse_seeds(arguments.seeds)
+    sources = named(arguments.rows, arguments.configs)
+    shard = shards.parse_shard(arguments.shard) if arguments.shard is not None else None
+    where = workers.places(arguments.workers) if arguments.workers else []
+    if where or arguments.slurm or arguments.status:
+        jax.config.update("jax_platforms", "cpu")  # the GPUs are for those that train
+    command = [sys.executable, "-m", "jaxcifar", "sweep"]  # which finds experiments/ from anywhere
+    for name in ("rows", "configs", "seeds", "out"):
+        if getattr(arguments, name) is not None:
+            command.append(f"--{name}={getattr(arguments, name)}")
+    command += options
+
+    started, out = time.monotonic(), arguments.out
+    jobs = checked(sources, seeds, out, options)
+    if arguments.status:
+        status.show(jobs, out)
+        return 0
+    if arguments.slurm:
+        tasks = len(jobs) if arguments.tasks is None else arguments.tasks
+        if tasks < 1:
+            raise UserError(f"--tasks is {tasks}; give 1 or more.")
+        shards.check_count(f"--tasks is {tasks}", tasks, jobs)
+        return _submit(jobs, command, arguments, shards.plan_of(sources, seeds, options, tasks))
+    if shard:
+        index, count = shard
+        shards.check_count(f"--shard is {arguments.shard}", count, jobs)
+        plan = shards.plan_of(sources, seeds, options, count)
+        jobs = shards.take(jobs, index, plan, out, keep=not arguments.dry_run)
+    jobs = in_order(jobs)
+    if not arguments.dry_run:
+        check_images([job for job in jobs if job.state != "done"])
+    say(f"{status.counts(jobs, out)}; {time_left(jobs, guess=not where)}")
+    if arguments.dry_run:
+        print(status.table(jobs))
+        return 0
+    if where:
+        # Another sweep of this folder, perhaps on another machine, writes elsewhere.
+        logs = out / "logs" / f"{socket.gethostname()}-{os.getpid()}"
+        outcome = share(jobs, command, where, logs, sign)
+    else:
+        compilation.use_cache()
+        index, count = shards.parse_shard(arguments.worker)  # each starts elsewhere in the list
+        first = index * len(jobs) // count
+        outcome = run(jobs[first:] + jobs[:first], arguments.began, sign)
+    return _conclude(jobs, out, outcome, time.monotonic() - started)
+
+
+def _conclude(jobs: list[Job], out: pathlib.Path, outcome: Outcome, seconds: float) -> int:
+    """Says what was trained and what was not; returns the exit code."""
+    failed, broke, held = outcome
+    done, folder = [job for job in jobs if job.state == "done"], shlex.quote(str(out))
+    say(
+        f"\n{len(done)} of {len(jobs)} runs are in {out}, after {duration(seconds)}. Next: "
+        f"jaxcifar report figures {folder}; jaxcifar report {folder}"
+    )
+    for job, why in failed + broke:
+        note(f"failed: {job} ({job.workdir}): {why}")
+    for _, why in held:
+        note(f"not trained: {why}")
+    if broke:
+        note(
+            f"{' and '.join(str(job) for job, _ in broke)} broke, and no run succeeded after that: "
+            "this process or its device may be at fault. The same command tries again"
+            + (", the others first." if len(done) + len(failed + broke) < len(jobs) else ".")
+        )
+    return BROKE if broke or held else 1 if failed else 0
+
+
+def _submit(
+    jobs: list[Job], command: list[str], arguments: argparse.Namespace, plan: shards.Plan
+) -> int:
+    """Submits the sweep to Slurm, or prints what it would submit."""
+    tasks, out = plan["tasks"], arguments.out
+    if not arguments.time:
+        raise UserError(
+            "--slurm needs --time=…, the limit of each task. A task that reaches it is requeued."
+        )
+    text = slurm.script(command, out, tasks, arguments.time, arguments.sbatch)
+    shards.check_plan(plan, out)
+    if arguments.print:
+        print(text, end="")
+        return 0
+    slurm.check_sbatch()
+    if all(job.state == "done" for job in jobs):
+        print(f"{status.counts(jobs, out)}; nothing left")
+        return 0
+    if queued := slurm.queue(out):  # without an answer nothing is submitted
+        raise UserError(
+            f"Tasks of this sweep are already in the queue: {', '.join(map(str, sorted(queued)))}. "
+            "Wait for them, or scancel their job first; --status shows what each is doing."
+        )
+    alive = [(job, sign) for job in jobs if (sign := signs.running(job.workdir)) and sign.alive]
+    if alive:
+        job, sign = alive[0]
+        raise UserError(
+            f"Outside of the queue, {len(alive)} of these runs are being trained, such as {job}, "
+            f"on {sign.host} (last sign {duration(sign.age)} ago). Wait for that process, or stop "
+            "it; one that was killed counts as dead after ten minutes."
+        )
+    if new := shards.kept_plan(out) is None:
+        shards.keep_plan(plan, out)  # before the first task, which adds the parts
+    try:
+        job = slurm.submit(text, out)
+    except UserError:
+        if new:
+            shards.forget_plan(out)
+        raise
+    print(
+        f"{status.counts(jobs, out)}; submitted as job {job}, {tasks} task{'s' * (tasks > 1)}. "
+        f"Output: {out / 'slurm'}. The same command with --status instead of --slurm "
+        "and its options shows the progress."
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

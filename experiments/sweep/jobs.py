@@ -1,0 +1,226 @@
+"""The runs of a sweep: what each is to train, and its state."""
+
+import contextlib
+import functools
+import os
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from experiments.runs.configs import Source
+from experiments.runs.read import read_json, read_records
+from jaxcifar import data, sharding, task
+from jaxcifar.config import Config
+from jaxcifar.data.spec import CIFAR10, CIFAR100
+from jaxcifar.errors import UserError, of_file
+from jaxcifar.options import with_options
+from jaxcifar.run import signs
+from jaxcifar.run.folder import check_same, saved_config
+from jaxcifar.run.progress import duration
+
+
+class Job(NamedTuple):
+    """One run of a sweep."""
+
+    source: Source
+    seed: int
+    config: Config  # the source's, with options and seed
+    workdir: pathlib.Path
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def key(self) -> str:
+        """Its name among the runs of the sweep, which is also the place of its folder in it."""
+        return f"{self.name}/seed{self.seed}"
+
+    def __str__(self) -> str:
+        return f"{self.name}, seed {self.seed}"
+
+    @property
+    def images(self) -> data.Splits:
+        """Its images, in sizes only and unread where the size of the set is known."""
+        return _sizes(*_which_images(self))
+
+    @property
+    def state(self) -> str:
+        """One of `STATES`."""
+        if self.damage:
+            return "damaged"
+        # These raise nothing: a file server may have a bad moment at any time.
+        if os.path.exists(self.workdir / "result.json"):
+            return "done"
+        return "to resume" if os.path.exists(self.workdir / "config.json") else "new"
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; [] if they are damaged."""
+        with contextlib.suppress(UserError):
+            return _read(read_records, self.workdir / "metrics.jsonl")
+        return []
+
+    @property
+    def damage(self) -> str:
+        """Which file of the run cannot be right, and why; "" if all can be."""
+        try:
+            for name in ("config.json", "result.json"):
+                if (self.workdir / name).exists():
+                    _read(read_json, self.workdir / name)
+            records = _read(read_records, self.workdir / "metrics.jsonl")
+            finished, epochs = (self.workdir / "result.json").exists(), self.config.train.epochs
+            if finished and len(records) != epochs:
+                raise UserError(
+                    f"{self.workdir / 'metrics.jsonl'} has {len(records)} of {epochs} epochs."
+                )
+        except UserError as error:
+            return f"{error} Training restores what its checkpoint holds."
+        except OSError as error:
+            return str(of_file(error, self.workdir))
+        return ""
+
+    def describe(self, waiting: str = "", *, ages: bool = True) -> str:
+        """Returns the state in words, with the host that trains the run or the reason why it waits.
+
+        Args:
+          waiting: what it waits for in a queue; "" if it is in none.
+          ages: whether to say how long ago the run showed a sign of life.
+        """
+        state, sign = self.state, signs.running(self.workdir)
+        if state == "done":
+            return state
+        if sign and sign.alive:
+            job = f" (job {sign.job})" if sign.job else ""
+            age = f", last sign {duration(sign.age)} ago" if ages else ""
+            return f"running on {sign.host}{job}{age}"
+        if why := self.damage or signs.failure(self.workdir):
+            return f"failed: {why.splitlines()[0]}"
+        if waiting:
+            return f"waiting: {waiting}"
+        lost = f" ({sign.host} fell silent {duration(sign.age)} ago)" if sign and ages else ""
+        return state + lost
+
+
+STATES = ("done", "damaged", "to resume", "new")
+_files: dict[pathlib.Path, tuple[tuple[int, int], Any]] = {}  # when and how large, and its content
+
+
+def _read(read: Callable[[pathlib.Path], Any], path: pathlib.Path) -> Any:
+    """Returns what `read` returns of a file, which is not read again before it has changed."""
+    try:
+        at = path.stat()
+    except OSError:
+        return read(path)
+    stamp = at.st_mtime_ns, at.st_size
+    if path not in _files or _files[path][0] != stamp:
+        _files[path] = stamp, read(path)
+    return _files[path][1]
+
+
+_MOST_SEEDS = 10_000
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Returns the seeds that "0-2,7" names.
+
+    Raises:
+      UserError: it is not such a list.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise UserError(f"--seeds has {part!r}; give a number (0), or a range (0-2).")
+        if last - first >= _MOST_SEEDS:
+            raise UserError(f"--seeds has {part!r}, more than {_MOST_SEEDS:,} seeds.")
+        seeds += range(first, last + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def checked(
+    sources: list[Source], seeds: list[int], out: pathlib.Path, options: list[str]
+) -> list[Job]:
+    """Returns the runs of a sweep, checked as far as is possible without reading data.
+
+    Args:
+      sources: rows and config files.
+      seeds: the seeds that each is trained with.
+      out: the sweep's folder.
+      options: "--config.FIELD=VALUE" for all runs.
+
+    Raises:
+      UserError: a config or an option is invalid, or a workdir contains a run of another config.
+    """
+    if any(option.startswith("--config.seed") for option in options):
+        raise UserError("--config.seed would be the same for all runs. Give --seeds instead.")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out is {out}, which is a file. Give a folder.")
+    jobs, mesh = [], sharding.make_mesh()
+    for source in sources:
+        config = with_options(source.config.copy_and_resolve_references(), options)
+        for seed in seeds:
+            config = config.copy_and_resolve_references()
+            job = Job(source, seed, config, out / source.name / f"seed{seed}")
+            try:
+                config.seed = seed
+                task.check_config(config, mesh)
+            except (UserError, KeyError, TypeError) as error:
+                raise UserError(f"{source.file or source.name}: {error}") from error
+            saved = None
+            with contextlib.suppress(UserError, OSError):  # damaged: its turn will come
+                saved = saved_config(job.workdir)
+            if saved:
+                check_same(saved, config, job.workdir)
+            jobs.append(job)
+    return jobs
+
+
+def in_order(jobs: list[Job]) -> list[Job]:
+    """Returns the jobs in the order in which they are to be trained.
+
+    What is done comes first, and what shares compiled programs stays together.
+    """
+    done = [job for job in jobs if job.state == "done"]
+    left = groups([job for job in jobs if job not in done])
+    return done + [job for group in left for job in group]
+
+
+def groups(jobs: list[Job], platform: str | None = None) -> list[list[Job]]:
+    """Returns the jobs in groups that share compiled programs on a platform; None: on this one."""
+    mesh = sharding.make_mesh()
+    found: dict[task.Task, list[Job]] = {}
+    for job in jobs:
+        shared = task.build(job.config, job.images.train, mesh, platform=platform)
+        found.setdefault(shared, []).append(job)
+    return list(found.values())
+
+
+_SPECS = {spec.name: spec for spec in (CIFAR10, CIFAR100)}
+
+
+def _which_images(job: Job) -> tuple[str, str, str, int]:
+    """What decides which images a run has."""
+    where = job.config.data
+    return where.name, where.dir, where.protocol, job.config.train.limit_train_images
+
+
+@functools.cache
+def _sizes(name: str, folder: str, protocol: str, limit: int) -> data.Splits:
+    if name not in _SPECS:
+        return data.load_splits(name, folder, protocol=protocol, limit=limit)
+
+    sets = [data.without_images(name, _SPECS[name].count(split)) for split in ("train", "test")]
+    return data.split(*sets, protocol=protocol, limit=limit)
+
+
+def check_images(jobs: list[Job]) -> None:
+    """Reads all images, so that what is missing costs one message, and not one for each run.
+
+    Raises:
+      UserError: some are missing.
+    """
+    for name, folder, protocol, limit in {_which_images(job): None for job in jobs}:
+        data.load_splits(name, folder, protocol=protocol, limit=limit)

@@ -1,0 +1,272 @@
+"""Trains the runs of a sweep, one after the other or by several workers."""
+
+import contextlib
+import functools
+import pathlib
+import socket
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from experiments.runs.read import write_origin
+from experiments.sweep import status, workers
+from experiments.sweep.estimates import time_left
+from experiments.sweep.jobs import Job
+from jaxcifar import train
+from jaxcifar.errors import Busy, Interrupted, UserError, in_short, interruptible, note, of_file
+from jaxcifar.hooks import Hook, Run
+from jaxcifar.run import signs
+from jaxcifar.run.progress import duration, say
+
+AGAIN, BROKE = 75, 70  # exit codes; those of sysexits.h for such cases
+LOOK_AGAIN = 5.0  # seconds, at runs that another process trains
+GIVE_UP = 300.0  # seconds, if none of those processes seems to be alive
+
+
+class Signs(Hook):
+    """Shows signs of life of the runs of a sweep, one run after the other.
+
+    Attributes:
+      announce: called once the next run is locked.
+      progressed: whether any of them has made a step, or finished an epoch.
+    """
+
+    def __init__(self) -> None:
+        self.announce: Callable[[], None] = lambda: None
+        self.progressed = False
+        self._first, self._shown = 0, contextlib.ExitStack()
+
+    def locked(self, workdir: pathlib.Path) -> None:
+        self.announce()
+        self._shown.enter_context(signs.shown(workdir))
+
+    def start(self, run: Run) -> None:
+        self._first = run.step
+
+    def after_epoch(self, run: Run, record: dict[str, Any]) -> None:
+        self.progressed = True
+
+    def close(self, run: Run) -> None:
+        self.progressed |= run.step > self._first
+
+    def withdraw(self) -> None:
+        """Removes the sign of the run that has ended, if there is one."""
+        self._shown.close()
+
+
+Failed = list[tuple[Job, str]]
+
+
+class Outcome(NamedTuple):
+    """What was not trained, and why."""
+
+    failed: Failed
+    broke: Failed  # perhaps by the fault of the device
+    held: Failed  # locked by processes that have shown no sign of life for long
+
+
+def run(jobs: list[Job], start: str, sign: Signs) -> Outcome:
+    """Trains what is not done.
+
+    A run that another process is training is checked again until it is done or free, or until that
+    process has seemed to be dead for `GIVE_UP` seconds and nothing else is left. If a run
+    breaks, the next one, of another config if possible, shows whose fault that was. If it succeeds,
+    the first has failed. If it breaks as well, or there is none and nothing was trained before, the
+    device may be at fault: the work ends, and other processes may train these runs. What broke or
+    failed in an earlier start, or ended its process, comes last, so that it never keeps the others
+    from being trained; if it breaks again, after others succeeded, it has failed.
+
+    Args:
+      jobs: the jobs of the sweep.
+      start: which start of the sweep this is; what failed in it, here or elsewhere, is not tried
+        again.
+      sign: shows signs of life.
+
+    Raises:
+      Interrupted: it was stopped, during a run or between two.
+    """
+    failed: Failed = []
+    held: Failed = []
+    suspect: tuple[Job, str] | None = None  # it broke, and no run has succeeded since
+    at_fault: set[str] = set()  # the names of runs that broke where others succeeded
+    succeeded = False
+
+    def fail(job: Job, why: str, *, known: bool = False) -> None:
+        failed.append((job, why))
+        if not known:  # by another process
+            signs.fail(job.workdir, why, start)
+        say(f"{job} failed: {why}")
+
+    def blame() -> None:
+        if suspect and suspect[0].state != "done":  # by another process meanwhile
+            at_fault.add(suspect[0].name)
+            fail(*suspect)
+
+    def announce(number: int, job: Job) -> None:
+        gone = [other for other, _ in failed]
+        left = time_left([other for other in jobs if other not in gone])
+        say(f"\n[{number}/{len(jobs)}] {job}: {job.state}; sweep: {left}")
+
+    waiting = [(number, job) for number, job in enumerate(jobs, start=1) if job.state != "done"]
+    again = {
+        job.workdir
+        for _, job in waiting  # a sign is of a process that trains it now, or that died of it
+        if signs.failure(job.workdir) or signs.running(job.workdir)
+    }
+    waiting.sort(key=lambda entry: entry[1].workdir in again)
+    patience = _Patience()
+    while waiting:
+        busy, before = [], len(waiting)
+        while waiting:
+            number, job = waiting.pop(0)
+            if job.state == "done":  # by another process meanwhile
+                continue
+            with interruptible() as stop:  # which knows of a signal in the last run's last moments
+                if stop:
+                    raise Interrupted(
+                        stop.signum,
+                        f"Stopped {stop.reason} before the next run. The same command resumes it.",
+                    )
+            if why := signs.failure(job.workdir, start):
+                fail(job, why, known=True)
+                continue
+            sign.announce = functools.partial(announce, number, job)
+            try:
+                _train(job, sign)
+                succeeded = True
+                blame()
+                suspect = None
+            except Busy:
+                busy.append((number, job))
+            except UserError as error:
+                fail(job, str(error))
+            except Interrupted:
+                raise
+            except Exception as error:
+                note(f"{job} broke:\n{traceback.format_exc()}")
+                broke = job, in_short(error)
+                if job.name in at_fault or (succeeded and job.workdir in again):
+                    fail(*broke)
+                    continue
+                signs.fail(job.workdir, broke[1])  # for --status; others may try it
+                if suspect:
+                    return Outcome(failed, [suspect, broke], held)
+                suspect = broke
+                unlike = [entry for entry in waiting if entry[1].name != job.name]
+                waiting = unlike + [entry for entry in waiting if entry not in unlike]
+        if len(busy) < before:
+            patience.renew()
+        elif held := patience.wait([job for _, job in busy]):
+            break
+        waiting = busy
+    if succeeded:
+        blame()
+        suspect = None
+    broken = [suspect] if suspect and suspect[0].state != "done" else []
+    return Outcome(failed, broken, held)
+
+
+def _train(job: Job, sign: Signs) -> None:
+    """Trains a run; raises what `train_and_evaluate` does, and `UserError` for an `OSError`."""
+    try:
+        if job.source.file:
+            write_origin(job.source, job.workdir.parent)
+        train.train_and_evaluate(job.config, job.workdir, hooks=[sign])
+    except OSError as error:  # such as that of a full disk
+        raise of_file(error) from error
+    finally:
+        sign.withdraw()
+
+
+class _Patience:
+    """Waits for runs that other processes have locked, and says so once."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Notes that the work goes on."""
+        self._since = time.monotonic()  # when it did, or somebody seemed to be alive
+        self._told: bool | None = None  # whether it was said that somebody seems to be alive
+
+    def wait(self, jobs: list[Job]) -> Failed:
+        """Waits for a moment; returns who holds all jobs, once nobody has shown a sign for long."""
+        gone = [(job, text) for job in jobs if (text := _without_sign(job))]
+        if alive := len(gone) < len(jobs):
+            self._since = time.monotonic()
+        if alive is not self._told:
+            waits = f"Another process is training {'; '.join(map(str, jobs))}: waiting for it."
+            say(waits if alive else "\n".join(text for _, text in gone))
+        self._told = alive
+        if time.monotonic() - self._since > GIVE_UP:
+            return gone
+        time.sleep(LOOK_AGAIN)
+        return []
+
+
+def _without_sign(job: Job) -> str:
+    """Says who locked a run without a sign of life since; "" if somebody may be training it."""
+    sign = signs.running(job.workdir)
+    # `jaxcifar train` shows none; and on this host a dead process holds no lock.
+    if sign is None or sign.alive or sign.host == socket.gethostname():
+        return ""
+    return (
+        f"{job} is locked by a process on {sign.host} that fell silent {duration(sign.age)} ago. "
+        "If that host is down, the file server has kept its lock: wait until it is released, or, "
+        f"if nothing else is training there, delete {job.workdir / '.lock'}."
+    )
+
+
+def share(
+    jobs: list[Job],
+    command: list[str],
+    where: Sequence[workers.Place],
+    logs: pathlib.Path,
+    sign: Signs,
+) -> Outcome:
+    """Lets a worker at each place run the command, a sweep of these jobs.
+
+    Args:
+      jobs: the jobs of the sweep.
+      command: what trains them all; each worker trains what no other has begun.
+      where: the places of the workers.
+      logs: the folder for what the workers print.
+      sign: notes whether any of them made a step, if they are stopped.
+
+    Raises:
+      UserError: a worker could not start.
+      Stopped: a signal stopped the workers.
+    """
+    start = uuid.uuid4().hex
+    commands = [
+        [*command, f"--worker={index}/{len(where)}", f"--began={start}"]
+        for index in range(len(where))
+    ]
+
+    def table() -> str:
+        left = time_left(jobs, at_once=len(where), guess=False)
+        return f"{status.table(jobs, ages=False)}\n{left}"
+
+    try:
+        ended = workers.supervise(commands, where, logs, table)
+    except workers.Stopped as error:
+        sign.progressed = AGAIN in error.codes
+        raise
+    failed: Failed = []
+    broke: Failed = []
+    untried = broke if any(worker.process.returncode == BROKE for worker in ended) else failed
+    for job in jobs:
+        if job.state == "done":
+            continue
+        if why := signs.failure(job.workdir, start):
+            failed.append((job, why))
+        elif why := signs.failure(job.workdir):
+            broke.append((job, why))
+        else:
+            untried.append((job, f"its worker died, see {logs}"))
+    for worker in ended:
+        if worker.process.returncode == 2 and any(why.endswith(str(logs)) for _, why in failed):
+            raise UserError(f"A worker could not start; the end of {worker.log}:\n{worker.said}")
+    return Outcome(failed, broke, held=[])

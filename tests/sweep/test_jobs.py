@@ -1,0 +1,86 @@
+"""Jobs: which runs a sweep has, and what state they are in."""
+
+import json
+import os
+import time
+
+import pytest
+
+from experiments.runs import configs
+from experiments.sweep import jobs
+from experiments.sweep.jobs import checked, parse_seeds
+from jaxcifar.errors import UserError
+from jaxcifar.run import signs
+from tests.conftest import OPTIONS, pretend, start_sweep
+from tests.sweep.conftest import CIFAR, leave_sign_of_a_dead_process
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+def test_rows_and_seeds():
+    assert configs.parse_rows("1-3,vgg2") == ["row1", "row2", "row3", "vgg2"]
+    assert configs.parse_rows("vgg1-vgg8") == [f"vgg{i}" for i in range(1, 9)]
+    assert configs.parse_rows("vgg7-8,row9,9") == ["vgg7", "vgg8", "row9"]
+    assert parse_seeds("0-2,7,1") == [0, 1, 2, 7]
+
+
+@pytest.mark.parametrize("text", ["13", "vgg9", "3-1", "row1-vgg2", "", "1-2-3", "vg2"])
+def test_unknown_rows(text):
+    with pytest.raises(UserError, match="--rows"):
+        configs.parse_rows(text)
+
+
+@pytest.mark.parametrize("text", ["", "a", "2-1", "-1"])
+def test_impossible_seeds(text):
+    with pytest.raises(UserError, match="--seeds"):
+        parse_seeds(text)
+
+
+def test_nor_does_finding_out_that_a_run_is_of_too_many(no_images, tmp_path, capsys):
+    more = ("--config.data.protocol=holdout", "--config.train.limit_train_images=45001")
+    assert start_sweep(tmp_path / "out", "vgg2", "0", CIFAR[0], *more, "--dry-run") == 2
+    assert "there are 45,000 training images" in capsys.readouterr().err
+
+
+def test_states_in_words(tmp_path, monkeypatch):
+    (source,) = configs.named("vgg2", None)
+    (job,) = checked([source], [0], tmp_path, OPTIONS)
+    assert job.describe() == "new"
+    assert job.describe("Priority") == "waiting: Priority"
+    job.workdir.mkdir(parents=True)
+    (job.workdir / "config.json").write_text("{}")
+    assert job.describe() == "to resume"
+    mark = {"host": "node7", "pid": 1, "job": "77_3", "time": ""}
+    path = job.workdir / ".running"
+    path.write_text(json.dumps(mark))
+    os.utime(path, (time.time() + 7200,) * 2)  # however slow this machine is
+    assert job.describe("Priority") == "running on node7 (job 77_3), last sign 0s ago"
+    os.utime(path, (time.time() - 7200,) * 2)
+    assert job.describe() == "to resume (node7 fell silent 2h00m ago)"
+    signs.fail(job.workdir, "it broke\nin many words")
+    assert job.describe() == "failed: it broke"
+    # One that is dead on this machine is known to be.
+    signs.give(job.workdir)
+    assert signs.running(job.workdir).alive
+    leave_sign_of_a_dead_process(job.workdir)
+    assert not signs.running(job.workdir).alive
+    pretend(job.config, job.workdir)
+    assert job.describe() == "done"
+    (job.workdir / "metrics.jsonl").write_text("")
+    assert job.state == "damaged"
+    assert "metrics.jsonl has 0 of 2 epochs" in job.damage
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    (source,) = configs.named("vgg2", None)
+    (job,) = checked([source], [0], tmp_path, OPTIONS)
+    pretend(job.config, job.workdir)
+    real, reads = jobs.read_records, []
+    monkeypatch.setattr(jobs, "read_records", lambda path: reads.append(path) or real(path))
+    path = job.workdir / "metrics.jsonl"
+    assert [job.state, len(job.records), job.describe()] == ["done", 2, "done"]
+    assert reads == [path]
+    with path.open("a") as file:
+        file.write('{"epoch": 3}\n')
+    assert len(job.records) == 3
+    assert reads == [path] * 2

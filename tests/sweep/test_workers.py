@@ -1,0 +1,296 @@
+"""Several processes that share a sweep: where they compute, who restarts them, what they share."""
+
+import errno
+import functools
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+import types
+
+import pytest
+
+from experiments.runs import configs
+from experiments.sweep import training, workers
+from experiments.sweep.jobs import checked
+from jaxcifar import train
+from jaxcifar.errors import Interrupted, UserError
+from jaxcifar.files import read_lines
+from jaxcifar.run import signs
+from tests.conftest import OPTIONS, pretend, start_sweep, sweep_command
+from tests.sweep.conftest import HOST, until
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+# --- where they compute -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Lets the machine have ten cores, and as many GPUs as it is called with."""
+    monkeypatch.setattr(workers, "available_cores", lambda: list(range(10)))
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    def with_gpus(count):
+        lines = "".join(f"echo 'GPU {i}: NVIDIA H100 (UUID: GPU-{i})'\n" for i in range(count))
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{lines}")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+
+    with_gpus(0)
+    return with_gpus
+
+
+def test_a_worker_for_each_gpu(machine, monkeypatch):
+    machine(3)
+    assert [place.gpu for place in workers.places("auto")] == ["0", "1", "2"]
+    assert [place.gpu for place in workers.places("2")] == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,MIG-7")
+    assert [place.gpu for place in workers.places("auto")] == ["2", "MIG-7"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not any(place.gpu for place in workers.places("auto"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert not any(place.gpu for place in workers.places("auto"))
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"),
+    [("0,-1,1", ["0"]), ("-1", []), ("NoDevFiles", []), ("1, 0", ["1", "0"])],
+)
+def test_the_list_of_gpus_is_read_as_cuda_reads_it(machine, monkeypatch, visible, gpus):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [place.gpu for place in workers.places("auto") if place.gpu] == gpus
+
+
+def test_tpus_are_for_one_process(machine, tmp_path, monkeypatch):
+    """All other workers would train on the cores, and nobody would notice."""
+    (tmp_path / "accel0").touch()
+    monkeypatch.setattr(workers, "TPU_FILES", (f"{tmp_path}/accel[0-9]*",))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert len(workers.places("auto")) == 2  # of another vendor: no libtpu
+    (tmp_path / "libtpu.py").touch()
+    assert workers.places("auto") == workers.places("1")
+    with pytest.raises(UserError, match="--workers is 2, but only one process can use the TPUs"):
+        workers.places("2")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert len(workers.places("2")) == 2
+
+
+def test_workers_share_the_cores(machine):
+    assert len(workers.places("auto")) == 2
+    for count in (1, 3, 10):
+        shares = [place.cores for place in workers.places(str(count))]
+        assert sorted(core for share in shares for core in share) == list(range(10))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize(("gpus", "text"), [(0, "11"), (3, "4"), (0, "0"), (0, "two"), (0, "-1")])
+def test_impossible_numbers_of_workers(machine, gpus, text):
+    machine(gpus)
+    with pytest.raises(UserError, match="--workers"):
+        workers.places(text)
+
+
+# --- who restarts them ------------------------------------------------------------------------
+
+
+ONE = (workers.Place(gpu="5"),)
+
+
+def has(path, text):
+    return path.exists() and text in path.read_text()
+
+
+def supervise(tmp_path, script, where=ONE):
+    commands = [["bash", "-c", script]] * len(where)
+    return workers.supervise(commands, where, tmp_path / "logs", lambda: "")
+
+
+def test_a_worker_that_dies_is_started_again_three_times(tmp_path, capsys):
+    (worker,) = supervise(tmp_path, "echo on GPU $CUDA_VISIBLE_DEVICES; kill -9 $$")
+    assert worker.process.returncode == -signal.SIGKILL
+    assert worker.said.split("\n") == ["on GPU 5"] * 4
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("died (killed by SIGKILL); started again") == 3
+    assert printed.count("ended (killed by SIGKILL) and is not started again") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "amd", "where", "expected"),
+    [
+        ("", False, ONE[0], "cuda"),
+        ("", True, ONE[0], ""),
+        ("rocm", False, ONE[0], "rocm"),
+        ("", False, workers.Place(cores=frozenset({0})), ""),
+    ],
+)
+def test_a_worker_of_a_gpu_does_not_go_on_with_the_cpu(
+    tmp_path, monkeypatch, given, amd, where, expected
+):
+    monkeypatch.setenv("JAX_PLATFORMS", given)
+    monkeypatch.setattr(workers, "AMD_FILE", tmp_path / "kfd")
+    if amd:
+        workers.AMD_FILE.touch()
+    (worker,) = supervise(tmp_path, "echo JAX on $JAX_PLATFORMS", [where])
+    assert worker.said == f"JAX on {expected}".strip()
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_a_worker_that_ends_is_not(tmp_path, code, capsys):
+    (worker,) = supervise(tmp_path, f"echo why; exit {code}")
+    assert worker.process.returncode == code
+    assert worker.restarts == 0
+    printed = " ".join(capsys.readouterr().out.split())  # what a user has to know, at once
+    assert ("ended (exit code 2) and is not started again" in printed) == (code == 2)
+    assert ("why" in printed) == (code == 2)
+
+
+def test_a_worker_has_its_cores_from_the_start(tmp_path):
+    before = os.sched_getaffinity(0)
+    core = max(before)
+    where = [workers.Place(cores=frozenset({core}))]
+    (worker,) = supervise(tmp_path, "grep Cpus_allowed_list /proc/self/status", where)
+    assert worker.said.split()[-1] == str(core)
+    assert os.sched_getaffinity(0) == before
+
+
+def test_a_signal_is_passed_on_once_and_nothing_is_started_again(tmp_path):
+    loop = "for i in {1..30}; do sleep 0.1; done; exit 143"
+    script = f"trap 'echo got it' TERM; echo ready; {loop}"
+
+    def end():
+        for index in (0, 1):
+            until(lambda index=index: has(tmp_path / "logs" / f"worker-{index}.log", "ready"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    with pytest.raises(Interrupted) as caught:
+        supervise(tmp_path, script, [workers.Place(gpu="0"), workers.Place(gpu="1")])
+    thread.join()
+    assert caught.value.signum == signal.SIGTERM
+    for index in (0, 1):
+        text = (tmp_path / "logs" / f"worker-{index}.log").read_text()
+        assert text == "ready\ngot it\n"
+
+
+def test_an_error_of_the_parent_lets_the_workers_save(tmp_path):
+    """One like that of a file system that is gone for a moment."""
+    loop = "for i in {1..30}; do sleep 0.1; done"
+    script = f"trap 'sleep 0.5; echo saved; exit 143' TERM; echo ready; {loop}"
+
+    def table():
+        until(lambda: has(tmp_path / "logs" / "worker-0.log", "ready"))
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with pytest.raises(OSError, match="Stale"):
+        workers.supervise([["bash", "-c", script]], ONE, tmp_path / "logs", table)
+    assert (tmp_path / "logs" / "worker-0.log").read_text() == "ready\nsaved\n"
+
+
+# --- a sweep by two of them -------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(workers.available_cores()) < 2, reason="a core for each worker")
+def test_one_of_two_workers_is_killed_and_the_sweep_is_the_serial_one(tmp_path):
+    what = ("--rows=vgg2", "--seeds=0-2", "--config.train.epochs=6")
+    out, serial = tmp_path / "workers", tmp_path / "serial"
+    command, environment = sweep_command(serial, *what)
+    with workers.on_cores(
+        frozenset({min(os.sched_getaffinity(0))})
+    ):  # rounding depends on how many
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    command, environment = sweep_command(out, *what, "--workers=2")
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        begun = []
+
+        def has_begun():
+            begun[:] = [
+                path
+                for path in out.glob("vgg2/*/.running")
+                if has(path.with_name("metrics.jsonl"), "epoch")
+            ]
+            return begun or parent.poll() is not None
+
+        until(has_begun)
+        os.kill(json.loads(begun[0].read_text())["pid"], signal.SIGKILL)
+        printed, _ = parent.communicate(timeout=300)
+    finally:
+        parent.terminate()
+    assert parent.returncode == 0
+    assert "killed by SIGKILL" in printed
+    assert "3 of 3 runs" in printed
+    for seed in ("seed0", "seed1", "seed2"):
+        assert not (out / "vgg2" / seed / ".running").exists()
+        ours, other = (
+            read_lines(folder / "vgg2" / seed / "metrics.jsonl") for folder in (out, serial)
+        )
+        for one, two in zip(ours, other, strict=True):
+            for name in ("train_loss", "val_loss", "val_accuracy"):
+                assert one[name] == two[name]
+
+
+@pytest.mark.parametrize(("trained", "code"), [(1, 2), (2, 0)])
+def test_a_worker_that_could_not_start_matters_if_runs_are_left(
+    tmp_path, monkeypatch, capsys, trained, code
+):
+    kept = []
+
+    def supervise(commands, where, logs, table):
+        kept.append(logs)
+        for job in checked(configs.named("vgg2", None), [0, 1], out, OPTIONS)[:trained]:
+            pretend(job.config, job.workdir)
+        process = types.SimpleNamespace(returncode=2)
+        return [types.SimpleNamespace(process=process, log=logs / "worker-0.log", said="no CUDA")]
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(workers, "supervise", supervise)
+    assert start_sweep(out, "vgg2", "0-1", "--workers=1") == code
+    assert ("no CUDA" in capsys.readouterr().err) == (code == 2)
+    # Another sweep of the folder keeps its output elsewhere.
+    assert kept == [out / "logs" / f"{HOST}-{os.getpid()}"]
+
+
+def test_what_workers_ended_with_is_what_the_sweep_ends_with(tmp_path, monkeypatch, capsys):
+    """A warning of the time limit, with and without progress; and a device that broke runs, or
+    with which none was tried."""
+
+    def stopped(code):
+        def supervise(*_):
+            raise workers.Stopped(signal.SIGUSR1, "All were stopped.", [0, code])
+
+        return supervise
+
+    for code, expected in ((training.AGAIN, training.AGAIN), (138, 138)):
+        monkeypatch.setattr(workers, "supervise", stopped(code))
+        assert start_sweep(tmp_path / "out", "vgg2", "0", "--workers=1") == expected
+        assert ("No step was made" in capsys.readouterr().err) == (expected == 138)
+
+    def broke(commands, where, logs, table, *, tried=True):
+        if tried:
+            signs.fail(tmp_path / "out" / "vgg2" / "seed0", "RuntimeError: RESOURCE_EXHAUSTED")
+        process = types.SimpleNamespace(returncode=training.BROKE)
+        return [types.SimpleNamespace(process=process, log=logs / "worker-0.log", said="")]
+
+    monkeypatch.setattr(workers, "supervise", broke)
+    assert start_sweep(tmp_path / "out", "vgg2", "0", "--workers=1") == training.BROKE
+    assert "RESOURCE_EXHAUSTED" in capsys.readouterr().err
+    monkeypatch.setattr(workers, "supervise", functools.partial(broke, tried=False))
+    assert start_sweep(tmp_path / "other", "vgg2", "0", "--workers=1") == training.BROKE
+
+
+def test_workers_begin_with_different_runs(tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr(train, "train_and_evaluate", lambda c, _, **__: tried.append(c.seed))
+    for index in (0, 1):
+        assert start_sweep(tmp_path / "out", "vgg2", "0-3", f"--worker={index}/2") == 0
+    assert tried == [0, 1, 2, 3, 2, 3, 0, 1]
