@@ -33,12 +33,13 @@ from experiments.cost import forward_multiply_adds
 from experiments.runs.table import Table
 from jaxcifar import augment, data, programs, sharding, task
 from jaxcifar.config import base_config
-from jaxcifar.errors import UserError, choose, exit_code
+from jaxcifar.errors import UserError, choose
 from jaxcifar.files import write_json
 from jaxcifar.kernels import compilation
 from jaxcifar.models import MODELS, can_remat
 from jaxcifar.options import user_path
 from jaxcifar.run.machine import environment, peak_memory
+from jaxcifar.signals import exit_code
 
 Timer = Callable[[], float]  # runs some steps; returns images per second
 

@@ -18,7 +18,8 @@ import numpy as np
 
 from experiments.runs.images import training_images
 from jaxcifar import data, options, restore, sharding
-from jaxcifar.errors import UserError, exit_code
+from jaxcifar.errors import UserError
+from jaxcifar.signals import exit_code
 from jaxcifar.task import build_inference
 
 

@@ -37,12 +37,13 @@ from experiments.cost import forward_multiply_adds
 from experiments.runs.configs import Source, named
 from experiments.runs.table import Table
 from jaxcifar import data, programs, sharding, task
-from jaxcifar.errors import UserError, choose, exit_code
+from jaxcifar.errors import UserError, choose
 from jaxcifar.files import write_json
 from jaxcifar.models import MODELS, create_model
 from jaxcifar.models.densenet import DenseNet
 from jaxcifar.options import user_path
 from jaxcifar.run.machine import environment
+from jaxcifar.signals import exit_code
 from jaxcifar.state import abstract_variables
 
 N_TRAIN, N_TEST = 50_000, 10_000  # CIFAR's

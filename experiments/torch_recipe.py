@@ -24,8 +24,9 @@ from torch.nn import functional as F
 
 from experiments import torch_models
 from jaxcifar import data, options
-from jaxcifar.errors import UserError, exit_code
+from jaxcifar.errors import UserError
 from jaxcifar.files import replace
+from jaxcifar.signals import exit_code
 
 EPOCHS, BATCH = 10, 1024
 RATE, DECAY, MOMENTUM, BIAS_SCALE = 11.5, 0.0153, 0.85, 64.0

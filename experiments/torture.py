@@ -48,12 +48,13 @@ import numpy as np
 
 from jaxcifar import data, programs, restore, sharding, train
 from jaxcifar.config import Config, base_config
-from jaxcifar.errors import Interrupted, UserError, exit_code
+from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import append, read_lines
 from jaxcifar.hooks import Hook, Run
 from jaxcifar.options import user_path
 from jaxcifar.run.digest import digests
 from jaxcifar.run.machine import environment
+from jaxcifar.signals import exit_code
 from jaxcifar.task import build, hyperparams
 
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from jaxcifar.errors import UserError, nearest
+
 CHECKOUT = pathlib.Path(__file__).parents[1]  # unless the package was installed from a wheel
 
 
@@ -38,7 +40,6 @@ def train_arguments(arguments: Sequence[str]) -> list[str]:
     Raises:
       UserError: not exactly one config is named, or there is none of that name.
     """
-    from jaxcifar.errors import UserError
     from jaxcifar.options import config_file
 
     names = [argument for argument in arguments if not argument.startswith("-")]
@@ -60,8 +61,6 @@ def eval_arguments(arguments: Sequence[str]) -> list[str]:
     Raises:
       UserError: not exactly one is named.
     """
-    from jaxcifar.errors import UserError
-
     named = [f"--workdir={argument}" for argument in arguments if not argument.startswith("-")]
     rest = [argument for argument in arguments if argument.startswith("-")]
     folders = [argument for argument in (*named, *rest) if argument.startswith("--workdir=")]
@@ -178,15 +177,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the verb; returns the exit code."""
     if os.name == "nt":
         sys.exit("jaxcifar needs Linux or macOS; on Windows, use WSL.")
-    from jaxcifar.errors import exit_code
+    from jaxcifar.signals import exit_code
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     return exit_code(lambda: _run(arguments))
 
 
 def _run(words: list[str]) -> int:
-    from jaxcifar.errors import UserError, nearest
-
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -218,8 +215,6 @@ def find_experiments(verb: str) -> None:
     Raises:
       UserError: jaxcifar runs from an installed package, not from a checkout.
     """
-    from jaxcifar.errors import UserError
-
     if not (CHECKOUT / "experiments" / "__init__.py").is_file():
         raise UserError(
             f"{verb} needs a checkout: experiments/ is not part of the installed package. Clone "

@@ -1,15 +1,11 @@
-"""How a command ends early: by an error that the user can fix, or by a signal; in one message."""
+"""What a user can mend, and how it is said: in one message."""
 
 import contextlib
 import difflib
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NoReturn
-
-from absl import logging
+from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -31,9 +27,6 @@ class Interrupted(Exception):
         self.signum = signum
 
 
-SECOND_SIGINT = "Stopped by a second SIGINT. What was not saved is lost."
-
-
 def of_file(error: OSError, path: object = "") -> UserError:
     """Returns an error of the file system as a `UserError` that gives the path and the reason.
 
@@ -47,6 +40,14 @@ def in_short(error: Exception) -> str:
     """Returns the first line of an error, shortened for use within a message."""
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0].partition(' See full')[0][:200]}".removesuffix(": ")
+
+
+def reason(error: Exception) -> str:
+    """Returns the message of an error that absl or ml_collections raised for a flag."""
+    # ml_collections wraps a KeyError, which suggests the nearest name, in an AttributeError.
+    if error.args and isinstance(error.args[0], KeyError):
+        error = error.args[0]
+    return str(error.args[0] if isinstance(error, KeyError) else error)
 
 
 def note(text: str) -> None:
@@ -63,192 +64,6 @@ def unread(stream: Any) -> None:
         place = stream.fileno()
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), place)
-
-
-def _flush() -> None:
-    if sys.stdout is not None:  # as under pythonw
-        sys.stdout.flush()
-
-
-class Stop:
-    """A request to end the work at the next point where it can be saved; true once it is made.
-
-    Attributes:
-      signum: the signal that made it; 0 if it was made otherwise.
-      reason: why, in a few words.
-    """
-
-    def __init__(self) -> None:
-        self.signum = 0
-        self.reason = ""
-
-    def __bool__(self) -> bool:
-        return bool(self.reason)
-
-    def request(self, reason: str, signum: int = 0) -> None:
-        """Makes the request; of several, the first counts."""
-        if not self:
-            self.signum, self.reason = signum, reason
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-
-
-@contextlib.contextmanager
-def interruptible(*signums: int) -> Iterator[Stop]:
-    """Turns signals into a request to stop, for the duration of a `with` block.
-
-    Use it for work that an abrupt end would lose. The signals are SIGINT, SIGTERM, SIGHUP, SIGUSR1
-    and SIGUSR2; schedulers send the last two before a time limit. A repeated SIGTERM, which
-    schedulers send, does not interrupt the saving; a second SIGINT (Ctrl-C) does. Signals that were
-    ignored before, as nohup does with SIGHUP, stay ignored. If such blocks are nested, the request
-    is made in all of them.
-
-    Args:
-      signums: the signals, if not all of these.
-    """
-    with _handling(_Handler(), signums or _SIGNALS) as stop:
-        yield stop
-
-
-class _Handler:
-    def __init__(self, settle: Callable[[], None] | None = None):
-        self.stop = Stop()
-        self.settle = settle  # for that of a command: waits until its thread has seen all signals
-        self.before: dict[int, Any] = {}  # the handlers that it replaced
-
-    def __call__(self, signum: int, frame: object) -> None:
-        if isinstance(outer := self.before.get(signum), _Handler):
-            outer(signum, frame)
-        if signum == signal.SIGINT and not self.settle:
-            signal.signal(signum, signal.default_int_handler)
-        self.stop.request(f"by {signal.Signals(signum).name}", signum)
-
-
-@contextlib.contextmanager
-def _handling(handler: _Handler, signums: Iterable[int]) -> Iterator[Stop]:
-    with contextlib.suppress(ValueError):  # outside the main thread, leave signals to the caller
-        for signum in signums:
-            if signal.getsignal(signum) is not signal.SIG_IGN:
-                handler.before[signum] = before = signal.signal(signum, handler)
-                if isinstance(before, _Handler) and before.stop:
-                    handler.stop.request(before.stop.reason, before.stop.signum)
-    try:
-        yield handler.stop
-    finally:
-        for signum, previous in handler.before.items():
-            if isinstance(previous, _Handler) and previous.settle:
-                previous.settle()
-            signal.signal(signum, previous)
-
-
-def leave(code: int, text: str) -> NoReturn:
-    """Ends the process at once, from any thread, with a message."""
-    try:
-        if sys.stdout is not None and sys.stdout.isatty():
-            print("\x1b[?25h")  # a progress bar hides the cursor
-        _flush()
-        note(text)
-    finally:  # whoever reads its output may be gone
-        os._exit(code)
-
-
-@contextlib.contextmanager
-def _ended_by_signals(leave: Callable[[int, str], NoReturn]) -> Iterator[None]:
-    """Lets signals end the process at once, except inside `interruptible`.
-
-    Python's handlers have to wait while XLA compiles, so a thread that is woken by the wake-up
-    descriptor ends the process. (The default actions would do, but for the first process of a
-    container, which the kernel protects from them.)
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    readable, writable = os.pipe()
-    os.set_blocking(writable, False)
-
-    settled, mark = threading.Event(), 255
-
-    def watch() -> None:
-        while signum := os.read(readable, 1)[0]:
-            if signum == mark:
-                settled.set()
-                continue
-            handler = signal.getsignal(signum)
-            if isinstance(handler, _Handler) and handler.settle:
-                name = signal.Signals(signum).name
-                leave(128 + signum, f"Stopped by {name}. Nothing that was saved is lost.")
-
-    def settle() -> None:
-        settled.clear()
-        os.write(writable, bytes([mark]))
-        settled.wait(timeout=1)  # in a fork there is no such thread
-
-    with _handling(_Handler(settle), _SIGNALS):
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        before = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(before)
-            os.write(writable, b"\0")
-            thread.join()
-            os.close(readable)
-            os.close(writable)
-
-
-def reason(error: Exception) -> str:
-    """Returns the message of an error that absl or ml_collections raised for a flag."""
-    # ml_collections wraps a KeyError, which suggests the nearest name, in an AttributeError.
-    if error.args and isinstance(error.args[0], KeyError):
-        error = error.args[0]
-    return str(error.args[0] if isinstance(error, KeyError) else error)
-
-
-def exit_code(
-    command: Callable[[], int | None], leave: Callable[[int, str], NoReturn] = leave
-) -> int:
-    """Runs a command and returns its exit code.
-
-    That is what the command returns (0 for None), 2 after a `UserError` or an `OSError`, or 128
-    plus the signal's number after `Interrupted`. The message goes to stderr. Outside of
-    `interruptible`, a signal ends the process at once, with that exit code as well.
-
-    Args:
-      command: to run.
-      leave: ends the process, from any thread, with an exit code and a message.
-    """
-    logging.set_verbosity(logging.ERROR)  # Orbax logs every save
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook or a test may have replaced it
-            stream.reconfigure(errors="replace")  # pyright: ignore # an ASCII terminal shows "?"
-    try:
-        with _ended_by_signals(leave):
-            code = _code_of(command)
-            _flush()
-            return code
-    except (UserError, Interrupted) as error:
-        note(str(error))
-        return 128 + error.signum if isinstance(error, Interrupted) else 2
-    except BrokenPipeError:  # whoever reads the output, such as head, has seen enough
-        unread(sys.stdout)
-        return 128 + signal.SIGPIPE
-    except OSError as error:  # a full disk, no permission, a folder where a file is expected
-        note(str(of_file(error)))
-        return 2
-    except KeyboardInterrupt:
-        note(SECOND_SIGINT)
-        return 128 + signal.SIGINT
-
-
-def _code_of(command: Callable[[], int | None]) -> int:
-    try:
-        return command() or 0
-    except SystemExit as end:  # how argparse and absl end a command
-        if isinstance(end.code, str):
-            note(end.code)
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
 
 
 def nearest(value: str, allowed: Iterable[str]) -> str:

@@ -17,7 +17,8 @@ import jax
 
 from jaxcifar import processes
 from jaxcifar.config import Config
-from jaxcifar.errors import Interrupted, Stop, UserError, note
+from jaxcifar.errors import Interrupted, UserError, note
+from jaxcifar.signals import Stop
 from jaxcifar.state import TrainState
 from jaxcifar.task import Hyperparams, Task
 

@@ -16,12 +16,13 @@ from ml_collections import config_flags
 
 from jaxcifar import launch, options, processes, restore, train
 from jaxcifar.config import Config, base_config, flatten
-from jaxcifar.errors import UserError, exit_code, reason
+from jaxcifar.errors import UserError, reason
 from jaxcifar.hooks import Hook, Profile, Run
 from jaxcifar.kernels import compilation
 from jaxcifar.run.folder import saved_config
 from jaxcifar.run.log import averaged
 from jaxcifar.run.progress import duration
+from jaxcifar.signals import exit_code
 
 _ARGV: list[str] = []  # where ml_collections looks for the fields that the command line sets
 _CONFIG = config_flags.DEFINE_config_file(

@@ -19,9 +19,10 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from jaxcifar import data, restore, sharding
-from jaxcifar.errors import UserError, exit_code, in_short, note
+from jaxcifar.errors import UserError, in_short, note
 from jaxcifar.options import user_path
 from jaxcifar.run.folder import saved_config
+from jaxcifar.signals import exit_code
 from jaxcifar.task import build_inference
 
 _SIDE = 32

@@ -27,8 +27,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxcifar import errors
-from jaxcifar.errors import Interrupted, UserError, in_short, of_file
+from jaxcifar import signals
+from jaxcifar.errors import Interrupted, UserError, in_short, note, of_file
 from jaxcifar.launch import Place
 
 _F = TypeVar("_F", bound=Callable)
@@ -206,7 +206,7 @@ def together(place: Place | None, seconds: float) -> Iterator[None]:
 def leave(code: int, text: str) -> NoReturn:
     """Ends this process at once, from any thread, and with it the others of its run."""
     if _team is None:
-        errors.leave(code, text)
+        signals.leave(code, text)
     end = End(index(), code, text)
     _say(end)
     _team._leave(end)
@@ -221,7 +221,7 @@ def _code_and_text(error: BaseException) -> tuple[int, str]:
         case OSError():
             return 2, str(of_file(error))
         case KeyboardInterrupt():
-            return 128 + signal.SIGINT, errors.SECOND_SIGINT
+            return 128 + signal.SIGINT, signals.SECOND_SIGINT
         case SystemExit():
             return int(error.code or 0) if str(error.code or 0).isdigit() else 1, str(error.code)
         case Exception():
@@ -505,7 +505,7 @@ def _keep_watch(connection: socket.socket) -> None:
 
 
 def _say(end: End) -> None:
-    errors.note(f"process {end.process}: {end.text}")
+    note(f"process {end.process}: {end.text}")
 
 
 def _short(value: Any) -> str:

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from jaxcifar import programs, sharding, train
 from jaxcifar.config import complete
-from jaxcifar.errors import UserError, exit_code
+from jaxcifar.errors import UserError
 from jaxcifar.kernels import compilation
 from jaxcifar.options import user_path
 from jaxcifar.restore import of_checkpoint
@@ -30,6 +30,7 @@ from jaxcifar.run.checkpoint import Checkpointer
 from jaxcifar.run.digest import leaves
 from jaxcifar.run.folder import check_alike, check_start, read_about
 from jaxcifar.run.machine import environment
+from jaxcifar.signals import exit_code
 from jaxcifar.start import start_of
 from jaxcifar.state import TrainState
 from jaxcifar.task import Task, build, check_config, hyperparams

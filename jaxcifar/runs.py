@@ -25,12 +25,13 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxcifar import options
-from jaxcifar.errors import UserError, exit_code
+from jaxcifar.errors import UserError
 from jaxcifar.files import read_lines
 from jaxcifar.run import signs
 from jaxcifar.run.folder import run_folders
 from jaxcifar.run.log import averaged, best_record
 from jaxcifar.run.progress import duration
+from jaxcifar.signals import exit_code
 
 _LOCKS = pathlib.Path("/proc/locks")  # of Linux
 

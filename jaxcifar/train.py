@@ -19,13 +19,14 @@ from jax.sharding import Mesh
 
 from jaxcifar import data, processes, programs, sharding
 from jaxcifar.config import Config, flatten
-from jaxcifar.errors import Interrupted, Stop, UserError, interruptible
+from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.hooks import Hook, Hooks, Run
 from jaxcifar.run.checkpoint import Damaged, NotFinite, Saved
 from jaxcifar.run.folder import Position, RunFolder
 from jaxcifar.run.log import best_record, score
 from jaxcifar.run.machine import PeakMemory
 from jaxcifar.run.progress import Progress
+from jaxcifar.signals import Stop, interruptible
 from jaxcifar.start import Start, start_of
 from jaxcifar.state import TrainState
 from jaxcifar.task import Task, build, check_config, hyperparams, unused

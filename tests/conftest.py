@@ -33,8 +33,8 @@ from experiments.runs import configs
 from experiments.runs.rows import ROWS
 from experiments.sweep.__main__ import main as sweep_main
 from jaxcifar import programs, sharding
-from jaxcifar.errors import exit_code
 from jaxcifar.files import write_json
+from jaxcifar.signals import exit_code
 from tests.forked import environment_of
 
 _CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "xla"

@@ -13,8 +13,8 @@ import sys
 import time
 
 from jaxcifar import data, launch, processes, train
-from jaxcifar.errors import exit_code
 from jaxcifar.hooks import Hook
+from jaxcifar.signals import exit_code
 from tests import tiny
 
 

@@ -7,7 +7,7 @@ import pytest
 from experiments import benchmark
 from experiments.cost import forward_multiply_adds
 from jaxcifar import programs
-from jaxcifar.errors import exit_code
+from jaxcifar.signals import exit_code
 
 
 def test_timers_take_turns_after_a_warm_up(monkeypatch):

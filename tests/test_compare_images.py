@@ -5,7 +5,8 @@ import pytest
 
 from experiments import compare_images
 from jaxcifar import data, predict, restore
-from jaxcifar.errors import UserError, exit_code
+from jaxcifar.errors import UserError
+from jaxcifar.signals import exit_code
 from tests.tiny import run, tiny
 
 

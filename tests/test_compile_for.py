@@ -9,7 +9,8 @@ from experiments import compile_for
 from experiments.compile_for import CHIPS, all_reduce_seconds, collectives, parse, roofline, size_of
 from experiments.runs.configs import row_config
 from jaxcifar import data, programs, task
-from jaxcifar.errors import UserError, exit_code
+from jaxcifar.errors import UserError
+from jaxcifar.signals import exit_code
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,

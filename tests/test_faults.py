@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from jaxcifar import replay, restore
-from jaxcifar.errors import Busy, Interrupted, UserError, exit_code
+from jaxcifar.errors import Busy, Interrupted, UserError
 from jaxcifar.files import append, replace, write_shared
 from jaxcifar.hooks import Hook
 from jaxcifar.interop import torch as interop
 from jaxcifar.run.checkpoint import Checkpointer
 from jaxcifar.run.folder import RunFolder
 from jaxcifar.run.plots import plot_history
+from jaxcifar.signals import exit_code
 from tests.forked import environment_of
 from tests.test_run_integrity import OFTEN, ONE, numbers, run, tiny
 from tests.tiny import SignalAt, state_of

@@ -12,10 +12,11 @@ from experiments.landscape import gradient
 from experiments.landscape.__main__ import main
 from experiments.runs import configs, read
 from jaxcifar import data, losses, programs, sharding, task, train
-from jaxcifar.errors import UserError, exit_code
+from jaxcifar.errors import UserError
 from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
 from jaxcifar.run import plots
+from jaxcifar.signals import exit_code
 from tests.conftest import OPTIONS, on_one_device
 
 pytestmark = pytest.mark.usefixtures("one_device")

@@ -13,9 +13,9 @@ import pytest
 from experiments.landscape import slices
 from experiments.landscape.__main__ import main
 from jaxcifar import augment, data, losses, programs, restore
-from jaxcifar.errors import exit_code
 from jaxcifar.models import create_model
 from jaxcifar.models.layers import BatchNorm
+from jaxcifar.signals import exit_code
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

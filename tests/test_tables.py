@@ -12,8 +12,8 @@ from experiments.report import claims, tables
 from experiments.report.__main__ import main
 from experiments.runs import names, read
 from experiments.runs.rows import ROWS
-from jaxcifar.errors import exit_code
 from jaxcifar.files import write_json
+from jaxcifar.signals import exit_code
 from tests.conftest import write_fake_runs
 
 pytestmark = pytest.mark.usefixtures("one_device")

@@ -226,7 +226,7 @@ TABLE = [
 # Reads rows, and answers each with the exit code and what was printed on stderr.
 DRIVER = """
 import importlib, json, os, signal, sys, tempfile, traceback
-from jaxcifar.errors import exit_code
+from jaxcifar.signals import exit_code
 rows = json.load(sys.stdin)
 modules = {name: importlib.import_module(name) for name, _ in rows}
 found = []

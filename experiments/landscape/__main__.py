@@ -18,9 +18,10 @@ import sys
 
 from experiments.landscape import gradient, slices
 from experiments.runs.configs import parse_rows, row_config
-from jaxcifar.errors import UserError, exit_code
+from jaxcifar.errors import UserError
 from jaxcifar.kernels import compilation
 from jaxcifar.options import user_path, with_options
+from jaxcifar.signals import exit_code
 
 
 def _smoothness_command(arguments: argparse.Namespace, options: list[str]) -> None:

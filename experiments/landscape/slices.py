@@ -22,7 +22,7 @@ from experiments.runs import names
 from experiments.runs.images import training_images
 from experiments.runs.read import read_json, read_run
 from jaxcifar import programs, restore, sharding
-from jaxcifar.errors import Interrupted, UserError, interruptible
+from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import replacing
 from jaxcifar.kernels import compilation
 from jaxcifar.models import create_model
@@ -30,6 +30,7 @@ from jaxcifar.models.layers import BatchNorm
 from jaxcifar.run import plots
 from jaxcifar.run.machine import environment
 from jaxcifar.run.progress import duration
+from jaxcifar.signals import interruptible
 from jaxcifar.task import Inference, build_inference
 
 

@@ -18,10 +18,11 @@ from types import ModuleType
 
 from experiments.report import claims, figures, page, tables
 from experiments.runs.read import finished_sweeps
-from jaxcifar.errors import UserError, choose, exit_code
+from jaxcifar.errors import UserError, choose
 from jaxcifar.files import replace, write_json
 from jaxcifar.kernels import compilation
 from jaxcifar.options import user_path
+from jaxcifar.signals import exit_code
 
 
 def _tables(arguments: argparse.Namespace) -> int:

@@ -43,11 +43,12 @@ from experiments.sweep.estimates import time_left
 from experiments.sweep.jobs import Job, check_images, checked, in_order, parse_seeds
 from experiments.sweep.training import AGAIN, BROKE, Outcome, Signs, run, share
 from jaxcifar import sharding
-from jaxcifar.errors import Interrupted, UserError, exit_code, leave, note
+from jaxcifar.errors import Interrupted, UserError, note
 from jaxcifar.kernels import compilation
 from jaxcifar.options import user_path
 from jaxcifar.run import signs
 from jaxcifar.run.progress import duration, say
+from jaxcifar.signals import exit_code, leave
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:

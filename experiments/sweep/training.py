@@ -15,10 +15,11 @@ from experiments.sweep import status, workers
 from experiments.sweep.estimates import time_left
 from experiments.sweep.jobs import Job
 from jaxcifar import train
-from jaxcifar.errors import Busy, Interrupted, UserError, in_short, interruptible, note, of_file
+from jaxcifar.errors import Busy, Interrupted, UserError, in_short, note, of_file
 from jaxcifar.hooks import Hook, Run
 from jaxcifar.run import signs
 from jaxcifar.run.progress import duration, say
+from jaxcifar.signals import interruptible
 
 AGAIN, BROKE = 75, 70  # exit codes; those of sysexits.h for such cases
 LOOK_AGAIN = 5.0  # seconds, at runs that another process trains

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import rich.live
 import rich.text
 
-from jaxcifar.errors import Interrupted, UserError, interruptible
+from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.run.progress import console
+from jaxcifar.signals import interruptible
 
 _RESTARTS = 3  # of each worker
 _CORES = 4  # of each worker, by default

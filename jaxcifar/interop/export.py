@@ -30,10 +30,11 @@ import safetensors.numpy
 
 from jaxcifar import augment, data, restore, task
 from jaxcifar.config import Config
-from jaxcifar.errors import UserError, choose, exit_code
+from jaxcifar.errors import UserError, choose
 from jaxcifar.files import replacing, write_json
 from jaxcifar.interop.torch import to_torch
 from jaxcifar.options import user_path
+from jaxcifar.signals import exit_code
 
 # The format: the ending of its file.
 FORMATS = {"stablehlo": "stablehlo", "torch": "pt", "safetensors": "safetensors", "npz": "npz"}

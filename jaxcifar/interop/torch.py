@@ -27,12 +27,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcifar import data, restore
 from jaxcifar.config import base_config
-from jaxcifar.errors import UserError, exit_code, note
+from jaxcifar.errors import UserError, note
 from jaxcifar.interop.files import named_arrays, read
 from jaxcifar.models import ACTIVATIONS, MODELS, create_model
 from jaxcifar.models.densenet import DenseNet
 from jaxcifar.models.vgg import STAGES, VGG
 from jaxcifar.options import user_path
+from jaxcifar.signals import exit_code
 from jaxcifar.state import abstract_variables
 
 Path = tuple[str, ...]  # ("params", "layer1_0", "conv1", "kernel")

@@ -11,9 +11,10 @@ import pytest
 from experiments.sweep import slurm, training
 from experiments.sweep.__main__ import main as sweep_main
 from jaxcifar import train
-from jaxcifar.errors import Interrupted, UserError, exit_code, interruptible
+from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import read_lines
 from jaxcifar.run import signs
+from jaxcifar.signals import exit_code, interruptible
 from tests.conftest import OPTIONS, pretend, start_sweep, sweep_command
 from tests.forked import Forked
 from tests.sweep.conftest import HOST

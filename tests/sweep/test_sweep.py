@@ -14,9 +14,10 @@ from experiments.runs.provenance import commands
 from experiments.sweep.__main__ import main as sweep_main
 from experiments.sweep.jobs import checked
 from jaxcifar import data, train
-from jaxcifar.errors import Interrupted, exit_code
+from jaxcifar.errors import Interrupted
 from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
+from jaxcifar.signals import exit_code
 from tests.conftest import OPTIONS, start_sweep
 from tests.sweep.conftest import CIFAR
 
