@@ -43,7 +43,7 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_afterwards(tmp_path, byt
     script = (
         "import resource, sys\n"
         "from tests.test_run_integrity import run, tiny\n"
-        "from jaxcifar.errors import exit_code\n"
+        "from jaxcifar.signals import exit_code\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_of_a_file}, resource.RLIM_INFINITY))\n"
         "sys.exit(exit_code(lambda: run(tiny(train__epochs=1), sys.argv[1]) and 0))\n"
     )

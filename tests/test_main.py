@@ -16,8 +16,8 @@ from jaxcifar.errors import Interrupted
 from jaxcifar.files import read_lines
 from jaxcifar.main import Origin, run, summary
 from tests import tiny as small
-from tests.conftest import OPTIONS
 from tests.forked import Forked
+from tests.sweeps import OPTIONS
 from tests.tiny import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent

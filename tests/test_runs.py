@@ -1,285 +1,138 @@
-"""Reading runs, and the statistics over their seeds."""
+"""The list of runs: each state, from real runs."""
 
 import json
-import math
-import shlex
+import os
 import shutil
+import time
 
-import numpy as np
 import pytest
-import scipy.stats
 
-from experiments.report import tables
-from experiments.report.__main__ import main
-from experiments.runs import configs, read, stats
-from experiments.runs.provenance import commands, provenance
-from experiments.runs.rows import TABLE_3, TABLE_4
-from jaxcifar.config import base_config, flatten
+from jaxcifar import restore, runs
 from jaxcifar.errors import UserError
-from jaxcifar.options import with_options
-from tests.conftest import write_fake_runs
+from jaxcifar.hooks import Hook
+from jaxcifar.run import signs
+from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("one_device")
+
+def states(folder):
+    return {run["run"]: run["state"] for run in runs.find(folder)}
 
 
-def test_an_empty_folder(tmp_path):
-    with pytest.raises(UserError, match="jaxcifar sweep"):
-        read.sweeps(tmp_path)
-    with pytest.raises(UserError, match="no folder"):
-        read.sweeps(tmp_path / "absent")
+def test_finished_and_stopped_runs(finished, stopped, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path / "a" / "seed0")
+    shutil.copytree(stopped, tmp_path / "b")
+    assert runs.main([str(tmp_path), "--json"]) == 0
+    done, begun = json.loads(capsys.readouterr().out)
+    result = finished[1]
+    assert done == {
+        "run": "a/seed0",
+        "state": "finished",
+        "model": "vgg_a_bn",
+        "data": "synthetic",
+        "epochs": 2,
+        "epochs done": 2,
+        "best": result["best"]["val_accuracy"],
+        "best epoch": result["best"]["epoch"],
+        "last": result["last"]["val_accuracy"],
+        "images per second": result["last"]["images_per_second"],
+    }
+    assert (begun["state"], begun["epochs done"], begun["epochs"]) == ("stopped", 0, 2)
+    assert runs.main([str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    best = f"{result['best']['val_accuracy']:.2%} ({result['best']['epoch']})"
+    assert all(word in said for word in ("a/seed0", best, "2/2", "0/2", "stopped"))
+
+
+def test_a_run_in_progress_is_seen_by_its_lock(tmp_path):
+    class Look(Hook):
+        def before_step(self, run):
+            self.seen = states(tmp_path)
+
+    look = Look()
+    tiny.run(tiny.tiny(train__epochs=1), tmp_path / "run", look)
+    assert look.seen == {"run": "running"}
+    assert states(tmp_path) == {"run": "finished"}
+
+
+def test_signs_and_failures_of_sweeps(stopped, tmp_path, monkeypatch):
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    signs.fail(workdir, "it broke\nbadly")
+    assert states(tmp_path) == {"run": "failed: it broke"}
+    monkeypatch.setattr("socket.gethostname", lambda: "node7")
+    signs.give(workdir)  # tried again, so that the failure counts no more
+    monkeypatch.undo()
+    os.utime(workdir / ".running", (time.time() + 3600,) * 2)  # however slow this machine is
+    assert states(tmp_path)["run"].startswith("running on node7, last sign 0s ago")
+    hour_ago = time.time() - 3600
+    os.utime(workdir / ".running", (hour_ago, hour_ago))
+    assert states(tmp_path) == {"run": "stale: node7 fell silent 1h00m ago"}
 
 
 @pytest.mark.slow
-def test_a_name_that_is_no_row_of_the_original_report(copied):
-    (copied / "vgg2").rename(copied / "vgg9")
-    (sweep,) = read.sweeps(copied)
-    assert sweep.names == ["vgg6", "vgg9"]
-    assert sweep.rows.names == ["vgg6"]
-    run = sweep.others.of("vgg9")[0]
-    assert run.row is None
-    assert run.label == "vgg9"
-    assert run.mark == ""  # nothing says what it started from
+def test_imported_weights(tmp_path):
+    config = tiny.tiny()
+    variables = tiny.state_of(_trained(tmp_path / "x"))
+    restore.start_from(config, tmp_path / "y" / "imported", variables)
+    assert states(tmp_path / "y") == {"imported": "imported"}
 
 
-@pytest.mark.parametrize("name", ["config.json", "result.json"])
-def test_a_damaged_file(copied, name):
-    path = copied / "vgg2" / "seed0" / name
-    path.write_text(path.read_text()[:50])
-    with pytest.raises(UserError, match=f"{name} cannot be read"):
-        read.sweeps(copied)
+def _trained(workdir):
+    tiny.run(tiny.tiny(train__epochs=1), workdir)
+    return workdir
 
 
-def test_damaged_metrics(copied):
-    path = copied / "vgg2" / "seed0" / "metrics.jsonl"
-    path.write_text("{oops}\n" + path.read_text())
-    with pytest.raises(UserError, match="damaged"):
-        read.sweeps(copied)
+def test_a_damaged_run_does_not_hide_the_others(finished, tmp_path):
+    for name in ("bad", "good"):
+        shutil.copytree(finished[0], tmp_path / name)
+    (tmp_path / "bad" / "config.json").write_text("{oops")
+    assert states(tmp_path) == {"bad": "damaged", "good": "finished"}
 
 
-def test_a_result_without_all_its_epochs(copied):
-    path = copied / "vgg2" / "seed0" / "metrics.jsonl"
-    path.write_text(path.read_text().splitlines(keepends=True)[0])
-    with pytest.raises(UserError, match="1 of 2 epochs"):
-        read.sweeps(copied)
+@pytest.mark.parametrize("line", ["null", "3", '{"val_accuracy": null}', '{"val_accuracy": "x"}'])
+def test_damaged_records_do_not_hide_the_others(finished, tmp_path, capsys, line):
+    for name in ("bad", "good"):
+        shutil.copytree(finished[0], tmp_path / name)
+    (tmp_path / "bad" / "metrics.jsonl").write_text(line + "\n")
+    assert states(tmp_path) == {"bad": "damaged", "good": "finished"}
+    assert runs.main([str(tmp_path)]) == 0
+    assert "damaged" in capsys.readouterr().out
 
 
-def test_a_run_that_averages_its_weights_is_that_of_the_average(tmp_path):
-    """The best epoch is chosen by it, and so its numbers must be those that are shown."""
-    write_fake_runs(tmp_path, rows=["row1"], seeds=1, epochs=3)
-    path = tmp_path / "row1" / "seed0" / "metrics.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    for record, average in zip(records, (0.7, 0.9, 0.8), strict=True):
-        record |= {"val_accuracy": 1 - average, "ema_val_accuracy": average, "ema_val_loss": 0.5}
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    (sweep,) = read.sweeps(tmp_path)
-    (run,) = sweep.runs
-    assert (run.best["epoch"], run.best["val_accuracy"], run.best["val_loss"]) == (2, 0.9, 0.5)
-    assert "| 90.00% |" in tables.markdown(sweep)
+@pytest.mark.parametrize(("folder", "message"), [("none", "no folder"), (".", "contains no runs")])
+def test_nothing_there(folder, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        runs.find(tmp_path / folder)
 
 
-def test_runs_of_mixed_configs(tmp_path):
-    write_fake_runs(tmp_path, rows=["vgg2"], seeds=2)
-    path = tmp_path / "vgg2" / "seed1" / "config.json"
-    content = json.loads(path.read_text())
-    content["config"]["optim"]["learning_rate"] = 0.5
-    path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"differ in optim\.learning_rate 0\.001 -> 0\.5"):
-        read.sweeps(tmp_path)
-    content["config"]["optim"]["learning_rate"] = 0.001
-    content["data"]["train"]["sha256"] = "other"
-    path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="differ in the images"):
-        read.sweeps(tmp_path)
+def test_links_are_followed_and_a_folder_named_checkpoints_may_hold_runs(stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path / "checkpoints" / "a")
+    (tmp_path / "checkpoints" / "b").symlink_to(tmp_path / "checkpoints" / "a")
+    (tmp_path / "again").symlink_to(tmp_path)  # a circle
+    elsewhere = shutil.copytree(stopped, tmp_path.parent / f"{tmp_path.name}-elsewhere")
+    (tmp_path / "link").symlink_to(elsewhere)
+    assert len(states(tmp_path / "checkpoints")) == 1  # the same run twice
+    assert set(states(tmp_path)) == {"checkpoints/a", "link"}
 
 
-def test_a_run_of_another_version(copied):
-    path = copied / "vgg2" / "seed0" / "config.json"
-    content = json.loads(path.read_text())
-    content["config"]["optim"]["invented"] = False
-    path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"another version.*optim\.invented"):
-        read.sweeps(copied)
+def test_a_folder_that_cannot_be_read_is_named(stopped, tmp_path, monkeypatch, capsys):
+    shutil.copytree(stopped, tmp_path / "a")
+    real, closed = os.scandir, tmp_path / "closed"
+    closed.mkdir()
+
+    def scandir(path):
+        if str(path) == str(closed):  # to root nothing is closed
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert set(states(tmp_path)) == {"a"}
+    assert f"{closed} cannot be read (Permission denied)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("field", ["model.remat", "optim.momentum", "data.dir"])
-def test_a_run_from_before_a_field_has_its_default(copied, field):
-    path = copied / "vgg2" / "seed0" / "config.json"
-    content = json.loads(path.read_text())
-    group, name = field.split(".")
-    del content["config"][group][name]
-    path.write_text(json.dumps(content))
-    (sweep,) = read.sweeps(copied)
-    assert sweep.of("vgg2")[0].config[field] == flatten(base_config())[field]
-
-
-@pytest.mark.parametrize(
-    ("name", "key"),
-    [("result.json", "peak_memory_bytes"), ("config.json", "cpus"), ("metrics.jsonl", "val_loss")],
-)
-def test_files_of_another_version(tmp_path, name, key):
-    write_fake_runs(tmp_path, rows=["vgg2"], seeds=1)
-    path = tmp_path / "vgg2" / "seed0" / name
-    path.write_text(path.read_text().replace(f'"{key}"', '"renamed"'))
-    with pytest.raises(UserError, match=f"{name} is of another version.*{key} missing"):
-        read.sweeps(tmp_path)
-
-
-def test_nothing_is_written_where_nothing_is_finished(copied):
-    for path in copied.rglob("result.json"):
-        path.unlink()
-    for command in ("tables", "claims", "figures"):
-        with pytest.raises(UserError, match=r"No run in .* is finished .*vgg2 seed 0: 2 of 2"):
-            main([command, str(copied)])
-    assert {path.name for path in copied.iterdir()} == {"vgg2", "vgg6"}
-
-
-def test_runs_of_the_main_command_are_read_too(copied, tmp_path):
-    (tmp_path / "runs").mkdir()
-    (copied / "vgg2" / "seed0").rename(tmp_path / "runs" / "vgg2")
-    (sweep,) = read.sweeps(tmp_path / "runs")
-    assert sweep.folder == tmp_path / "runs"
-    assert sweep.names == ["vgg2"]
-
-
-@pytest.mark.parametrize("where", ["vgg2_seed0", "vgg2_seed0/run"])
-def test_runs_of_measurements_are_left_out(copied, where):
-    folder = copied / "landscape" / "smoothness" / where
-    shutil.copytree(copied / "vgg2" / "seed0", folder)
-    (copied / "landscape" / "smoothness" / "vgg2_seed0" / "settings.json").write_text("{}")
-    (sweep,) = read.sweeps(copied)
-    assert [run.folder.parent.name for run in sweep.runs] == ["vgg2", "vgg2", "vgg6", "vgg6"]
-    with pytest.raises(UserError, match="contains no runs"):
-        read.sweeps(copied / "landscape")
-
-
-def test_every_start_of_a_run_is_told(tmp_path):
-    write_fake_runs(tmp_path, rows=["vgg2"], seeds=1)
-    path = tmp_path / "vgg2" / "seed0" / "config.json"
-    content = json.loads(path.read_text())
-    later = {"commit": "def", "device": "gpu", "started": "2026-01-02T00:00:00Z"}
-    content["resumed"] = [content["environment"], content["environment"] | later]
-    path.write_text(json.dumps(content))
-    facts = provenance(read.sweeps(tmp_path)[0].runs)
-    assert "commit: abc | def" in facts
-    assert "machine: 1 × cpu, 2 CPU cores, float32 | 1 × gpu, 2 CPU cores, float32" in facts
-    assert "started: 2026-01-01 | 2026-01-02" in facts
-    del content["resumed"][1]["cpus"]
-    path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"config\.json is of another version.*cpus missing"):
-        read.sweeps(tmp_path)
-
-
-def write_origin(folder, **changes):
-    config = configs.row_config("row1")
-    with config.unlocked():
-        config.update_from_flattened_dict(changes)
-    source = configs.Source(folder.name, config, f"mine/{folder.name}.py")
-    read.write_origin(source, folder)
-
-
-def test_a_config_file_says_what_its_runs_started_from(tmp_path):
-    write_fake_runs(tmp_path, rows=["wide", "deep"], seeds=2)
-    write_origin(tmp_path / "wide", **{"optim.l1": 0.25})
-    write_origin(tmp_path / "deep")
-    (sweep,) = read.sweeps(tmp_path)
-    assert sweep.names == ["deep", "wide"]
-    assert sweep.mark("deep") == "SHORTENED: 2 of 50 epochs"
-    assert sweep.mark("wide") == "SHORTENED: 2 of 50 epochs; changed: optim.l1 0.25 -> 0.0"
-    (tmp_path / "deep" / "origin.json").write_text('{"file": 3')
-    with pytest.raises(UserError, match=r"origin\.json cannot be read"):
-        read.sweeps(tmp_path)
-
-
-def test_an_origin_is_written_anew_only_where_it_changed(tmp_path):
-    inodes = []
-    for l1 in (0.25, 0.25, 0.5):
-        write_origin(tmp_path / "wide", **{"optim.l1": l1})
-        inodes.append((tmp_path / "wide" / "origin.json").stat().st_ino)
-    assert inodes[0] == inodes[1] != inodes[2]
-
-
-def test_runs_of_which_nothing_says_how_they_were_made(tmp_path):
-    write_fake_runs(tmp_path, rows=["wide"], seeds=1)
-    (sweep,) = read.sweeps(tmp_path)
-    (line,) = commands(sweep)
-    assert line.startswith("# wide: nothing says which config it was trained by")
-    assert line in tables.markdown(sweep)
-
-
-def test_commands_make_the_same_runs_again(tmp_path):
-    """In a folder with spaces, with options that a shell would take apart."""
-    out = tmp_path / "my results"
-    area = {"augment__erasing_area": (0.02, 0.4)}
-    write_fake_runs(out, rows=["row2", "vgg1"], seeds=2)
-    write_fake_runs(out, rows=["deep", "wide"], seeds=2, **area)
-    write_fake_runs(out, rows=["row9"], seeds=1)
-    for name in ("deep", "wide"):
-        write_origin(out / name)
-    (out / "row9" / "seed0").rename(out / "row9.tmp")
-    (out / "row9").rmdir()
-    (out / "row9.tmp").rename(out / "row9")
-    found = [shlex.split(line) for line in commands(read.sweeps(out)[0])]
-    assert found[0][:2] == ["jaxcifar", "train"]
-    assert [line[:2] for line in found[1:]] == [["jaxcifar", "sweep"]] * 2
-    epochs = "--config.train.epochs=2"
-    assert found[0][2:] == ["configs/row9.py", f"--workdir={out / 'row9'}", epochs]
-    shared = ["--seeds=0,1", f"--out={out}"]
-    assert found[1][2:] == ["--rows=row2,vgg1", *shared, epochs]
-    option = "--config.augment.erasing_area=(0.02, 0.4)"
-    assert found[2][2:4] == ["--configs=mine/deep.py,mine/wide.py", shared[0]]
-    assert set(found[2][4:]) == {shared[1], epochs, option}
-    config = with_options(configs.row_config("row1"), [option])
-    assert config.augment.erasing_area == (0.02, 0.4)
-
-
-def test_results_of_the_original_report():
-    # Sums of the printed columns, added up from the original itself.
-    for table, sums in (
-        (TABLE_3, (2.6070, 5.0851, 11.1674, 10.6758)),
-        (TABLE_4, (1.8389, 4.1138, 7.3693, 6.8325)),
-    ):
-        columns = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
-        found = [sum(getattr(row, column) for row in table) for column in columns]
-        assert found == pytest.approx(sums)
-    assert [row.size for row in TABLE_3].count("10.29M") == 6
-    assert len(TABLE_3) == 12
-    assert len(TABLE_4) == 8
-
-
-def test_estimate_and_difference_are_students_and_welchs():
-    ours, others = [0.91, 0.93, 0.925], [0.90, 0.905]
-    value = stats.estimate(ours)
-    interval = scipy.stats.ttest_1samp(ours, 0).confidence_interval(0.95)
-    assert (value.mean - value.half, value.mean + value.half) == pytest.approx(interval)
-    assert value.std == pytest.approx(np.std(ours, ddof=1))
-    change = stats.difference(ours, others)
-    welch = scipy.stats.ttest_ind(ours, others, equal_var=False).confidence_interval(0.95)
-    assert (change.mean - change.half, change.mean + change.half) == pytest.approx(welch)
-    # A contrast has a standard error, never the deviation of single runs.
-    assert not hasattr(change, "std")
-    assert change.error == pytest.approx(
-        math.sqrt(np.var(ours, ddof=1) / 3 + np.var(others, ddof=1) / 2)
-    )
-    assert math.isnan(stats.estimate([0.9]).half)
-    assert math.isnan(stats.difference([0.9], [0.8, 0.7]).half)
-
-
-def test_smoothing_is_a_moving_mean():
-    values = np.random.default_rng(0).normal(size=30)
-    expected = np.convolve(values, np.ones(7) / 7, mode="valid")
-    np.testing.assert_allclose(stats.smoothed(values, 7), expected)
-
-
-@pytest.mark.parametrize("field", flatten(base_config()))
-def test_a_run_from_before_a_field_is_read(tmp_path, field):
-    out = write_fake_runs(tmp_path / "out", rows=["vgg2"], seeds=1)
-    path = out / "vgg2" / "seed0" / "config.json"
-    content = json.loads(path.read_text())
-    group, _, name = field.rpartition(".")
-    del (content["config"][group] if group else content["config"])[name]
-    path.write_text(json.dumps(content))
-    if field == "train.epochs":  # which no version was without: the run is not of two epochs then
-        (path.parent / "result.json").unlink()
-    (run,) = read.sweeps(out)[0].runs
-    assert run.config[field] == flatten(base_config())[field]
-    assert run.config.keys() == flatten(base_config()).keys()
+def test_no_run_is_started_within_another(stopped, tmp_path):
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    with pytest.raises(UserError, match="inside the run"):
+        tiny.run(tiny.tiny(), workdir / "checkpoints" / "other")
+    (tmp_path / "dangling").symlink_to(tmp_path / "missing")
+    with pytest.raises(UserError, match=r"is a link to .*missing, which is missing"):
+        tiny.run(tiny.tiny(), tmp_path / "dangling")

@@ -93,7 +93,7 @@ def command(phase):
 def ended(phase, *signums):
     """The exit code and stderr of such a process, after signals."""
     script = (
-        "import signal, sys; from tests import test_errors as t\n"
+        "import signal, sys; from tests import test_signals as t\n"
         "for s in t.SIGNALS: signal.signal(s, signal.SIG_DFL)\n"  # a script's "&" ignores some
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"sys.exit(t.command({phase!r}))"
@@ -197,7 +197,7 @@ def test_exit_codes_and_messages(capsys):
 
 def test_a_reader_that_has_seen_enough_is_no_error():
     code = (
-        "import sys; from jaxcifar.errors import exit_code; sys.exit(exit_code(lambda: print(1)))"
+        "import sys; from jaxcifar.signals import exit_code; sys.exit(exit_code(lambda: print(1)))"
     )
     readable, writable = os.pipe()
     os.close(readable)

@@ -18,8 +18,7 @@ from jaxcifar.errors import Interrupted
 from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
 from jaxcifar.signals import exit_code
-from tests.conftest import OPTIONS, start_sweep
-from tests.sweep.conftest import CIFAR
+from tests.sweeps import CIFAR, OPTIONS, start_sweep
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -67,17 +66,17 @@ def test_a_sweep_leaves_its_runs_and_shares_compiled_steps(swept):
 
 
 @pytest.mark.slow
-def test_done_runs_are_skipped_and_a_missing_one_is_made_again(copied, monkeypatch):
-    shutil.rmtree(copied / "vgg6" / "seed0")
+def test_done_runs_are_skipped_and_a_missing_one_is_made_again(swept_copy, monkeypatch):
+    shutil.rmtree(swept_copy / "vgg6" / "seed0")
     trained = []
     real = train.train_and_evaluate
     monkeypatch.setattr(
         train, "train_and_evaluate", lambda c, w, **_: trained.append(w) or real(c, w, quiet=True)
     )
-    before = (copied / "vgg2" / "seed0" / "metrics.jsonl").read_bytes()
-    assert start_sweep(copied) == 0
-    assert trained == [copied / "vgg6" / "seed0"]
-    assert (copied / "vgg2" / "seed0" / "metrics.jsonl").read_bytes() == before
+    before = (swept_copy / "vgg2" / "seed0" / "metrics.jsonl").read_bytes()
+    assert start_sweep(swept_copy) == 0
+    assert trained == [swept_copy / "vgg6" / "seed0"]
+    assert (swept_copy / "vgg2" / "seed0" / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.slow
@@ -137,9 +136,9 @@ def test_a_full_disk_costs_one_message_a_row(tmp_path, monkeypatch, capsys):
     assert printed.err.count("a/path: No space left on device.") == 2
 
 
-def test_a_workdir_of_another_config_is_refused_before_any_work(copied, monkeypatch, capsys):
+def test_a_workdir_of_another_config_is_refused_before_any_work(swept_copy, monkeypatch, capsys):
     monkeypatch.setattr(train, "train_and_evaluate", lambda *_, **__: pytest.fail("it started"))
-    assert start_sweep(copied, "vgg1,vgg2", "0", "--config.train.epochs=3") == 2
+    assert start_sweep(swept_copy, "vgg1,vgg2", "0", "--config.train.epochs=3") == 2
     assert "train.epochs: 2 -> 3" in capsys.readouterr().err
 
 

@@ -19,8 +19,7 @@ from jaxcifar.errors import Busy, UserError
 from jaxcifar.files import read_lines
 from jaxcifar.run import signs
 from jaxcifar.sharding import make_mesh  # itself: `one_device` puts another in its place
-from tests.conftest import OPTIONS, pretend, start_sweep
-from tests.sweep.conftest import HOST, leave_sign_of_a_dead_process, until
+from tests.sweeps import HOST, OPTIONS, leave_sign_of_a_dead_process, pretend, start_sweep, until
 from tests.tiny import without_times
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -248,24 +247,24 @@ DAMAGES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "text"), DAMAGES)
-def test_a_damaged_file_is_restored_from_the_checkpoint(swept, copied, name, text):
-    (copied / "vgg2" / "seed0" / name).write_text(text)
-    assert start_sweep(copied) == 0
-    assert len(read.sweeps(copied)[0].finished.runs) == 4  # which reads all files of all runs
-    for path in copied.glob("*/*/metrics.jsonl"):
-        ours, theirs = (read_lines(p) for p in (path, swept / path.relative_to(copied)))
+def test_a_damaged_file_is_restored_from_the_checkpoint(swept, swept_copy, name, text):
+    (swept_copy / "vgg2" / "seed0" / name).write_text(text)
+    assert start_sweep(swept_copy) == 0
+    assert len(read.sweeps(swept_copy)[0].finished.runs) == 4  # which reads all files of all runs
+    for path in swept_copy.glob("*/*/metrics.jsonl"):
+        ours, theirs = (read_lines(p) for p in (path, swept / path.relative_to(swept_copy)))
         assert without_times(ours) == without_times(theirs)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "text"), DAMAGES[1:2] + DAMAGES[3:])
-def test_a_run_that_cannot_be_restored_costs_only_itself(copied, capsys, name, text):
-    broken = copied / "vgg2" / "seed0"
+def test_a_run_that_cannot_be_restored_costs_only_itself(swept_copy, capsys, name, text):
+    broken = swept_copy / "vgg2" / "seed0"
     (broken / name).write_text(text)
     shutil.rmtree(broken / "checkpoints")
-    shutil.rmtree(copied / "vgg6" / "seed1")
-    assert start_sweep(copied) == 1
-    assert (copied / "vgg6" / "seed1" / "result.json").exists()
+    shutil.rmtree(swept_copy / "vgg6" / "seed1")
+    assert start_sweep(swept_copy) == 1
+    assert (swept_copy / "vgg6" / "seed1" / "result.json").exists()
     error = capsys.readouterr().err
     assert "failed: vgg2, seed 0" in error
     assert name in error

@@ -11,8 +11,7 @@ from experiments.sweep import jobs
 from experiments.sweep.jobs import checked, parse_seeds
 from jaxcifar.errors import UserError
 from jaxcifar.run import signs
-from tests.conftest import OPTIONS, pretend, start_sweep
-from tests.sweep.conftest import CIFAR, leave_sign_of_a_dead_process
+from tests.sweeps import CIFAR, OPTIONS, leave_sign_of_a_dead_process, pretend, start_sweep
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -16,7 +16,7 @@ from experiments.report.__main__ import main
 from experiments.runs.configs import row_config
 from experiments.runs.table import Table
 from jaxcifar.errors import UserError
-from tests.conftest import write_fake_runs
+from tests.sweeps import write_fake_runs
 
 # The page in a frame as wide as a phone or a desk, and what a script beside it measures.
 OUTER = """<!doctype html><body style="margin:0"><iframe width=WIDTH height=900 style="border:0"

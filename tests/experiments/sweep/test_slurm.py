@@ -15,9 +15,8 @@ from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import read_lines
 from jaxcifar.run import signs
 from jaxcifar.signals import exit_code, interruptible
-from tests.conftest import OPTIONS, pretend, start_sweep, sweep_command
 from tests.forked import Forked
-from tests.sweep.conftest import HOST
+from tests.sweeps import HOST, OPTIONS, pretend, start_sweep, sweep_command
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

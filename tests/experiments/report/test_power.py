@@ -9,7 +9,7 @@ import scipy.stats
 from experiments.report import claims, power
 from experiments.report.__main__ import main
 from experiments.runs import stats
-from tests.conftest import write_fake_runs
+from tests.sweeps import write_fake_runs
 
 
 def chance(effect_of, expected="above", bound=0.0):

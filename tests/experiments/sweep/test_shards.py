@@ -11,7 +11,7 @@ from experiments.runs import configs
 from experiments.sweep import estimates, shards
 from experiments.sweep.jobs import checked
 from jaxcifar import kernels, train
-from tests.conftest import OPTIONS, pretend, start_sweep
+from tests.sweeps import OPTIONS, pretend, start_sweep
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -70,7 +70,7 @@ def test_shards_are_of_about_equal_work(tmp_path):
 
 
 def test_each_pod_of_the_documented_job_takes_one_shard():
-    text = (pathlib.Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
+    text = (pathlib.Path(__file__).parents[3] / "docs" / "cluster.md").read_text()
     (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     job = yaml.safe_load(block)["spec"]
     (container,) = job["template"]["spec"]["containers"]

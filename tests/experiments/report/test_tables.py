@@ -14,18 +14,18 @@ from experiments.runs import names, read
 from experiments.runs.rows import ROWS
 from jaxcifar.files import write_json
 from jaxcifar.signals import exit_code
-from tests.conftest import write_fake_runs
+from tests.sweeps import write_fake_runs
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
-def test_table_numbers_are_those_of_metrics_jsonl(copied):
-    main(["tables", str(copied)])
-    rows = list(csv.DictReader(io.StringIO((copied / "table.csv").read_text())))
+def test_table_numbers_are_those_of_metrics_jsonl(swept_copy):
+    main(["tables", str(swept_copy)])
+    rows = list(csv.DictReader(io.StringIO((swept_copy / "table.csv").read_text())))
     assert [row["row"] for row in rows] == ["vgg2", "vgg6"]
     for line in rows:
         best, last = [], []
-        for path in sorted((copied / line["row"]).glob("seed*/metrics.jsonl")):
+        for path in sorted((swept_copy / line["row"]).glob("seed*/metrics.jsonl")):
             records = [json.loads(text) for text in path.read_text().splitlines()]
             best.append(max(records, key=lambda record: record["val_accuracy"]))
             last.append(records[-1])
@@ -45,20 +45,20 @@ def test_table_numbers_are_those_of_metrics_jsonl(copied):
                 assert float(line[f"{metric}_{column}"]) == pytest.approx(value, rel=1e-4, abs=1e-9)
 
 
-def test_shortened_runs_are_marked_in_every_format(copied, tmp_path):
-    main(["tables", str(copied)])
+def test_shortened_runs_are_marked_in_every_format(swept_copy, tmp_path):
+    main(["tables", str(swept_copy)])
     marked = "2 of 50 epochs, 100 images"
-    page = (copied / "table.md").read_text()
+    page = (swept_copy / "table.md").read_text()
     assert "**Runs marked SHORTENED" in page
     lines = [line for line in page.splitlines() if line.startswith("| 2")]
     assert len(lines) == 6  # results, comparison of four metrics, cost
     assert all(line.startswith("| 2† |") for line in lines)
     assert f"† vgg2, vgg6: SHORTENED: {marked}; changed: " in page
     assert "data.name cifar10 -> synthetic" in page
-    line = next(csv.DictReader(io.StringIO((copied / "table.csv").read_text())))
+    line = next(csv.DictReader(io.StringIO((swept_copy / "table.csv").read_text())))
     assert line["shortened"] == marked.replace(", 100", "; 100")
-    assert "SHORTENED" in (copied / "table.tex").read_text()
-    assert "% commit" in (copied / "table.tex").read_text()
+    assert "SHORTENED" in (swept_copy / "table.tex").read_text()
+    assert "% commit" in (swept_copy / "table.tex").read_text()
     full = write_fake_runs(tmp_path / "full", rows=["row5"], epochs=50)
     main(["tables", str(full)])
     for name in tables.FORMATS:
@@ -66,12 +66,12 @@ def test_shortened_runs_are_marked_in_every_format(copied, tmp_path):
         assert "SHORTENED" not in (full / name).read_text()
 
 
-def test_unfinished_runs_are_named_and_not_counted(copied):
-    (copied / "vgg2" / "seed1" / "result.json").unlink()
-    main(["tables", str(copied)])
-    page = (copied / "table.md").read_text()
+def test_unfinished_runs_are_named_and_not_counted(swept_copy):
+    (swept_copy / "vgg2" / "seed1" / "result.json").unlink()
+    main(["tables", str(swept_copy)])
+    page = (swept_copy / "table.md").read_text()
     assert "- vgg2, seed 1: epoch 2 of 2" in page
-    lines = list(csv.DictReader(io.StringIO((copied / "table.csv").read_text())))
+    lines = list(csv.DictReader(io.StringIO((swept_copy / "table.csv").read_text())))
     assert [line["seeds"] for line in lines] == ["1", "2"]
     assert lines[0]["val_accuracy_std"] == ""
 
@@ -177,9 +177,9 @@ def test_several_sweeps_and_one_that_is_not_finished(tmp_path, capsys):
     assert not (tmp_path / "b" / "table.md").exists()
 
 
-def test_latex_is_balanced_and_escaped(copied):
-    main(["tables", str(copied)])
-    text = (copied / "table.tex").read_text()
+def test_latex_is_balanced_and_escaped(swept_copy):
+    main(["tables", str(swept_copy)])
+    text = (swept_copy / "table.tex").read_text()
     assert text.count(r"\begin{") == text.count(r"\end{")
     text = "\n".join(line for line in text.splitlines() if not line.startswith("% "))
     assert "_" not in text.replace(r"\_", "")
@@ -199,7 +199,7 @@ def test_negative_numbers_have_a_minus_sign_in_latex(tmp_path):
 
 
 def test_the_tables_of_the_kept_results_are_those_of_their_runs(monkeypatch):
-    monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
+    monkeypatch.chdir(pathlib.Path(__file__).parents[3])
     found = {sweep.folder.name: sweep for sweep in read.sweeps("experiments/results")}
     assert sorted(found) == ["recipe", "table4", "table4_longer"]
     for sweep in found.values():

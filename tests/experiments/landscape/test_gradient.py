@@ -17,7 +17,7 @@ from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
 from jaxcifar.run import plots
 from jaxcifar.signals import exit_code
-from tests.conftest import OPTIONS, on_one_device
+from tests.sweeps import OPTIONS, on_one_device
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

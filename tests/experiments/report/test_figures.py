@@ -21,15 +21,15 @@ from jaxcifar.errors import UserError
 from jaxcifar.files import read_lines
 from jaxcifar.run import plots
 from tests import tiny
-from tests.conftest import write_fake_runs
+from tests.sweeps import write_fake_runs
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.mark.slow
-def test_all_figures_are_drawn(copied_vgg):
-    assert main(["figures", str(copied_vgg)]) == 0
-    folder = copied_vgg / "figures"
+def test_all_figures_are_drawn(swept_vgg_copy):
+    assert main(["figures", str(swept_vgg_copy)]) == 0
+    folder = swept_vgg_copy / "figures"
     names = {*figures.FIGURES, *(f"history_vgg{i}" for i in range(1, 9))} - {"history"}
     assert {path.stem for path in folder.iterdir()} == names
     for name in names:
@@ -40,7 +40,7 @@ def test_all_figures_are_drawn(copied_vgg):
 
 
 @pytest.mark.slow
-def test_figure_5_fills_from_the_best_to_the_worst_rate(copied_vgg, monkeypatch):
+def test_figure_5_fills_from_the_best_to_the_worst_rate(swept_vgg_copy, monkeypatch):
     drawn = {}
     real = Axes.fill_between
 
@@ -49,11 +49,11 @@ def test_figure_5_fills_from_the_best_to_the_worst_rate(copied_vgg, monkeypatch)
         return real(self, x, low, high, **style)
 
     monkeypatch.setattr(Axes, "fill_between", fill)
-    main(["figures", str(copied_vgg), "--only=fig5"])
+    main(["figures", str(swept_vgg_copy), "--only=fig5"])
     for label, rows in (("without BN", range(1, 5)), ("with BN", range(5, 9))):
         curves = []
         for i in rows:
-            lines = read_lines(copied_vgg / f"vgg{i}" / "seed0" / "steps.jsonl")
+            lines = read_lines(swept_vgg_copy / f"vgg{i}" / "seed0" / "steps.jsonl")
             curves.append([value for line in lines for value in line["ce"]])
         steps, low, high = drawn[label]  # six steps: a window of one
         np.testing.assert_array_equal(steps, np.arange(1, 7))
@@ -109,52 +109,52 @@ def test_the_augmentations_drawn_are_those_of_the_run(swept, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_figure_2_without_a_checkpoint(copied, capsys):
-    for path in copied.rglob("checkpoints"):
+def test_figure_2_without_a_checkpoint(swept_copy, capsys):
+    for path in swept_copy.rglob("checkpoints"):
         shutil.rmtree(path)
-    assert main(["figures", str(copied), "--only=fig2,fig3"]) == 1
+    assert main(["figures", str(swept_copy), "--only=fig2,fig3"]) == 1
     assert "no fig2: no finished run" in capsys.readouterr().out
-    assert (copied / "figures" / "fig3.png").exists()
-    assert not (copied / "figures" / "fig2.png").exists()
+    assert (swept_copy / "figures" / "fig3.png").exists()
+    assert not (swept_copy / "figures" / "fig2.png").exists()
 
 
 @pytest.mark.slow
-def test_figures_without_the_images(copied, monkeypatch, capsys):
+def test_figures_without_the_images(swept_copy, monkeypatch, capsys):
     def missing(*_, **__):
         raise UserError("CIFAR-10 was not found")
 
     monkeypatch.setattr(data, "load", missing)
-    assert main(["figures", str(copied), "--only=augment,fig2,fig3"]) == 1
+    assert main(["figures", str(swept_copy), "--only=augment,fig2,fig3"]) == 1
     printed = capsys.readouterr().out
     assert "no augment: CIFAR-10 was not found" in printed
     assert "no fig2: CIFAR-10 was not found" in printed
-    assert (copied / "figures" / "fig3.png").exists()
+    assert (swept_copy / "figures" / "fig3.png").exists()
 
 
-def test_other_images_than_those_of_the_run_are_not_drawn(copied, capsys):
-    run = copied / "vgg6" / "seed0"
+def test_other_images_than_those_of_the_run_are_not_drawn(swept_copy, capsys):
+    run = swept_copy / "vgg6" / "seed0"
     content = json.loads((run / "config.json").read_text())
     content["data"]["validation"]["sha256"] = "0123"
     (run / "config.json").write_text(json.dumps(content))
-    shutil.rmtree(copied / "vgg6" / "seed1")  # runs of one name must be alike
-    assert main(["figures", str(copied), "--only=confusion", f"--run={run}"]) == 1
+    shutil.rmtree(swept_copy / "vgg6" / "seed1")  # runs of one name must be alike
+    assert main(["figures", str(swept_copy), "--only=confusion", f"--run={run}"]) == 1
     assert "holds a run on other validation images" in capsys.readouterr().out
-    assert not list((copied / "figures").iterdir())
+    assert not list((swept_copy / "figures").iterdir())
 
 
 @pytest.mark.slow
-def test_the_image_of_figure_2(copied, capsys):
-    run = f"--run={copied / 'vgg2' / 'seed0'}"
-    assert main(["figures", str(copied), "--only=fig2", run, "--image=7"]) == 0
-    assert main(["figures", str(copied), "--only=fig2", run, "--image=256"]) == 1
+def test_the_image_of_figure_2(swept_copy, capsys):
+    run = f"--run={swept_copy / 'vgg2' / 'seed0'}"
+    assert main(["figures", str(swept_copy), "--only=fig2", run, "--image=7"]) == 0
+    assert main(["figures", str(swept_copy), "--only=fig2", run, "--image=256"]) == 1
     assert "the test images are 0 to 255" in capsys.readouterr().out
 
 
-def test_a_run_that_is_not_there(copied):
+def test_a_run_that_is_not_there(swept_copy):
     with pytest.raises(UserError, match="is not a run below"):
-        main(["figures", str(copied), "--run=elsewhere"])
+        main(["figures", str(swept_copy), "--run=elsewhere"])
     with pytest.raises(UserError, match="'fig6'"):
-        main(["figures", str(copied), "--only=fig6"])
+        main(["figures", str(swept_copy), "--only=fig6"])
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from experiments.report import claims
 from experiments.report.__main__ import main
 from experiments.runs import stats
 from jaxcifar.errors import UserError
-from tests.conftest import write_fake_runs
+from tests.sweeps import write_fake_runs
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -149,9 +149,9 @@ def test_size_of_a_change_against_another():
 
 
 @pytest.mark.slow
-def test_claims_without_their_runs(copied):
-    main(["claims", str(copied)])
-    assert {record["verdict"] for record in verdicts(copied).values()} == {"no runs"}
+def test_claims_without_their_runs(swept_copy):
+    main(["claims", str(swept_copy)])
+    assert {record["verdict"] for record in verdicts(swept_copy).values()} == {"no runs"}
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,7 @@ from jaxcifar import train
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import read_lines
 from jaxcifar.run import signs
-from tests.conftest import OPTIONS, pretend, start_sweep, sweep_command
-from tests.sweep.conftest import HOST, until
+from tests.sweeps import HOST, OPTIONS, pretend, start_sweep, sweep_command, until
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -11,7 +11,7 @@ import pytest
 from experiments import torture
 from tests.forked import environment_of
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.slow

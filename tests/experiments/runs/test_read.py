@@ -1,0 +1,285 @@
+"""Reading runs, and the statistics over their seeds."""
+
+import json
+import math
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from experiments.report import tables
+from experiments.report.__main__ import main
+from experiments.runs import configs, read, stats
+from experiments.runs.provenance import commands, provenance
+from experiments.runs.rows import TABLE_3, TABLE_4
+from jaxcifar.config import base_config, flatten
+from jaxcifar.errors import UserError
+from jaxcifar.options import with_options
+from tests.sweeps import write_fake_runs
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(UserError, match="jaxcifar sweep"):
+        read.sweeps(tmp_path)
+    with pytest.raises(UserError, match="no folder"):
+        read.sweeps(tmp_path / "absent")
+
+
+@pytest.mark.slow
+def test_a_name_that_is_no_row_of_the_original_report(swept_copy):
+    (swept_copy / "vgg2").rename(swept_copy / "vgg9")
+    (sweep,) = read.sweeps(swept_copy)
+    assert sweep.names == ["vgg6", "vgg9"]
+    assert sweep.rows.names == ["vgg6"]
+    run = sweep.others.of("vgg9")[0]
+    assert run.row is None
+    assert run.label == "vgg9"
+    assert run.mark == ""  # nothing says what it started from
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json"])
+def test_a_damaged_file(swept_copy, name):
+    path = swept_copy / "vgg2" / "seed0" / name
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(UserError, match=f"{name} cannot be read"):
+        read.sweeps(swept_copy)
+
+
+def test_damaged_metrics(swept_copy):
+    path = swept_copy / "vgg2" / "seed0" / "metrics.jsonl"
+    path.write_text("{oops}\n" + path.read_text())
+    with pytest.raises(UserError, match="damaged"):
+        read.sweeps(swept_copy)
+
+
+def test_a_result_without_all_its_epochs(swept_copy):
+    path = swept_copy / "vgg2" / "seed0" / "metrics.jsonl"
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(UserError, match="1 of 2 epochs"):
+        read.sweeps(swept_copy)
+
+
+def test_a_run_that_averages_its_weights_is_that_of_the_average(tmp_path):
+    """The best epoch is chosen by it, and so its numbers must be those that are shown."""
+    write_fake_runs(tmp_path, rows=["row1"], seeds=1, epochs=3)
+    path = tmp_path / "row1" / "seed0" / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record, average in zip(records, (0.7, 0.9, 0.8), strict=True):
+        record |= {"val_accuracy": 1 - average, "ema_val_accuracy": average, "ema_val_loss": 0.5}
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    (sweep,) = read.sweeps(tmp_path)
+    (run,) = sweep.runs
+    assert (run.best["epoch"], run.best["val_accuracy"], run.best["val_loss"]) == (2, 0.9, 0.5)
+    assert "| 90.00% |" in tables.markdown(sweep)
+
+
+def test_runs_of_mixed_configs(tmp_path):
+    write_fake_runs(tmp_path, rows=["vgg2"], seeds=2)
+    path = tmp_path / "vgg2" / "seed1" / "config.json"
+    content = json.loads(path.read_text())
+    content["config"]["optim"]["learning_rate"] = 0.5
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"differ in optim\.learning_rate 0\.001 -> 0\.5"):
+        read.sweeps(tmp_path)
+    content["config"]["optim"]["learning_rate"] = 0.001
+    content["data"]["train"]["sha256"] = "other"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="differ in the images"):
+        read.sweeps(tmp_path)
+
+
+def test_a_run_of_another_version(swept_copy):
+    path = swept_copy / "vgg2" / "seed0" / "config.json"
+    content = json.loads(path.read_text())
+    content["config"]["optim"]["invented"] = False
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"another version.*optim\.invented"):
+        read.sweeps(swept_copy)
+
+
+@pytest.mark.parametrize("field", ["model.remat", "optim.momentum", "data.dir"])
+def test_a_run_from_before_a_field_has_its_default(swept_copy, field):
+    path = swept_copy / "vgg2" / "seed0" / "config.json"
+    content = json.loads(path.read_text())
+    group, name = field.split(".")
+    del content["config"][group][name]
+    path.write_text(json.dumps(content))
+    (sweep,) = read.sweeps(swept_copy)
+    assert sweep.of("vgg2")[0].config[field] == flatten(base_config())[field]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("result.json", "peak_memory_bytes"), ("config.json", "cpus"), ("metrics.jsonl", "val_loss")],
+)
+def test_files_of_another_version(tmp_path, name, key):
+    write_fake_runs(tmp_path, rows=["vgg2"], seeds=1)
+    path = tmp_path / "vgg2" / "seed0" / name
+    path.write_text(path.read_text().replace(f'"{key}"', '"renamed"'))
+    with pytest.raises(UserError, match=f"{name} is of another version.*{key} missing"):
+        read.sweeps(tmp_path)
+
+
+def test_nothing_is_written_where_nothing_is_finished(swept_copy):
+    for path in swept_copy.rglob("result.json"):
+        path.unlink()
+    for command in ("tables", "claims", "figures"):
+        with pytest.raises(UserError, match=r"No run in .* is finished .*vgg2 seed 0: 2 of 2"):
+            main([command, str(swept_copy)])
+    assert {path.name for path in swept_copy.iterdir()} == {"vgg2", "vgg6"}
+
+
+def test_runs_of_the_main_command_are_read_too(swept_copy, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (swept_copy / "vgg2" / "seed0").rename(tmp_path / "runs" / "vgg2")
+    (sweep,) = read.sweeps(tmp_path / "runs")
+    assert sweep.folder == tmp_path / "runs"
+    assert sweep.names == ["vgg2"]
+
+
+@pytest.mark.parametrize("where", ["vgg2_seed0", "vgg2_seed0/run"])
+def test_runs_of_measurements_are_left_out(swept_copy, where):
+    folder = swept_copy / "landscape" / "smoothness" / where
+    shutil.copytree(swept_copy / "vgg2" / "seed0", folder)
+    (swept_copy / "landscape" / "smoothness" / "vgg2_seed0" / "settings.json").write_text("{}")
+    (sweep,) = read.sweeps(swept_copy)
+    assert [run.folder.parent.name for run in sweep.runs] == ["vgg2", "vgg2", "vgg6", "vgg6"]
+    with pytest.raises(UserError, match="contains no runs"):
+        read.sweeps(swept_copy / "landscape")
+
+
+def test_every_start_of_a_run_is_told(tmp_path):
+    write_fake_runs(tmp_path, rows=["vgg2"], seeds=1)
+    path = tmp_path / "vgg2" / "seed0" / "config.json"
+    content = json.loads(path.read_text())
+    later = {"commit": "def", "device": "gpu", "started": "2026-01-02T00:00:00Z"}
+    content["resumed"] = [content["environment"], content["environment"] | later]
+    path.write_text(json.dumps(content))
+    facts = provenance(read.sweeps(tmp_path)[0].runs)
+    assert "commit: abc | def" in facts
+    assert "machine: 1 × cpu, 2 CPU cores, float32 | 1 × gpu, 2 CPU cores, float32" in facts
+    assert "started: 2026-01-01 | 2026-01-02" in facts
+    del content["resumed"][1]["cpus"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"config\.json is of another version.*cpus missing"):
+        read.sweeps(tmp_path)
+
+
+def write_origin(folder, **changes):
+    config = configs.row_config("row1")
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    source = configs.Source(folder.name, config, f"mine/{folder.name}.py")
+    read.write_origin(source, folder)
+
+
+def test_a_config_file_says_what_its_runs_started_from(tmp_path):
+    write_fake_runs(tmp_path, rows=["wide", "deep"], seeds=2)
+    write_origin(tmp_path / "wide", **{"optim.l1": 0.25})
+    write_origin(tmp_path / "deep")
+    (sweep,) = read.sweeps(tmp_path)
+    assert sweep.names == ["deep", "wide"]
+    assert sweep.mark("deep") == "SHORTENED: 2 of 50 epochs"
+    assert sweep.mark("wide") == "SHORTENED: 2 of 50 epochs; changed: optim.l1 0.25 -> 0.0"
+    (tmp_path / "deep" / "origin.json").write_text('{"file": 3')
+    with pytest.raises(UserError, match=r"origin\.json cannot be read"):
+        read.sweeps(tmp_path)
+
+
+def test_an_origin_is_written_anew_only_where_it_changed(tmp_path):
+    inodes = []
+    for l1 in (0.25, 0.25, 0.5):
+        write_origin(tmp_path / "wide", **{"optim.l1": l1})
+        inodes.append((tmp_path / "wide" / "origin.json").stat().st_ino)
+    assert inodes[0] == inodes[1] != inodes[2]
+
+
+def test_runs_of_which_nothing_says_how_they_were_made(tmp_path):
+    write_fake_runs(tmp_path, rows=["wide"], seeds=1)
+    (sweep,) = read.sweeps(tmp_path)
+    (line,) = commands(sweep)
+    assert line.startswith("# wide: nothing says which config it was trained by")
+    assert line in tables.markdown(sweep)
+
+
+def test_commands_make_the_same_runs_again(tmp_path):
+    """In a folder with spaces, with options that a shell would take apart."""
+    out = tmp_path / "my results"
+    area = {"augment__erasing_area": (0.02, 0.4)}
+    write_fake_runs(out, rows=["row2", "vgg1"], seeds=2)
+    write_fake_runs(out, rows=["deep", "wide"], seeds=2, **area)
+    write_fake_runs(out, rows=["row9"], seeds=1)
+    for name in ("deep", "wide"):
+        write_origin(out / name)
+    (out / "row9" / "seed0").rename(out / "row9.tmp")
+    (out / "row9").rmdir()
+    (out / "row9.tmp").rename(out / "row9")
+    found = [shlex.split(line) for line in commands(read.sweeps(out)[0])]
+    assert found[0][:2] == ["jaxcifar", "train"]
+    assert [line[:2] for line in found[1:]] == [["jaxcifar", "sweep"]] * 2
+    epochs = "--config.train.epochs=2"
+    assert found[0][2:] == ["configs/row9.py", f"--workdir={out / 'row9'}", epochs]
+    shared = ["--seeds=0,1", f"--out={out}"]
+    assert found[1][2:] == ["--rows=row2,vgg1", *shared, epochs]
+    option = "--config.augment.erasing_area=(0.02, 0.4)"
+    assert found[2][2:4] == ["--configs=mine/deep.py,mine/wide.py", shared[0]]
+    assert set(found[2][4:]) == {shared[1], epochs, option}
+    config = with_options(configs.row_config("row1"), [option])
+    assert config.augment.erasing_area == (0.02, 0.4)
+
+
+def test_results_of_the_original_report():
+    # Sums of the printed columns, added up from the original itself.
+    for table, sums in (
+        (TABLE_3, (2.6070, 5.0851, 11.1674, 10.6758)),
+        (TABLE_4, (1.8389, 4.1138, 7.3693, 6.8325)),
+    ):
+        columns = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
+        found = [sum(getattr(row, column) for row in table) for column in columns]
+        assert found == pytest.approx(sums)
+    assert [row.size for row in TABLE_3].count("10.29M") == 6
+    assert len(TABLE_3) == 12
+    assert len(TABLE_4) == 8
+
+
+def test_estimate_and_difference_are_students_and_welchs():
+    ours, others = [0.91, 0.93, 0.925], [0.90, 0.905]
+    value = stats.estimate(ours)
+    interval = scipy.stats.ttest_1samp(ours, 0).confidence_interval(0.95)
+    assert (value.mean - value.half, value.mean + value.half) == pytest.approx(interval)
+    assert value.std == pytest.approx(np.std(ours, ddof=1))
+    change = stats.difference(ours, others)
+    welch = scipy.stats.ttest_ind(ours, others, equal_var=False).confidence_interval(0.95)
+    assert (change.mean - change.half, change.mean + change.half) == pytest.approx(welch)
+    # A contrast has a standard error, never the deviation of single runs.
+    assert not hasattr(change, "std")
+    assert change.error == pytest.approx(
+        math.sqrt(np.var(ours, ddof=1) / 3 + np.var(others, ddof=1) / 2)
+    )
+    assert math.isnan(stats.estimate([0.9]).half)
+    assert math.isnan(stats.difference([0.9], [0.8, 0.7]).half)
+
+
+def test_smoothing_is_a_moving_mean():
+    values = np.random.default_rng(0).normal(size=30)
+    expected = np.convolve(values, np.ones(7) / 7, mode="valid")
+    np.testing.assert_allclose(stats.smoothed(values, 7), expected)
+
+
+@pytest.mark.parametrize("field", flatten(base_config()))
+def test_a_run_from_before_a_field_is_read(tmp_path, field):
+    out = write_fake_runs(tmp_path / "out", rows=["vgg2"], seeds=1)
+    path = out / "vgg2" / "seed0" / "config.json"
+    content = json.loads(path.read_text())
+    group, _, name = field.rpartition(".")
+    del (content["config"][group] if group else content["config"])[name]
+    path.write_text(json.dumps(content))
+    if field == "train.epochs":  # which no version was without: the run is not of two epochs then
+        (path.parent / "result.json").unlink()
+    (run,) = read.sweeps(out)[0].runs
+    assert run.config[field] == flatten(base_config())[field]
+    assert run.config.keys() == flatten(base_config()).keys()
