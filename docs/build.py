@@ -21,11 +21,12 @@ _INTRO = """# Configuration
 <!-- Written by docs/build.py from the comments of jaxcifar/config.py. Change them, and run it. -->
 
 Every field of a config, with its default, its range and its meaning. A config file sets them in
-Python; a command line sets them as `--config.optim.l2=1e-4`, or with `jaxcifar train` as
-`--optim.l2=1e-4`. Unknown fields and impossible values are refused before any work starts.
+Python. On the command line, `jaxcifar train`, `eval`, `sweep` and `landscape smoothness` take them
+as `--optim.l2=1e-4`; `python -m …` needs the long form, `--config.optim.l2=1e-4`. Unknown fields
+and impossible values are refused before any work starts.
 
-Fields marked † change how a run is carried out, not what it computes. They may be changed when a
-run is resumed.
+Fields marked † change how a run is carried out, not what it computes, except for rounding. They may
+be changed when a run is resumed.
 """
 
 

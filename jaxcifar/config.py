@@ -1,4 +1,4 @@
-"""Every knob of a run, its default, and what it means.
+"""Every field of a run's config, its default, and what it means.
 
 A run's folder outlives the code: a saved config is laid over today's defaults (`complete`). So the
 rule for a new field is that its default is what was computed before the field existed.
@@ -32,7 +32,7 @@ class _Group(ConfigDict):
 
 
 def base_config() -> Config:
-    """Returns the defaults: row 1 of the report's Table 3."""
+    """Returns the defaults: row 1 of the original report's Table 3."""
     config: Config = _Group()
     config.seed = 0  # initialisation, batch order, augmentation and dropout all follow from it
     config.init_from = ""  # the folder of a run, or of imported weights, whose best checkpoint
@@ -57,11 +57,14 @@ def base_config() -> Config:
     config.data = _Group()
     config.data.name = "cifar10"  # "cifar10" "cifar100" "digits" "synthetic"
     config.data.dir = ""  # the folder of CIFAR; "": $JAXCIFAR_DATA, else ~/.cache/jaxcifar/data
-    config.data.augment = "weak"  # "none" "weak" "strong"
+    config.data.augment = "weak"  # "none"; "weak": random crop and flip, and cutout if it is on;
+    #    "strong": random crop, flip, color jitter, rotation, shift and erasing
     config.data.protocol = "test"  # "test": the best epoch is chosen on the test set, as in the
-    #                   report; "holdout": on a tenth of the training set, the test set used once
-    config.data.mean = ()  # of each channel, as a share of 255, to normalise images by; (): that of
-    #                        the training pixels. For weights that were trained with another mean
+    #                   original report; "holdout": on a tenth of the training set, and the test
+    #                   set is used once
+    config.data.mean = ()  # the mean of each channel by which images are normalised, for pixels
+    #                        from 0 to 1; (): that of the training pixels. Set it for weights that
+    #                        were trained with another
     config.data.std = ()  # the standard deviation, likewise
     config.data.test_augment = "none"  # views of a test image whose logits are averaged: "none"
     #                   (the image alone) "mirror_translate" (six)
@@ -76,36 +79,38 @@ def base_config() -> Config:
     config.augment.brightness = 0.2  # factors are drawn from 1 ± this
     config.augment.contrast = 0.2  # likewise
     config.augment.saturation = 0.2  # likewise
-    config.augment.hue = 0.1  # turns of the colour wheel, ± this
+    config.augment.hue = 0.1  # turns of the color wheel, ± this
     config.augment.rotation = 15.0  # degrees, ± this
     config.augment.translation = 0.1  # of the image's side, ± this
-    config.augment.erasing_probability = 0.25  # that a rectangle of an image is erased
-    config.augment.erasing_area = (0.02, 0.33)  # of the rectangle; shares of the image: from, to
-    config.augment.erasing_ratio = (0.3, 3.3)  # height / width of the rectangle: from, to
-    config.augment.mixup = 0.0  # parameter of the Beta distribution of the weights; 0: no mixing
-    config.augment.cutmix = 0.0  # the same, for the areas; if both are on, each batch draws one
+    config.augment.erasing_probability = 0.25  # probability that a rectangle of an image is erased
+    config.augment.erasing_area = (0.02, 0.33)  # area of that rectangle, as a share of the image:
+    #                                             smallest, largest
+    config.augment.erasing_ratio = (0.3, 3.3)  # its height / width: smallest, largest
+    config.augment.mixup = 0.0  # the α of Beta(α, α), which draws the mixing weight; 0: no mixing
+    config.augment.cutmix = 0.0  # the same, for the area that is pasted. If both are on, each batch
+    #                              draws one of them
 
     config.optim = _Group()
     config.optim.name = "adam"  # "adam" "adamw" "sgd"
-    config.optim.learning_rate = 1e-3  # the highest one, before the schedule lowers it
-    config.optim.momentum = 0.0  # of SGD
-    config.optim.nesterov = False  # whether SGD's momentum is Nesterov's
-    config.optim.weight_decay = 0.0  # of AdamW: decoupled, w ← w − lr · decay · w
+    config.optim.learning_rate = 1e-3  # the peak, from which the schedule lowers it
+    config.optim.momentum = 0.0  # for SGD only
+    config.optim.nesterov = False  # for SGD only: whether the momentum is Nesterov's
+    config.optim.weight_decay = 0.0  # for AdamW only: decoupled, w ← w − lr · decay · w
     config.optim.l1 = 0.0  # strength of λ Σ|w|
     config.optim.l2 = 0.0  # strength λ of λ Σw², whose gradient is 2λw: set it to half of PyTorch's
     #                        weight_decay
     config.optim.penalize = "all"  # which parameters L1, L2 and the decay see: "all" "kernels"
     config.optim.schedule = "cosine"  # "cosine" (stepped per epoch) "cosine_per_step" "constant"
     #                     "triangular" (rises in the warm-up, then falls, both per step)
-    config.optim.start_factor = 0.0  # of "triangular": the first rate, as a share of learning_rate
-    config.optim.end_factor = 0.0  # of "triangular": the last rate, likewise
-    config.optim.bias_scale = 1.0  # of SGD: multiplies the gradients of BatchNorm's biases, and so
-    #                                their learning rate, but not their L2
+    config.optim.start_factor = 0.0  # for "triangular" only: the first rate, as a share of the peak
+    config.optim.end_factor = 0.0  # for "triangular" only: the last rate, likewise
+    config.optim.bias_scale = 1.0  # for SGD only: multiplies the gradients of BatchNorm's biases,
+    #                                and so their learning rate, but not their L2
     config.optim.clip_norm = 0.0  # the largest norm of the whole gradient; 0: no limit
     config.optim.warmup_epochs = 0.0  # epochs of rising learning rate, before the schedule begins
 
     config.train = _Group()
-    config.train.batch_size = 256  # over all devices
+    config.train.batch_size = 256  # images per step, over all devices together
     config.train.epochs = 50  # passes over the training set
     config.train.limit_train_images = 0  # use only the first N; 0: all
     config.train.label_smoothing = 0.0  # share of each target spread evenly over all classes
@@ -113,7 +118,7 @@ def base_config() -> Config:
     #                               chooses the best epoch; 0: none
     config.train.lookahead_steps = 0  # every this many steps, the weights are set to an average of
     #                                   their past values (Lookahead); 0: never
-    config.train.eval_batch_size = 512  # over all devices; the last batch is padded and masked
+    config.train.eval_batch_size = 512  # images per evaluation step, over all devices together
     config.train.steps_per_call = 0  # training steps per compiled call; 0: 1 on CPUs, elsewhere the
     #    largest divisor of the epoch's steps up to 50 (batch 256: 39 of 195; batch 512: 1 of 97)
     config.train.log_norms = False  # whether the norms of gradients and updates are logged
