@@ -91,12 +91,12 @@ def commands_in(text):
 def spans(text):
     """Commands and fields of configs among the words; what is in [ ] is taken too."""
     for span in re.findall(r"`([^`\n]+)`", without_blocks(text)):
-        if re.search(r"…|\b(VERB|FIELD|NAME|RUN|DIR|PICTURES|WORKDIR)\b", span):
+        if re.search(r"…|\b(VERB|COMMAND|FIELD|NAME|RUN|DIR|PICTURES|WORKDIR)\b", span):
             continue
         if re.match(r"(jaxcifar|make|python -m|pip install|pytest|git log) ", span):
             yield shlex.split(re.sub(r"[\[\]]", "", span) if "'" not in span else span)
-        elif re.match(r"--config\.[\w.]+=", span):
-            yield ["python", "-m", "jaxcifar.main", *shlex.split(span)]
+        elif re.match(r"--(config\.)?\w+\.\w+=", span):
+            yield ["jaxcifar", "train", "quickstart", *shlex.split(span)]
         elif span.startswith("--config."):
             assert span.removeprefix("--config.") in flatten(base_config()), span
 
@@ -261,6 +261,7 @@ def check(command):
             "make": check_make,
             "git": check_git,
             "cd": lambda folder: None,
+            "source": lambda script: None,
         }[name](rest)
 
 
