@@ -25,344 +25,257 @@ from experiments.report import power
 from experiments.runs.provenance import provenance
 from experiments.runs.read import Run, Sweep
 from experiments.runs.rows import ROWS, WITH_BN, WITHOUT_BN
-from experiments.runs.stats import Contrast, Estimate, contrast, difference, estimate
+from experiments.runs.stats import Contrast, Estimate, Sample, contrast, difference, estimate
 from experiments.runs.table import Table
-
-# Values of a quantity, one for each seed: (row, quantity) -> [seeds].
-Values = Callable[[str, str], Sequence[float]]
 
 SMOOTHING_STEPS = 20  # of the loss curves whose gap between learning rates is measured
 
-
-class Comparison(NamedTuple):
-    """One number that a conclusion says something about."""
-
-    claim: str  # the key of CLAIMS
-    text: str  # what the number is
-    rows: tuple[str, ...]  # whose runs it takes
-    expected: str  # "above", "below", "within" or "not"
-    bound: float  # … this; "within" is of ± this
-    unit: str
-    effect: Callable[[Values], Estimate | Contrast]
-
-
-CLAIMS = {
-    "ResNet": "ResNet achieves favorable accuracy (1, 2, 3, 4).",
-    "depth": "Increasing the depth of the models can lower the loss and increase the accuracy "
-    "(1–3, 2–4).",
-    "more depth": "With model architecture unchanged, the effect becomes marginal with increasing "
-    "depth, and leads to risks of over-fitting (6–7).",
-    "architecture": "Models with better architecture can achieve better or comparable performance "
-    "with less parameters (3–5).",
-    "augmentation": "Extensive augmentation increases training loss, but mitigates over-fitting, "
-    "finally leading to a higher accuracy rate (6–8).",
-    "activation": "Activation functions have an influence, although it is not as critical as model "
-    "architecture (1–2, 3–4); a more complicated one does not guarantee better performance (3–4).",
-    "regularization": "Inappropriate regularization sometimes hurts the model. (Of the two "
-    "comparisons one is enough. The original names 8–9, which differ in activation; its "
-    "regularized rows are 11 and 12.)",
-    "efficiency": "DenseNet achieves a similar score with ResNet with 1/3 to 1/6 parameters.",
-    "BatchNorm": "Batch normalization improves VGG-A (shown by Table 4, though not stated).",
-    "smoothing": "BatchNorm makes training less sensitive to the learning rate, narrowing the gap "
-    "of loss value between the best and worst learning rate (Fig. 5).",
-}
-
-
 _POINTS, _NATS = "points", "nats"
-_UNITS = {
-    "val_accuracy": _POINTS,
-    "gap": _POINTS,
-    "val_loss": _NATS,
-    "train_loss": _NATS,
-    "loss gap": _NATS,
-    "accuracy gap": _POINTS,
+_QUANTITIES = {  # in words, and the unit of their differences
+    "val_accuracy": ("validation accuracy", _POINTS),
+    "val_loss": ("validation loss", _NATS),
+    "train_loss": ("training loss", _NATS),
+    "gap": (
+        "over-fitting (training accuracy, on augmented images, − validation accuracy)",
+        _POINTS,
+    ),
+    # Of a group:
+    "accuracy gap": (
+        "gap of the validation accuracy between the best and the worst learning rate",
+        _POINTS,
+    ),
+    "loss gap": (
+        "gap of the training loss between the best and the worst learning rate, median over steps "
+        f"(loss smoothed over {SMOOTHING_STEPS})",
+        _NATS,
+    ),
 }
 _GROUPS = {"with BN": WITH_BN, "without BN": WITHOUT_BN}  # one row at each learning rate
 _HALF_A_POINT = 0.005
 
 
-def _level(claim: str, row: str, percent: int) -> Comparison:
+class Comparison(NamedTuple):
+    """One number that a conclusion says something about."""
+
+    text: str  # what the number is
+    terms: tuple[tuple[str, str], ...]  # (row or group, quantity) that it is computed from
+    effect: Callable[..., Estimate | Contrast]  # of a sample for each term
+    expected: str  # "above", "below", "within" or "not"
+    bound: float  # … this; "within" is of ± this
+    unit: str
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The rows whose runs it takes."""
+        return tuple(row for name, _ in self.terms for row in _members(name))
+
+
+def _members(name: str) -> tuple[str, ...]:
+    """Returns the rows of a group; a row is a group of one."""
+    return _GROUPS.get(name, (name,))
+
+
+def _level(row: str, percent: int) -> Comparison:
     """Compares a row's validation accuracy with a number."""
-    text = f"validation accuracy of row {ROWS[row].number} (read as: above {percent}%)"
-
-    def effect(of: Values) -> Estimate:
-        return estimate(of(row, "val_accuracy"))
-
-    return Comparison(claim, text, (row,), "above", percent / 100, "", effect)
+    words, _ = _QUANTITIES["val_accuracy"]
+    text = f"{words} of row {ROWS[row].number} (read as: above {percent}%)"
+    return Comparison(text, ((row, "val_accuracy"),), estimate, "above", percent / 100, "")
 
 
 def _change(
-    claim: str,
-    text: str,
-    rows: tuple[str, str],
+    what: str,
+    one: str,
+    other: str,
     expected: str,
     bound: float = 0.0,
+    *,
     quantity: str = "val_accuracy",
+    reading: str = "",
 ) -> Comparison:
     """Compares a quantity of one row, or group of rows, with that of another."""
-    one, other = rows
-
-    def effect(of: Values) -> Contrast:
-        return difference(of(one, quantity), of(other, quantity))
-
-    members = tuple(row for name in rows for row in _GROUPS.get(name, (name,)))
-    return Comparison(claim, text, members, expected, bound, _UNITS[quantity], effect)
+    words, unit = _QUANTITIES[quantity]
+    terms = (one, quantity), (other, quantity)
+    return Comparison(f"{what}, {words}{reading}", terms, difference, expected, bound, unit)
 
 
-def larger(of: Values, one: str, other: str, base: str) -> Contrast:
-    """|one − base| − |other − base| of validation accuracies; the signs are those of the means."""
-    values = {row: of(row, "val_accuracy") for row in (one, other, base)}
-    signs = [np.copysign(1, difference(values[row], values[base]).mean) for row in (one, other)]
-    return contrast(
-        (signs[0], values[one]), (-signs[1], values[other]), (signs[1] - signs[0], values[base])
-    )
-
-
-def _larger_change(claim: str, text: str, one: str, other: str, base: str) -> Comparison:
+def _larger_change(what: str, one: str, other: str, base: str) -> Comparison:
     """Compares the size of the change from `base` to `one` with that to `other`."""
-    rows = (one, other, base)
-    return Comparison(claim, text, rows, "above", 0.0, _POINTS, lambda of: larger(of, *rows))
+    words, unit = _QUANTITIES["val_accuracy"]
+    terms = tuple((row, "val_accuracy") for row in (one, other, base))
+    text = f"size of the change of {words}, {what} (architecture is the more critical)"
+    return Comparison(text, terms, larger, "above", 0.0, unit)
+
+
+def larger(one: Sample, other: Sample, base: Sample) -> Contrast:
+    """Returns |one − base| − |other − base|; the signs are those of the mean differences."""
+    signs = [np.copysign(1, difference(values, base).mean) for values in (one, other)]
+    return contrast((signs[0], one), (-signs[1], other), (signs[1] - signs[0], base))
 
 
 def _share(a: str, b: str) -> str:
     sizes = [float(ROWS[name].size.removesuffix("M")) for name in (a, b)]
-    return f"{sizes[0] / sizes[1]:.2f} of the parameters"
+    return f", with {sizes[0] / sizes[1]:.2f} of the parameters"
 
 
-_OVER_FITTING = "over-fitting (training accuracy, on augmented images, − validation accuracy)"
 _NOT_WORSE = "no more than half a point less"
-_CRITICAL = "(architecture is the more critical)"
-_BN = ("with BN", "without BN")
+_INFLUENCE = " (an influence)"
 
-COMPARISONS = (
-    *(_level("ResNet", row, 92) for row in ("row1", "row2", "row3", "row4")),
-    _change(
-        "depth",
-        "ResNet-50 − ResNet-18, ReLU, validation accuracy",
-        ("row3", "row1"),
-        "above",
+CLAIMS = {
+    "ResNet achieves favorable accuracy (1, 2, 3, 4).": tuple(
+        _level(row, 92) for row in ("row1", "row2", "row3", "row4")
     ),
-    _change(
-        "depth",
-        "ResNet-50 − ResNet-18, GELU, validation accuracy",
-        ("row4", "row2"),
-        "above",
+    "Increasing the depth of the models can lower the loss and increase the accuracy (1–3, 2–4).": (
+        _change("ResNet-50 − ResNet-18, ReLU", "row3", "row1", "above"),
+        _change("ResNet-50 − ResNet-18, GELU", "row4", "row2", "above"),
+        _change("ResNet-50 − ResNet-18, ReLU", "row3", "row1", "below", quantity="val_loss"),
+        _change("ResNet-50 − ResNet-18, GELU", "row4", "row2", "below", quantity="val_loss"),
     ),
-    _change(
-        "depth",
-        "ResNet-50 − ResNet-18, ReLU, validation loss",
-        ("row3", "row1"),
-        "below",
-        quantity="val_loss",
+    "With model architecture unchanged, the effect becomes marginal with increasing "
+    "depth, and leads to risks of over-fitting (6–7).": (
+        _change(
+            *("DenseNet-264 − 201", "row7", "row6", "within", _HALF_A_POINT),
+            reading=" (marginal: within half a point)",
+        ),
+        _change("DenseNet-264 − 201", "row7", "row6", "above", quantity="gap"),
     ),
-    _change(
-        "depth",
-        "ResNet-50 − ResNet-18, GELU, validation loss",
-        ("row4", "row2"),
-        "below",
-        quantity="val_loss",
+    "Models with better architecture can achieve better or comparable performance "
+    "with less parameters (3–5).": (
+        _change(
+            *("DenseNet-121 − ResNet-50", "row5", "row3", "above", -_HALF_A_POINT),
+            reading=f"{_share('row5', 'row3')} (comparable: {_NOT_WORSE})",
+        ),
     ),
-    _change(
-        "more depth",
-        "DenseNet-264 − 201, validation accuracy (marginal: within half a point)",
-        ("row7", "row6"),
-        "within",
-        _HALF_A_POINT,
+    "Extensive augmentation increases training loss, but mitigates over-fitting, "
+    "finally leading to a higher accuracy rate (6–8).": (
+        _change("strong − weak", "row8", "row6", "above", quantity="train_loss"),
+        _change("strong − weak", "row8", "row6", "below", quantity="gap"),
+        _change("strong − weak", "row8", "row6", "above"),
     ),
-    _change(
-        "more depth",
-        f"DenseNet-264 − 201, {_OVER_FITTING}",
-        ("row7", "row6"),
-        "above",
-        quantity="gap",
+    "Activation functions have an influence, although it is not as critical as model "
+    "architecture (1–2, 3–4); a more complicated one does not guarantee better performance "
+    "(3–4).": (
+        _change("ResNet-18, GELU − ReLU", "row2", "row1", "not", reading=_INFLUENCE),
+        _change("ResNet-50, GELU − ReLU", "row4", "row3", "not", reading=_INFLUENCE),
+        _larger_change(
+            "DenseNet-121 for ResNet-18 − GELU for ReLU in ResNet-18",
+            *("row5", "row2", "row1"),
+        ),
+        _larger_change(
+            "DenseNet-121 for ResNet-50 − GELU for ReLU in ResNet-50",
+            *("row5", "row4", "row3"),
+        ),
+        _change(
+            *("ResNet-50, GELU − ReLU", "row4", "row3", "below"),
+            reading=" (not better; here: worse)",
+        ),
     ),
-    _change(
-        "architecture",
-        f"DenseNet-121 − ResNet-50, validation accuracy, with {_share('row5', 'row3')} "
-        f"(comparable: {_NOT_WORSE})",
-        ("row5", "row3"),
-        "above",
-        -_HALF_A_POINT,
+    "Inappropriate regularization sometimes hurts the model. (Of the two "
+    "comparisons one is enough. The original names 8–9, which differ in activation; its "
+    "regularized rows are 11 and 12.)": (
+        _change("L1 − none", "row11", "row8", "below"),
+        _change("L2 − none", "row12", "row8", "below"),
     ),
-    _change(
-        "augmentation",
-        "strong − weak, training loss",
-        ("row8", "row6"),
-        "above",
-        quantity="train_loss",
+    "DenseNet achieves a similar score with ResNet with 1/3 to 1/6 parameters.": (
+        _change(
+            *("DenseNet-121 − ResNet-18", "row5", "row1", "above", -_HALF_A_POINT),
+            reading=f"{_share('row5', 'row1')} (similar: {_NOT_WORSE})",
+        ),
     ),
-    _change(
-        "augmentation",
-        f"strong − weak, {_OVER_FITTING}",
-        ("row8", "row6"),
-        "below",
-        quantity="gap",
+    "Batch normalization improves VGG-A (shown by Table 4, though not stated).": tuple(
+        _change(
+            *("with − without BN", "with BN", "without BN", expected),
+            quantity=quantity,
+            reading=", mean of the four learning rates",
+        )
+        for quantity, expected in (("val_accuracy", "above"), ("val_loss", "below"))
     ),
-    _change("augmentation", "strong − weak, validation accuracy", ("row8", "row6"), "above"),
-    _change(
-        "activation",
-        "ResNet-18, GELU − ReLU, validation accuracy (an influence)",
-        ("row2", "row1"),
-        "not",
+    "BatchNorm makes training less sensitive to the learning rate, narrowing the gap "
+    "of loss value between the best and worst learning rate (Fig. 5).": tuple(
+        _change("with − without BN", "with BN", "without BN", "below", quantity=quantity)
+        for quantity in ("loss gap", "accuracy gap")
     ),
-    _change(
-        "activation",
-        "ResNet-50, GELU − ReLU, validation accuracy (an influence)",
-        ("row4", "row3"),
-        "not",
-    ),
-    _larger_change(
-        "activation",
-        "size of the change of validation accuracy, DenseNet-121 for ResNet-18 − GELU for ReLU in "
-        f"ResNet-18 {_CRITICAL}",
-        "row5",
-        "row2",
-        "row1",
-    ),
-    _larger_change(
-        "activation",
-        "size of the change of validation accuracy, DenseNet-121 for ResNet-50 − GELU for ReLU in "
-        f"ResNet-50 {_CRITICAL}",
-        "row5",
-        "row4",
-        "row3",
-    ),
-    _change(
-        "activation",
-        "ResNet-50, GELU − ReLU, validation accuracy (not better; here: worse)",
-        ("row4", "row3"),
-        "below",
-    ),
-    _change("regularization", "L1 − none, validation accuracy", ("row11", "row8"), "below"),
-    _change("regularization", "L2 − none, validation accuracy", ("row12", "row8"), "below"),
-    _change(
-        "efficiency",
-        f"DenseNet-121 − ResNet-18, validation accuracy, with {_share('row5', 'row1')} "
-        f"(similar: {_NOT_WORSE})",
-        ("row5", "row1"),
-        "above",
-        -_HALF_A_POINT,
-    ),
-    _change(
-        "BatchNorm",
-        "with − without BN, validation accuracy, mean of the four learning rates",
-        _BN,
-        "above",
-    ),
-    _change(
-        "BatchNorm",
-        "with − without BN, validation loss, mean of the four learning rates",
-        _BN,
-        "below",
-        quantity="val_loss",
-    ),
-    _change(
-        "smoothing",
-        "with − without BN, gap of the training loss between the best and the worst learning rate, "
-        f"median over steps (loss smoothed over {SMOOTHING_STEPS})",
-        _BN,
-        "below",
-        quantity="loss gap",
-    ),
-    _change(
-        "smoothing",
-        "with − without BN, gap of the validation accuracy between the best and the worst learning "
-        "rate",
-        _BN,
-        "below",
-        quantity="accuracy gap",
-    ),
-)
+}
 
 
-# --- where the values come from ---------------------------------------------------------------
+# --- samples of the terms ---------------------------------------------------------------------
 
 
-def values_of_runs(sweep: Sweep) -> Values:
-    """Returns the quantities of finished runs, at each one's best epoch."""
-    done = sweep.finished
-
-    def of(row: str, quantity: str) -> Sequence[float]:
-        if row not in _GROUPS:
-            return [_quantity(run.best, quantity) for run in done.of(row)]
-        by_rate = [{run.seed: run for run in done.of(name)} for name in _GROUPS[row]]
-        seeds = sorted(set.intersection(*map(set, by_rate)))
-        if quantity == "loss gap":
-            curves = [done.loss_curves(_GROUPS[row], seed, SMOOTHING_STEPS) for seed in seeds]
-            # Not the mean: a single loss of 120 among the first steps would decide it.
-            return [float(np.median(np.ptp(c, axis=0))) for c in curves if c is not None]
-        return [_of_group([runs[seed].best for runs in by_rate], quantity) for seed in seeds]
-
-    return of
+def _by_seed(done: Sweep, name: str) -> dict[int, list[Run]]:
+    """Returns a run of each of a group's rows for each seed that all of them have."""
+    by_row = [{run.seed: run for run in done.of(row)} for row in _members(name)]
+    seeds = sorted(set.intersection(*map(set, by_row)))
+    return {seed: [runs[seed] for runs in by_row] for seed in seeds}
 
 
-def _by_epoch(done: Sweep, row: str, quantity: str) -> Sequence[float]:
+def _sample(done: Sweep, name: str, quantity: str) -> list[float]:
+    """Returns a quantity of finished runs at each one's best epoch, one value for each seed."""
+    by_seed = _by_seed(done, name)
+    if quantity == "loss gap":
+        gaps = [_loss_gaps(done, name, seed) for seed in by_seed]
+        # Not the mean: a single loss of 120 among the first steps would decide it.
+        return [float(np.median(of_steps)) for of_steps in gaps if of_steps is not None]
+    return [_quantity([run.best for run in runs], quantity) for runs in by_seed.values()]
+
+
+def _by_epoch(done: Sweep, name: str, quantity: str) -> list[float]:
     """Returns a quantity of one seed's finished runs after each epoch; [] without such a seed."""
-    if row not in _GROUPS:
-        return [_quantity(record, quantity) for record in done.of(row)[0].records]
-    members = [{run.seed: run for run in done.of(name)} for name in _GROUPS[row]]
-    for seed in sorted(set.intersection(*map(set, members))):
-        of_each = [runs[seed].records for runs in members]
+    for seed, runs in _by_seed(done, name).items():
+        of_epochs = list(zip(*(run.records for run in runs), strict=False))
         if quantity != "loss gap":
-            return [_of_group(list(records), quantity) for records in zip(*of_each, strict=False)]
-        curves = done.loss_curves(_GROUPS[row], seed, SMOOTHING_STEPS)
-        if curves is not None:
-            epochs = np.array_split(np.ptp(curves, axis=0), len(of_each[0]))
-            return [float(np.median(gaps)) for gaps in epochs]
+            return [_quantity(records, quantity) for records in of_epochs]
+        gaps = _loss_gaps(done, name, seed)
+        if gaps is not None:
+            return [float(np.median(part)) for part in np.array_split(gaps, len(of_epochs))]
     return []
 
 
-def _seeds_needed(item: Comparison, done: Sweep, of: Values) -> tuple[int | None, str]:
+def _original(name: str, quantity: str) -> list[float]:
+    """Returns what the original report printed, as a sample of one."""
+    if quantity == "loss gap":
+        return [math.nan]  # a picture, no number
+    return [_quantity([ROWS[row]._asdict() for row in _members(name)], quantity)]
+
+
+def _loss_gaps(done: Sweep, name: str, seed: int) -> np.ndarray | None:
+    """Returns the gap of a group's smoothed training losses at each step; None without them."""
+    curves = done.loss_curves(_members(name), seed, SMOOTHING_STEPS)
+    return None if curves is None else np.ptp(curves, axis=0)
+
+
+def _quantity(records: Sequence[dict[str, Any]], quantity: str) -> float:
+    """Returns a quantity of a group, of the record of each of its rows: the mean, or the gap."""
+    if quantity == "accuracy gap":
+        return float(np.ptp([record["val_accuracy"] for record in records]))
+    if quantity == "gap":
+        return float(np.mean([r["train_accuracy"] - r["val_accuracy"] for r in records]))
+    return float(np.mean([record[quantity] for record in records]))
+
+
+def _seeds_needed(item: Comparison, done: Sweep) -> tuple[int | None, str]:
     """Returns `power.seeds_needed` of a comparison, and what the spread was taken from.
 
     That is "seeds", "epochs", or "" where it cannot be told.
     """
-    found: dict[tuple[str, str], Sequence[float]] = {}
-
-    def noting(row: str, quantity: str) -> Sequence[float]:
-        found[row, quantity] = of(row, quantity)
-        return found[row, quantity]
-
-    item.effect(noting)  # asks for all that it takes
-    moments = {}
-    for key, values in found.items():
-        seeds = len(values) > 1
+    samples = [_sample(done, *term) for term in item.terms]
+    moments = []
+    for term, values in zip(item.terms, samples, strict=True):
+        several = len(values) > 1
         std = (
-            np.std(values, ddof=1) if seeds else power.spread_between_epochs(_by_epoch(done, *key))
+            np.std(values, ddof=1)
+            if several
+            else power.spread_between_epochs(_by_epoch(done, *term))
         )
         if std is None:
             return None, ""
-        moments[key] = float(np.mean(values)), float(std)
-
-    streams = {key: number for number, key in enumerate(moments)}
+        moments.append((float(np.mean(values)), float(std)))
 
     def chance_of(n: int) -> float:
-        effect = item.effect(lambda *key: power.imagined(*moments[key], n, streams[key]))
-        inside, outside = _sides(effect, item.expected, item.bound)
+        drawn = [power.imagined(*each, n, stream) for stream, each in enumerate(moments)]
+        inside, outside = _sides(item.effect(*drawn), item.expected, item.bound)
         return float(np.mean(inside | outside))
 
-    one_seed = any(len(values) == 1 for values in found.values())
+    one_seed = any(len(values) == 1 for values in samples)
     return power.seeds_needed(chance_of), "epochs" if one_seed else "seeds"
-
-
-def _value_of_original(row: str, quantity: str) -> Sequence[float]:
-    if quantity == "loss gap":
-        return [math.nan]  # a picture, no number
-    if row in _GROUPS:
-        return [_of_group([ROWS[name]._asdict() for name in _GROUPS[row]], quantity)]
-    return [_quantity(ROWS[row]._asdict(), quantity)]
-
-
-def _of_group(records: list[dict[str, Any]], quantity: str) -> float:
-    if quantity == "accuracy gap":
-        return float(np.ptp([record["val_accuracy"] for record in records]))
-    return float(np.mean([_quantity(record, quantity) for record in records]))
-
-
-def _quantity(record: dict[str, Any], quantity: str) -> float:
-    if quantity == "gap":
-        return record["train_accuracy"] - record["val_accuracy"]
-    return record[quantity]
 
 
 # --- verdicts ---------------------------------------------------------------------------------
@@ -396,7 +309,7 @@ def agrees(mean: float, expected: str, bound: float) -> bool | None:
     return sides.get(expected)
 
 
-def _terms(run: Run) -> tuple:
+def _conditions(run: Run) -> tuple:
     """What must be the same in runs that are compared, beside what makes their rows."""
     images = {part: facts["sha256"] for part, facts in run.data.items()}
     return run.mark, tuple(sorted(images.items())), run.environment["dtype"]
@@ -404,43 +317,45 @@ def _terms(run: Run) -> tuple:
 
 def judge(sweep: Sweep) -> list[dict[str, Any]]:
     """Returns a record for each comparison, JSON-ready; "effect" is None without its runs."""
-    done, of = sweep.finished, values_of_runs(sweep)
-    found = []
-    for item in COMPARISONS:
-        printed = item.effect(_value_of_original).mean
-        record: dict[str, Any] = {
-            "claim": CLAIMS[item.claim],
-            "comparison": item.text,
-            "rows": item.rows,
-            "expected": item.expected,
-            "bound": item.bound,
-            "unit": item.unit,
-            "original": None if math.isnan(printed) else printed,
-            "effect": None,
-        }
-        if missing := [name for name in item.rows if not done.of(name)]:
-            found.append(record | {"verdict": "no runs", "missing": missing})
-            continue
-        effect = item.effect(of)
-        if math.isnan(effect.mean):
-            found.append(record | {"verdict": "no runs", "missing": ["a seed that all have"]})
-            continue
-        alike = len({_terms(sweep.of(name)[0]) for name in item.rows}) == 1
-        word = verdict(effect, item.expected, item.bound) if alike else "undecided"
-        known = not math.isnan(effect.half)
-        judged = {
-            "effect": effect.mean,
-            "interval": [effect.mean - effect.half, effect.mean + effect.half] if known else None,
-            "n": effect.n,
-            "notes": {name: sweep.mark(name) for name in item.rows if sweep.mark(name)},
-            "alike": alike,
-            "agrees": agrees(effect.mean, item.expected, item.bound),
-            "verdict": word,
-        }
-        if word == "undecided" and alike:
-            judged["seeds_needed"], judged["spread"] = _seeds_needed(item, done, of)
-        found.append(record | judged)
-    return found
+    done = sweep.finished
+    return [
+        {"claim": claim, **_judged(item, done)}
+        for claim, comparisons in CLAIMS.items()
+        for item in comparisons
+    ]
+
+
+def _judged(item: Comparison, done: Sweep) -> dict[str, Any]:
+    printed = item.effect(*(_original(*term) for term in item.terms)).mean
+    record: dict[str, Any] = {
+        "comparison": item.text,
+        "rows": item.rows,
+        "expected": item.expected,
+        "bound": item.bound,
+        "unit": item.unit,
+        "original": None if math.isnan(printed) else printed,
+        "effect": None,
+    }
+    if missing := [name for name in item.rows if not done.of(name)]:
+        return record | {"verdict": "no runs", "missing": missing}
+    effect = item.effect(*(_sample(done, *term) for term in item.terms))
+    if math.isnan(effect.mean):
+        return record | {"verdict": "no runs", "missing": ["a seed that all have"]}
+    alike = len({_conditions(done.of(name)[0]) for name in item.rows}) == 1
+    word = verdict(effect, item.expected, item.bound) if alike else "undecided"
+    known = not math.isnan(effect.half)
+    record |= {
+        "effect": effect.mean,
+        "interval": [effect.mean - effect.half, effect.mean + effect.half] if known else None,
+        "n": effect.n,
+        "notes": {name: done.mark(name) for name in item.rows if done.mark(name)},
+        "alike": alike,
+        "agrees": agrees(effect.mean, item.expected, item.bound),
+        "verdict": word,
+    }
+    if word == "undecided" and alike:
+        record["seeds_needed"], record["spread"] = _seeds_needed(item, done)
+    return record
 
 
 # --- words ------------------------------------------------------------------------------------

@@ -292,7 +292,7 @@ def page(folder: pathlib.Path) -> str:
     judged = [claims.judge(sweep) for sweep in found]
     tested = {r["claim"] for records in judged for r in records if r["verdict"] != "no runs"}
     if tested:
-        untested = [claim for claim in claims.CLAIMS.values() if claim not in tested]
+        untested = [claim for claim in claims.CLAIMS if claim not in tested]
         parts.append(_missing([f"Runs to test: {claim}" for claim in untested]))
     if not landscapes:
         command = _command("landscape", "smoothness", f"--out={folder / 'landscape'}")

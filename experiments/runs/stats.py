@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.stats
 
+Sample = Sequence[float] | np.ndarray  # a value of each run
+
 
 class Estimate(NamedTuple):
     """A mean over runs. With one run there is no spread: `std` and `half` are NaN."""
@@ -29,7 +31,7 @@ class Contrast(NamedTuple):
 # All three take many samples of the same size at once, [..., n]; the fields are then arrays [...].
 
 
-def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
+def estimate(values: Sample) -> Estimate:
     """Returns the mean of independent values and its 95% confidence interval."""
     values = np.asarray(values, float)
     n = values.shape[-1]
@@ -41,14 +43,12 @@ def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     return Estimate(mean, _plain(std), _plain(half), n)
 
 
-def difference(
-    ours: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray
-) -> Contrast:
+def difference(ours: Sample, others: Sample) -> Contrast:
     """Returns mean(ours) − mean(others) and its 95% interval by Welch's t; NaN with one value."""
     return contrast((1, ours), (-1, others))
 
 
-def contrast(*terms: tuple[Any, Sequence[float] | np.ndarray]) -> Contrast:
+def contrast(*terms: tuple[Any, Sample]) -> Contrast:
     """Returns Σ c · mean(values) over independent groups, and its 95% interval.
 
     The interval is Student's t with the degrees of freedom of Welch (1947) and Satterthwaite
