@@ -42,14 +42,7 @@ def make_mesh() -> Mesh:
             "JAX_PLATFORMS to use what is there, set it to cpu to use the CPU, or install jaxcifar "
             "for the accelerator ('.[cuda12]', '.[cuda13]', '.[tpu]')."
         ) from error
-    if (hosts := jax.process_count()) > processes.count():
-        raise UserError(
-            f"JAX sees the devices of {hosts} processes, but this one was started alone, as on one "
-            "host of a TPU slice. To train, start the command on every host, with "
-            f"--coordinator_address=HOST:PORT, --num_processes={hosts} and --process_id where the "
-            "slice does not say so. Everything else, such as an evaluation, runs in one process: "
-            "with JAX_PLATFORMS=cpu, on the CPUs of this host."
-        )
+    processes.check_joined()
     return Mesh(np.asarray(devices), (BATCH_AXIS,))
 
 

@@ -29,6 +29,7 @@ ORDER = (
     "augment",
     "data",
     "launch",
+    "team",
     "processes",
     "sharding",
     "kernels",
