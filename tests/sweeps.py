@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from experiments.runs import configs
 from experiments.runs.rows import ROWS
 from experiments.sweep.__main__ import main as sweep_main
 from jaxcifar import sharding
 from jaxcifar.files import write_json
+from jaxcifar.options import load
 from jaxcifar.signals import exit_code
 from tests import tiny
 from tests.forked import environment_of
@@ -80,7 +80,7 @@ def write_fake_runs(out, changes=None, seeds=3, rows=ROWS, epochs=2, **fields):
         for seed in range(seeds):
             folder = out / name / f"seed{seed}"
             folder.mkdir(parents=True)
-            config = configs.row_config(of_row)
+            config = load(of_row)
             config.seed, config.train.epochs = seed, epochs
             for field, value in fields.items():
                 group, _, field_name = field.partition("__")

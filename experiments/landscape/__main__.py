@@ -17,10 +17,10 @@ import pathlib
 import sys
 
 from experiments.landscape import gradient, slices
-from experiments.runs.configs import parse_rows, row_config
+from experiments.runs.configs import parse_rows
 from jaxcifar.errors import UserError
 from jaxcifar.kernels import compilation
-from jaxcifar.options import user_path, with_options
+from jaxcifar.options import load, user_path, with_options
 from jaxcifar.signals import exit_code
 
 
@@ -30,7 +30,7 @@ def _smoothness_command(arguments: argparse.Namespace, options: list[str]) -> No
     for name, value in (("--steps", arguments.steps), ("--every", arguments.every)):
         if value < 0:
             raise UserError(f"{name} is {value}; it must be positive, or 0 to choose.")
-    configs = {row: with_options(row_config(row), options) for row in rows}
+    configs = {row: with_options(load(row), options) for row in rows}
     folder = arguments.out / "smoothness"
     how = {"steps": arguments.steps, "every": arguments.every, "step_sizes": sizes}
     for row, config in configs.items():

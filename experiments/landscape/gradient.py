@@ -16,11 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
-from experiments.landscape.directions import distance, moved
 from experiments.runs import marks, names
-from experiments.runs.configs import row_config
 from experiments.runs.read import read_json, read_records
 from experiments.runs.rows import ROWS
 from jaxcifar import programs, train
@@ -29,6 +28,7 @@ from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import append, replace, write_json
 from jaxcifar.hooks import Hook, Run
 from jaxcifar.kernels import compilation
+from jaxcifar.options import load
 from jaxcifar.run import plots
 from jaxcifar.run.machine import environment
 from jaxcifar.run.progress import duration
@@ -37,6 +37,15 @@ from jaxcifar.task import check_config
 
 # Step sizes of plain gradient descent: half to four times 0.1, the range of Santurkar et al.
 STEP_SIZES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
+
+
+_moved = jax.jit(optax.tree.add_scale)
+
+
+@jax.jit
+def _distance(one: Any, other: Any = None) -> jax.Array:
+    """Returns the Euclidean norm of one − other, over all leaves."""
+    return optax.tree.norm(one if other is None else optax.tree.sub(one, other))
 
 
 class AlongGradient(Hook):
@@ -116,9 +125,9 @@ class AlongGradient(Hook):
         (here, _), gradient = self._gradient(run.state.params, *rest)
         found: list[tuple[jax.Array, jax.Array]] = []
         for size in self._sizes:
-            (there, _), other = self._gradient(moved(run.state.params, gradient, -size), *rest)
-            found.append((there, distance(other, gradient)))
-        numbers = jax.device_get((here, distance(gradient), found))
+            (there, _), other = self._gradient(_moved(run.state.params, -size, gradient), *rest)
+            found.append((there, _distance(other, gradient)))
+        numbers = jax.device_get((here, _distance(gradient), found))
         return {
             "step": run.step,
             "loss": float(numbers[0]),
@@ -225,7 +234,7 @@ def draw(folder: pathlib.Path) -> list[pathlib.Path]:
     for path in sorted(folder.glob("*/settings.json")):
         settings, found = read_json(path), read_records(path.parent / "measurements.jsonl")
         if found:
-            label = names.model_name(settings["config"]["model"]["name"])
+            label = names.shown(settings["config"]["model"]["name"])
             label += f", {path.parent.name.replace('_', ', ')}"
             shown.append((label, settings, found))
             notes[label] = note_of(path)
@@ -269,7 +278,7 @@ def note_of(path: pathlib.Path) -> str:
     """Says what sets measurements apart from their row's full training, by their settings.json."""
     content, name = read_json(path), path.parent.name.rsplit("_seed", 1)[0]
     config, settings = flatten(complete(content["config"])), content["settings"]
-    parts = [marks.mark(flatten(row_config(name)), config)] if name in ROWS else []
+    parts = [marks.mark(flatten(load(name)), config)] if name in ROWS else []
     steps = config["train.epochs"] * (content["data"]["images"] // config["train.batch_size"])
     if settings["steps"] < steps:
         parts.append(f"SHORTENED: {settings['steps']:,} of {steps:,} steps")

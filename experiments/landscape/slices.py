@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from matplotlib.colors import LogNorm
 
-from experiments.landscape.directions import moved
 from experiments.runs import names
 from experiments.runs.images import training_images
 from experiments.runs.read import read_json, read_run
@@ -32,6 +32,8 @@ from jaxcifar.run.machine import environment
 from jaxcifar.run.progress import duration
 from jaxcifar.signals import interruptible
 from jaxcifar.task import Inference, build_inference
+
+_moved = jax.jit(optax.tree.add_scale)
 
 
 def filter_normalized_direction(key: jax.Array, params: Any) -> Any:
@@ -168,7 +170,7 @@ def slice_around(
         for count, index in enumerate(todo, start=1):
             params = variables["params"]
             for i, direction in zip(index, directions, strict=True):
-                params = moved(params, direction, float(coordinates[i]))
+                params = _moved(params, float(coordinates[i]), direction)
             there = variables | {"params": params}
             if batch_norm == "recomputed" and variables["batch_stats"]:
                 there["batch_stats"] = statistics(there, arrays[0])
@@ -235,7 +237,7 @@ def title_of(found: dict[str, np.ndarray], workdir: pathlib.Path) -> str:
     run = run_name(workdir)
     center = tuple(n // 2 for n in found["loss"].shape)
     title = (
-        f"Loss around {names.model_name(settings['model'])} ({run}, step {settings['step']}): "
+        f"Loss around {names.shown(settings['model'])} ({run}, step {settings['step']}): "
         f"{found['loss'][center]:.3f}\non {settings['images']:,} training images"
         f"{statistics_note(settings)}"
     )

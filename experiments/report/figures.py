@@ -30,9 +30,10 @@ from experiments.runs.read import Run, Sweep
 from experiments.runs.rows import WITH_BN, WITHOUT_BN
 from experiments.runs.stats import estimate
 from jaxcifar.errors import UserError
+from jaxcifar.models import MODELS
 from jaxcifar.run import plots
 
-MARKERS = "osD^v<>PX*hdp"  # of models, in the order of names.MODELS, and again from the first
+MARKERS = "osD^v<>PX*hdp"  # of models, in the order of MODELS, and again from the first
 
 
 def caption(sweep: Sweep) -> str:
@@ -51,7 +52,7 @@ def _model(run: Run) -> str:
 
 def _title(run: Run) -> str:
     table = "config" if not run.row else "row" if run.name.startswith("row") else "VGG row"
-    return f"{names.model_name(_model(run))} ({table} {run.label})"
+    return f"{names.shown(_model(run))} ({table} {run.label})"
 
 
 def _rate(run: Run) -> str:
@@ -229,7 +230,7 @@ def accuracy(sweep: Sweep, folder: pathlib.Path) -> list[str]:
                 points.append((value.mean, x, label))
         for model in models:
             marker, color = styles[model]
-            panels[0].plot([], [], marker, color=color, label=names.model_name(model))
+            panels[0].plot([], [], marker, color=color, label=names.shown(model))
         lines = panels[0].get_legend_handles_labels()
         figure.legend(*lines, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
         panels[0].set(xlabel="parameters (millions)", ylabel="validation error (%), better upwards")
@@ -248,8 +249,8 @@ def accuracy(sweep: Sweep, folder: pathlib.Path) -> list[str]:
 
 
 def model_styles(models: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Returns the (marker, colour) of each model: always the same ones of a model with a name."""
-    order = list(dict.fromkeys([*names.MODELS, *models]))
+    """Returns the (marker, colour) of each model: always the same ones of one in `MODELS`."""
+    order = list(dict.fromkeys([*MODELS, *models]))
     return {
         model: (MARKERS[i % len(MARKERS)], plots.LINES[i % len(plots.LINES)]["color"])
         for i, model in enumerate(order)

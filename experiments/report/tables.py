@@ -62,12 +62,12 @@ def settings(run: Run, size: str) -> list[str]:
     ]
     return [
         run.data_set,
-        names.model_name(config["model.name"]),
+        names.shown(config["model.name"]),
         size,
-        names.activation_name(config["model.activation"]),
+        names.shown(config["model.activation"]),
         f"{config['model.dropout_rate']:g}",
         "; ".join(parts) or "None",
-        names.optimizer_name(config["optim.name"]),
+        names.shown(config["optim.name"]),
         names.power_of_ten(config["optim.learning_rate"]),
         str(config["train.batch_size"]),
         str(config["train.epochs"]),
@@ -80,7 +80,7 @@ def _number(run: Run) -> str:
 
 
 def _model(run: Run) -> str:
-    return names.model_name(run.config["model.name"])
+    return names.shown(run.config["model.name"])
 
 
 def ours(runs: Sequence[Run], metric: Metric, which: str = "best") -> Estimate:

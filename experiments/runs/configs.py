@@ -20,11 +20,6 @@ class Source(NamedTuple):
     file: str | None = None  # as given; None for a row
 
 
-def row_config(name: str) -> Config:
-    """Returns the config of a row of the original report, such as "row9" or "vgg2"."""
-    return load(name)
-
-
 def parse_rows(text: str) -> list[str]:
     """Returns the rows that "1-3,vgg2" or "vgg1-vgg8" names; a bare number is of Table 3.
 
@@ -90,5 +85,5 @@ def named(rows: str | None, files: str | None) -> list[Source]:
                 f"{path} would share the run folder {pathlib.Path(path).stem} with the row of that "
                 "name in --rows. Rename it, or leave one of them out."
             )
-    sources = [Source(name, row_config(name)) for name in row_names]
+    sources = [Source(name, load(name)) for name in row_names]
     return sources + [Source(pathlib.Path(path).stem, load(path), path) for path in paths]

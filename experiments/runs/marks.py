@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxcifar.config import changed_fields
 
+_LIMIT = "train.limit_train_images"
 _TRAIN_IMAGES = {  # (data.name, data.protocol): all that a run can train on
     ("cifar10", "test"): 50_000,
     ("cifar100", "test"): 50_000,
@@ -21,46 +22,42 @@ def differing(original: dict[str, Any], config: dict[str, Any]) -> dict[str, tup
     return {f: pair for f, pair in changed_fields(original, config).items() if f != "seed"}
 
 
-def shortened(original: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """Returns how a run is less than its original: ["3 of 50 epochs", …]; [] for a full one."""
-    short = []
+def shortened(original: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
+    """Returns what a run has less of than its original: {"train.epochs": "3 of 50 epochs", …}."""
+    less = {}
     if config["train.epochs"] < original["train.epochs"]:
-        short.append(f"{config['train.epochs']} of {original['train.epochs']} epochs")
+        less["train.epochs"] = f"{config['train.epochs']} of {original['train.epochs']} epochs"
     images, whole = _images(original, config)
     if images and not whole:
-        short.append(f"{images:,} images")
+        less[_LIMIT] = f"{images:,} images"
     elif 0 < images < whole:
-        short.append(f"{images:,} of {whole:,} images")
-    return short
+        less[_LIMIT] = f"{images:,} of {whole:,} images"
+    return less
 
 
 def _images(original: dict[str, Any], config: dict[str, Any]) -> tuple[int, int]:
     """How many images a run and its original train on; 0 is all of an unknown number."""
     known = _TRAIN_IMAGES.get((config["data.name"], config["data.protocol"]), 0)
-    images, whole = (each["train.limit_train_images"] or known for each in (config, original))
+    images, whole = (each[_LIMIT] or known for each in (config, original))
     return images, whole
 
 
 def changed(original: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """Returns how else a run differs from its original: ["model.name vgg_a -> resnet18", …]."""
-    shorter = set()
-    if config["train.epochs"] < original["train.epochs"]:
-        shorter.add("train.epochs")
     images, whole = _images(original, config)
-    if images == whole or (images and not whole) or 0 < images < whole:
-        shorter.add("train.limit_train_images")
+    said = {*shortened(original, config), *([_LIMIT] if images == whole else [])}
     return [
         f"{field} {before} -> {after}"
         for field, (before, after) in differing(original, config).items()
-        if field not in shorter
+        if field not in said
     ]
 
 
 def mark(original: dict[str, Any], config: dict[str, Any]) -> str:
     """Says how a run differs from its original; "" for a full run of it."""
     parts = []
-    if short := shortened(original, config):
-        parts.append(f"SHORTENED: {', '.join(short)}")
+    if less := shortened(original, config):
+        parts.append(f"SHORTENED: {', '.join(less.values())}")
     if other := changed(original, config):
         parts.append(f"changed: {', '.join(other)}")
     return "; ".join(parts)

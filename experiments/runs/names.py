@@ -1,9 +1,6 @@
-"""How settings are written in tables and figures.
+"""How settings are written in tables and figures."""
 
-A name without an entry here is shown as it is in the config.
-"""
-
-MODELS = {
+_SHOWN = {
     "resnet18": "ResNet-18",
     "resnet34": "ResNet-34",
     "resnet50": "ResNet-50",
@@ -15,21 +12,19 @@ MODELS = {
     "densenet264": "DenseNet-264",
     "vgg_a": "VGG-A",
     "vgg_a_bn": "VGG-A(BN)",
+    "relu": "ReLU",
+    "gelu": "GELU",
+    "silu": "SiLU",
+    "leaky_relu": "LeakyReLU",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "sgd": "SGD",
 }
-ACTIVATIONS = {"relu": "ReLU", "gelu": "GELU", "silu": "SiLU", "leaky_relu": "LeakyReLU"}
-OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
 
 
-def model_name(name: str) -> str:
-    return MODELS.get(name, name)
-
-
-def activation_name(name: str) -> str:
-    return ACTIVATIONS.get(name, name)
-
-
-def optimizer_name(name: str) -> str:
-    return OPTIMIZERS.get(name, name)
+def shown(name: str) -> str:
+    """Returns how a model, activation or optimizer is written: by default as in the config."""
+    return _SHOWN.get(name, name)
 
 
 def power_of_ten(value: float) -> str:

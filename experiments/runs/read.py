@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.runs import configs, marks
+from experiments.runs import marks
 from experiments.runs.rows import ROWS, Row
 from experiments.runs.stats import smoothed
 from jaxcifar import options
@@ -90,7 +90,8 @@ class Run(NamedTuple):
     @property
     def shortened(self) -> list[str]:
         """How the run is less than its original: ["3 of 50 epochs", …]; [] for a full one."""
-        return marks.shortened(self.original, self.config) if self.original else []
+        less = marks.shortened(self.original, self.config) if self.original else {}
+        return list(less.values())
 
     @property
     def mark(self) -> str:
@@ -348,12 +349,7 @@ def _origin(name: str, folder: pathlib.Path) -> tuple[dict[str, Any] | None, str
 
 @functools.cache
 def _config_here(name: str) -> dict[str, Any]:
-    return flatten(configs.row_config(name))
-
-
-def write_origin(source: configs.Source, folder: pathlib.Path) -> None:
-    """Writes into the folder NAME/ of a config file's runs what makes them readable later."""
-    options.write_origin(folder, source.file or source.name, source.config)
+    return flatten(options.load(name))
 
 
 _ENVIRONMENT = (

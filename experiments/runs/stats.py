@@ -75,5 +75,4 @@ def _plain(value: Any) -> Any:
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     """Returns the mean of each `window` consecutive values: [n - window + 1]."""
-    sums = np.cumsum(np.concatenate([[0.0], values]))
-    return (sums[window:] - sums[:-window]) / window
+    return np.lib.stride_tricks.sliding_window_view(values, window).mean(-1)

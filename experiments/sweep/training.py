@@ -10,13 +10,13 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from experiments.runs.read import write_origin
 from experiments.sweep import status, workers
 from experiments.sweep.estimates import time_left
 from experiments.sweep.jobs import Job
 from jaxcifar import train
 from jaxcifar.errors import Busy, Interrupted, UserError, in_short, note, of_file
 from jaxcifar.hooks import Hook, Run
+from jaxcifar.options import write_origin
 from jaxcifar.run import signs
 from jaxcifar.run.progress import duration, say
 from jaxcifar.signals import interruptible
@@ -173,7 +173,7 @@ def _train(job: Job, sign: Signs) -> None:
     """Trains a run; raises what `train_and_evaluate` does, and `UserError` for an `OSError`."""
     try:
         if job.source.file:
-            write_origin(job.source, job.workdir.parent)
+            write_origin(job.workdir.parent, job.source.file, job.source.config)
         train.train_and_evaluate(job.config, job.workdir, hooks=[sign])
     except OSError as error:  # such as that of a full disk
         raise of_file(error) from error

@@ -10,11 +10,12 @@ import pytest
 
 from experiments.landscape import gradient
 from experiments.landscape.__main__ import main
-from experiments.runs import configs, read
+from experiments.runs import read
 from jaxcifar import data, losses, programs, sharding, task, train
 from jaxcifar.errors import UserError
 from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
+from jaxcifar.options import load
 from jaxcifar.run import plots
 from jaxcifar.signals import exit_code
 from tests.sweeps import OPTIONS, on_one_device
@@ -61,7 +62,7 @@ def test_a_run_in_bfloat16_is_measured_in_float32(measured, tmp_path):
 @pytest.mark.slow
 def test_measurement_by_hand(measured):
     """The first measurement of VGG-A, by plain JAX on the same images."""
-    config = configs.row_config("vgg2")
+    config = load("vgg2")
     config.model.width, config.model.dropout_rate, config.data.name = 0.05, 0.2, "synthetic"
     config.train.update(batch_size=32, limit_train_images=100)
     images = data.load("synthetic", "train").take(slice(100), "100")
@@ -156,7 +157,7 @@ def test_a_picture_says_which_of_its_measurements_are_fewer(tmp_path, monkeypatc
     for row, images in (("vgg2", 512), ("vgg6", 512), ("vgg5", 1024)):
         folder = tmp_path / f"{row}_seed0"
         folder.mkdir()
-        config = configs.row_config(row)  # at batch 256, 2 and 4 steps for each of 50 epochs
+        config = load(row)  # at batch 256, 2 and 4 steps for each of 50 epochs
         settings = {"steps": 100, "every": 100, "step_sizes": [0.1, 0.2]}
         facts = {"sha256": "0123", "images": images}
         gradient.write_settings(folder / "settings.json", config, settings, facts)
@@ -191,7 +192,7 @@ def test_impossible_measurements(tmp_path, option, capsys):
 
 
 def test_checking_settings_writes_nothing(tmp_path):
-    config, facts = configs.row_config("vgg2"), {"sha256": "0123", "images": 100}
+    config, facts = load("vgg2"), {"sha256": "0123", "images": 100}
     path, settings = tmp_path / "settings.json", {"steps": 3, "every": 1, "step_sizes": [0.1]}
     with pytest.raises(UserError, match="cannot be read"):
         gradient.check_settings(path, config, settings, facts)
@@ -205,7 +206,7 @@ def test_checking_settings_writes_nothing(tmp_path):
 
 
 def test_measurements_from_before_a_field_are_resumed(tmp_path):
-    config, facts = configs.row_config("vgg2"), {"sha256": "0123", "images": 100}
+    config, facts = load("vgg2"), {"sha256": "0123", "images": 100}
     path, settings = tmp_path / "settings.json", {"steps": 3, "every": 1, "step_sizes": [0.1]}
     gradient.write_settings(path, config, settings, facts)
     content = json.loads(path.read_text())

@@ -15,10 +15,10 @@ from PIL import Image
 
 from experiments.report import figures, network
 from experiments.report.__main__ import main
-from experiments.runs import names
 from jaxcifar import augment, data, restore
 from jaxcifar.errors import UserError
 from jaxcifar.files import read_lines
+from jaxcifar.models import MODELS
 from jaxcifar.run import plots
 from tests import tiny
 from tests.sweeps import write_fake_runs
@@ -350,7 +350,7 @@ def test_the_mistakes_drawn_are_the_most_confident(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_any_number_of_models_has_its_own_marker(tmp_path):
-    models = [*names.MODELS, "wideresnet28_10", "mixer", "vit"]
+    models = [*MODELS, "mixer", "vit"]
     for i, model in enumerate(models):
         write_fake_runs(tmp_path, rows=[f"mine{i}"], seeds=1, model__name=model)
     assert main(["figures", str(tmp_path), "--only=accuracy"]) == 0

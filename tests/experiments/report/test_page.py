@@ -13,9 +13,9 @@ from experiments.landscape import gradient
 from experiments.report import claims
 from experiments.report import page as pages
 from experiments.report.__main__ import main
-from experiments.runs.configs import row_config
 from experiments.runs.table import Table
 from jaxcifar.errors import UserError
+from jaxcifar.options import load
 from tests.sweeps import write_fake_runs
 
 # The page in a frame as wide as a phone or a desk, and what a script beside it measures.
@@ -178,7 +178,7 @@ def test_a_measurement_that_overflowed_is_not_passed_over(tmp_path):
     folder.mkdir(parents=True)
     settings = {"steps": 2, "every": 1, "step_sizes": [0.1, 0.2]}
     facts = {"sha256": "0123", "images": 100, "official": True}
-    gradient.write_settings(folder / "settings.json", row_config("vgg2"), settings, facts)
+    gradient.write_settings(folder / "settings.json", load("vgg2"), settings, facts)
     record = {"step": 0, "loss": 2.0, "gradient_norm": 1.0, "losses": [2.0, 3.0]}
     record |= {"gradient_changes": [1.0, 2.0]}
     exploded = record | {"step": 1, "losses": [2.0, math.nan], "gradient_changes": [1.0, math.nan]}

@@ -11,12 +11,13 @@ import scipy.stats
 
 from experiments.report import tables
 from experiments.report.__main__ import main
-from experiments.runs import configs, read, stats
+from experiments.runs import read, stats
 from experiments.runs.provenance import commands, provenance
 from experiments.runs.rows import TABLE_3, TABLE_4
+from jaxcifar import options
 from jaxcifar.config import base_config, flatten
 from jaxcifar.errors import UserError
-from jaxcifar.options import with_options
+from jaxcifar.options import load, with_options
 from tests.sweeps import write_fake_runs
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -170,11 +171,10 @@ def test_every_start_of_a_run_is_told(tmp_path):
 
 
 def write_origin(folder, **changes):
-    config = configs.row_config("row1")
+    config = load("row1")
     with config.unlocked():
         config.update_from_flattened_dict(changes)
-    source = configs.Source(folder.name, config, f"mine/{folder.name}.py")
-    read.write_origin(source, folder)
+    options.write_origin(folder, f"mine/{folder.name}.py", config)
 
 
 def test_a_config_file_says_what_its_runs_started_from(tmp_path):
@@ -228,7 +228,7 @@ def test_commands_make_the_same_runs_again(tmp_path):
     option = "--config.augment.erasing_area=(0.02, 0.4)"
     assert found[2][2:4] == ["--configs=mine/deep.py,mine/wide.py", shared[0]]
     assert set(found[2][4:]) == {shared[1], epochs, option}
-    config = with_options(configs.row_config("row1"), [option])
+    config = with_options(load("row1"), [option])
     assert config.augment.erasing_area == (0.02, 0.4)
 
 
@@ -267,6 +267,9 @@ def test_estimate_and_difference_are_students_and_welchs():
 def test_smoothing_is_a_moving_mean():
     values = np.random.default_rng(0).normal(size=30)
     expected = np.convolve(values, np.ones(7) / 7, mode="valid")
+    np.testing.assert_allclose(stats.smoothed(values, 7), expected)
+    values[10] = np.inf  # in the windows that begin at 4 to 10
+    expected[4:11] = np.inf
     np.testing.assert_allclose(stats.smoothed(values, 7), expected)
 
 
