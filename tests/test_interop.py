@@ -1,6 +1,7 @@
 """Weights to and from PyTorch: names, shapes, errors, and the command. Needs no PyTorch."""
 
 import re
+import zipfile
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxcifar import restore
 from jaxcifar.config import base_config
 from jaxcifar.errors import UserError
-from jaxcifar.interop import export
+from jaxcifar.interop import export, files
 from jaxcifar.interop import torch as interop
 from jaxcifar.models import MODELS, create_model
 from jaxcifar.state import abstract_variables
@@ -335,6 +336,22 @@ def test_command_refuses(tmp_path, capsys):
     assert interop.main([str(tmp_path / "wide.npz"), *arguments]) == 2
     assert "has 7 classes" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize("names", [("a.npy", "b.npy"), ("weights/data.pkl", "weights/data/0")])
+def test_an_archive_that_would_fill_the_memory_is_refused(names, tmp_path):
+    """NumPy's and PyTorch's; by what it says of its members, before any of them is unpacked."""
+    path = tmp_path / "weights"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    content = path.read_bytes()
+    for entry in re.finditer(rb"PK\x01\x02", content):  # whose bytes 24 to 27 are the size
+        place = entry.start() + 24
+        content = content[:place] + b"\xfe\xff\xff\xff" + content[place + 4 :]
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"weights unpacks to 8,589,934,588 bytes; at most 4,294,9"):
+        files.read(path)
 
 
 @pytest.mark.parametrize("kind", ["npz", "safetensors"])

@@ -16,6 +16,8 @@ import numpy as np
 
 from jaxcifar.errors import UserError, in_short
 
+_LARGEST = 2**32  # bytes of an unpacked file; no network here takes more than 2**28
+
 
 def read(path: pathlib.Path) -> Mapping[str, Any]:
     """Returns the content of a PyTorch, safetensors or NumPy (.npz) file.
@@ -23,8 +25,8 @@ def read(path: pathlib.Path) -> Mapping[str, Any]:
     PyTorch must be installed only to read its own files.
 
     Raises:
-      UserError: there is no such file, it cannot be read, is of another kind, or contains objects
-        that could be loaded only by running code.
+      UserError: there is no such file, it cannot be read, is of another kind, would fill the
+        memory, or contains objects that could be loaded only by running code.
     """
     if not path.is_file():
         raise UserError(f"There is no file {path}.")
@@ -42,6 +44,12 @@ def _read(path: pathlib.Path) -> Mapping[str, Any]:
     if start.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            size = sum(member.file_size for member in archive.infolist())
+        if size > _LARGEST:  # where it is compressed, a small file can fill the memory
+            raise UserError(
+                f"{path} unpacks to {size:,} bytes; at most {_LARGEST:,} are read. Save a file of "
+                "only the weights."
+            )
         if all(name.endswith(".npy") for name in names):
             with np.load(path, allow_pickle=False) as arrays:
                 return dict(arrays)
