@@ -419,6 +419,14 @@ def test_pixels_that_are_not_bytes(tmp_path, pixels, message):
     assert message in str(error.value)
 
 
+def doubled(times):
+    """A list of 2**times numbers, in lists of two."""
+    value = [0]
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -432,7 +440,9 @@ def test_pixels_that_are_not_bytes(tmp_path, pixels, message):
         ([0] * 19 + [10], "record 19 has the label 10"),
         ([0] * 19 + [-1], "record 19 has the label -1"),
         ([0] * 19 + [2**70], "record 19 has the label 1180591620717411303424"),
+        ([0] * 19 + [10**5000], "integer string conversion"),
         ([0] * 19 + [[0]], "record 19 has the label [0]"),
+        ([0] * 19 + [doubled(25)], "[[...], [...]]"),
         (np.full(20, np.nan), "record 0 has the label nan"),
         (np.zeros((20, 1), int), "record 0 has the label [0]"),
         ("x" * 20, "record 0 has the label 'x'"),
@@ -443,6 +453,7 @@ def test_labels_that_are_not_classes(tmp_path, labels, message):
     with pytest.raises(UserError, match="test_batch is damaged") as error:
         pickled(tmp_path, labels=labels)
     assert message in str(error.value)
+    assert len(str(error.value)) < 1000
 
 
 def python2_pickle(pixels, labels) -> bytes:

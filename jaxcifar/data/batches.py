@@ -167,6 +167,8 @@ def _parse_python(spec: Spec, file: File, raw: bytes, where: str) -> tuple[np.nd
         labels = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
         if not isinstance(pixels, np.ndarray):
             raise TypeError(f"the pixels are a {type(pixels).__name__}, not an array")
+        return check(spec, file.records, pixels, labels, where)
+    except UserError:
+        raise
     except Exception as error:  # a damaged pickle raises almost anything
         raise damaged(spec, where, f"it cannot be unpickled ({error})") from error
-    return check(spec, file.records, pixels, labels, where)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -89,7 +90,8 @@ def check_labels(spec: Spec, labels: list[Any], where: object) -> np.ndarray:
     last = len(spec.class_names) - 1
     for record, label in enumerate(labels):
         if not isinstance(label, int | np.integer) or not 0 <= label <= last:
-            raise damaged(spec, where, f"record {record} has the label {label!r}, not 0 to {last}")
+            shown = reprlib.repr(label)  # of lists in lists, repr can fill the memory
+            raise damaged(spec, where, f"record {record} has the label {shown}, not 0 to {last}")
     return np.array(labels, np.int32)
 
 
