@@ -4,19 +4,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxcifar.errors import UserError
+
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
     """Returns −Σ_c target_c · log softmax(logits)_c for each example.
 
     Args:
       logits: [N, num_classes] float32.
-      targets: labels [N], integers, or soft targets [N, num_classes] float32 that sum to 1.
+      targets: labels [N], integers, or soft targets [N, num_classes] float32 that sum to 1. A
+        label of num_classes or more has a loss of NaN, without an error.
       label_smoothing: α; targets become (1 − α) · target + α / num_classes. Szegedy et al. 2016,
         "Rethinking the Inception Architecture for Computer Vision", section 7.
 
     Returns:
       [N] float32, in nats.
+
+    Raises:
+      UserError: the targets have another shape.
     """
+    if targets.shape not in (logits.shape, logits.shape[:-1]):
+        raise UserError(
+            f"The targets are of shape {targets.shape}, and the logits of {logits.shape}. Give "
+            f"labels {logits.shape[:-1]} or soft targets {logits.shape}."
+        )
     if label_smoothing:
         if targets.ndim == 1:
             targets = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)

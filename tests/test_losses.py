@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxcifar import losses
+from jaxcifar.errors import UserError
 
 LOGITS = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
 LABELS = np.array([0, 4, 2, 2, 1, 3], np.int32)
@@ -60,3 +61,18 @@ def test_label_smoothing_is_pytorchs(smoothing, soft):
 def test_smoothed_targets_have_the_dtype_of_the_logits():
     with jax.enable_x64(True):
         assert losses.cross_entropy(LOGITS, jnp.asarray(LABELS), 0.1).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (1,), (6, 1), (6, 4), (1, 5)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_targets_of_another_shape_are_refused(shape, smoothing):
+    targets = jnp.zeros(shape, jnp.float32 if len(shape) > 1 else jnp.int32)
+    with pytest.raises(UserError, match=r"Give labels \(6,\) or soft targets \(6, 5\)") as error:
+        losses.cross_entropy(LOGITS, targets, smoothing)
+    assert f"targets are of shape {shape}" in str(error.value)
+
+
+@pytest.mark.parametrize("label", [5, 7])
+def test_the_loss_of_a_label_beyond_the_classes_is_not_a_number(label):
+    found = losses.cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS).at[2].set(label))
+    assert np.isnan(found).tolist() == [False, False, True, False, False, False]
