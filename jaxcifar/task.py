@@ -367,6 +367,8 @@ def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = T
       UserError: an unknown field or name, or an impossible value.
     """
     validate(config)
+    if mesh is not None and not mesh.size:
+        raise UserError("The mesh has no devices. Make it of one or more, or leave it out for all.")
     create_model(config, 10, kernels.platform_of(mesh) if mesh else "cpu")
     choose("data.name", config.data.name, data.DATASETS)
     choose("data.augment", config.data.augment, augment.AUGMENTATIONS)

@@ -133,6 +133,11 @@ def test_what_has_no_effect_is_named(fields, lines):
     assert task.unused(config) == lines
 
 
+def test_a_mesh_of_no_devices_is_refused():
+    with pytest.raises(UserError, match="The mesh has no devices"):
+        task.check_config(tiny(), mesh(0))
+
+
 def test_devices_that_cannot_train_may_evaluate():
     config = tiny(train__batch_size=12)
     task.check_config(config)  # nobody asked about devices
