@@ -18,6 +18,8 @@ class _Stdout:
     """Standard output that may lose its reader, or fill its disk, without ending what runs."""
 
     def write(self, text: str) -> int:
+        # What a terminal's encoding lacks, ASCII's for example, must not end the run.
+        text = text.encode(self.encoding, "replace").decode(self.encoding)
         return self._try(lambda stdout: stdout.write(text)) or 0
 
     def flush(self) -> None:

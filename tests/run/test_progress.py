@@ -1,5 +1,6 @@
 """What a run shows while it trains."""
 
+import io
 import os
 import pty
 import sys
@@ -105,6 +106,19 @@ def test_nor_does_a_full_disk_and_it_is_told_once(monkeypatch, capsys, full_disk
     said = capsys.readouterr().err
     assert said.count("Standard output cannot be written to (No space left on device)") == 1
     assert said.count("\n") == 1
+
+
+def test_nor_does_an_encoding_that_lacks_a_character(monkeypatch):
+    """That of PYTHONIOENCODING=ascii, say, and a path whose bytes are no text."""
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    with Progress(4, 10, 0) as shows:
+        shows.say("runs/größe \udcff 3×3")
+        shows.epoch(RECORD)
+    stdout.flush()
+    lines = stdout.buffer.getvalue().decode().splitlines()
+    assert lines[0] == "runs/gr??e ? 3?3"
+    assert lines[1].startswith("epoch 1/4  train loss 2.5000")
 
 
 class Tee:
