@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from experiments.runs.images import training_images
-from jaxcifar import data, options, restore, sharding
+from jaxcifar import data, options, programs, restore, sharding
 from jaxcifar.errors import UserError
 from jaxcifar.signals import exit_code
 from jaxcifar.task import build_inference
@@ -109,7 +109,7 @@ def run(workdir: pathlib.Path, path: pathlib.Path, which: str = "best") -> dict[
     inference, labels = build_inference(config, train, mesh), train.labels[places]
     own = train.images[places]
     right = [
-        restore.probabilities(inference, variables, version).argmax(1) == labels
+        programs.probabilities(inference, variables, version).argmax(1) == labels
         for version in (own, images)
     ]
     squares = np.square(own.astype(np.float32) - images)

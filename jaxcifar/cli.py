@@ -204,7 +204,7 @@ def _run(words: list[str]) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         print(help_of(name))
         if verb.module == "jaxcifar.main":
-            print(module.options_help())
+            print(module.options_help(name))
             return 0
     return getattr(module, verb.command)(verb.translate(arguments)) or 0
 

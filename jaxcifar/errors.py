@@ -42,14 +42,6 @@ def in_short(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0].partition(' See full')[0][:200]}".removesuffix(": ")
 
 
-def reason(error: Exception) -> str:
-    """Returns the message of an error that absl or ml_collections raised for a flag."""
-    # ml_collections wraps a KeyError, which suggests the nearest name, in an AttributeError.
-    if error.args and isinstance(error.args[0], KeyError):
-        error = error.args[0]
-    return str(error.args[0] if isinstance(error, KeyError) else error)
-
-
 def note(text: str) -> None:
     """Tells the user, in a line on stderr, what was found and what is done about it."""
     try:

@@ -1,66 +1,32 @@
 """Trains or evaluates a network as a config file says.
 
-python -m jaxcifar.main --config=configs/row9.py [--config.train.epochs=3 …]
-python -m jaxcifar.main --mode=eval --workdir=runs/row9 [--checkpoint=last --config.data.dir=…]
+    python -m jaxcifar.main --config=configs/row9.py --config.train.epochs=3
+    python -m jaxcifar.main --mode=eval --workdir=runs/row9 --checkpoint=last
+
+Any field of the config is an option: --config.FIELD=VALUE.
 """
 
+if __name__ == "__main__":
+    from jaxcifar.signals import end_by_signals
+
+    end_by_signals()  # even during the imports below, which take seconds
+
+import argparse
 import os
 import pathlib
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import config_flags
-
 from jaxcifar import launch, options, processes, restore, train
 from jaxcifar.config import Config, base_config, flatten
-from jaxcifar.errors import UserError, reason
+from jaxcifar.errors import UserError, nearest
 from jaxcifar.hooks import Hook, Profile, Run
 from jaxcifar.kernels import compilation
-from jaxcifar.run.folder import saved_config
+from jaxcifar.run import about
 from jaxcifar.run.log import averaged
 from jaxcifar.run.progress import duration
 from jaxcifar.signals import exit_code
-
-_ARGV: list[str] = []  # where ml_collections looks for the fields that the command line sets
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "A config file, such as configs/row9.py, or the name of one that comes with the package, such "
-    "as row9; --config.FIELD=VALUE sets its fields.",
-    sys_argv=_ARGV,
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", "", "The run's folder; runs/NAME for configs/NAME.py by default."
-)
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
-_CHECKPOINT = flags.DEFINE_enum(
-    "checkpoint", "best", restore.WHICH, "Which checkpoint to evaluate."
-)
-_PROFILE = flags.DEFINE_integer(
-    "profile",
-    None,
-    "Trace at least this many training steps (whole calls) into profile/ in the run's folder, for "
-    "ui.perfetto.dev.",
-    lower_bound=1,
-)
-_DISTRIBUTED = flags.DEFINE_enum(
-    "distributed",
-    "auto",
-    launch.MODES,
-    "Whether several processes share the run; auto detects Slurm (srun), Open MPI and TPU slices.",
-)
-_ADDRESS = flags.DEFINE_string(
-    "coordinator_address", None, "HOST:PORT at which the first process listens for the others."
-)
-_COUNT = flags.DEFINE_integer("num_processes", None, "How many processes share the run.")
-_INDEX = flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
-_WAIT = flags.DEFINE_float("start_timeout", 300.0, "Seconds to wait for the other processes.")
-_CACHE = flags.DEFINE_bool(
-    "compilation_cache", True, "Keep compiled programs in ~/.cache/jaxcifar/xla for later runs."
-)
 
 
 class Origin(Hook):
@@ -68,72 +34,188 @@ class Origin(Hook):
 
     Args:
       file: the config file.
+      config: what it returns.
     """
 
-    def __init__(self, file: pathlib.Path):
+    def __init__(self, file: pathlib.Path, config: Config):
         # One that comes with the package has the same name on every machine.
         packaged = file.resolve().parent == options.CONFIGS.resolve()
-        self._file, self._config = file.stem if packaged else file, options.load(file)
+        self._file, self._config = file.stem if packaged else file, config
 
     def start(self, run: Run) -> None:
-        """Only now is it certain that the folder is this run's.
+        """Writes it, once the folder has accepted the run, unless the run is resumed.
 
-        What the file says when the run is resumed may be meant for another one.
+        By then the file may have been edited for another run.
         """
         resumed = run.step and (run.workdir / options.ORIGIN).exists()
         if processes.is_first() and not resumed:
             options.write_origin(run.workdir, self._file, self._config)
 
 
-def main(changed: Sequence[str]) -> None:
-    """Trains or evaluates, alone or as one of the processes of a run.
+# What `jaxcifar train` and `jaxcifar eval` set themselves, or have no use for.
+_NOT_FOR = {
+    "train": ("config", "mode", "checkpoint"),
+    "eval": ("config", "mode", "workdir", "profile", "distributed", "coordinator_address")
+    + ("num_processes", "process_id", "start_timeout"),
+}
 
-    Args:
-      changed: the program's name, then options that change the config of the run in --workdir.
-    """
-    logging.set_verbosity(logging.ERROR)  # Orbax logs every save
-    place = launch.place(os.environ, _DISTRIBUTED.value, _ADDRESS.value, _COUNT.value, _INDEX.value)
-    if _MODE.value == "eval" and place and place.count > 1:
+
+def _parser(verb: str = "") -> argparse.ArgumentParser:
+    parser = options.Parser(
+        "python -m jaxcifar.main",
+        __doc__,
+        epilog="The fields of a config are in docs/config.md, and shown by jaxcifar train --help.",
+    )
+
+    def add(name: str, help: str, **settings: Any) -> None:
+        shown = argparse.SUPPRESS if name in _NOT_FOR.get(verb, ()) else help
+        parser.add_argument(f"--{name}", help=shown, **settings)
+
+    add(
+        "config",
+        "a config file, such as configs/row9.py, or the name of one that comes with the package, "
+        "such as row9",
+        action="append",
+        metavar="FILE",
+    )
+    add("workdir", "the run's folder (default runs/NAME, for a config NAME.py)", metavar="DIR")
+    add("mode", "what to do (default train)", choices=("train", "eval"), default="train")
+    add(
+        "checkpoint",
+        "which checkpoint to evaluate (default best)",
+        choices=restore.WHICH,
+        default="best",
+    )
+    add(
+        "profile",
+        "trace at least this many training steps (whole calls) into profile/ in the run's folder, "
+        "for ui.perfetto.dev",
+        type=int,
+        metavar="STEPS",
+    )
+    add(
+        "distributed",
+        "whether several processes share the run; auto (default) detects Slurm's srun, Open MPI "
+        "and TPU slices",
+        choices=launch.MODES,
+        default="auto",
+    )
+    add(
+        "coordinator_address",
+        "at which the first process listens for the others",
+        metavar="HOST:PORT",
+    )
+    add("num_processes", "how many processes share the run", type=int, metavar="N")
+    add("process_id", "the number of this process, from 0", type=int, metavar="I")
+    add(
+        "start_timeout",
+        "how long to wait for the other processes (default 300)",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+    )
+    add(
+        "nocompilation_cache",
+        "do not keep compiled programs in ~/.cache/jaxcifar/xla for later runs",
+        action="store_true",
+    )
+    return parser
+
+
+def options_help(verb: str) -> str:
+    """Returns the options of `jaxcifar train` or `eval`, and a config's fields and defaults."""
+    parser = _parser(verb)
+    parser.epilog = None
+    lines = parser.format_help().partition("\noptions:\n")[2].rstrip()
+    fields = [f"  --{name}={value}" for name, value in flatten(base_config()).items()]
+    about_fields = (
+        "Fields of a config, with the defaults that a config may change. docs/config.md explains "
+        "them:"
+    )
+    return "\n".join(["options:", lines, "", about_fields, "", *fields])
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Returns the options of the command, and those of the config."""
+    parser = _parser()
+    arguments, fields = parser.parse_known_args(argv)
+    files = arguments.config or []
+    if len(files) > 1:
+        raise UserError(f"Give one config file; these are {len(files)}: {', '.join(files)}")
+    arguments.config = files[0] if files else None
+    for before, field in zip(["", *fields], fields, strict=False):
+        value = before.startswith("--config.") and "=" not in before
+        if not field.startswith("--config.") and not value:
+            name = field.partition("=")[0] if field.startswith("-") else field
+            known = [f"--{known}" for known in vars(arguments)]
+            meant = options.hint([field]) or nearest(name, known)
+            raise UserError(f"{name!r} is not an option.{meant} --help lists them all.")
+    if arguments.profile is not None and arguments.profile < 1:
+        raise UserError(f"--profile is {arguments.profile}; give the number of steps, 1 or more.")
+    return arguments, fields
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains or evaluates, alone or as one of the processes of a run."""
+    arguments, fields = _parse(argv)
+    original = None if arguments.config is None else options.load(_file(arguments.config))
+    config = None
+    if original is not None:
+        config = options.with_options(original.copy_and_resolve_references(), fields)
+    place = launch.place(
+        os.environ,
+        arguments.distributed,
+        arguments.coordinator_address,
+        arguments.num_processes,
+        arguments.process_id,
+    )
+    if arguments.mode == "eval" and place and place.count > 1:
         raise UserError(
             f"Evaluation runs in one process, but this is one of {place.count}. Start it once, "
             "without srun, mpirun and the flags of several processes, or with --distributed=off. "
             "On a TPU slice set JAX_PLATFORMS=cpu as well, to use the CPUs of one host."
         )
-    with processes.together(place, _WAIT.value):
-        _main(changed)
+    with processes.together(place, arguments.start_timeout):
+        if not arguments.nocompilation_cache:
+            compilation.use_cache()
+        if arguments.mode == "eval":
+            _evaluate(arguments, config, fields)
+        else:
+            _train(arguments, config, original)
 
 
-def _main(changed: Sequence[str]) -> None:
-    if _CACHE.value:
-        compilation.use_cache()
-    config = _CONFIG.value
-    if _MODE.value == "eval":
-        if _PROFILE.value:
-            raise UserError("--profile traces training steps; --mode=eval makes none.")
-        if not _WORKDIR.value:
-            raise UserError("--mode=eval needs the folder of a run: --workdir=runs/NAME.")
-        workdir = options.user_path(_WORKDIR.value)
-        if changed[1:] and (saved := saved_config(workdir)):
-            config = options.with_options(saved, changed[1:])
-        found = restore.evaluate_workdir(workdir, _CHECKPOINT.value, config)
-        _say(
-            f"{found['checkpoint']} checkpoint (step {found['step']}): accuracy "
-            f"{found['accuracy']:.2%}, loss {found['loss']:.4f} ({found['images']:,} test images)"
-        )
-        return
+def _file(name: str) -> pathlib.Path:
+    return options.config_file(options.user_path(name))
+
+
+def _train(arguments: argparse.Namespace, config: Config | None, original: Config | None) -> None:
     if config is None:
         raise UserError("Name a config file, such as --config=configs/quickstart.py.")
-    flag: Any = flags.FLAGS["config"]
-    file = pathlib.Path(flag.config_filename)
-    workdir = options.user_path(_WORKDIR.value or f"runs/{file.stem}")
-    profile = Profile(_PROFILE.value) if _PROFILE.value else None
-    hooks = [Origin(file), *([profile] if profile else [])]
+    file = _file(arguments.config)
+    workdir = options.user_path(arguments.workdir or f"runs/{file.stem}")
+    profile = Profile(arguments.profile) if arguments.profile else None
+    hooks = [Origin(file, original), *([profile] if profile else [])]
     result = train.train_and_evaluate(config, workdir, hooks=hooks)
     _say(summary(result, config, workdir))
     if profile and profile.traced:
         _say(f"a trace of {profile.traced} steps is in {workdir / 'profile'}")
     elif profile:
         _say("no step was left to trace: give a new --workdir")
+
+
+def _evaluate(arguments: argparse.Namespace, config: Config | None, fields: Sequence[str]) -> None:
+    if arguments.profile:
+        raise UserError("--profile traces training steps; --mode=eval makes none.")
+    if not arguments.workdir:
+        raise UserError("--mode=eval needs the folder of a run: --workdir=runs/NAME.")
+    workdir = options.user_path(arguments.workdir)
+    if config is None and fields:  # then these are changes to the run's own config
+        config = options.with_options(about.of_run(workdir).config, fields)
+    found = restore.evaluate_workdir(workdir, arguments.checkpoint, config)
+    _say(
+        f"{found['checkpoint']} checkpoint (step {found['step']}): accuracy "
+        f"{found['accuracy']:.2%}, loss {found['loss']:.4f} ({found['images']:,} test images)"
+    )
 
 
 def _say(text: str) -> None:
@@ -176,76 +258,13 @@ def summary(result: dict[str, Any], config: Config, workdir: str | pathlib.Path)
     return "\n".join(lines)
 
 
-def run(arguments: Sequence[str] | None = None) -> int:
+def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command; what the user can fix ends in one message and exit code 2, no traceback.
 
     Args:
-      arguments: of the command line; None means those of this process.
+      argv: the options; None means those of this process.
     """
-    argv = sys.argv if arguments is None else [sys.argv[0], *arguments]
-    command = lambda: app.run(main, argv=list(argv), flags_parser=_parse_flags)  # noqa: E731
-    return exit_code(command, processes.leave)
-
-
-def options_help() -> str:
-    """Returns the flags of the command, and the fields of a config with their defaults."""
-    fields = [f"  --{name}={value}" for name, value in flatten(base_config()).items()]
-    return "\n".join(
-        [
-            flags.FLAGS.module_help(sys.modules[__name__]),
-            "",
-            "Fields of the config with their defaults, which a row may change. jaxcifar/config.py "
-            "explains them:",
-            "",
-            *fields,
-        ]
-    )
-
-
-def _forget() -> None:
-    """Undoes an earlier command of this process, whose flags absl would keep."""
-    for name in list(flags.FLAGS):
-        if name.startswith("config."):  # it came with the config
-            delattr(flags.FLAGS, name)
-    for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__]):
-        flag.unparse()
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the flags; returns the program's name, and options for the config of a saved run."""
-    _forget()
-    program, *arguments = argv
-    files = [argument for argument in arguments if argument.startswith("--config=")]
-    of_run: list[str] = []
-    if len(files) > 1:
-        raise UserError(f"Give one config file; these are {len(files)}: {' '.join(files)}")
-    for argument in files:
-        file = options.config_file(options.user_path(argument.removeprefix("--config=")))
-        if ":" in str(file):
-            raise UserError(
-                f"The path of the config file {file} has a colon, after which ml_collections "
-                "expects an argument. Rename it, or run the command from its folder."
-            )
-        options.load(file)  # for its messages about what is wrong with the file
-        arguments[arguments.index(argument)] = f"--config={file}"
-    if not files and "--mode=eval" in arguments:
-        of_run = [argument for argument in arguments if argument.startswith("--config.")]
-        arguments = [argument for argument in arguments if argument not in of_run]
-    _ARGV[:] = [program, *arguments]
-    try:
-        with warnings.catch_warnings():
-            # ml_collections loads the file in a deprecated way.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            rest = flags.FLAGS(_ARGV)
-        if _CONFIG.value is not None:
-            _CONFIG.value.keys()  # a config file that failed to load raises only when used
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(
-            f"A flag or the config cannot be used: {reason(error)}{options.hint(arguments)}"
-        ) from error
-    if len(rest) > 1:
-        raise UserError(f"{rest[1]!r} is not a flag. Flags are --NAME=VALUE; see --help.")
-    return [program, *of_run]
+    return exit_code(lambda: main(argv), processes.leave)
 
 
 if __name__ == "__main__":

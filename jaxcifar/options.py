@@ -8,18 +8,39 @@ import json
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxcifar.config import Config, base_config, flatten, meant_by, validate
-from jaxcifar.errors import UserError, nearest, reason
+from jaxcifar.errors import UserError, nearest
 from jaxcifar.files import write_shared
 
 _HERE = pathlib.Path(__file__).parent
 _INSTALLED = _HERE / "configs"
 CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _HERE.parent / "configs"  # of a checkout
 ORIGIN = "origin.json"  # in a run's folder, or beside those of a config's seeds
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of a command's options, which says what is wrong with them in one message.
+
+    Raises:
+      UserError: from its methods that parse, where argparse would print the usage and exit.
+    """
+
+    def __init__(self, prog: str, description: str | None, **settings: Any):
+        super().__init__(
+            prog=prog,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **settings,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[0].upper()}{message[1:]}. See {self.prog} --help.")
 
 
 class BadPath(UserError, argparse.ArgumentTypeError):
@@ -93,7 +114,7 @@ def load(name: str | pathlib.Path) -> Config:
         config = get_config() if callable(get_config) else None
     except (Exception, SystemExit) as error:  # the file's code may raise anything
         beside = path.parent / f"{getattr(error, 'name', None)}.py"
-        what = f"{type(error).__name__}: {reason(error)}"
+        what = f"{type(error).__name__}: {_reason(error)}"
         if isinstance(error, ModuleNotFoundError) and beside.exists():
             what += f" {beside} is not on Python's path: start with PYTHONPATH={path.parent}"
         raise UserError(f"The config file {path} cannot be loaded: {what}") from error
@@ -144,10 +165,18 @@ def with_options(config: Config, options: Sequence[str]) -> Config:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         rest = values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"An option cannot be used: {reason(error)}{hint(options)}") from error
+        raise UserError(f"An option cannot be used: {_reason(error)}{hint(options)}") from error
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not an option. --help lists them all.")
     return values.config
+
+
+def _reason(error: Exception) -> str:
+    """The message of an error that absl or ml_collections raised for an option."""
+    # ml_collections wraps a KeyError, which suggests the nearest name, in an AttributeError.
+    if error.args and isinstance(error.args[0], KeyError):
+        error = error.args[0]
+    return str(error.args[0] if isinstance(error, KeyError) else error)
 
 
 def hint(arguments: Iterable[str]) -> str:

@@ -18,10 +18,10 @@ import jax
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from jaxcifar import data, restore, sharding
+from jaxcifar import data, programs, restore, sharding
 from jaxcifar.errors import UserError, in_short, note
 from jaxcifar.options import user_path
-from jaxcifar.run.folder import saved_config
+from jaxcifar.run import about
 from jaxcifar.signals import exit_code
 from jaxcifar.task import build_inference
 
@@ -67,9 +67,9 @@ def _predict(
     device = sharding.make_mesh().local_devices[:1]
     mesh = jax.sharding.Mesh(np.asarray(device), (sharding.BATCH_AXIS,))
     config, _, variables = restore.load_variables(workdir, checkpoint, mesh=mesh)
-    about = data.without_images(config.data.name)
-    inference = build_inference(config, about, mesh)
-    return about.class_names, restore.probabilities(inference, variables, images)
+    trained_on = data.without_images(config.data.name)
+    inference = build_inference(config, trained_on, mesh)
+    return trained_on.class_names, programs.probabilities(inference, variables, images)
 
 
 def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
@@ -178,8 +178,7 @@ def _command(arguments: argparse.Namespace) -> None:
         raise UserError(f"--top is {arguments.top}; give 1 or more.")
     paths = pictures(arguments.pictures)
     read = [read_picture(path) for path in paths]
-    if saved_config(arguments.workdir) is None:
-        raise UserError(f"{arguments.workdir} contains no run (no config.json). Train first.")
+    about.of_run(arguments.workdir)  # before any warning
     for path, (_, size) in zip(paths, read, strict=True):
         _warn(path, size)
     images = np.stack([image for image, _ in read])

@@ -205,13 +205,33 @@ def evaluate_batch(inference: Inference, n: int) -> Callable[..., dict[str, jax.
 
 
 @functools.lru_cache(_KEPT)
-def probabilities(inference: Inference) -> Callable[[dict, np.ndarray], jax.Array]:
+def probabilities_of_batch(inference: Inference) -> Callable[[dict, np.ndarray], jax.Array]:
     """Returns (variables, images [N, 32, 32, 3] uint8) -> [N, classes] float32, jitted."""
 
     def run(variables: dict, images: jax.Array) -> jax.Array:
         return jax.nn.softmax(inference.logits(variables, images))
 
     return compilation.jit(run, platform=inference.platform)
+
+
+def probabilities(
+    inference: Inference, variables: dict[str, Any], images: np.ndarray
+) -> np.ndarray:
+    """Returns a network's class probabilities for images, [N, classes] float32.
+
+    Args:
+      inference: see `jaxcifar.task.build_inference`.
+      variables: {"params", "batch_stats"} of its model.
+      images: [N, 32, 32, 3] uint8, processed in batches of `inference.batch_size`.
+    """
+    n, of_batch = len(images), probabilities_of_batch(inference)
+    if n == 0:
+        return np.zeros((0, inference.model.num_classes), np.float32)
+    # All batches have one shape, and few shapes are compiled.
+    size = min(1 << (n - 1).bit_length(), inference.batch_size)
+    padded = np.resize(images, (-(-n // size) * size, *images.shape[1:]))
+    batches = [of_batch(variables, padded[i : i + size]) for i in range(0, n, size)]
+    return np.concatenate(jax.device_get(batches))[:n]
 
 
 def evaluate(

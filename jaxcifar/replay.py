@@ -21,17 +21,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxcifar import programs, sharding, train
-from jaxcifar.config import complete
 from jaxcifar.errors import UserError
 from jaxcifar.kernels import compilation
 from jaxcifar.options import user_path
-from jaxcifar.restore import of_checkpoint
+from jaxcifar.run.about import check_alike, check_initial_weights, of_checkpoint, of_run
 from jaxcifar.run.checkpoint import Checkpointer
 from jaxcifar.run.digest import leaves
-from jaxcifar.run.folder import check_alike, check_start, read_about
 from jaxcifar.run.machine import environment
 from jaxcifar.signals import exit_code
-from jaxcifar.start import start_of
+from jaxcifar.start import initial_weights
 from jaxcifar.state import TrainState
 from jaxcifar.task import Task, build, check_config, hyperparams
 
@@ -56,20 +54,18 @@ def replay(
 
     Raises:
       UserError: there is no run, it cannot be computed here as it was (see
-        `jaxcifar.run.folder.check_alike`), or the checkpoint cannot be read.
+        `jaxcifar.run.about.check_alike`), or the checkpoint cannot be read.
     """
     workdir, mesh = pathlib.Path(workdir), mesh or sharding.make_mesh()
-    about, checkpoints = read_about(workdir), Checkpointer(workdir / "checkpoints", read_only=True)
-    if about is None:
-        raise UserError(f"{workdir} contains no run (no config.json). Train first.")
+    about, checkpoints = of_run(workdir), Checkpointer(workdir / "checkpoints")
     last = checkpoints.last()
     if last:
         about = of_checkpoint(about, checkpoints.progress(last), workdir)
-    config = complete(about["config"])
+    config = about.config
     check_config(config, mesh)
     splits = train.load_splits(config)
     task = build(config, splits.train, mesh)
-    if about["data"]:  # imported weights have none
+    if about.data:  # imported weights have none
         now = environment(task.in_force, mesh)
         check_alike(about, config, splits.provenance, now, workdir, "replayed")
     numbers = sharding.replicate(hyperparams(config), mesh)
@@ -79,9 +75,9 @@ def replay(
         state, _ = checkpoints.restore(programs.abstract_state(task), last)
     else:
         seed = sharding.replicate(np.uint32(config.seed), mesh)
-        start = start_of(config, mesh)
-        check_start(about.get("init_from"), start.facts, workdir)
-        state = programs.init(task)(seed, numbers, images, start.weights)
+        initial = initial_weights(config, mesh)
+        check_initial_weights(about.init_from, initial.facts, workdir)
+        state = programs.init(task)(seed, numbers, images, initial.weights)
     first = int(state.step)
     say(f"{workdir}: from the checkpoint of step {first}" if last else f"{workdir}: from step 0")
     end = config.train.epochs * task.steps_per_epoch

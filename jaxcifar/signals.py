@@ -54,15 +54,15 @@ def interruptible(*signums: int) -> Iterator[Stop]:
 
 
 class _Handler:
-    def __init__(self, settle: Callable[[], None] | None = None):
+    def __init__(self, drain: Callable[[], None] | None = None):
         self.stop = Stop()
-        self.settle = settle  # for that of a command: waits until its thread has seen all signals
+        self.drain = drain  # for that of a command: waits until its thread has seen all signals
         self.before: dict[int, Any] = {}  # the handlers that it replaced
 
     def __call__(self, signum: int, frame: object) -> None:
         if isinstance(outer := self.before.get(signum), _Handler):
             outer(signum, frame)
-        if signum == signal.SIGINT and not self.settle:
+        if signum == signal.SIGINT and not self.drain:
             signal.signal(signum, signal.default_int_handler)
         self.stop.request(f"by {signal.Signals(signum).name}", signum)
 
@@ -79,9 +79,20 @@ def _handling(handler: _Handler, signums: Iterable[int]) -> Iterator[Stop]:
         yield handler.stop
     finally:
         for signum, previous in handler.before.items():
-            if isinstance(previous, _Handler) and previous.settle:
-                previous.settle()
+            if isinstance(previous, _Handler) and previous.drain:
+                previous.drain()
             signal.signal(signum, previous)
+
+
+def end_by_signals() -> None:
+    """Lets signals end this process at once, with a message, until `exit_code` sees to them."""
+    for signum in _SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, lambda signum, _: leave(128 + signum, _ended_by(signum)))
+
+
+def _ended_by(signum: int) -> str:
+    return f"Stopped by {signal.Signals(signum).name}. Nothing that was saved is lost."
 
 
 def leave(code: int, text: str) -> NoReturn:
@@ -109,24 +120,23 @@ def _ended_by_signals(leave: Callable[[int, str], NoReturn]) -> Iterator[None]:
     readable, writable = os.pipe()
     os.set_blocking(writable, False)
 
-    settled, mark = threading.Event(), 255
+    drained, mark = threading.Event(), 255
 
     def watch() -> None:
         while signum := os.read(readable, 1)[0]:
             if signum == mark:
-                settled.set()
+                drained.set()
                 continue
             handler = signal.getsignal(signum)
-            if isinstance(handler, _Handler) and handler.settle:
-                name = signal.Signals(signum).name
-                leave(128 + signum, f"Stopped by {name}. Nothing that was saved is lost.")
+            if isinstance(handler, _Handler) and handler.drain:
+                leave(128 + signum, _ended_by(signum))
 
-    def settle() -> None:
-        settled.clear()
+    def drain() -> None:
+        drained.clear()
         os.write(writable, bytes([mark]))
-        settled.wait(timeout=1)  # in a fork there is no such thread
+        drained.wait(timeout=1)  # in a fork there is no such thread
 
-    with _handling(_Handler(settle), _SIGNALS):
+    with _handling(_Handler(drain), _SIGNALS):
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         before = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)

@@ -1,8 +1,12 @@
-"""What a run starts from: random weights, or those of another run (`config.init_from`)."""
+"""What a run starts from: random weights, those of another run (`config.init_from`), or others."""
 
+import pathlib
 import shlex
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
@@ -10,13 +14,15 @@ from jaxcifar import data, kernels, models, processes, restore, sharding
 from jaxcifar.config import Config, changed_fields
 from jaxcifar.errors import UserError
 from jaxcifar.options import user_path
+from jaxcifar.run import about
 from jaxcifar.run.digest import digests, shapes
-from jaxcifar.state import abstract_variables
-from jaxcifar.task import create_model
+from jaxcifar.run.folder import Position, RunFolder
+from jaxcifar.state import abstract_variables, first_state
+from jaxcifar.task import check_config, create_model, hyperparams, optimization
 
 
-class Start(NamedTuple):
-    """What a run starts from.
+class InitialWeights(NamedTuple):
+    """The weights that a run starts from.
 
     Attributes:
       weights: {"params", "batch_stats"}, or a part of them; None if all are random.
@@ -29,8 +35,8 @@ class Start(NamedTuple):
     text: str = ""
 
 
-def start_of(config: Config, mesh: Mesh) -> Start:
-    """Returns what a run without a checkpoint starts from, as `config.init_from` says.
+def initial_weights(config: Config, mesh: Mesh) -> InitialWeights:
+    """Returns the weights that a run without a checkpoint starts from, as `config.init_from` says.
 
     The weights are those of the source's best checkpoint: the moving average, if it keeps one. If
     the two runs differ in the number of classes, the classifier (every variable whose shape
@@ -46,7 +52,7 @@ def start_of(config: Config, mesh: Mesh) -> Start:
     """
     given = config.init_from
     if not given:
-        return Start()
+        return InitialWeights()
     path = user_path(given)
     if path.is_file():
         raise UserError(
@@ -67,7 +73,13 @@ def start_of(config: Config, mesh: Mesh) -> Start:
     taken = {
         name: leaf for name, leaf in flatten_dict(variables, sep="/").items() if name not in new
     }
-    _check_fit(config, source, shapes(taken), shapes(abstract_variables(model)), new)
+    _check_fit(
+        f"config.init_from is {given!r}, a {_network(source)}, whose weights do not fit a "
+        f"{_network(config)}: ",
+        shapes(taken),
+        shapes(abstract_variables(model)),
+        new,
+    )
     facts = {
         "source": str(path.absolute()),
         "checkpoint": "best",
@@ -87,7 +99,7 @@ def start_of(config: Config, mesh: Mesh) -> Start:
     for field, (there, here) in changed_fields(source.to_dict(), config.to_dict()).items():
         if field.startswith("model.") or field in ("data.mean", "data.std"):
             lines.append(f"config.{field} was {there!r} there and is {here!r} here")
-    return Start(unflatten_dict(taken, sep="/"), facts, "\n".join(lines))
+    return InitialWeights(unflatten_dict(taken, sep="/"), facts, "\n".join(lines))
 
 
 def _classifier(model: models.Network) -> set[str]:
@@ -97,9 +109,12 @@ def _classifier(model: models.Network) -> set[str]:
     return {name for name in own if own[name] != other[name]}
 
 
+def _network(config: Config) -> str:
+    return f"{config.model.name} of width {config.model.width:g}"
+
+
 def _check_fit(
-    config: Config,
-    source: Config,
+    opening: str,
     given: dict[str, tuple[int, ...]],
     wanted: dict[str, tuple[int, ...]],
     new: set[str],
@@ -107,15 +122,52 @@ def _check_fit(
     missing = [name for name in wanted if name not in given and name not in new]
     unknown = [name for name in given if name not in wanted]
     other = [name for name in given if given[name] != wanted.get(name, given[name])]
-    if not (missing or unknown or other):
-        return
     counts = [
         f"{len(names)} {what} ({names[0]}{', …' * (len(names) > 1)})"
         for names, what in ((missing, "missing"), (unknown, "unknown"), (other, "of another shape"))
         if names
     ]
-    raise UserError(
-        f"config.init_from is {config.init_from!r}, a {source.model.name} of width "
-        f"{source.model.width:g}, whose weights do not fit a {config.model.name} of width "
-        f"{config.model.width:g}: {', '.join(counts)}. Set config.model to the same values."
+    if counts:
+        raise UserError(f"{opening}{', '.join(counts)}. Set config.model to the same values.")
+
+
+def run_of_weights(config: Config, workdir: str | pathlib.Path, variables: dict[str, Any]) -> None:
+    """Creates a run that starts from given variables, at step 0 and epoch 0.
+
+    The run can be evaluated as it is, or trained from there.
+
+    Args:
+      config: the run's config.
+      workdir: the run's folder, created if necessary; it must not hold a run yet.
+      variables: {"params", "batch_stats"} of the config's model.
+
+    Raises:
+      UserError: the config is invalid, the variables do not fit its model, or the workdir already
+        holds a run.
+    """
+    mesh = sharding.make_mesh()
+    check_config(config, mesh)
+    classes = data.num_classes(config.data.name)
+    model = create_model(config, classes, kernels.platform_of(mesh))
+    _check_fit(
+        f"The weights do not fit a {_network(config)} with {classes} classes: ",
+        shapes(variables),
+        shapes(abstract_variables(model)),
+        set(),
     )
+    with RunFolder(pathlib.Path(workdir)) as folder:
+        # An import that was interrupted has left a config, no images and no checkpoint.
+        before = about.read(folder.path)
+        if before is not None and (before.data or folder.last()):
+            raise UserError(f"{workdir} already holds a run. Choose another --workdir.")
+        # An optimizer's initial state does not depend on the length of an epoch.
+        tx = optimization(config).make(hyperparams(config), steps_per_epoch=1)
+        state = first_state(
+            jax.tree.map(jnp.asarray, variables),
+            tx,
+            jax.random.split(jax.random.key(np.uint32(config.seed)))[1],
+            keep_ema=config.train.ema_decay > 0,
+            keep_slow=config.train.lookahead_steps > 0,
+        )
+        folder.open(config, {}, {"dtype": jnp.dtype(model.dtype).name}, mesh)
+        folder.save(0, sharding.replicate(state, mesh), Position())

@@ -27,7 +27,7 @@ from jaxcifar.run.log import best_record, score
 from jaxcifar.run.machine import PeakMemory
 from jaxcifar.run.progress import Progress
 from jaxcifar.signals import Stop, interruptible
-from jaxcifar.start import Start, start_of
+from jaxcifar.start import InitialWeights, initial_weights
 from jaxcifar.state import TrainState
 from jaxcifar.task import Task, build, check_config, hyperparams, unused
 
@@ -75,7 +75,7 @@ def train_and_evaluate(
         if result := folder.result(config):
             return result
         memory = PeakMemory()
-        start = Start() if folder.has_checkpoint() else start_of(config, mesh)
+        initial = InitialWeights() if folder.last() else initial_weights(config, mesh)
         splits = load_splits(config)
         images_of = {name: part["sha256"] for name, part in splits.provenance.items()}
         processes.check_same("data (SHA-256)", images_of)
@@ -83,10 +83,10 @@ def train_and_evaluate(
         numbers = sharding.replicate(hyperparams(config), mesh)
         images, labels = programs.on_devices(splits.train, mesh)
         validation = programs.on_devices(splits.validation, mesh)
-        folder.open(config, splits.provenance, task.in_force, mesh, start.facts)
+        folder.open(config, splits.provenance, task.in_force, mesh, initial.facts)
         state, position = folder.restore(programs.abstract_state(task), task.steps_per_epoch) or (
             programs.init(task)(
-                sharding.replicate(np.uint32(config.seed), mesh), numbers, images, start.weights
+                sharding.replicate(np.uint32(config.seed), mesh), numbers, images, initial.weights
             ),
             Position(),
         )
@@ -100,8 +100,8 @@ def train_and_evaluate(
         quiet = quiet or not processes.is_first()
         progress = Progress(epochs, task.steps_per_epoch, position.epochs_done, quiet)
         _announce(run, splits, position, progress)
-        if start.text:
-            progress.say(start.text)
+        if initial.text:
+            progress.say(initial.text)
         if position.epochs_done < epochs:
             with progress:
                 compiled.train(task.steps_per_call)

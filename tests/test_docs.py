@@ -19,14 +19,13 @@ import tomllib
 
 import pytest
 import yaml
-from absl import flags
 
 from experiments.runs.configs import named, parse_rows
 from experiments.runs.rows import ROWS
 from experiments.sweep import shards, workers
 from experiments.sweep.__main__ import main as sweep_main
 from experiments.sweep.jobs import checked, parse_seeds
-from jaxcifar import cli, main, options
+from jaxcifar import cli, options
 from jaxcifar.config import base_config, flatten
 from jaxcifar.errors import UserError
 
@@ -145,22 +144,6 @@ def parsed(command, arguments):
     raise AssertionError("the command does not parse its arguments")
 
 
-def check_train(arguments):
-    """The flags of `jaxcifar.main`, which are absl's, and the fields of the config."""
-    known = {flag.name: flag for flag in flags.FLAGS.get_key_flags_for_module(main)}
-    files = [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
-    fields = [a for a in arguments if a.startswith("--config.")]
-    config = options.load(files[0]) if files else base_config()
-    options.with_options(config, fields)
-    for argument in {*arguments} - {*fields}:
-        name, equals, value = argument.removeprefix("--").partition("=")
-        if name == "config":
-            continue
-        flag = known[name if name in known else name.removeprefix("no")]
-        if equals:
-            flag.parser.parse(value)
-
-
 def check_sweep(arguments):
     """Its flags, rows, files, seeds and fields, as the command reads them before the data."""
     found, rest = parsed(sweep_main, arguments)
@@ -175,9 +158,6 @@ def check_sweep(arguments):
 def check_module(module, arguments):
     if module == "venv":
         return
-    if module == "jaxcifar.main":
-        check_train(arguments)
-        return
     package = importlib.util.find_spec(module)
     assert package, f"there is no module {module}"
     if package.submodule_search_locations:
@@ -186,7 +166,8 @@ def check_module(module, arguments):
         check_sweep(arguments)
         return
     found, rest = parsed(importlib.import_module(module).main, arguments)
-    options.with_options(base_config(), rest)
+    files = getattr(found, "config", None)  # of `jaxcifar.main`, in a list
+    options.with_options(options.load(*files) if files else base_config(), rest)
     if getattr(found, "rows", None):
         parse_rows(found.rows)
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcifar import replay, restore
+from jaxcifar import replay, restore, start
 from jaxcifar.errors import Busy, Interrupted, UserError
 from jaxcifar.files import append, replace, write_shared
 from jaxcifar.hooks import Hook
@@ -228,7 +228,7 @@ class Spoil(Hook):
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     with pytest.raises(UserError, match="A parameter after step 4 is not finite") as error:
         run(tiny(train__checkpoint_minutes=10.0), tmp_path, Spoil())
-    last = Checkpointer(tmp_path / "checkpoints", read_only=True).last()
+    last = Checkpointer(tmp_path / "checkpoints").last()
     assert f"last good checkpoint, of step {last.step}," in str(error.value)
     run(tiny(train__checkpoint_minutes=10.0), tmp_path)
     assert numbers(tmp_path)[0][-1]["epoch"] == 3
@@ -244,7 +244,7 @@ def test_an_evaluation_that_diverges_can_be_looked_at(tmp_path):
     variables["batch_stats"]["bn1"]["mean"] = np.full_like(
         variables["batch_stats"]["bn1"]["mean"], -3e38
     )
-    restore.start_from(config, tmp_path / "run", variables)
+    start.run_of_weights(config, tmp_path / "run", variables)
     with pytest.raises(UserError, match="validation loss after epoch 1 is not finite"):
         run(config, tmp_path / "run")
     for stop in (None, SignalAt(3, where="before_evaluation")):

@@ -13,7 +13,7 @@ from jaxcifar.errors import Busy, Interrupted, UserError
 from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook, Hooks, Profile
 from jaxcifar.main import Origin
-from jaxcifar.options import CONFIGS
+from jaxcifar.options import CONFIGS, load
 from jaxcifar.run.checkpoint import Checkpointer, Saved
 from jaxcifar.run.folder import RunFolder
 from tests.tiny import SignalAt, Spoil, Watch, run, tiny, without_times
@@ -116,7 +116,9 @@ def test_a_hook_may_be_made_of_a_function(tmp_path):
 
 
 def test_only_hooks_that_read_the_state_hold_the_host_back():
-    assert not Hooks([Profile(1), Signs(), Origin(CONFIGS / "row1.py"), Hook()]).read_state
+    assert not Hooks(
+        [Profile(1), Signs(), Origin(CONFIGS / "row1.py", load("row1")), Hook()]
+    ).read_state
     assert Hooks([Hook(), SignalAt(0)]).read_state
 
 
@@ -227,7 +229,7 @@ def test_a_hook_that_fails_is_named(finished, tmp_path, method, step):
     assert f"hook Raise.{method} failed {when} (KeyError: 'lost')" in message
     assert "The same command resumes the run" in message
     assert isinstance(error.value.__cause__, KeyError)
-    last = Checkpointer(tmp_path / "checkpoints", read_only=True).last()
+    last = Checkpointer(tmp_path / "checkpoints").last()
     after = {"after_epoch": Saved(3, True), "close": Saved(6, True), "end": Saved(6, True)}
     assert last == after.get(method)
     # Nothing is held, and the run can be finished to the same numbers.

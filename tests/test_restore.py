@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcifar import data, restore
+from jaxcifar import data, restore, start
 from jaxcifar.config import base_config, flatten
 from jaxcifar.errors import UserError
 from jaxcifar.files import read_lines
 from jaxcifar.interop import export
 from jaxcifar.interop import torch as interop
+from jaxcifar.run import about
 from jaxcifar.run.checkpoint import Checkpointer
-from jaxcifar.run.folder import saved_config
 from tests.tiny import mesh, run, state_of, tiny, without_times
 
 ONE = mesh(1)
@@ -85,11 +85,11 @@ def test_a_damaged_checkpoint_is_named(finished, tmp_path):
 def test_imported_weights_are_the_start(finished, tmp_path):
     workdir, result = finished
     config, _, variables = restore.load_variables(workdir, "last", mesh=ONE)
-    restore.start_from(config, tmp_path, jax.device_get(variables))
+    start.run_of_weights(config, tmp_path, jax.device_get(variables))
     found = restore.evaluate_workdir(tmp_path, mesh=ONE)
     assert (found["step"], found["accuracy"]) == (0, result["last"]["val_accuracy"])
     with pytest.raises(UserError, match="already holds a run"):
-        restore.start_from(config, tmp_path, variables)
+        start.run_of_weights(config, tmp_path, variables)
     assert run(tiny(), tmp_path)["last"]["epoch"] == 2
 
 
@@ -97,21 +97,21 @@ def test_imported_weights_are_the_start(finished, tmp_path):
 def test_an_interrupted_import_can_be_repeated(finished, tmp_path):
     """Of a kill, or a full disk, while the checkpoint was written."""
     variables = state_of(finished[0])
-    restore.start_from(tiny(), tmp_path, variables)
+    start.run_of_weights(tiny(), tmp_path, variables)
     shutil.rmtree(tmp_path / "checkpoints")
-    restore.start_from(tiny(), tmp_path, variables)
+    start.run_of_weights(tiny(), tmp_path, variables)
     jax.tree.map(np.testing.assert_array_equal, state_of(tmp_path), variables)
     # A run that has images is one, checkpoint or not.
     trained = shutil.copytree(finished[0], tmp_path / "trained")
     shutil.rmtree(trained / "checkpoints")
     with pytest.raises(UserError, match="already holds a run"):
-        restore.start_from(tiny(), trained, variables)
+        start.run_of_weights(tiny(), trained, variables)
 
 
 def test_weights_of_another_model_are_no_start(finished, tmp_path):
     variables = state_of(finished[0])
-    with pytest.raises(UserError, match=r"do not fit vgg_a_bn with 10 classes and width 0\.1"):
-        restore.start_from(tiny(model__width=0.1), tmp_path, variables)
+    with pytest.raises(UserError, match=r"do not fit a vgg_a_bn of width 0\.1 with 10 classes"):
+        start.run_of_weights(tiny(model__width=0.1), tmp_path, variables)
     assert not list(tmp_path.iterdir())
 
 
@@ -134,12 +134,12 @@ def test_a_field_that_was_not_there_has_its_default(tmp_path, finished, field):
     without(field)(content["config"])
     (tmp_path / "config.json").write_text(json.dumps(content))
     expected = flatten(tiny()) | {field: flatten(base_config())[field]}
-    assert flatten(saved_config(tmp_path)) == expected
+    assert flatten(about.read(tmp_path).config) == expected
 
 
 def test_a_group_that_was_not_there_has_its_defaults(tmp_path, finished):
     folder = copy(finished[0], tmp_path, lambda config: config.pop("augment"))
-    assert flatten(saved_config(folder)) == flatten(tiny())
+    assert flatten(about.read(folder).config) == flatten(tiny())
 
 
 # One of each kind, of those that the run has at their defaults.
@@ -174,7 +174,7 @@ def test_a_run_from_before_a_field_goes_on(tmp_path, stopped, finished, field):
 @pytest.mark.slow
 def test_a_checkpoint_from_before_the_learning_rate_was_logged(tmp_path, stopped, finished):
     folder = copy(stopped, tmp_path)
-    checkpoints = Checkpointer(folder / "checkpoints", read_only=True)
+    checkpoints = Checkpointer(folder / "checkpoints")
     progress = checkpoints.progress(checkpoints.last())
     del progress["steps"]["learning_rate"]
     (file,) = (folder / "checkpoints").glob("*/progress/metadata")
@@ -193,7 +193,7 @@ def test_a_field_of_a_newer_version_is_refused_by_its_name(tmp_path, finished, s
     for use in (
         lambda: run(tiny(), folder),
         lambda: restore.evaluate_workdir(folder, "last", mesh=ONE),
-        lambda: saved_config(folder),
+        lambda: about.read(folder),
     ):
         with pytest.raises(UserError, match=r"'optim\.momentun'.*Did you mean 'optim\.momentum'"):
             use()

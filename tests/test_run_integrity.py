@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcifar import replay, restore, sharding
+from jaxcifar import replay, restore, sharding, start
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
@@ -359,7 +359,7 @@ def test_a_result_stays_until_the_run_goes_on(copied):
 
 @pytest.mark.slow
 def test_damaged_imported_weights_keep_no_run_from_going_on(finished, tmp_path, capsys):
-    restore.start_from(tiny(), tmp_path, state_of(finished))
+    start.run_of_weights(tiny(), tmp_path, state_of(finished))
     with pytest.raises(Interrupted):
         run(tiny(), tmp_path, StopAt(1))
     flip(tmp_path / "checkpoints" / "0" / "progress" / "metadata")
@@ -387,7 +387,7 @@ def test_readable_arrays_that_are_not_those_saved_are_refused(tmp_path):
         checkpoints.close()
     shutil.rmtree(tmp_path / "0" / "0" / "state")
     shutil.copytree(tmp_path / "1" / "0" / "state", tmp_path / "0" / "0" / "state")
-    reader = Checkpointer(tmp_path / "0", read_only=True)
+    reader = Checkpointer(tmp_path / "0")
     with pytest.raises(Damaged, match="Changed since it was saved: key, params"):
         reader.restore(state, Saved(0, False))
     with pytest.raises(Damaged, match="Changed since it was saved: params"):
@@ -408,7 +408,7 @@ def test_the_averages_are_verified_too(tmp_path):
 
 
 def test_the_best_and_the_two_newest_are_kept(finished):
-    checkpoints = Checkpointer(finished / "checkpoints", read_only=True)
+    checkpoints = Checkpointer(finished / "checkpoints")
     best = max(
         read_lines(finished / "metrics.jsonl"), key=lambda r: (r["val_accuracy"], -r["step"])
     )
@@ -552,7 +552,7 @@ def test_the_test_accuracy_is_never_of_another_epoch(tmp_path):
     config = tiny(data__protocol="holdout", optim__learning_rate=1e-7)
     with pytest.raises(Interrupted):
         run(config, tmp_path, StopAt(8))
-    best = Checkpointer(tmp_path / "checkpoints", read_only=True).best()
+    best = Checkpointer(tmp_path / "checkpoints").best()
     assert best.step == 3
     shutil.rmtree(tmp_path / "checkpoints" / str(best.number))
     with pytest.raises(UserError, match="checkpoint of the best epoch, 1, is lost"):

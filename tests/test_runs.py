@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from jaxcifar import restore, runs
+from jaxcifar import runs, start
 from jaxcifar.errors import UserError
 from jaxcifar.hooks import Hook
 from jaxcifar.run import signs
@@ -72,7 +72,7 @@ def test_signs_and_failures_of_sweeps(stopped, tmp_path, monkeypatch):
 def test_imported_weights(tmp_path):
     config = tiny.tiny()
     variables = tiny.state_of(_trained(tmp_path / "x"))
-    restore.start_from(config, tmp_path / "y" / "imported", variables)
+    start.run_of_weights(config, tmp_path / "y" / "imported", variables)
     assert states(tmp_path / "y") == {"imported": "imported"}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from jaxcifar import cli, restore
+from jaxcifar import cli, restore, start
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
@@ -17,7 +17,6 @@ from jaxcifar.models import create_model
 from jaxcifar.optim import make_optimizer
 from jaxcifar.replay import replay
 from jaxcifar.run.digest import digests
-from jaxcifar.start import start_of
 from jaxcifar.state import create_state
 from tests.tiny import SignalAt, mesh, run, state_of, tiny, without_times
 
@@ -97,7 +96,7 @@ def test_averages_are_taken_where_the_source_keeps_them(tmp_path):
 def test_imported_weights(first, tmp_path):
     """Into a config with an average, and on from there."""
     source, variables = tmp_path / "imported", state_of(first)
-    restore.start_from(tiny(train__ema_decay=0.5), source, variables)
+    start.run_of_weights(tiny(train__ema_decay=0.5), source, variables)
     look = Look()
     run(tiny(init_from=str(source), train__epochs=1), tmp_path / "next", look)
     equal(look.state.variables, variables)
@@ -131,7 +130,7 @@ def test_a_source_that_changed_before_the_first_checkpoint(moving, first, tmp_pa
         run(config, workdir)
     variables = jax.tree.map(np.array, state_of(first))  # copies, which can be written to
     variables["params"]["fc3"]["bias"][0] += 1
-    restore.start_from(tiny(), moving, variables)
+    start.run_of_weights(tiny(), moving, variables)
     with pytest.raises(UserError, match=r"other weights .*step 6; now it has step 0") as error:
         run(config, workdir)
     assert "choose another --workdir" in str(error.value)
@@ -144,18 +143,18 @@ def test_a_source_that_changed_before_the_first_checkpoint(moving, first, tmp_pa
 def test_another_number_of_classes(first):
     """All weights but the classifier's, and that is said."""
     config = tiny(init_from=first, data__name="cifar100")
-    start = start_of(config, ONE)
+    initial = start.initial_weights(config, ONE)
     new = ["params/fc3/bias", "params/fc3/kernel"]
-    assert start.facts
-    assert start.facts["new"] == new
-    assert "the classifier is new: cifar100 has 100 classes, synthetic 10" in start.text
+    assert initial.facts
+    assert initial.facts["new"] == new
+    assert "the classifier is new: cifar100 has 100 classes, synthetic 10" in initial.text
     model = create_model("vgg_a_bn", num_classes=100, width=0.05)
 
     def state(**options):
         made = create_state(model, make_optimizer("sgd", 0.1), 0, **options)
         return flatten_dict(made.variables, sep="/")
 
-    random, found = state(), state(weights=start.weights)
+    random, found = state(), state(weights=initial.weights)
     given = flatten_dict(state_of(first), sep="/")
     assert found.keys() == random.keys() == given.keys()
     for name in found:
@@ -171,8 +170,8 @@ def test_another_number_of_classes(first):
     ],
 )
 def test_what_else_differs_is_said(first, fields, said):
-    assert said in start_of(tiny(init_from=first, **fields), ONE).text
-    assert start_of(tiny(init_from=first), ONE).text.count("\n") == 0
+    assert said in start.initial_weights(tiny(init_from=first, **fields), ONE).text
+    assert start.initial_weights(tiny(init_from=first), ONE).text.count("\n") == 0
 
 
 @pytest.mark.parametrize(
@@ -228,7 +227,7 @@ def test_a_run_of_other_epochs_says_how_to_go_on(first, stopped, tmp_path):
 
 @pytest.mark.slow
 def test_a_replay_starts_from_the_same_weights(first, tmp_path):
-    restore.start_from(tiny(), tmp_path / "huge", huge(state_of(first)))
+    start.run_of_weights(tiny(), tmp_path / "huge", huge(state_of(first)))
     config = tiny(init_from=str(tmp_path / "huge"))
     with pytest.raises(UserError, match="loss of step 1 is not finite"):
         run(config, tmp_path / "next")

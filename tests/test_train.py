@@ -209,7 +209,7 @@ class Break(Hook):
 
     def wait(self, run):
         for _ in range(300):
-            reader = Checkpointer(run.workdir / "checkpoints", read_only=True)
+            reader = Checkpointer(run.workdir / "checkpoints")
             if reader.last() and reader.last().step == self.step:
                 return
             time.sleep(0.1)
@@ -268,7 +268,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, steps_per_call):
     assert f"training loss of step {step + 1} is not finite (epoch 2)" in message
     assert "last good checkpoint, of step 3," in message
     assert "smaller optim.learning_rate than 0.001" in message
-    assert Checkpointer(tmp_path / "checkpoints", read_only=True).last() == Saved(3, evaluated=True)
+    assert Checkpointer(tmp_path / "checkpoints").last() == Saved(3, evaluated=True)
     assert [line["epoch"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1]
 
 
@@ -276,7 +276,7 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(UserError, match="validation loss after epoch 1 is not finite") as error:
         run(tiny(), tmp_path, Spoil(3, where="before_evaluation"))
     assert "There is no earlier checkpoint." in str(error.value)
-    assert Checkpointer(tmp_path / "checkpoints", read_only=True).last() is None
+    assert Checkpointer(tmp_path / "checkpoints").last() is None
     assert not read_lines(tmp_path / "metrics.jsonl")
 
 

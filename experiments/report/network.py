@@ -1,4 +1,4 @@
-"""Pictures of one trained network: its first layer, its mistakes, and what it was trained on."""
+"""Pictures of one run: its network's first layer and mistakes, and what it was trained on."""
 
 import functools
 import inspect
@@ -9,41 +9,51 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 
-from jaxcifar import augment, data, restore, sharding
+from experiments.report.pictures import signed_by_run
+from experiments.runs.read import Run, Sweep
+from jaxcifar import augment, data, programs, restore, sharding
 from jaxcifar.config import Config
 from jaxcifar.data import Dataset
 from jaxcifar.errors import UserError
 from jaxcifar.models import layers
 from jaxcifar.run import plots
-from jaxcifar.run.folder import saved_config
 from jaxcifar.task import Inference, build_inference
 
 
-def _load(workdir: pathlib.Path) -> tuple[Config, dict[str, Any], Dataset, Inference]:
+def _load(
+    workdir: pathlib.Path, data_dir: str
+) -> tuple[Config, dict[str, Any], Dataset, Inference]:
     mesh = sharding.make_mesh()
     config, _, variables = restore.load_variables(workdir, "best", mesh=mesh)
+    config.data.dir = data_dir
     test = restore.test_images(workdir, config)
     return config, variables, test, build_inference(config, test, mesh)
 
 
-@functools.lru_cache(maxsize=2)
-def predictions(workdir: pathlib.Path) -> tuple[Dataset, np.ndarray]:
+def predictions(run: Run) -> tuple[Dataset, np.ndarray]:
     """Returns the test set and the best checkpoint's probabilities for it, [N, classes]."""
-    _, variables, test, inference = _load(workdir)
-    return test, restore.probabilities(inference, variables, test.images)
+    return _predictions(run.folder, run.config["data.dir"])
+
+
+@functools.lru_cache(maxsize=2)
+def _predictions(workdir: pathlib.Path, data_dir: str) -> tuple[Dataset, np.ndarray]:
+    _, variables, test, inference = _load(workdir, data_dir)
+    return test, programs.probabilities(inference, variables, test.images)
 
 
 # --- figure 2 ---------------------------------------------------------------------------------
 
 
-def fig2(workdir: pathlib.Path, paths: list[pathlib.Path], note: str, image: int = 0) -> None:
+def fig2(part: Sweep, paths: list[pathlib.Path], image: int = 0) -> None:
     """Draws the first convolution's kernels, and what it makes of one test image.
 
     The feature maps are those after the convolution, after the normalisation (where the network
     has one) and after the activation; each map is scaled to its own range.
     """
-    config, variables, test, inference = _load(workdir)
+    (run,) = part.runs
+    config, variables, test, inference = _load(run.folder, run.config["data.dir"])
     if not 0 <= image < len(test):
         raise UserError(f"--image is {image}; the test images are 0 to {len(test) - 1:,}.")
     called: dict[str, type] = {}  # the layers outside of blocks, in the order of their calls
@@ -67,7 +77,7 @@ def fig2(workdir: pathlib.Path, paths: list[pathlib.Path], note: str, image: int
     }
     if not outputs:
         raise UserError(
-            f"{workdir}: {config.model.name} has no convolution outside its blocks to draw. "
+            f"{run.folder}: {config.model.name} has no convolution outside its blocks to draw. "
             "Give the folder of a run with another network."
         )
     conv, *rest = outputs
@@ -86,7 +96,7 @@ def fig2(workdir: pathlib.Path, paths: list[pathlib.Path], note: str, image: int
     kernels = np.asarray(variables["params"][conv]["kernel"])  # [3, 3, 3, features]
     title = f"First layer of {config.model.name}, and test image {image} "
     title += f"({test.class_names[test.labels[image]]}); colours and maps each to its own range"
-    with plots.drawing(*paths, size=(13, 8.8), title=title + note) as figure:
+    with plots.drawing(*paths, size=(13, 8.8), **signed_by_run(part, title)) as figure:
         panels = figure.subplots(2, 3).flat
         color = kernels - kernels.min((0, 1, 2))
         color = color / np.maximum(color.max((0, 1, 2)), 1e-12)
@@ -131,15 +141,15 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
     return counts
 
 
-def confusion(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -> None:
+def confusion(part: Sweep, paths: list[pathlib.Path]) -> None:
     """Draws which classes are taken for which, as shares of the true class."""
-    test, found = predictions(workdir)
+    test, found = predictions(part.runs[0])
     counts = confusion_matrix(test.labels, found.argmax(1), len(test.class_names))
     percent = 100 * counts / counts.sum(1, keepdims=True)
     title = f"Confusion on {len(test):,} test images, accuracy {np.trace(counts) / len(test):.2%}"
     ticks, few = range(len(counts)), len(counts) <= 20  # whose numbers can be read
     side = max(6.4, (0.35 if few else 0.16) * len(counts))
-    with plots.drawing(*paths, size=(1.125 * side, side), title=title + note) as figure:
+    with plots.drawing(*paths, size=(1.125 * side, side), **signed_by_run(part, title)) as figure:
         axes = figure.subplots()
         shown = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
         for i, line in enumerate(percent if few else ()):
@@ -159,26 +169,27 @@ def _font(inches: float, lines: int) -> float:
     return min(10.0, 40 * inches / lines)
 
 
-def classes(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -> None:
+def classes(part: Sweep, paths: list[pathlib.Path]) -> None:
     """Draws the accuracy of each class, with the 95% interval of so many images (Wilson 1927)."""
-    test, found = predictions(workdir)
+    test, found = predictions(part.runs[0])
     right = found.argmax(1) == test.labels
-    names, order = test.class_names, []
-    for label, name in enumerate(names):
+    order = []
+    for label, name in enumerate(test.class_names):
         of_class = right[test.labels == label]
-        n, share, z = len(of_class), of_class.mean(), 1.96
-        center = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-        half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-        order.append((share, name, share - (center - half), center + half - share))
+        share = float(of_class.mean())
+        interval = scipy.stats.binomtest(int(of_class.sum()), len(of_class)).proportion_ci(
+            method="wilson"
+        )
+        order.append((share, name, share - interval.low, interval.high - share))
     order.sort()
     shares, labels, below, above = zip(*order, strict=True)
-    errors = 100 * np.maximum(np.array([below, above]), 0)
+    errors = 100 * np.maximum(np.array([below, above]), 0)  # rounding can make a 0 negative
     title = f"Accuracy of each class on {len(test):,} test images"
-    height = max(4, 0.18 * len(names))
-    with plots.drawing(*paths, size=(7, height), title=title + note) as figure:
+    height = max(4, 0.18 * len(labels))
+    with plots.drawing(*paths, size=(7, height), **signed_by_run(part, title)) as figure:
         axes = figure.subplots()
         axes.barh(labels, 100 * np.array(shares), xerr=errors, color="#2f6db5", capsize=3)
-        axes.tick_params(axis="y", labelsize=_font(height, len(names)))
+        axes.tick_params(axis="y", labelsize=_font(height, len(labels)))
         axes.margins(y=0.01)
         axes.axvline(100 * right.mean(), color="black", ls="--", lw=1, label="mean")
         axes.set(xlabel="accuracy (%), 95% interval", xlim=(0, 100))
@@ -186,14 +197,14 @@ def classes(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -> None
         axes.legend(loc="lower right", frameon=True)
 
 
-def mistakes(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -> None:
+def mistakes(part: Sweep, paths: list[pathlib.Path]) -> None:
     """Draws the 40 test images that were classified wrongly with the highest probability."""
-    test, found = predictions(workdir)
+    test, found = predictions(part.runs[0])
     predicted, confidence = found.argmax(1), found.max(1)
     wrong = np.flatnonzero(predicted != test.labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:40]
     title = f"The most confident of {len(wrong):,} mistakes: predicted (probability), true class"
-    with plots.drawing(*paths, size=(12, 8.4), title=title + note) as figure:
+    with plots.drawing(*paths, size=(12, 8.4), **signed_by_run(part, title)) as figure:
         panels = figure.subplots(5, 8)
         for axes in panels.flat:
             axes.set_axis_off()
@@ -206,12 +217,16 @@ def mistakes(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -> Non
 # --- augmentation -----------------------------------------------------------------------------
 
 
-def augmentations(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -> None:
+def augmentations(part: Sweep, paths: list[pathlib.Path]) -> None:
     """Draws what each transform, with the run's strengths, does to eight training images."""
-    config = saved_config(workdir)
-    assert config is not None
-    train_set = data.load(config.data.name, "train", data_dir=config.data.dir)
-    images, given = train_set.images[:8], config.augment.to_dict()
+    config, group = part.runs[0].config, "augment."
+    train_set = data.load(config["data.name"], "train", data_dir=config["data.dir"])
+    images = train_set.images[:8]
+    given = {
+        field.removeprefix(group): value
+        for field, value in config.items()
+        if field.startswith(group)
+    }
     mean = 255 * jnp.asarray(train_set.mean)[None, None, None]
 
     def recipe(transform: Callable[..., jax.Array], key: jax.Array, images: jax.Array) -> jax.Array:
@@ -244,7 +259,7 @@ def augmentations(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -
         "strong": functools.partial(recipe, augment.strong),
     }
     title = "Augmentation: one draw for each image"
-    with plots.drawing(*paths, size=(9, 9.6), title=title + note) as figure:
+    with plots.drawing(*paths, size=(9, 9.6), **signed_by_run(part, title)) as figure:
         panels = figure.subplots(len(transforms), len(images))
         key = jax.random.key(0)
         for line, (name, transform) in zip(panels, transforms.items(), strict=True):
@@ -254,13 +269,3 @@ def augmentations(workdir: pathlib.Path, paths: list[pathlib.Path], note: str) -
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
             line[0].set_ylabel(name, rotation=0, ha="right", va="center")
-
-
-# Functions of a run's folder, the files to write and a note below the title.
-OF_NETWORK: dict[str, Callable[..., None]] = {
-    "fig2": fig2,
-    "confusion": confusion,
-    "classes": classes,
-    "mistakes": mistakes,
-    "augment": augmentations,
-}

@@ -4,7 +4,7 @@ import pathlib
 
 from jaxcifar.config import Config
 from jaxcifar.data import Dataset
-from jaxcifar.run.folder import check_images, read_about
+from jaxcifar.run.about import check_images, of_run
 from jaxcifar.train import load_splits
 
 
@@ -19,6 +19,5 @@ def training_images(workdir: pathlib.Path, config: Config) -> Dataset:
       UserError: they are missing, or are not those that the run was trained on.
     """
     images = load_splits(config).train
-    about = read_about(workdir) or {}
-    check_images(about.get("data", {}), {"train": images.provenance}, workdir)
+    check_images(of_run(workdir).data, {"train": images.provenance}, workdir)
     return images

@@ -15,8 +15,7 @@ from jaxcifar.config import Config
 from jaxcifar.data.spec import CIFAR10, CIFAR100
 from jaxcifar.errors import UserError, of_file
 from jaxcifar.options import with_options
-from jaxcifar.run import signs
-from jaxcifar.run.folder import check_same, saved_config
+from jaxcifar.run import about, signs
 from jaxcifar.run.progress import duration
 
 
@@ -171,9 +170,9 @@ def checked(
                 raise UserError(f"{source.file or source.name}: {error}") from error
             saved = None
             with contextlib.suppress(UserError, OSError):  # damaged: its turn will come
-                saved = saved_config(job.workdir)
+                saved = about.read(job.workdir)
             if saved:
-                check_same(saved, config, job.workdir)
+                about.check_config(saved.config, config, job.workdir)
             jobs.append(job)
     return jobs
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxcifar import data, restore
+from jaxcifar import data, start
 from jaxcifar.config import base_config
 from jaxcifar.errors import UserError, note
 from jaxcifar.interop.files import named_arrays, read
@@ -417,7 +417,7 @@ def _import(arguments: argparse.Namespace) -> str:
     config.model.activation = arguments.activation
     config.data.name = name
     config.data.mean, config.data.std = arguments.mean, arguments.std
-    restore.start_from(config, arguments.workdir, variables)
+    start.run_of_weights(config, arguments.workdir, variables)
     known, workdir = data.without_images(name), shlex.quote(str(arguments.workdir))
     stem = "five poolings" if isinstance(module, VGG) else "a 3×3 stem of stride 1, no pooling"
     return (

@@ -83,23 +83,17 @@ class Checkpointer:
 
     A checkpoint holds the state and `progress`, a JSON-serialisable dict. It is written in the
     background while training continues. A checkpoint that was half-written when the process was
-    killed is ignored, and deleted later.
+    killed is ignored. While it only reads, another process may write.
 
     Args:
-      directory: where they are, created if necessary.
-      read_only: change nothing there; another process may be writing.
+      directory: where they are; the first save creates it.
     """
 
-    def __init__(self, directory: pathlib.Path, *, read_only: bool = False):
+    def __init__(self, directory: pathlib.Path):
         _silence()
         self.directory = directory.absolute()
         self._writer: ocp.AsyncCheckpointer | None = None
         self._writing: Saved | None = None
-        if not read_only:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            for path in self.directory.iterdir():
-                if _TEMPORARY in path.name or path.name.endswith(_DELETED):
-                    shutil.rmtree(path, ignore_errors=True)
 
     # --- which there are ----------------------------------------------------------------------
 
@@ -145,6 +139,13 @@ class Checkpointer:
 
     # --- saving -------------------------------------------------------------------------------
 
+    def delete_unfinished(self) -> None:
+        """Deletes what a process that was killed has left half-written, or half-deleted."""
+        with contextlib.suppress(FileNotFoundError):
+            for path in list(self.directory.iterdir()):
+                if _TEMPORARY in path.name or path.name.endswith(_DELETED):
+                    shutil.rmtree(path, ignore_errors=True)
+
     def save(
         self, step: int, state: TrainState, progress: dict, val_accuracy: float | None
     ) -> None:
@@ -170,6 +171,7 @@ class Checkpointer:
         }
         content["sha256"] = sha256(content)
         with self._saving(saved) as path:
+            self.directory.mkdir(parents=True, exist_ok=True)
             if self._writer is None:
                 self._writer = ocp.AsyncCheckpointer(
                     _handler("progress"), multiprocessing_options=_this_process()

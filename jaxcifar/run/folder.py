@@ -7,22 +7,22 @@ import math
 import os
 import pathlib
 import re
-import shlex
 import time
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from jaxcifar import processes, sharding
-from jaxcifar.config import Config, changed_fields, complete, differences
+from jaxcifar.config import Config
 from jaxcifar.errors import UserError, in_short, note, of_file
 from jaxcifar.files import file_digest, read_lines, write_json
+from jaxcifar.run import about
+from jaxcifar.run.about import About, check_alike, check_config, check_initial_weights
 from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
 from jaxcifar.run.digest import sha256
 from jaxcifar.run.lock import check_shared, locked
 from jaxcifar.run.log import Record, RunLog, best_record
-from jaxcifar.run.machine import check_environment, environment
+from jaxcifar.run.machine import environment
 from jaxcifar.state import TrainState
 
 
@@ -73,12 +73,12 @@ class RunFolder:
             if folder.name == "checkpoints" and (folder.parent / "config.json").exists():
                 raise UserError(f"The workdir {path} is inside the run in {folder.parent}.")
         self.path = path
+        self.checkpoints = Checkpointer(path / "checkpoints")  # of the first process alone
         self.saved_at = time.monotonic()  # the last checkpoint, or the start
         self._closing = contextlib.ExitStack()
-        self._about: dict[str, Any] | None = None  # the content of config.json
+        self._about: About | None = None  # what config.json says
         self._history: list[dict[str, Any]] | None = []  # the epochs that the checkpoint recorded
         self._damaged = 0  # checkpoints set aside so far
-        self._checkpoints: Checkpointer | None = None
         self._log: RunLog | None = None
         self._drawn_at = time.monotonic()  # history.png, or the start
 
@@ -111,11 +111,11 @@ class RunFolder:
           UserError: the folder holds a run of another config, or result.json is damaged and there
             is no checkpoint to restore it from.
         """
-        self._about = self._about or read_about(self.path)
+        self._about = self._about or about.read(self.path)
         if self._about is None:
             return None
-        saved, can_go_on = complete(self._about["config"]), self.has_checkpoint()
-        check_same(saved, config, self.path, can_go_on=can_go_on)
+        can_go_on = self.checkpoints.last() is not None
+        check_config(self._about.config, config, self.path, can_go_on=can_go_on)
         path = self.path / "result.json"
         if not path.exists():
             return None
@@ -125,10 +125,9 @@ class RunFolder:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             wrong = in_short(error)
         if wrong is None:
-            if _content(self.path / "config.json") != self._about:  # a checkpoint's copy was used
-                write_json(self.path / "config.json", self._about)
+            self._write_about()  # a checkpoint's copy may have been used
             return self._mended(result)
-        if Checkpointer(self.path / "checkpoints", read_only=True).last() is None:
+        if not can_go_on:
             raise UserError(
                 f"{path} is damaged ({wrong}), and there is no checkpoint to restore it from. "
                 "Restore the folder from a copy, or start in a new workdir."
@@ -157,15 +156,10 @@ class RunFolder:
             records = read_lines(self.path / "metrics.jsonl")
             if (result["best"], result["last"]) != (best_record(records), records[-1]):
                 return "metrics.jsonl has different numbers"
-        last = Checkpointer(self.path / "checkpoints", read_only=True).last()
+        last = self.checkpoints.last()
         if last and "last" in result and last != Saved(result["last"]["step"], evaluated=True):
             return "the last checkpoint belongs to another step"
         return None
-
-    @processes.on_first
-    def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint, intact or not."""
-        return Checkpointer(self.path / "checkpoints", read_only=True).last() is not None
 
     @processes.on_first
     def open(
@@ -174,7 +168,7 @@ class RunFolder:
         provenance: dict[str, dict],
         in_force: dict[str, Any],
         mesh: Mesh,
-        start: dict[str, Any] | None = None,
+        initial: dict[str, Any] | None = None,
     ) -> None:
         """Records this start of the run in config.json, and opens the checkpoints.
 
@@ -183,8 +177,8 @@ class RunFolder:
           provenance: where the images of each split came from.
           in_force: what the config's "auto" fields were resolved to.
           mesh: the devices in use.
-          start: the origin of the initial weights, see `jaxcifar.start.Start.facts`; None if they
-            are random, or if the run already has a checkpoint.
+          initial: the origin of the initial weights, see `jaxcifar.start.InitialWeights.facts`;
+            None if they are random, or if the run already has a checkpoint.
 
         Raises:
           UserError: the run was started with other images, other weights, another dtype, or other
@@ -192,32 +186,34 @@ class RunFolder:
         """
         now = environment(in_force, mesh)
         content = {"config": config.to_dict(), "data": provenance, "environment": now}
-        before = self._about or read_about(self.path)
-        check_start(before and before.get("init_from"), start, self.path)
+        before = self._about or about.read(self.path)
+        check_initial_weights(before and before.init_from, initial, self.path)
         # A run made of imported weights has no images until it is trained.
-        if before is not None and before.get("data"):
+        if before is not None and before.data:
             check_alike(before, config, provenance, now, self.path)
-            content = before | {"resumed": [*before.get("resumed", []), now]}
-        if start is not None:
-            content["init_from"] = start
+            content = before.resumed(now)
+        if initial is not None:
+            content["init_from"] = initial
         # A kill may come before the first checkpoint is complete, and after two epochs are logged.
-        if not self.has_checkpoint() and (epochs := _epochs_logged(self.path)) > 2:
+        if self.checkpoints.last() is None and (epochs := _epochs_logged(self.path)) > 2:
             raise UserError(
                 f"{self.path} has the logs of {epochs} epochs, and no checkpoint. If checkpoints/ "
                 "is elsewhere, bring it back. To start from the beginning, delete "
                 f"{self.path / 'metrics.jsonl'}, or choose another --workdir."
             )
-        self._about = content
-        # First, as it deletes half-written checkpoints, and the disk may be full.
-        self._checkpoints = Checkpointer(self.path / "checkpoints")
-        self._closing.callback(self._checkpoints.close)
-        write_json(self.path / "config.json", content)
+        self._about = About.of(content)
+        self._closing.callback(self.checkpoints.close)
+        self.checkpoints.delete_unfinished()  # first, as the disk may be full
+        self._write_about()
 
-    @property
-    def checkpoints(self) -> Checkpointer:
-        """The run's checkpoints, once it is open; in the first process only."""
-        assert self._checkpoints is not None, "open() comes first"
-        return self._checkpoints
+    def _write_about(self) -> None:
+        """Writes config.json, unless that is its content."""
+        assert self._about is not None, "open() comes first"
+        path = self.path / "config.json"
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(path.read_text()) == self._about.content:
+                return
+        write_json(path, self._about.content)
 
     @processes.on_first
     def wait(self) -> None:
@@ -236,8 +232,7 @@ class RunFolder:
 
     def state(self, like: TrainState, saved: Saved) -> TrainState:
         """Returns the state of a checkpoint, see `jaxcifar.run.checkpoint.Checkpointer.restore`."""
-        checkpoints = Checkpointer(self.path / "checkpoints", read_only=True)
-        state, _ = checkpoints.restore(sharding.of_this_process(like), saved)
+        state, _ = self.checkpoints.restore(sharding.of_this_process(like), saved)
         return sharding.of_all(state, like)
 
     def restore(self, like: TrainState, steps_per_epoch: int) -> tuple[TrainState, Position] | None:
@@ -273,11 +268,11 @@ class RunFolder:
 
     def _newest(self, like: TrainState, steps_per_epoch: int) -> tuple[TrainState, Position] | None:
         assert self._about is not None, "open() comes first"
-        config = complete(self._about["config"])
+        config = self._about.config
 
         def check(saved: Saved, progress: dict[str, Any]) -> None:
             if "about" in progress:
-                check_same(complete(progress["about"]["config"]), config, self.path)
+                check_config(About.of(progress["about"]).config, config, self.path)
             if (step := _position(progress).step(steps_per_epoch)) != saved.step:
                 raise Damaged(
                     f"The checkpoint {self.checkpoints.directory / str(saved.number)} is damaged: "
@@ -344,12 +339,12 @@ class RunFolder:
         # Copies, because Orbax writes in the background while the lists grow.
         steps = {name: list(values) for name, values in position.steps.items()}
         progress = dataclasses.asdict(dataclasses.replace(position, steps=steps)) | {
-            "about": self._about,
+            "about": self._about and self._about.content,
             "history": list(self._log.history) if self._log else [],
             "damaged": self._damaged,
         }
-        # One that was not believed must not say that a run is finished which goes on. Until then it
-        # may be all that is left of the run.
+        # A result.json that `result` rejected must not mark the run as finished. It is deleted only
+        # here, because until a checkpoint is about to exist it may be all that is left.
         (self.path / "result.json").unlink(missing_ok=True)
         self.checkpoints.save(step, state, progress, val_accuracy)
 
@@ -392,9 +387,9 @@ class RunFolder:
             # Here, not above: it imports matplotlib.
             from jaxcifar.run.plots import plot_history, training_loss
 
-            config, images = self._about["config"], self._about["data"]["train"]["name"]
-            title = f"{config['model']['name']} on {images}, seed {config['seed']}"
-            plot_history(self._log.records, title, path, training=training_loss(complete(config)))
+            config, images = self._about.config, self._about.data["train"]["name"]
+            title = f"{config.model.name} on {images}, seed {config.seed}"
+            plot_history(self._log.records, title, path, training=training_loss(config))
         except Exception as error:
             note(f"{path} cannot be drawn ({in_short(error)}). The run does not need it.")
             return False
@@ -438,180 +433,3 @@ def run_folders(top: pathlib.Path) -> list[pathlib.Path]:
             found.append(pathlib.Path(path))
         folders[:] = sorted(name for name in folders if not (inside and name == "checkpoints"))
     return sorted(found)
-
-
-def saved_config(workdir: pathlib.Path) -> Config | None:
-    """Returns the complete config of the run in `workdir`; None if there is no run.
-
-    Raises:
-      UserError: see `read_about`.
-    """
-    about = read_about(workdir)
-    return None if about is None else complete(about["config"])
-
-
-def check_finished(workdir: pathlib.Path, which: str, saved: Saved) -> None:
-    """Checks that a finished run's "best" or "last" checkpoint is the one in its result.json.
-
-    Raises:
-      UserError: result.json names another step.
-    """
-    try:
-        step = json.loads((workdir / "result.json").read_text())[which]["step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # it is in progress, or the training command will say what is wrong
-    if step != saved.step:
-        raise UserError(
-            f"The {which} checkpoint in {workdir} is of step {saved.step}, but its result.json "
-            f"says {step}: a checkpoint was lost, or result.json is damaged. The command that "
-            "trained the run repairs what can be repaired."
-        )
-
-
-def read_about(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the content of config.json, or of its copy in the newest checkpoint that has one.
-
-    Returns:
-      None if there is no run.
-
-    Raises:
-      UserError: config.json is damaged or missing, and no checkpoint has a copy; or it has a field
-        that this version does not know.
-    """
-    path = workdir / "config.json"
-    try:
-        about = json.loads(path.read_text())
-        complete(about["config"])
-        if isinstance(about["environment"]["dtype"], str) and isinstance(about["data"], dict):
-            return about
-        wrong = "is damaged"
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except FileNotFoundError:
-        wrong = "is missing"
-    except PermissionError as error:
-        raise of_file(error) from error
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        wrong = f"is damaged ({in_short(error)})"
-    checkpoints = Checkpointer(workdir / "checkpoints", read_only=True)
-    for saved in reversed(checkpoints.all()):
-        with contextlib.suppress(Damaged):
-            if about := checkpoints.progress(saved).get("about"):
-                note(f"{path} {wrong}; the copy in the checkpoint of step {saved.step} is used.")
-                return about
-    if wrong == "is missing" and checkpoints.last() is None:
-        return None
-    raise UserError(
-        f"{path} {wrong}, and no checkpoint has a copy of it. Restore it from elsewhere, or choose "
-        "another --workdir."
-    )
-
-
-def _content(path: pathlib.Path) -> Any:
-    """What a JSON file holds; None if it cannot be read."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def check_same(
-    saved: Config, config: Config, workdir: pathlib.Path, *, can_go_on: bool = False
-) -> None:
-    """Checks that a run's config computes the same as `config`.
-
-    Args:
-      saved: the run's config.
-      config: the config to compare with.
-      workdir: the run's folder, for the message.
-      can_go_on: whether the message may suggest a new run that starts from this one's weights.
-
-    Raises:
-      UserError: it does not; the message lists the differences.
-    """
-    if changed := changed_fields(saved.to_dict(), config.to_dict()):
-        lines = [
-            f"{workdir} holds a run of another config (there -> here):",
-            *(f"  {line}" for line in differences(saved.to_dict(), config.to_dict())),
-            "Use the same values to resume it, or a new --workdir.",
-        ]
-        if "train.epochs" in changed:
-            lines.append("A run keeps its number of epochs, because its schedule depends on it.")
-        if can_go_on and not changed.keys() & {"init_from", "model.name", "model.width"}:
-            lines.append(
-                "A new run can start from its weights: "
-                f"--config.init_from={shlex.quote(str(workdir))} --workdir=NEW"
-            )
-        raise UserError("\n".join(lines))
-
-
-def check_alike(
-    about: dict[str, Any],
-    config: Config,
-    provenance: dict[str, dict],
-    now: dict[str, Any],
-    workdir: pathlib.Path,
-    what: str = "resumed",
-) -> None:
-    """Checks that a run would compute here what it computed before; a change of rounding is noted.
-
-    Args:
-      about: the content of the run's config.json.
-      config: the run's config.
-      provenance: where the images of each split come from.
-      now: see `jaxcifar.run.machine.environment`.
-      workdir: the run's folder, for the message.
-      what: is done with the run, for the note.
-
-    Raises:
-      UserError: the images, the dtype or settings of JAX differ.
-    """
-    before, dtype = about["environment"]["dtype"], now["dtype"]
-    if before != dtype:
-        raise UserError(
-            f"{workdir} holds a run in {before}, but model.dtype is {config.model.dtype!r}, "
-            f"which is {dtype} on this {jax.default_backend()}. Resume it on a device like the one "
-            "it was started on, or choose another --workdir."
-        )
-    check_images(about["data"], provenance, workdir)
-    last = [about["environment"], *about.get("resumed", [])][-1]
-    check_environment(last, now, workdir, what)
-
-
-def check_start(
-    saved: dict[str, Any] | None, start: dict[str, Any] | None, workdir: pathlib.Path
-) -> None:
-    """Checks that a run without a checkpoint starts from the same weights as before.
-
-    Args:
-      saved: what config.json says about them.
-      start: see `RunFolder.open`.
-      workdir: the run's folder, for the message.
-
-    Raises:
-      UserError: the weights differ.
-    """
-    if saved and start and saved["digests"] != start["digests"]:
-        raise UserError(
-            f"{workdir} holds a run that was started from other weights of {saved['source']} (step "
-            f"{saved['step']}; now it has step {start['step']}), and has no checkpoint of its own. "
-            "Restore those weights, or choose another --workdir."
-        )
-
-
-def check_images(
-    saved: dict[str, dict], provenance: dict[str, dict], workdir: pathlib.Path
-) -> None:
-    """Compares the images of a run, split by split, by `jaxcifar.data.Dataset.provenance`.
-
-    Raises:
-      UserError: a split's images differ from the `saved` ones. Splits that only one side has are
-        not compared.
-    """
-    for part, facts in provenance.items():
-        if part in saved and saved[part]["sha256"] != facts["sha256"]:
-            raise UserError(
-                f"{workdir} holds a run on other {part} images (from {saved[part]['source']}; "
-                f"these are from {facts['source']}): their SHA-256 differs. Use the same images, "
-                "or choose another --workdir."
-            )

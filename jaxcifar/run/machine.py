@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 
 import jaxcifar
 from jaxcifar import processes, sharding
-from jaxcifar.errors import UserError, note
 
 
 def environment(in_force: dict[str, Any], mesh: Mesh | None = None) -> dict[str, Any]:
@@ -59,51 +58,6 @@ def _cpu() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-# A change in the first changes what a run computes; one in the second changes only rounding, but
-# the difference grows.
-_DECISIVE = {"x64": "jax_enable_x64", "prng": "JAX's random numbers"}
-_ROUNDING = (
-    *("device", "devices", "processes", "cpus", "cpu"),
-    *("jax", "jaxlib", "xla_flags", "matmul_precision"),
-)
-_CODE = ("jaxcifar", "commit", "flax", "optax", "numpy")  # may change either, or nothing
-
-
-def check_environment(
-    before: dict[str, Any], now: dict[str, Any], workdir: pathlib.Path, what: str = "resumed"
-) -> None:
-    """Compares the environment of a run that is resumed with the one before; see `environment`.
-
-    A difference that only changes rounding is reported, as is other code. What an earlier version
-    did not record is not compared.
-
-    Args:
-      before, now: the environments.
-      workdir: the run's folder, for the message.
-      what: is done with the run, for the note.
-
-    Raises:
-      UserError: the run would compute something else.
-    """
-    for name, setting in _DECISIVE.items():
-        if before.get(name, now[name]) != now[name]:
-            raise UserError(
-                f"{workdir} holds a run with {setting} set to {before[name]}, but here it is "
-                f"{now[name]}. Set it as before to resume the run, or choose another --workdir."
-            )
-    for names, how in (
-        (_ROUNDING, "under conditions that change rounding"),
-        (_CODE, "by other code"),
-    ):
-        changed = [
-            f"{name} {before[name]} -> {now[name]}"
-            for name in names
-            if name in before and before[name] != now[name]
-        ]
-        if changed:
-            note(f"{what} {how}: {', '.join(changed)}")
 
 
 def git_commit() -> str | None:

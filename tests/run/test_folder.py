@@ -8,8 +8,8 @@ import shutil
 import pytest
 
 from jaxcifar.errors import Busy, UserError
-from jaxcifar.run import signs
-from jaxcifar.run.folder import Position, RunFolder, saved_config
+from jaxcifar.run import about, signs
+from jaxcifar.run.folder import Position, RunFolder
 from tests.tiny import mesh, run, tiny
 
 FACTS = {"train": {"sha256": "a", "source": "here"}, "validation": {"sha256": "b", "source": "x"}}
@@ -143,12 +143,12 @@ def test_a_result_is_of_the_run_and_says_that_it_is_complete(tmp_path):
 
 
 def test_a_damaged_config_is_named(tmp_path):
-    assert saved_config(tmp_path) is None
+    assert about.read(tmp_path) is None
     path = tmp_path / "config.json"
     for text in ("", "{", "[]", '{"config": 3}', "{}"):
         path.write_text(text)
         with pytest.raises(UserError, match=r"config\.json is damaged"):
-            saved_config(tmp_path)
+            about.read(tmp_path)
 
 
 def test_a_saved_position_does_not_change_with_the_run(tmp_path, monkeypatch):

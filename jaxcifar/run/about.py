@@ -1,0 +1,285 @@
+"""What the config.json of a run says of it, and whether that allows what is to be done with it."""
+
+import contextlib
+import json
+import pathlib
+import shlex
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxcifar.config import Config, changed_fields, complete, differences
+from jaxcifar.errors import UserError, in_short, note, of_file
+from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
+
+
+class About(NamedTuple):
+    """The content of config.json.
+
+    Attributes:
+      content: as it was read.
+      config: the run's config, laid over today's defaults.
+    """
+
+    content: dict[str, Any]
+    config: Config
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "About":
+        """Returns what a content says.
+
+        Raises:
+          UserError: the config has a field that this version does not know.
+          KeyError, TypeError, AttributeError: the content is not that of a config.json.
+        """
+        return cls(content, complete(content["config"]))
+
+    @property
+    def data(self) -> dict[str, dict[str, Any]]:
+        """Where the images of each split came from; {} for weights that were never trained here."""
+        return self.content["data"]
+
+    @property
+    def environments(self) -> list[dict[str, Any]]:
+        """What each start ran on, see `jaxcifar.run.machine.environment`."""
+        return [self.content["environment"], *self.content.get("resumed", [])]
+
+    @property
+    def init_from(self) -> dict[str, Any] | None:
+        """Where the initial weights came from; None if they are random."""
+        return self.content.get("init_from")
+
+    def resumed(self, environment: dict[str, Any]) -> dict[str, Any]:
+        """Returns the content after one more start."""
+        return self.content | {"resumed": [*self.content.get("resumed", []), environment]}
+
+
+def read(workdir: pathlib.Path) -> About | None:
+    """Returns what config.json says, or its copy in the newest checkpoint that has one.
+
+    Returns:
+      None if there is no run.
+
+    Raises:
+      UserError: config.json is damaged or missing, and no checkpoint has a copy; or it has a field
+        that this version does not know.
+    """
+    path = workdir / "config.json"
+    try:
+        about = About.of(json.loads(path.read_text()))
+        if isinstance(about.environments[0]["dtype"], str) and isinstance(about.data, dict):
+            return about
+        wrong = "is damaged"
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except FileNotFoundError:
+        wrong = "is missing"
+    except PermissionError as error:
+        raise of_file(error) from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        wrong = f"is damaged ({in_short(error)})"
+    checkpoints = Checkpointer(workdir / "checkpoints")
+    for saved in reversed(checkpoints.all()):
+        with contextlib.suppress(Damaged):
+            if copy := checkpoints.progress(saved).get("about"):
+                note(f"{path} {wrong}; the copy in the checkpoint of step {saved.step} is used.")
+                return About.of(copy)
+    if wrong == "is missing" and checkpoints.last() is None:
+        return None
+    raise UserError(
+        f"{path} {wrong}, and no checkpoint has a copy of it. Restore it from elsewhere, or choose "
+        "another --workdir."
+    )
+
+
+def of_run(workdir: pathlib.Path) -> About:
+    """Returns what `read` does.
+
+    Raises:
+      UserError: there is no run, or see `read`.
+    """
+    if workdir.is_file():
+        raise UserError(f"{workdir} is a file, not the folder of a run.")
+    about = read(workdir)
+    if about is None:
+        raise UserError(f"{workdir} contains no run (no config.json). Train first.")
+    return about
+
+
+def of_checkpoint(about: About, progress: dict[str, Any], workdir: pathlib.Path) -> About:
+    """Returns what the checkpoint says if it says anything, else what config.json does."""
+    there = progress.get("about", about.content)
+    if changed := differences(there["config"], about.content["config"]):
+        note(
+            f"{workdir / 'config.json'} differs from the config saved with the checkpoint; the "
+            f"checkpoint's is used: {', '.join(changed)}"
+        )
+        return About.of(there)
+    return about
+
+
+# --- checks -----------------------------------------------------------------------------------
+
+
+def check_config(
+    saved: Config, config: Config, workdir: pathlib.Path, *, can_go_on: bool = False
+) -> None:
+    """Checks that a run's config computes the same as `config`.
+
+    Args:
+      saved: the run's config.
+      config: the config to compare with.
+      workdir: the run's folder, for the message.
+      can_go_on: whether the message may suggest a new run that starts from this one's weights.
+
+    Raises:
+      UserError: it does not; the message lists the differences.
+    """
+    if changed := changed_fields(saved.to_dict(), config.to_dict()):
+        lines = [
+            f"{workdir} holds a run of another config (there -> here):",
+            *(f"  {line}" for line in differences(saved.to_dict(), config.to_dict())),
+            "Use the same values to resume it, or a new --workdir.",
+        ]
+        if "train.epochs" in changed:
+            lines.append("A run keeps its number of epochs, because its schedule depends on it.")
+        if can_go_on and not changed.keys() & {"init_from", "model.name", "model.width"}:
+            lines.append(
+                "A new run can start from its weights: "
+                f"--config.init_from={shlex.quote(str(workdir))} --workdir=NEW"
+            )
+        raise UserError("\n".join(lines))
+
+
+def check_alike(
+    about: About,
+    config: Config,
+    provenance: dict[str, dict],
+    now: dict[str, Any],
+    workdir: pathlib.Path,
+    what: str = "resumed",
+) -> None:
+    """Checks that a run would compute here what it computed before; a change of rounding is noted.
+
+    Args:
+      about: of the run.
+      config: the run's config.
+      provenance: where the images of each split come from.
+      now: see `jaxcifar.run.machine.environment`.
+      workdir: the run's folder, for the message.
+      what: is done with the run, for the note.
+
+    Raises:
+      UserError: the images, the dtype or settings of JAX differ.
+    """
+    before, dtype = about.environments[0]["dtype"], now["dtype"]
+    if before != dtype:
+        raise UserError(
+            f"{workdir} holds a run in {before}, but model.dtype is {config.model.dtype!r}, "
+            f"which is {dtype} on this {jax.default_backend()}. Resume it on a device like the one "
+            "it was started on, or choose another --workdir."
+        )
+    check_images(about.data, provenance, workdir)
+    check_environment(about.environments[-1], now, workdir, what)
+
+
+# A change in the first changes what a run computes; one in the second changes only rounding, but
+# the difference grows.
+_DECISIVE = {"x64": "jax_enable_x64", "prng": "JAX's random numbers"}
+_ROUNDING = (
+    *("device", "devices", "processes", "cpus", "cpu"),
+    *("jax", "jaxlib", "xla_flags", "matmul_precision"),
+)
+_CODE = ("jaxcifar", "commit", "flax", "optax", "numpy")  # may change either, or nothing
+
+
+def check_environment(
+    before: dict[str, Any], now: dict[str, Any], workdir: pathlib.Path, what: str = "resumed"
+) -> None:
+    """Compares the environment of a run that is resumed with the one before.
+
+    A difference that only changes rounding is reported, as is other code. What an earlier version
+    did not record is not compared.
+
+    Args:
+      before, now: see `jaxcifar.run.machine.environment`.
+      workdir: the run's folder, for the message.
+      what: is done with the run, for the note.
+
+    Raises:
+      UserError: the run would compute something else.
+    """
+    for name, setting in _DECISIVE.items():
+        if before.get(name, now[name]) != now[name]:
+            raise UserError(
+                f"{workdir} holds a run with {setting} set to {before[name]}, but here it is "
+                f"{now[name]}. Set it as before to resume the run, or choose another --workdir."
+            )
+    for names, how in (
+        (_ROUNDING, "under conditions that change rounding"),
+        (_CODE, "by other code"),
+    ):
+        changed = [
+            f"{name} {before[name]} -> {now[name]}"
+            for name in names
+            if name in before and before[name] != now[name]
+        ]
+        if changed:
+            note(f"{what} {how}: {', '.join(changed)}")
+
+
+def check_initial_weights(
+    saved: dict[str, Any] | None, now: dict[str, Any] | None, workdir: pathlib.Path
+) -> None:
+    """Checks that a run without a checkpoint starts from the same weights as before.
+
+    Args:
+      saved: what config.json says about them.
+      now: see `jaxcifar.start.InitialWeights.facts`.
+      workdir: the run's folder, for the message.
+
+    Raises:
+      UserError: the weights differ.
+    """
+    if saved and now and saved["digests"] != now["digests"]:
+        raise UserError(
+            f"{workdir} holds a run that was started from other weights of {saved['source']} (step "
+            f"{saved['step']}; now it has step {now['step']}), and has no checkpoint of its own. "
+            "Restore those weights, or choose another --workdir."
+        )
+
+
+def check_images(
+    saved: dict[str, dict], provenance: dict[str, dict], workdir: pathlib.Path
+) -> None:
+    """Compares the images of a run, split by split, by `jaxcifar.data.Dataset.provenance`.
+
+    Raises:
+      UserError: a split's images differ from the `saved` ones. Splits that only one side has are
+        not compared.
+    """
+    for part, facts in provenance.items():
+        if part in saved and saved[part]["sha256"] != facts["sha256"]:
+            raise UserError(
+                f"{workdir} holds a run on other {part} images (from {saved[part]['source']}; "
+                f"these are from {facts['source']}): their SHA-256 differs. Use the same images, "
+                "or choose another --workdir."
+            )
+
+
+def check_finished(workdir: pathlib.Path, which: str, saved: Saved) -> None:
+    """Checks that a finished run's "best" or "last" checkpoint is the one in its result.json.
+
+    Raises:
+      UserError: result.json names another step.
+    """
+    try:
+        step = json.loads((workdir / "result.json").read_text())[which]["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # it is in progress, or the training command will say what is wrong
+    if step != saved.step:
+        raise UserError(
+            f"The {which} checkpoint in {workdir} is of step {saved.step}, but its result.json "
+            f"says {step}: a checkpoint was lost, or result.json is damaged. The command that "
+            "trained the run repairs what can be repaired."
+        )
