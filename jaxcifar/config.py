@@ -236,7 +236,7 @@ def validate(config: Config) -> None:
     """Checks that `config` has the fields of `base_config()`, with possible values.
 
     Names ("resnet18", "adam", …) are checked against the tables of the modules that own them, by
-    `jaxcifar.task.check_config`.
+    `jaxcifar.checks.check_config`.
 
     Raises:
       UserError: an unknown or missing field, a value of the wrong type or out of range.

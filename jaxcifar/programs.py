@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxcifar import augment, data, sharding
+from jaxcifar import augment, data, models, sharding
 from jaxcifar.kernels import compilation
 from jaxcifar.state import TrainState, abstract_variables, create_state
 from jaxcifar.step import Lookahead, Loss, make_eval_step, make_loss, make_train_step
@@ -99,9 +99,14 @@ def as_images(rows: jax.Array) -> jax.Array:
     return rows.reshape(-1, *_IMAGE)
 
 
-def loss(task: Task) -> Loss:
-    """Returns the loss of a batch as the task's training step computes it."""
-    return make_loss(task.model, task.prepare, task.cross_entropy)
+def loss(task: Task, model: models.Network | None = None) -> Loss:
+    """Returns the loss of a batch as the task's training step computes it.
+
+    Args:
+      task: the run's task.
+      model: another form of the same network; None is the task's.
+    """
+    return make_loss(model or task.model, task.prepare, task.cross_entropy)
 
 
 def batch(

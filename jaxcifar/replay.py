@@ -9,7 +9,6 @@ step, which rounds differently from a call of many.)
 """
 
 import argparse
-import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxcifar import programs, sharding, train
+from jaxcifar.checks import check_config
 from jaxcifar.errors import UserError
 from jaxcifar.kernels import compilation
 from jaxcifar.options import user_path
@@ -31,7 +31,7 @@ from jaxcifar.run.machine import environment
 from jaxcifar.signals import exit_code
 from jaxcifar.start import initial_weights
 from jaxcifar.state import TrainState
-from jaxcifar.task import Task, build, check_config, hyperparams
+from jaxcifar.task import Task, build, hyperparams
 
 
 def replay(
@@ -93,7 +93,7 @@ def replay(
         if epoch != order_of:
             order, order_of = programs.order(task)(state.key, epoch + 1), epoch
         # As the run did; then one by one through the call that is to be looked into.
-        steps = 1 if step < alone or step % task.steps_per_call else task.steps_per_call
+        steps = 1 if step < alone else task.steps_from(step)
         before = jax.tree.map(jax.numpy.copy, state)  # the call donates `state`
         state, metrics = programs.train(task, steps)(state, numbers, images, labels, order)
         if np.isfinite(metrics["loss"]).all() and _all_finite(state.variables):
@@ -148,7 +148,7 @@ def _look(
     """What the step after `state` computes, in order."""
     # Rematerialised layers cannot be observed from outside.
     model = task.model.clone(remat=False) if getattr(task.model, "remat", False) else task.model
-    loss, names = programs.loss(dataclasses.replace(task, model=model)), []
+    loss, names = programs.loss(task, model), []
 
     def watched(params: Any, state: TrainState, batch: tuple[jax.Array, jax.Array]):
         values = []

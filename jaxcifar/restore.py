@@ -6,13 +6,14 @@ from typing import Any
 from jax.sharding import Mesh
 
 from jaxcifar import data, kernels, programs, sharding
+from jaxcifar.checks import check_config
 from jaxcifar.config import Config
 from jaxcifar.errors import UserError, choose
 from jaxcifar.run import about
 from jaxcifar.run.about import check_finished, check_images, of_checkpoint
 from jaxcifar.run.checkpoint import Checkpointer, Damaged
 from jaxcifar.state import abstract_variables
-from jaxcifar.task import build_inference, check_config, create_model
+from jaxcifar.task import build_inference, create_model
 
 WHICH = ("best", "last")
 
@@ -105,7 +106,7 @@ def evaluate_workdir(
     run_config, step, variables = load_variables(workdir, which, mesh=mesh)
     config = run_config if config is None else config
     check_config(config, mesh, training=False)
-    about.check_config(run_config, config, pathlib.Path(workdir))
+    about.check_same_config(run_config, config, pathlib.Path(workdir))
     test = test_images(workdir, config)
     inference = build_inference(config, test, mesh)
     scores = programs.evaluate(inference, variables, *programs.on_devices(test, mesh))

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from jaxcifar import data, kernels, models, processes, restore, sharding
+from jaxcifar.checks import check_config
 from jaxcifar.config import Config, changed_fields
 from jaxcifar.errors import UserError
 from jaxcifar.options import user_path
@@ -18,7 +19,7 @@ from jaxcifar.run import about
 from jaxcifar.run.digest import digests, shapes
 from jaxcifar.run.folder import Position, RunFolder
 from jaxcifar.state import abstract_variables, first_state
-from jaxcifar.task import check_config, create_model, hyperparams, optimization
+from jaxcifar.task import create_model, hyperparams, optimization
 
 
 class InitialWeights(NamedTuple):

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxcifar import augment, data, kernels, losses, models, optim
-from jaxcifar.config import Config, base_config, changed_fields, validate
+from jaxcifar.config import Config
 from jaxcifar.errors import UserError, choose
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -138,45 +138,50 @@ class Task:
     """What a run's programs are compiled for. Equal tasks share them.
 
     Attributes:
-      model: the network.
+      inference: the network, what its images are normalised by, and how it is evaluated.
       augmentation: one of `jaxcifar.augment.AUGMENTATIONS`.
       strengths: (name, value) of each argument of the augmentation.
       alternating_flip: whether `jaxcifar.augment.alternating_flip` mirrors the images.
       mixup, cutmix: of `jaxcifar.augment.mix`.
-      views: of an image in evaluation, one of `jaxcifar.augment.VIEWS`.
-      mean, std: [3], that images are normalised by, in units of 1.
       label_smoothing: of the cross-entropy in training.
       optimization: the form of the optimizer.
       ema_decay: of the average of the weights; 0 keeps none.
       lookahead_steps: between two returns of the weights to their average; 0 is never.
       n_train: images of the training set, all of them on every device.
-      batch_size, eval_batch_size: over all devices.
+      batch_size: over all devices.
       steps_per_call: training steps in one call of the compiled program.
       log_norms: whether a step's metrics have the norms of its gradient and its update.
-      mesh: the devices.
-      platform: that the programs are built for.
     """
 
-    model: models.Network
+    inference: Inference
     augmentation: str
     strengths: tuple[tuple[str, Any], ...]
     alternating_flip: bool
     mixup: float
     cutmix: float
-    views: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     label_smoothing: float
     optimization: Optimization
     ema_decay: float
     lookahead_steps: int
     n_train: int
     batch_size: int
-    eval_batch_size: int
     steps_per_call: int
     log_norms: bool
-    mesh: Mesh
-    platform: str
+
+    @property
+    def model(self) -> models.Network:
+        """The network."""
+        return self.inference.model
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        return self.inference.mesh
+
+    @property
+    def platform(self) -> str:
+        """What the programs are built for."""
+        return self.inference.platform
 
     @property
     def steps_per_epoch(self) -> int:
@@ -192,18 +197,12 @@ class Task:
             "remat": getattr(self.model, "remat", False),
         }
 
-    @property
-    def inference(self) -> Inference:
-        """How the network is evaluated while it trains."""
-        return Inference(
-            self.model,
-            self.mean,
-            self.std,
-            self.views,
-            self.eval_batch_size,
-            self.mesh,
-            self.platform,
-        )
+    def steps_from(self, step: int) -> int:
+        """Returns the number of steps in the call after `step` steps.
+
+        A run that was saved in the middle of a longer call makes single steps up to its end.
+        """
+        return 1 if step % self.steps_per_call else self.steps_per_call
 
     def make_optimizer(self, hyperparams: Hyperparams) -> optax.GradientTransformation:
         """Returns the whole chain of the optimizer."""
@@ -243,7 +242,7 @@ def build(config: Config, train: data.Dataset, mesh: Mesh, *, platform: str | No
     """Returns the task of a run.
 
     Args:
-      config: of the run, checked by `check_config`.
+      config: of the run, checked by `jaxcifar.checks.check_config`.
       train: the images that it trains on.
       mesh: of the devices.
       platform: to build for; None is that of the mesh.
@@ -260,29 +259,26 @@ def build(config: Config, train: data.Dataset, mesh: Mesh, *, platform: str | No
         )
     steps_per_epoch = len(train) // config.train.batch_size
     return Task(
-        model=create_model(config, len(train.class_names), platform),
+        inference=build_inference(config, train, mesh, platform=platform),
         augmentation=config.data.augment,
         strengths=_strengths(config),
         alternating_flip=config.augment.flip == "alternating",
         mixup=config.augment.mixup,
         cutmix=config.augment.cutmix,
-        views=config.data.test_augment,
-        **normalization(config, train),
         label_smoothing=config.train.label_smoothing,
         optimization=optimization(config),
         ema_decay=config.train.ema_decay,
         lookahead_steps=config.train.lookahead_steps,
         n_train=len(train),
         batch_size=config.train.batch_size,
-        eval_batch_size=config.train.eval_batch_size,
         steps_per_call=_steps_per_call(config.train.steps_per_call, steps_per_epoch, platform),
         log_norms=config.train.log_norms,
-        mesh=mesh,
-        platform=platform,
     )
 
 
-def build_inference(config: Config, images: data.Dataset, mesh: Mesh) -> Inference:
+def build_inference(
+    config: Config, images: data.Dataset, mesh: Mesh, *, platform: str | None = None
+) -> Inference:
     """Returns what evaluates a config's network on an image set.
 
     Args:
@@ -290,8 +286,9 @@ def build_inference(config: Config, images: data.Dataset, mesh: Mesh) -> Inferen
       images: with the classes and, where the config has none, the normalisation of those that it
         was trained on.
       mesh: of the devices.
+      platform: to build for; None is that of the mesh.
     """
-    platform = kernels.platform_of(mesh)
+    platform = platform or kernels.platform_of(mesh)
     return Inference(
         create_model(config, len(images.class_names), platform),
         **normalization(config, images),
@@ -353,96 +350,6 @@ def create_model(config: Config, num_classes: int, platform: str) -> models.Netw
         remat=remat == "on",
         platform=platform,
     )
-
-
-def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = True) -> None:
-    """Checks everything of a config that can be checked without data.
-
-    Args:
-      config: of a run.
-      mesh: of the devices that share its batches; None skips the checks that need it.
-      training: whether it is to be trained here; devices that cannot train it may evaluate it.
-
-    Raises:
-      UserError: an unknown field or name, or an impossible value.
-    """
-    validate(config)
-    if mesh is not None and not mesh.size:
-        raise UserError("The mesh has no devices. Make it of one or more, or leave it out for all.")
-    create_model(config, 10, kernels.platform_of(mesh) if mesh else "cpu")
-    choose("data.name", config.data.name, data.DATASETS)
-    choose("data.augment", config.data.augment, augment.AUGMENTATIONS)
-    choose("data.test_augment", config.data.test_augment, augment.VIEWS)
-    choose("augment.padding_mode", config.augment.padding_mode, augment.PADDING_MODES)
-    choose("augment.flip", config.augment.flip, augment.FLIPS)
-    choose("data.protocol", config.data.protocol, data.PROTOCOLS)
-    choose("optim.name", config.optim.name, optim.OPTIMIZERS)
-    choose("optim.schedule", config.optim.schedule, optim.SCHEDULES)
-    choose("optim.penalize", config.optim.penalize, optim.MASKS)
-    _check_parts(config)
-    for option, unset in optim.OPTIONS.items():
-        value, name = config.optim[option], config.optim.name
-        if value != unset and option not in optim.options_of(name):
-            users = [repr(other) for other in optim.OPTIMIZERS if option in optim.options_of(other)]
-            coupled = f" The weight_decay of PyTorch's {name} is optim.l2, of half the strength."
-            raise UserError(
-                f"config.optim.{option} is {value}, but optim.name is {name!r}; it is for "
-                f"{' and '.join(users)}. Set optim.name to that, or {option} to {unset}."
-                + (coupled if option == "weight_decay" else "")
-            )
-    if config.optim.warmup_epochs >= config.train.epochs:
-        raise UserError(
-            f"config.optim.warmup_epochs is {config.optim.warmup_epochs}, but the run has only "
-            f"{config.train.epochs} epochs (train.epochs). Choose less."
-        )
-    devices = mesh.size if mesh else 1
-    for field in ("batch_size", "eval_batch_size") if training else ("eval_batch_size",):
-        if config.train[field] % devices:
-            raise UserError(
-                f"config.train.{field} is {config.train[field]}, which {devices} devices cannot "
-                f"share equally. Choose a multiple of {devices}."
-            )
-
-
-def unused(config: Config) -> list[str]:
-    """Names the strengths that are set and that data.augment does not use; and idle Nesterov."""
-    recipe = config.data.augment
-    taken = inspect.signature(augment.AUGMENTATIONS[recipe]).parameters
-    taken = {f"augment.{name}" for name in (*taken, "mixup", "cutmix")}
-    lines = [
-        f"{field}, because data.augment is {recipe!r}"
-        for field in changed_fields(base_config(), config)
-        if field.startswith("augment.") and field not in taken
-    ]
-    if config.optim.nesterov and not config.optim.momentum:
-        lines.append("optim.nesterov, because optim.momentum is 0")
-    return lines
-
-
-def _check_parts(config: Config) -> None:
-    """Refuses parts of a recipe that exclude each other, or whose effect another field prevents."""
-    options, recipe = config.optim, config.data.augment
-    for factor in ("start_factor", "end_factor"):
-        if options[factor] and options.schedule != "triangular":
-            raise UserError(
-                f"config.optim.{factor} is {options[factor]}, but optim.schedule is "
-                f"{options.schedule!r}; it is for 'triangular'. Set it to 0."
-            )
-    for field, unset, users in (
-        ("padding_mode", "zeros", ("weak", "strong")),
-        ("flip", "random", ("weak", "strong")),
-        ("cutout", 0, ("weak",)),
-    ):
-        if config.augment[field] != unset and recipe not in users:
-            raise UserError(
-                f"config.augment.{field} is {config.augment[field]!r}, but data.augment is "
-                f"{recipe!r}; it is for {' and '.join(map(repr, users))}. Set it to {unset!r}."
-            )
-    if config.train.lookahead_steps and config.train.ema_decay:
-        raise UserError(
-            f"config.train.lookahead_steps is {config.train.lookahead_steps} and train.ema_decay "
-            f"{config.train.ema_decay}: both average the weights. Set one of them to 0."
-        )
 
 
 def _strengths(config: Config) -> tuple[tuple[str, Any], ...]:

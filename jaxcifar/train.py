@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxcifar import data, processes, programs, sharding
+from jaxcifar.checks import check_config, unused
 from jaxcifar.config import Config, flatten
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.hooks import Hook, Hooks, Run
@@ -29,7 +30,7 @@ from jaxcifar.run.progress import Progress
 from jaxcifar.signals import Stop, interruptible
 from jaxcifar.start import InitialWeights, initial_weights
 from jaxcifar.state import TrainState
-from jaxcifar.task import Task, build, check_config, hyperparams, unused
+from jaxcifar.task import Task, build, hyperparams
 
 
 def train_and_evaluate(
@@ -157,8 +158,7 @@ def _train_epoch(
             metrics.fetch()
             _check_finite(run, position, folder)
             raise _stopped(run, position, folder)
-        # A run that was saved in the middle of a longer call makes single steps up to its end.
-        steps = 1 if run.step % task.steps_per_call else task.steps_per_call
+        steps = task.steps_from(run.step)
         with metrics.paused():  # compiles for a `steps_per_call` that was changed in mid-epoch
             program = compiled.train(steps)
         named = jax.profiler.StepTraceAnnotation("train", step_num=run.step)

@@ -8,9 +8,9 @@ import re
 import pytest
 
 from experiments.runs.rows import ROWS
+from jaxcifar.checks import check_config
 from jaxcifar.config import base_config, complete, differences, flatten, validate
 from jaxcifar.errors import UserError
-from jaxcifar.task import check_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -38,6 +38,7 @@ ORDER = (
     "state",
     "step",
     "task",
+    "checks",
     "programs",
     "run",
     "runs",

@@ -17,7 +17,7 @@ from jaxcifar.models.resnet import BasicBlock, ResNet
 from jaxcifar.models.vgg import VGG
 from jaxcifar.state import TrainState
 from jaxcifar.step import Lookahead, make_loss, make_train_step
-from tests.tiny import first_images, mesh, run, tiny, tiny_task
+from tests.tiny import first_images, mesh, run, tiny, tiny_task, with_inference
 
 # --- init -------------------------------------------------------------------------------------
 
@@ -46,7 +46,7 @@ def test_a_run_starts_from_what_the_models_init_gives(name):
             np.testing.assert_allclose(leaf, drawn, atol=3e-7 * np.abs(drawn).max())
     assert (jax.random.key_data(state.key) == jax.random.key_data(run_key)).all()
     assert state.step == 0
-    eight = initial(dataclasses.replace(made, mesh=mesh(8)), seed=3)
+    eight = initial(with_inference(made, mesh=mesh(8)), seed=3)
     jax.tree.map(np.testing.assert_array_equal, state.params, eight.params)
     other = initial(made, seed=4)
     assert not np.array_equal(state.params["conv1"]["kernel"], other.params["conv1"]["kernel"])
@@ -295,7 +295,7 @@ def lowered(network, platform, lowering):
     model = family(
         width=1.0, dropout_rate=0.2, dtype=model.dtype, platform=model.platform, **options
     )
-    made = dataclasses.replace(made, model=model)
+    made = with_inference(made, model=model)
     traced = programs.training(made, steps).trace(*programs.training_arguments(made))
     return traced.lower(lowering_platforms=(lowering,)).as_text()
 

@@ -1,5 +1,6 @@
 """A run of seconds that many tests share, the devices they use, and hooks that watch or stop it."""
 
+import dataclasses
 import os
 import signal
 import time
@@ -43,6 +44,11 @@ def tiny_task(devices=1, *, platform=None, **fields):
     config = tiny(**fields)
     images = train.load_splits(config).train
     return task.build(config, images, mesh(devices), platform=platform)
+
+
+def with_inference(made, **fields):
+    """A task with another network, other devices or another normalisation."""
+    return dataclasses.replace(made, inference=dataclasses.replace(made.inference, **fields))
 
 
 def state_of(workdir, which="last"):

@@ -5,7 +5,6 @@ loss and of the gradient's change over a range of step sizes, and the largest ra
 gradient's change to the distance. `experiments.landscape` is the command.
 """
 
-import dataclasses
 import json
 import math
 import pathlib
@@ -23,6 +22,7 @@ from experiments.runs import marks, names
 from experiments.runs.read import read_json, read_records
 from experiments.runs.rows import ROWS
 from jaxcifar import programs, train
+from jaxcifar.checks import check_config
 from jaxcifar.config import Config, complete, differences, flatten
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import append, replace, write_json
@@ -33,7 +33,6 @@ from jaxcifar.run import plots
 from jaxcifar.run.machine import environment
 from jaxcifar.run.progress import duration
 from jaxcifar.state import TrainState
-from jaxcifar.task import check_config
 
 # Step sizes of plain gradient descent: half to four times 0.1, the range of Santurkar et al.
 STEP_SIZES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
@@ -85,8 +84,8 @@ class AlongGradient(Hook):
         replace(self._path, "".join(json.dumps(record) + "\n" for record in self.found))
         self._began, self._first = time.monotonic(), run.step
         # In float32, however the run trains: a small step changes few of bfloat16's weights.
-        task = dataclasses.replace(run.task, model=run.task.model.clone(dtype=jnp.float32))
-        loss = programs.loss(task)
+        task = run.task
+        loss = programs.loss(task, task.model.clone(dtype=jnp.float32))
 
         def loss_of_batch(params: Any, state: TrainState, *images_labels_order: jax.Array):
             batch = programs.batch(task, state, *images_labels_order)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from experiments.runs.configs import Source
 from experiments.runs.read import read_json, read_records
-from jaxcifar import data, sharding, task
+from jaxcifar import checks, data, sharding, task
 from jaxcifar.config import Config
 from jaxcifar.data.spec import CIFAR10, CIFAR100
 from jaxcifar.errors import UserError, of_file
@@ -165,14 +165,14 @@ def checked(
             job = Job(source, seed, config, out / source.name / f"seed{seed}")
             try:
                 config.seed = seed
-                task.check_config(config, mesh)
+                checks.check_config(config, mesh)
             except (UserError, KeyError, TypeError) as error:
                 raise UserError(f"{source.file or source.name}: {error}") from error
             saved = None
             with contextlib.suppress(UserError, OSError):  # damaged: its turn will come
                 saved = about.read(job.workdir)
             if saved:
-                about.check_config(saved.config, config, job.workdir)
+                about.check_same_config(saved.config, config, job.workdir)
             jobs.append(job)
     return jobs
 

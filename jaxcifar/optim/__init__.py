@@ -1,6 +1,6 @@
 """Optimizers, schedules and regularizers, as optax parts that can each be used alone."""
 
-from jaxcifar.optim.optimizers import OPTIMIZERS, OPTIONS, l1_and_l2, make_optimizer, options_of
+from jaxcifar.optim.optimizers import OPTIMIZERS, l1_and_l2, make_optimizer, options_of
 from jaxcifar.optim.regularizers import (
     MASKS,
     Mask,
@@ -19,7 +19,6 @@ from jaxcifar.optim.schedules import SCHEDULES, cosine_annealing, make_schedule,
 __all__ = [
     "MASKS",
     "OPTIMIZERS",
-    "OPTIONS",
     "SCHEDULES",
     "Mask",
     "Regularizer",

@@ -49,10 +49,6 @@ def options_of(name: str) -> tuple[str, ...]:
     return tuple(inspect.signature(_OPTIMIZERS[name]).parameters)
 
 
-# Those that are fields of config.optim, and what is none of them.
-OPTIONS = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "bias_scale": 1.0}
-
-
 def _scale_norm_biases(factor: float) -> optax.GradientTransformation:
     """Multiplies the updates of the biases of normalisation layers: bn1, norm0, downsample_bn.
 

@@ -121,7 +121,7 @@ def of_checkpoint(about: About, progress: dict[str, Any], workdir: pathlib.Path)
 # --- checks -----------------------------------------------------------------------------------
 
 
-def check_config(
+def check_same_config(
     saved: Config, config: Config, workdir: pathlib.Path, *, can_go_on: bool = False
 ) -> None:
     """Checks that a run's config computes the same as `config`.

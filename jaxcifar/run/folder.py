@@ -17,7 +17,7 @@ from jaxcifar.config import Config
 from jaxcifar.errors import UserError, in_short, note, of_file
 from jaxcifar.files import file_digest, read_lines, write_json
 from jaxcifar.run import about
-from jaxcifar.run.about import About, check_alike, check_config, check_initial_weights
+from jaxcifar.run.about import About, check_alike, check_initial_weights, check_same_config
 from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
 from jaxcifar.run.digest import sha256
 from jaxcifar.run.lock import check_shared, locked
@@ -115,7 +115,7 @@ class RunFolder:
         if self._about is None:
             return None
         can_go_on = self.checkpoints.last() is not None
-        check_config(self._about.config, config, self.path, can_go_on=can_go_on)
+        check_same_config(self._about.config, config, self.path, can_go_on=can_go_on)
         path = self.path / "result.json"
         if not path.exists():
             return None
@@ -272,7 +272,7 @@ class RunFolder:
 
         def check(saved: Saved, progress: dict[str, Any]) -> None:
             if "about" in progress:
-                check_config(About.of(progress["about"]).config, config, self.path)
+                check_same_config(About.of(progress["about"]).config, config, self.path)
             if (step := _position(progress).step(steps_per_epoch)) != saved.step:
                 raise Damaged(
                     f"The checkpoint {self.checkpoints.directory / str(saved.number)} is damaged: "

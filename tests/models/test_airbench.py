@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments.report import network
-from jaxcifar import data, predict, restore, task
+from jaxcifar import checks, data, predict, restore, task
 from jaxcifar.errors import UserError
 from jaxcifar.models import airbench, create_model
 from jaxcifar.models.airbench import Airbench
@@ -153,4 +153,4 @@ def test_a_run_resumes_and_is_evaluated_as_it_was(tmp_path):
 )
 def test_parts_that_would_do_nothing_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
-        task.check_config(tiny(**fields))
+        checks.check_config(tiny(**fields))

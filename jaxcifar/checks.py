@@ -1,0 +1,105 @@
+"""What can be wrong with a config, or without effect in it, as far as it shows without data."""
+
+import inspect
+
+from jax.sharding import Mesh
+
+from jaxcifar import augment, data, kernels, optim
+from jaxcifar.config import Config, base_config, changed_fields, flatten, validate
+from jaxcifar.errors import UserError, choose
+from jaxcifar.task import create_model
+
+# The fields that name one of several.
+_CHOICES = {
+    "data.name": data.DATASETS,
+    "data.augment": augment.AUGMENTATIONS,
+    "data.test_augment": augment.VIEWS,
+    "augment.padding_mode": augment.PADDING_MODES,
+    "augment.flip": augment.FLIPS,
+    "data.protocol": data.PROTOCOLS,
+    "optim.name": optim.OPTIMIZERS,
+    "optim.schedule": optim.SCHEDULES,
+    "optim.penalize": optim.MASKS,
+}
+# The fields that only some of those have a use for: {field: (the field that names them, which)}.
+_ONLY_FOR = {
+    **{
+        f"optim.{option}": (
+            "optim.name",
+            tuple(name for name in optim.OPTIMIZERS if option in optim.options_of(name)),
+        )
+        for name in optim.OPTIMIZERS
+        for option in optim.options_of(name)
+        if option in base_config().optim
+    },
+    "optim.start_factor": ("optim.schedule", ("triangular",)),
+    "optim.end_factor": ("optim.schedule", ("triangular",)),
+    "augment.padding_mode": ("data.augment", ("weak", "strong")),
+    "augment.flip": ("data.augment", ("weak", "strong")),
+    "augment.cutout": ("data.augment", ("weak",)),
+}
+
+
+def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = True) -> None:
+    """Checks everything of a config that can be checked without data.
+
+    Args:
+      config: of a run.
+      mesh: of the devices that share its batches; None skips the checks that need it.
+      training: whether it is to be trained here; devices that cannot train it may evaluate it.
+
+    Raises:
+      UserError: an unknown field or name, an impossible value, or a mesh of no devices.
+    """
+    validate(config)
+    if mesh is not None and mesh.size == 0:
+        raise UserError("The mesh has no devices. Make it of one or more, or leave it out for all.")
+    create_model(config, 10, kernels.platform_of(mesh) if mesh else "cpu")
+    given, unset = flatten(config), flatten(base_config())
+    for field, names in _CHOICES.items():
+        choose(field, given[field], names)
+    for field, (chooser, users) in _ONLY_FOR.items():
+        if given[field] != unset[field] and given[chooser] not in users:
+            raise UserError(
+                f"config.{field} is {given[field]!r}, but {chooser} is {given[chooser]!r}; it is "
+                f"for {' and '.join(map(repr, users))}. Set {chooser} to that, or {field} to "
+                f"{unset[field]!r}."
+                + (
+                    f" The weight_decay of PyTorch's {config.optim.name} is optim.l2, of half the "
+                    "strength."
+                    if field == "optim.weight_decay"
+                    else ""
+                )
+            )
+    if config.train.lookahead_steps and config.train.ema_decay:
+        raise UserError(
+            f"config.train.lookahead_steps is {config.train.lookahead_steps} and train.ema_decay "
+            f"{config.train.ema_decay}: both average the weights. Set one of them to 0."
+        )
+    if config.optim.warmup_epochs >= config.train.epochs:
+        raise UserError(
+            f"config.optim.warmup_epochs is {config.optim.warmup_epochs}, but the run has only "
+            f"{config.train.epochs} epochs (train.epochs). Choose a smaller value."
+        )
+    devices = mesh.size if mesh else 1
+    for field in ("batch_size", "eval_batch_size") if training else ("eval_batch_size",):
+        if config.train[field] % devices:
+            raise UserError(
+                f"config.train.{field} is {config.train[field]}, which {devices} devices cannot "
+                f"share equally. Choose a multiple of {devices}."
+            )
+
+
+def unused(config: Config) -> list[str]:
+    """Names the strengths that are set and that data.augment does not use; and idle Nesterov."""
+    recipe = config.data.augment
+    taken = inspect.signature(augment.AUGMENTATIONS[recipe]).parameters
+    taken = {f"augment.{name}" for name in (*taken, "mixup", "cutmix")}
+    lines = [
+        f"{field}, because data.augment is {recipe!r}"
+        for field in changed_fields(base_config(), config)
+        if field.startswith("augment.") and field not in taken
+    ]
+    if config.optim.nesterov and not config.optim.momentum:
+        lines.append("optim.nesterov, because optim.momentum is 0")
+    return lines
