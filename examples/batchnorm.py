@@ -1,7 +1,7 @@
 # %% [markdown]
 # # What does BatchNorm do?
 #
-# VGG-A is trained twice, without and with BatchNorm: an eighth of the real width, on handwritten
+# VGG-A is trained twice, without and with BatchNorm: at an eighth of the full width, on handwritten
 # digits, in about three minutes on one CPU core. A GPU is used if there is one.
 
 # %%
@@ -79,8 +79,8 @@ for axes, (name, label) in zip(panels, NAMES.items(), strict=True):
     axes.set(title=label, xlabel="training step", ylabel="loss along the gradient", yscale="log")
 
 # %% [markdown]
-# The band is the range of the losses. Where it is narrow and low, a step of any of these sizes
-# does about the same good: the gradient can be trusted. Which network gets there first?
+# The band is the range of the losses. Where it is narrow and low, steps of all these sizes work
+# about equally well: the gradient can be trusted. Which network gets there first?
 #
 # ## A slice of the loss
 #

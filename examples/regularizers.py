@@ -30,7 +30,7 @@ def loss(w):
 # %% [markdown]
 # ## One loop for all
 #
-# The penalty is not part of the loss. It is a link in the optimizer's chain that adds the
+# The penalty is not part of the loss. It is a transformation in the optimizer's chain that adds the
 # penalty's gradient: λ·sign(w) for L1, λ Σ|w|, and 2λ·w for L2, λ Σw². The proximal form of L1
 # comes *last*: it moves each weight towards 0 by learning rate · λ, and sets to 0 what would
 # cross it.
@@ -73,10 +73,10 @@ panels[0].set_ylabel("value (grey: the truth)")
 plt.show()
 
 # %% [markdown]
-# Without a penalty, or with L2, every weight gets a share. L1 picks the five: its pull does not
-# fade as a weight shrinks, so only what the data insist on survives, and even that a little too
-# small, by the same pull. Subgradient steps (`add_l1`) leave the others jumping about 0; the
-# proximal step makes them exactly 0.
+# Without a penalty, or with L2, nearly every weight ends up nonzero. L1 finds the five: its pull
+# does not weaken as a weight shrinks, so only weights that the data clearly need survive, and the
+# same pull leaves those a little too small. Subgradient steps (`add_l1`) leave the others
+# oscillating around 0; the proximal step makes them exactly 0.
 #
 # For a network, choose which parameters to penalize with `mask`: `add_l1(1e-5, kernels_only)`,
 # from `jaxcifar.optim`, spares biases and BatchNorm's parameters.
