@@ -13,36 +13,75 @@ everywhere. The page shows the pictures that `figures` and `experiments.landscap
 """
 
 import argparse
+import pathlib
+import shlex
 import sys
 from types import ModuleType
 
 from experiments.report import claims, figures, page, tables
-from experiments.runs.read import finished_sweeps
+from experiments.runs.read import Sweep, sweeps
 from jaxcifar.errors import UserError, choose
-from jaxcifar.files import replace, write_json
+from jaxcifar.files import replace
 from jaxcifar.kernels import compilation
 from jaxcifar.options import user_path
 from jaxcifar.signals import exit_code
 
 
+def _finished(folder: pathlib.Path) -> list[Sweep]:
+    """Reads the sweeps below `folder` that have a finished run; prints what is not finished.
+
+    Raises:
+      UserError: none has, or runs cannot be read.
+    """
+    found, waiting = [], []
+    for sweep in sweeps(folder):
+        if sweep.finished.runs:
+            found.append(sweep)
+            continue
+        begun = [run for run in sweep.runs if not run.imported]
+        if begun:
+            states = ", ".join(f"{run.name} seed {run.seed}: {run.progress}" for run in begun)
+            waiting.append(
+                f"No run in {sweep.folder} is finished ({states}). Start the sweep again."
+            )
+        waiting += [
+            f"{run.folder} holds imported weights, not trained. Evaluate them: jaxcifar eval "
+            f"{shlex.quote(str(run.folder))}"
+            for run in sweep.runs
+            if run.imported
+        ]
+    if not found:
+        raise UserError("\n".join(waiting))
+    print("".join(f"{line}\n" for line in waiting), end="")
+    return found
+
+
+def _print(paths: list[pathlib.Path]) -> None:
+    for path in paths:
+        if path.suffix == ".md":
+            print(path.read_text(encoding="utf-8"))
+    print("".join(f"wrote {path}\n" for path in paths), end="", flush=True)
+
+
 def _tables(arguments: argparse.Namespace) -> int:
-    paths = tables.write(arguments.folder, arguments.against)
-    print("\n".join(path.read_text(encoding="utf-8") for path in paths if path.suffix == ".md"))
-    print("\n".join(f"wrote {path}" for path in paths))
+    found, against = _finished(arguments.folder), arguments.against
+    if against:
+        choose(
+            "--against", against, {name: None for sweep in found for name in sweep.finished.names}
+        )
+    for sweep in found:
+        if against and against not in sweep.finished.names:
+            print(f"{sweep.folder} has no finished run of {against} to compare its own with.")
+        _print(tables.write(sweep, against))
     return 0
 
 
 def _claims(arguments: argparse.Namespace) -> int:
-    for sweep in finished_sweeps(arguments.folder):
-        if not sweep.rows.runs:
+    for sweep in _finished(arguments.folder):
+        paths = claims.write(sweep)
+        if not paths:
             print(f"{sweep.folder} has no run of the original report's rows, so no claims to test.")
-            continue
-        records = claims.judge(sweep)
-        text = claims.markdown(records, sweep)
-        write_json(sweep.folder / "claims.json", records)
-        replace(sweep.folder / "claims.md", text)
-        print(text)
-        print(f"wrote {sweep.folder / 'claims.md'} and claims.json")
+        _print(paths)
     return 0
 
 
@@ -54,22 +93,22 @@ def _figures(arguments: argparse.Namespace) -> int:
     if arguments.image < 0:
         raise UserError(f"--image is {arguments.image}; it must be at least 0.")
     compilation.use_cache()
-    found = finished_sweeps(arguments.folder)
-    chosen = {sweep.folder: figures.choose_run(sweep) for sweep in found}
-    if arguments.run:
-        runs = {run.folder.resolve(): (sweep, run) for sweep in found for run in sweep.runs}
-        if arguments.run.resolve() not in runs:
-            raise UserError(f"--run={arguments.run} is not a run below {arguments.folder}.")
-        sweep, run = runs[arguments.run.resolve()]
-        if not (run.folder / "checkpoints").is_dir():
-            raise UserError(f"--run={arguments.run} has no checkpoints/ folder to draw from.")
-        chosen[sweep.folder] = run
-    failed = False
+    found = _finished(arguments.folder)
+    if arguments.data_dir:
+        found = [sweep.with_data_in(arguments.data_dir) for sweep in found]
+    runs = {run.folder.resolve(): run for sweep in found for run in sweep.runs}
+    named = runs.get(arguments.run.resolve()) if arguments.run else None
+    if arguments.run and named is None:
+        raise UserError(f"--run={arguments.run} is not a run below {arguments.folder}.")
+    if named and not (named.folder / "checkpoints").is_dir():
+        raise UserError(f"--run={arguments.run} has no checkpoints/ folder to draw from.")
+    asked, failed = set(only) != set(figures.FIGURES), False
     for sweep in found:
-        lines = figures.draw(sweep, only, chosen[sweep.folder], arguments.image)
-        print("\n".join(lines), flush=True)
-        asked = set(only) != set(figures.FIGURES)
-        failed |= asked and any(line.startswith("no ") for line in lines)
+        chosen = named if named in sweep.runs else figures.choose_run(sweep)
+        drawn, missing = figures.draw(sweep, only, chosen, arguments.image)
+        _print(drawn)
+        print("".join(f"{line}\n" for line in missing), end="", flush=True)
+        failed |= asked and bool(missing)
     return 1 if failed else 0
 
 
@@ -110,7 +149,9 @@ def main(argv: list[str] | None = None) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.set_defaults(run_command=COMMANDS[name])
-        command.add_argument("folder", type=user_path, help="a sweep's, or above several")
+        command.add_argument(
+            "folder", type=user_path, help="the folder of one sweep, or one that holds several"
+        )
         return command
 
     writing = add("tables", tables)
@@ -121,8 +162,9 @@ def main(argv: list[str] | None = None) -> int:
     drawing = add("figures", figures)
     every = ", ".join(figures.FIGURES)
     drawing.add_argument("--only", default=",".join(figures.FIGURES), help=f"of {every}")
-    drawing.add_argument("--run", type=user_path, help="whose network to draw")
+    drawing.add_argument("--run", type=user_path, help="the run whose network is drawn")
     drawing.add_argument("--image", type=int, default=0, help="the test image of fig2 (default 0)")
+    drawing.add_argument("--data-dir", type=user_path, help="the folder of CIFAR, if it has moved")
     building = add("page", page)
     building.add_argument("--out", type=user_path, help="the file (default FOLDER/report.html)")
     arguments = parser.parse_args(argv)

@@ -16,6 +16,7 @@ its factors, the original draws no conclusion.) Runs of other configs are ignore
 """
 
 import math
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from experiments.runs.read import Run, Sweep
 from experiments.runs.rows import ROWS, WITH_BN, WITHOUT_BN
 from experiments.runs.stats import Contrast, Estimate, Sample, contrast, difference, estimate
 from experiments.runs.table import Table
+from jaxcifar.files import replace, write_json
 
 SMOOTHING_STEPS = 20  # of the loss curves whose gap between learning rates is measured
 
@@ -419,6 +421,17 @@ def tables(records: list[dict[str, Any]]) -> list[Table]:
         lines = [describe(record) for record in records if record["claim"] == claim]
         found.append(Table(claim, list(lines[0]), [list(line.values()) for line in lines]))
     return found
+
+
+def write(sweep: Sweep) -> list[pathlib.Path]:
+    """Writes the verdicts beside the sweep's runs; returns the files, [] without a run of a row."""
+    if not sweep.rows.runs:
+        return []
+    records = judge(sweep)
+    paths = [sweep.folder / "claims.md", sweep.folder / "claims.json"]
+    replace(paths[0], markdown(records, sweep))
+    write_json(paths[1], records)
+    return paths
 
 
 def markdown(records: list[dict[str, Any]], sweep: Sweep) -> str:

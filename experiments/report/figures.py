@@ -6,16 +6,19 @@ They are PNG and PDF files in each sweep's figures/ folder:
     fig3, fig4    the same for VGG-A without and with BatchNorm, all four learning rates
     fig5          the training loss by step, and the gap between the learning rates
     accuracy      validation error against parameters, and against training time
-    augment       what each augmentation does to some images
+    augment       what each augmentation does to some images, with the strengths of one run
 
-and of one trained network (--run; by default the best finished one that has its checkpoint):
+and of one trained network:
 
     fig2          its first layer: kernels, and feature maps of one image
     confusion     which classes are taken for which
     classes       the accuracy of each class
     mistakes      the most confident mistakes
+
+The one run is that of --run; by default the best finished one that has its checkpoint.
 """
 
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Sequence
@@ -25,6 +28,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import ScalarFormatter
 
 from experiments.report import network
+from experiments.report.pictures import signed
 from experiments.runs import names
 from experiments.runs.read import Run, Sweep
 from experiments.runs.rows import WITH_BN, WITHOUT_BN
@@ -36,23 +40,13 @@ from jaxcifar.run import plots
 MARKERS = "osD^v<>PX*hdp"  # of models, in the order of MODELS, and again from the first
 
 
-def caption(sweep: Sweep) -> str:
-    """Says below a title which runs were shortened or changed, and how; "" for full ones."""
-    return "".join(f"\n† {note}" for note in sweep.notes)
-
-
-def keywords_of(runs: Sequence[Run]) -> str:
-    """Returns what a picture's metadata says it was drawn of: "row1/seed0, row1/seed1"."""
-    return ", ".join(f"{run.name}/seed{run.seed}" for run in runs)
-
-
 def _model(run: Run) -> str:
     return run.config["model.name"]
 
 
 def _title(run: Run) -> str:
     table = "config" if not run.row else "row" if run.name.startswith("row") else "VGG row"
-    return f"{names.shown(_model(run))} ({table} {run.label})"
+    return f"{names.shown(_model(run))} ({table} {run.label}{'†' if run.mark else ''})"
 
 
 def _rate(run: Run) -> str:
@@ -70,31 +64,20 @@ def _clip(axes: Axes, top: float, highest: float) -> None:
 # --- histories --------------------------------------------------------------------------------
 
 
-def histories(sweep: Sweep, folder: pathlib.Path) -> list[str]:
-    """Draws a history of each row or config; returns the names of the pictures."""
-    drawn = []
-    for name in sweep.finished.names:
-        done = sweep.finished.of(name)
-        seeds = f"{len(done)} seeds: mean, lowest to highest" if len(done) > 1 else ""
-        title = ", ".join(filter(None, [_title(done[0]), seeds]))
-        title += f"\n{done[0].mark}" if done[0].mark else ""
-        paths = plots.png_and_pdf(folder, f"history_{name}")
-        training = plots.training_loss(done[0].config)
-        records, keywords = [run.records for run in done], keywords_of(done)
-        plots.plot_history(records, title, *paths, training=training, keywords=keywords)
-        drawn.append(f"history_{name}")
-    return drawn
+def history(part: Sweep, paths: list[pathlib.Path]) -> None:
+    """Draws the history of a row or config."""
+    run, *others = part.runs
+    title = _title(run)
+    if others:
+        title += f", {len(part.runs)} seeds: mean, lowest to highest"
+    said, training = signed(part, title), plots.training_loss(run.config)
+    title, keywords = said["title"], said["keywords"]
+    records = [run.records for run in part.runs]
+    plots.plot_history(records, title, *paths, training=training, keywords=keywords)
 
 
-def _vgg_history(
-    sweep: Sweep, rows: Sequence[str], title: str, folder: pathlib.Path, stem: str
-) -> list[str]:
-    done = sweep.finished.only(rows)
-    if not done.runs:
-        return []
-    title += caption(done)
-    paths, keywords = plots.png_and_pdf(folder, stem), keywords_of(done.runs)
-    with plots.drawing(*paths, size=(9, 6.4), title=title, keywords=keywords) as figure:
+def _vgg_history(part: Sweep, paths: list[pathlib.Path], rows: Sequence[str], title: str) -> None:
+    with plots.drawing(*paths, size=(9, 6.4), **signed(part, title)) as figure:
         panels = figure.subplots(2, 2, sharex=True, sharey="row")
         shown = (
             (panels[0, 0], "train_ce", 1),
@@ -102,8 +85,8 @@ def _vgg_history(
             (panels[1, 0], "train_accuracy", 100),
             (panels[1, 1], "val_accuracy", 100),
         )
-        for name in done.names:
-            runs, style = done.of(name), plots.LINES[rows.index(name)]
+        for name in part.names:
+            runs, style = part.of(name), plots.LINES[rows.index(name)]
             epochs = [record["epoch"] for record in runs[0].records]
             for axes, quantity, scale in shown:
                 values = [[scale * record[quantity] for record in run.records] for run in runs]
@@ -115,23 +98,22 @@ def _vgg_history(
         for axes in panels.flat:
             plots.grid(axes, whole_x=True)
         # An exploded first epoch would flatten everything that follows.
-        records = [record for run in done.runs for record in run.records]
+        records = [record for run in part.runs for record in run.records]
         highest = max(record[name] for record in records for name in ("train_ce", "val_loss"))
         _clip(panels[0, 0], min(panels[0, 0].get_ylim()[1], 3.0), highest)
         for axes in panels[1]:
             axes.set_xlabel("epoch")
         panels[0, 0].legend(fontsize=8)
-    return [stem]
 
 
-def fig3(sweep: Sweep, folder: pathlib.Path) -> list[str]:
+def fig3(part: Sweep, paths: list[pathlib.Path]) -> None:
     """Draws the histories of VGG-A without BatchNorm."""
-    return _vgg_history(sweep, WITHOUT_BN, "VGG-A without batch normalization", folder, "fig3")
+    _vgg_history(part, paths, WITHOUT_BN, "VGG-A without batch normalization")
 
 
-def fig4(sweep: Sweep, folder: pathlib.Path) -> list[str]:
+def fig4(part: Sweep, paths: list[pathlib.Path]) -> None:
     """Draws the histories of VGG-A with BatchNorm."""
-    return _vgg_history(sweep, WITH_BN, "VGG-A with batch normalization", folder, "fig4")
+    _vgg_history(part, paths, WITH_BN, "VGG-A with batch normalization")
 
 
 # --- figure 5 ---------------------------------------------------------------------------------
@@ -153,16 +135,13 @@ def _curves_of_fig5(done: Sweep) -> tuple[int, list[np.ndarray]]:
     return window, [of_rows for of_rows in curves if of_rows is not None]
 
 
-def fig5(sweep: Sweep, folder: pathlib.Path) -> list[str]:
+def fig5(part: Sweep, paths: list[pathlib.Path]) -> None:
     """Draws the training loss by step at four learning rates, and the gap between them.
 
     The seeds that all eight rows have are averaged. The loss is smoothed over a fortieth of the
     steps.
     """
-    done = sweep.finished.only(_ROWS_OF_FIG5)
-    window, curves = _curves_of_fig5(done)
-    if not curves:
-        return []
+    window, curves = _curves_of_fig5(part)
     mean = np.mean(curves, axis=0)
     groups = {
         "without BN": (WITHOUT_BN, mean[: len(WITHOUT_BN)]),
@@ -170,18 +149,16 @@ def fig5(sweep: Sweep, folder: pathlib.Path) -> list[str]:
     }
     of_seeds = f", mean of {len(curves)} seeds" if len(curves) > 1 else ""
     title = f"Training loss at four learning rates (smoothed over {window} steps{of_seeds})"
-    title += caption(done)
     bands = {
         "without BN": {"color": "#e08a1e", "hatch": "//"},
         "with BN": {"color": "#1f4e9c", "hatch": ""},
     }
-    paths, keywords = plots.png_and_pdf(folder, "fig5"), keywords_of(done.runs)
-    with plots.drawing(*paths, size=(12, 4), title=title, keywords=keywords) as figure:
+    with plots.drawing(*paths, size=(12, 4), **signed(part, title)) as figure:
         panels = figure.subplots(1, 3, sharey=True, sharex=True)
         for axes, (label, (names_of, losses)) in zip(panels, groups.items(), strict=False):
             steps = np.arange(window, window + losses.shape[1])
             for name, curve, style in zip(names_of, losses, plots.LINES, strict=True):
-                axes.plot(steps, curve, label=_rate(done.of(name)[0]), lw=1.1, **style)
+                axes.plot(steps, curve, label=_rate(part.of(name)[0]), lw=1.1, **style)
             for target in (axes, panels[2]):
                 plots.gap(target, steps, losses, label=label, **bands[label])
             axes.set_title(label)
@@ -194,28 +171,22 @@ def fig5(sweep: Sweep, folder: pathlib.Path) -> list[str]:
         # The first steps at 3e-3 can be far above chance, which is ln 10 = 2.3.
         top = 1.1 * max(float(np.quantile(losses, 0.97)) for _, losses in groups.values())
         _clip(panels[0], max(top, 1e-3), float(mean.max()))
-    return ["fig5"]
 
 
 # --- accuracy versus cost ----------------------------------------------------------------------
 
 
-def accuracy(sweep: Sweep, folder: pathlib.Path) -> list[str]:
+def accuracy(part: Sweep, paths: list[pathlib.Path]) -> None:
     """Draws the validation error against parameters and against training time."""
-    done = sweep.finished
-    if not done.runs:
-        return []
     title = "Validation error, best epoch (bars: 95% interval over seeds)"
-    title += caption(done)
-    paths, keywords = plots.png_and_pdf(folder, "accuracy"), keywords_of(done.runs)
-    models = list(dict.fromkeys(_model(done.of(name)[0]) for name in done.names))
+    models = list(dict.fromkeys(_model(part.of(name)[0]) for name in part.names))
     styles = model_styles(models)
-    mixed = len({run.data_set for run in done.runs}) > 1
-    with plots.drawing(*paths, size=(10, 4.6), title=title, keywords=keywords) as figure:
+    mixed = len({run.data_set for run in part.runs}) > 1
+    with plots.drawing(*paths, size=(10, 4.6), **signed(part, title)) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         labels: tuple[list, list] = ([], [])
-        for name in done.names:
-            runs = done.of(name)
+        for name in part.names:
+            runs = part.of(name)
             value = estimate([100 - 100 * run.best["val_accuracy"] for run in runs])
             bar = None if math.isnan(value.half) else value.half
             results = [run.result for run in runs if run.result]
@@ -245,7 +216,6 @@ def accuracy(sweep: Sweep, folder: pathlib.Path) -> list[str]:
             axes.margins(x=0.15)
             axes.autoscale_view()
             _label(axes, points)
-    return ["accuracy"]
 
 
 def model_styles(models: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -284,34 +254,47 @@ def _label(axes: Axes, points: list[tuple[float, float, str]]) -> None:
 
 # --- all of them ------------------------------------------------------------------------------
 
+Drawer = Callable[[Sweep, list[pathlib.Path]], None]  # of the runs to draw, and the files to write
 
-def sources(sweep: Sweep) -> dict[str, list[Run]]:
-    """Returns the pictures that can be drawn of a sweep, and of which runs.
-
-    That of a network is of the run that `draw` gets by default.
-    """
-    done = sweep.finished
-    found = {f"history_{name}": done.of(name) for name in done.names}
-    for stem, rows in (("fig3", WITHOUT_BN), ("fig4", WITH_BN), ("fig5", _ROWS_OF_FIG5)):
-        part = done.only(rows)
-        if part.runs and (stem != "fig5" or _curves_of_fig5(part)[1]):
-            found[stem] = list(part.runs)
-    if done.runs:
-        found["accuracy"] = list(done.runs)
-    for name in network.OF_NETWORK:
-        if run := choose_run(sweep) or (sweep.runs[0] if name == "augment" else None):
-            found[name] = [run]
-    return found
-
-
-OF_RUNS: dict[str, Callable[[Sweep, pathlib.Path], list[str]]] = {
-    "history": histories,
+OF_NETWORK: dict[str, Drawer] = {  # they need a checkpoint
+    "fig2": network.fig2,
+    "confusion": network.confusion,
+    "classes": network.classes,
+    "mistakes": network.mistakes,
+}
+FIGURES: dict[str, Drawer] = {
+    "history": history,
     "fig3": fig3,
     "fig4": fig4,
     "fig5": fig5,
     "accuracy": accuracy,
+    "augment": network.augmentations,
+    **OF_NETWORK,
 }
-FIGURES = (*OF_RUNS, *network.OF_NETWORK)
+OF_ONE_RUN = ("augment", *OF_NETWORK)
+
+
+def possible(sweep: Sweep, chosen: Run | None) -> dict[str, Sweep]:
+    """Returns the pictures that can be drawn of a sweep, and the runs that each is of.
+
+    Args:
+      sweep: has a finished run.
+      chosen: the run whose network to draw, see `choose_run`.
+    """
+    done = sweep.finished
+    of_fig5 = done.only(_ROWS_OF_FIG5)
+    of_network = Sweep(sweep.folder, (chosen,) if chosen else ())
+    found = {f"history_{name}": done.only([name]) for name in done.names}
+    found |= {"fig3": done.only(WITHOUT_BN), "fig4": done.only(WITH_BN)}
+    found |= {"fig5": of_fig5} if _curves_of_fig5(of_fig5)[1] else {}
+    found |= {"accuracy": done, "augment": Sweep(sweep.folder, (chosen or done.runs[0],))}
+    found |= dict.fromkeys(OF_NETWORK, of_network)
+    return {stem: part for stem, part in found.items() if part.runs}
+
+
+def figure_of(stem: str) -> str:
+    """Returns which of `FIGURES` a picture is: "history" of "history_row9"."""
+    return "history" if stem.startswith("history_") else stem
 
 
 def choose_run(sweep: Sweep) -> Run | None:
@@ -320,39 +303,42 @@ def choose_run(sweep: Sweep) -> Run | None:
     return max(there, key=lambda run: run.best["val_accuracy"], default=None)
 
 
-def draw(sweep: Sweep, only: Sequence[str], chosen: Run | None, image: int) -> list[str]:
-    """Draws figures of a sweep; returns a line about each."""
-    folder = sweep.folder / "figures"
+def draw(
+    sweep: Sweep, only: Sequence[str], chosen: Run | None, image: int
+) -> tuple[list[pathlib.Path], list[str]]:
+    """Draws figures of a sweep into its folder figures/.
+
+    Args:
+      sweep, chosen: see `possible`.
+      only: which of `FIGURES`.
+      image: the test image of fig2.
+
+    Returns:
+      The files, and a line about each figure that cannot be drawn.
+    """
+    folder, parts = sweep.folder / "figures", possible(sweep, chosen)
     folder.mkdir(exist_ok=True)
-    lines = []
+    drawn: list[pathlib.Path] = []
+    missing = []
     for name in only:
-        if name in OF_RUNS:
-            drawn = OF_RUNS[name](sweep, folder)
-            lines += [f"drew {folder / stem}.png and .pdf" for stem in drawn]
-            if not drawn:
-                lines.append(f"no {name}: it needs finished runs that are not in {sweep.folder}")
-        else:
-            lines.append(_draw_of_network(name, sweep, chosen, image))
-    return lines
+        drawer = functools.partial(network.fig2, image=image) if name == "fig2" else FIGURES[name]
+        stems = [stem for stem in parts if figure_of(stem) == name]
+        if not stems:
+            missing.append(f"no {name}: {_needs(name, sweep)}")
+        for stem in stems:
+            paths = plots.png_and_pdf(folder, stem)
+            try:
+                drawer(parts[stem], paths)
+                drawn += paths
+            except UserError as error:  # the images are not there, say; others can be drawn
+                missing.append(f"no {stem}: {error}")
+    return drawn, missing
 
 
-def _draw_of_network(name: str, sweep: Sweep, chosen: Run | None, image: int) -> str:
-    run, note, more = chosen, "", {"image": image} if name == "fig2" else {}
-    if name == "augment":  # needs a run's strengths, no checkpoint
-        run = chosen or sweep.runs[0]
-    if run is None:
+def _needs(name: str, sweep: Sweep) -> str:
+    if name in OF_NETWORK:
         return (
-            f"no {name}: no finished run in {sweep.folder} has its checkpoints/ folder. Train one "
-            "with the sweep, or name one with --run=FOLDER."
+            f"no finished run in {sweep.folder} has its checkpoints/ folder. Train one with the "
+            "sweep, or name one with --run=FOLDER."
         )
-    if chosen is not None:
-        parts = [f"{run.name}, seed {run.seed}", run.mark]
-        if run.result is None:
-            parts.append(f"UNFINISHED: epoch {run.progress}")
-        note = "\n" + "; ".join(filter(None, parts))
-    paths = plots.png_and_pdf(sweep.folder / "figures", name)
-    try:
-        network.OF_NETWORK[name](run.folder, paths, note, **more)
-    except UserError as error:  # the images are not there, say; the other figures can be drawn
-        return f"no {name}: {error}"
-    return f"drew {paths[0]} and .pdf, of {run.folder}"
+    return f"it needs finished runs that are not in {sweep.folder}."

@@ -15,12 +15,10 @@ import time
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from experiments.landscape.gradient import effective_smoothness, note_of
 from experiments.landscape.slices import statistics_note
-from experiments.report import claims, figures, tables
-from experiments.report.network import OF_NETWORK
+from experiments.report import claims, figures, pictures, tables
 from experiments.runs.provenance import commands, provenance
 from experiments.runs.read import Sweep, read_json, read_records, sweeps
 from experiments.runs.rows import ROWS
@@ -96,8 +94,8 @@ def sweep_section(name: str, sweep: Sweep, judged: list[dict[str, Any]]) -> str:
     for run in sweep.runs:
         if run.result is None:
             (command,) = commands(Sweep(sweep.folder, (run,)))
-            again = f" Start it again: `{command}`" if run.original else ""
-            missing.append(f"{run.name}, seed {run.seed}: unfinished, epoch {run.progress}.{again}")
+            again = f" Start it again: `{command}`" if run.original and not run.imported else ""
+            missing.append(f"{run.name}, seed {run.seed}: unfinished, {run.progress}.{again}")
     if sweep.finished.runs:
         for grid in tables.tables(sweep):
             parts += [f"<h3>{text(grid.title)}</h3>", table(grid)]
@@ -134,17 +132,17 @@ def _claims(judged: list[dict[str, Any]]) -> str:
 
 def _figures(sweep: Sweep) -> tuple[str, list[str]]:
     there = {path.stem: path for path in sorted((sweep.folder / "figures").glob("*.png"))}
-    possible = figures.sources(sweep)
+    possible = figures.possible(sweep, figures.choose_run(sweep))
     order = [*CAPTIONS, *(stem for stem in (*there, *possible) if stem not in CAPTIONS)]
     shown, absent, histories = [], [], []
     for stem in dict.fromkeys(order):
-        name = stem.removeprefix("history_")
+        name, figure = stem.removeprefix("history_"), figures.figure_of(stem)
         of_name = f"Training history of {name}." if name in sweep.names else stem
-        caption, figure = CAPTIONS.get(stem, of_name), stem if name == stem else "history"
+        caption = CAPTIONS.get(stem, of_name)
         command = _command("report figures", sweep.folder, f"--only={figure}")
         if stem in there:
-            drawn_of = _keywords(there[stem])
-            if drawn_of and drawn_of != figures.keywords_of(possible.get(stem, [])):
+            drawn_of = pictures.drawn_of(there[stem])
+            if drawn_of and drawn_of not in _runs_of(stem, sweep, possible):
                 caption += f" Drawn of other runs than the tables are of. Again: `{command}`"
             shown.append(picture(there[stem], caption))
         elif stem in possible and figure == "history":
@@ -154,18 +152,18 @@ def _figures(sweep: Sweep) -> tuple[str, list[str]]:
     if histories:
         command = _command("report figures", sweep.folder, "--only=history")
         absent.append(f"Training histories of {', '.join(histories)}. `{command}`")
-    if others := [name for name in OF_NETWORK if name not in there and name not in possible]:
+    if others := [
+        name for name in figures.OF_NETWORK if name not in there and name not in possible
+    ]:
         absent.append(f"{', '.join(others)}: no finished run has its checkpoints/ folder.")
     return "\n".join(shown), absent
 
 
-def _keywords(path: pathlib.Path) -> str:
-    """What `plots.drawing` was given; "" of an earlier version's pictures, and of what is none."""
-    try:
-        with Image.open(path) as picture:
-            return picture.info.get("Keywords", "")
-    except (OSError, ValueError, SyntaxError):
-        return ""
+def _runs_of(stem: str, sweep: Sweep, possible: dict[str, Sweep]) -> list[str]:
+    """Returns the keywords that a picture of the runs in the tables can have."""
+    if stem in figures.OF_ONE_RUN:
+        return [pictures.keywords([run]) for run in sweep.runs]
+    return [pictures.keywords(possible[stem].runs)] if stem in possible else []
 
 
 def landscape_section(folder: pathlib.Path) -> str:

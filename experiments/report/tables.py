@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 from experiments.runs import names
 from experiments.runs.provenance import commands, provenance
-from experiments.runs.read import Run, Sweep, differences, finished_sweeps
+from experiments.runs.read import Run, Sweep, differences
 from experiments.runs.rows import TABLE_3, TABLE_4
-from experiments.runs.stats import Estimate, difference, estimate
+from experiments.runs.stats import Contrast, Estimate, difference, estimate
 from experiments.runs.table import Table
-from jaxcifar.errors import choose
 from jaxcifar.files import replace
 from jaxcifar.run.progress import duration
 
@@ -29,18 +28,31 @@ CAVEATS = (
 
 
 class Metric(NamedTuple):
-    """A column of the original report's tables."""
+    """A number of each run, and how it is written."""
 
     name: str  # in metrics.jsonl and `Row`
     title: str
     percent: bool
+    once: bool = False  # of the test set instead, as a run with held-out images uses it at the end
+
+    def text(self, value: float, sign: str = "") -> str:
+        """Returns "93.35" or "0.2340"; with sign "+", as a difference."""
+        return f"{100 * value:{sign}.2f}" if self.percent else f"{value:{sign}.4f}"
+
+    @property
+    def unit(self) -> str:
+        return "%" if self.percent else ""
 
 
-METRICS = (
+METRICS = (  # the columns of the original report's tables
     Metric("train_loss", "Train. loss", False),
     Metric("val_loss", "Val. loss", False),
     Metric("train_accuracy", "Train. acc.", True),
     Metric("val_accuracy", "Val. acc.", True),
+)
+TESTED = (  # what the original calls validation is its test set
+    Metric("val_loss", "Test loss, once", False, once=True),
+    Metric("val_accuracy", "Test accuracy, once", True, once=True),
 )
 SETTINGS = (
     *("Data", "Model", "Size", "Activation", "Dropout", "Regularization"),
@@ -83,10 +95,12 @@ def _model(run: Run) -> str:
     return names.shown(run.config["model.name"])
 
 
-def ours(runs: Sequence[Run], metric: Metric, which: str = "best") -> Estimate:
-    """Returns a metric over seeds, at each run's best or last epoch."""
-    records = [run.best if which == "best" else run.records[-1] for run in runs]
-    return estimate([record[metric.name] for record in records])
+def values(runs: Sequence[Run], metric: Metric, which: str = "best") -> list[float]:
+    """Returns a metric of each run at its best or last epoch; [] if none has it."""
+    if metric.once:
+        name = metric.name.removeprefix("val_")
+        return [run.result["test"][name] for run in runs if run.result and "test" in run.result]
+    return [(run.best if which == "best" else run.records[-1])[metric.name] for run in runs]
 
 
 def original(run: Run, metric: Metric) -> float | None:
@@ -94,36 +108,17 @@ def original(run: Run, metric: Metric) -> float | None:
     return getattr(run.row, metric.name) if run.row else None
 
 
-def tested(runs: Sequence[Run], name: str) -> list[float]:
-    """Returns "loss" or "accuracy" on the test set of the runs that used it once."""
-    return [run.result["test"][name] for run in runs if run.result and "test" in run.result]
-
-
-def show(value: Estimate, metric: Metric) -> str:
+def _show(value: Estimate, metric: Metric) -> str:
     """Returns "93.35%", or "93.35% ± 0.12" with the standard deviation over seeds."""
-    scale, digits, sign = (100, 2, "%") if metric.percent else (1, 4, "")
-    text = f"{scale * value.mean:.{digits}f}{sign}"
-    return text if math.isnan(value.std) else f"{text} ± {scale * value.std:.{digits}f}"
+    text = metric.text(value.mean) + metric.unit
+    return text if math.isnan(value.std) else f"{text} ± {metric.text(value.std)}"
 
 
-def _show_interval(value: Estimate, metric: Metric) -> str:
+def _show_interval(value: Estimate | Contrast, metric: Metric) -> str:
     if math.isnan(value.half):
         return NONE
-    scale, digits = (100, 2) if metric.percent else (1, 4)
-    low, high = scale * (value.mean - value.half), scale * (value.mean + value.half)
-    return f"{low:.{digits}f} … {high:.{digits}f}"
-
-
-def _show_original(value: float | None, metric: Metric) -> str:
-    if value is None:
-        return NONE
-    return f"{100 * value:.2f}%" if metric.percent else f"{value:.4f}"
-
-
-def _show_difference(mean: float, value: float | None, metric: Metric) -> str:
-    if value is None:
-        return NONE
-    return f"{100 * (mean - value):+.2f}" if metric.percent else f"{mean - value:+.4f}"
+    ends = value.mean - value.half, value.mean + value.half
+    return " … ".join(map(metric.text, ends))
 
 
 # --- the tables: of sweeps without unfinished runs ----------------------------------------------
@@ -136,7 +131,8 @@ def results_table(sweep: Sweep) -> Table:
         runs = sweep.of(name)
         run = runs[0]
         cells = settings(run, f"{run.result['parameters'] / 1e6:.2f}M")  # type: ignore[index]
-        lines.append([_number(run), *cells, *(show(ours(runs, m), m) for m in METRICS), run.mark])
+        shown = [_show(estimate(values(runs, metric)), metric) for metric in METRICS]
+        lines.append([_number(run), *cells, *shown, run.mark])
     header = ["#", *SETTINGS, *(metric.title for metric in METRICS), "Note"]
     return Table("Results at the best epoch", header, lines)
 
@@ -146,16 +142,21 @@ def comparison_table(sweep: Sweep) -> Table:
     lines = []
     for name in sweep.names:
         runs = sweep.of(name)
-        compared = [(m.title, m, ours(runs, m), show(ours(runs, m, "last"), m)) for m in METRICS]
-        for kind, metric in (("loss", METRICS[1]), ("accuracy", METRICS[3])):
-            if values := tested(runs, kind):
-                compared.append((f"Test {kind}, once", metric, estimate(values), NONE))
-        for title, metric, best, last in compared:
+        for metric in (*METRICS, *TESTED):
+            found = values(runs, metric)
+            if not found:
+                continue
+            best, last = estimate(found), estimate(values(runs, metric, "last"))
             printed = original(runs[0], metric)
-            first = [_number(runs[0]), _model(runs[0]), str(len(runs)), title]
-            shown = [show(best, metric), _show_interval(best, metric), last]
-            shown += [_show_original(printed, metric), _show_difference(best.mean, printed, metric)]
-            lines.append([*first, *shown])
+            lines.append(
+                [
+                    *(_number(runs[0]), _model(runs[0]), str(len(runs)), metric.title),
+                    *(_show(best, metric), _show_interval(best, metric)),
+                    NONE if metric.once else _show(last, metric),
+                    NONE if printed is None else metric.text(printed) + metric.unit,
+                    NONE if printed is None else metric.text(best.mean - printed, "+"),
+                ]
+            )
     header = ["#", "Model", "Seeds", "Metric", "Best epoch", "95% interval", "Last epoch"]
     return Table("Beside the original report", [*header, "Original", "Difference"], lines)
 
@@ -193,23 +194,18 @@ def against_table(sweep: Sweep, base: str) -> Table:
         runs = sweep.of(name)
         if name == base:
             continue
-        compared = [
-            (metric.title, metric, *([run.best[metric.name] for run in r] for r in (runs, others)))
-            for metric in METRICS
-        ]
-        for kind, metric in (("loss", METRICS[1]), ("accuracy", METRICS[3])):
-            values = tested(runs, kind), tested(others, kind)
-            if all(values):
-                compared.append((f"Test {kind}, once", metric, *values))
         what = ", ".join(differences(others[0], runs[0]))
-        for title, metric, ours_, theirs in compared:
-            found = difference(ours_, theirs)
+        for metric in (*METRICS, *TESTED):
+            both = values(runs, metric), values(others, metric)
+            if not all(both):
+                continue
+            found = difference(*both)
             lines.append(
                 [
-                    *(_number(runs[0]), what or NONE, f"{len(runs)}, {len(others)}", title),
-                    *(show(estimate(values), metric) for values in (ours_, theirs)),
-                    _show_difference(found.mean, 0.0, metric),
-                    _show_interval(Estimate(found.mean, math.nan, found.half, found.n), metric),
+                    *(_number(runs[0]), what or NONE, f"{len(runs)}, {len(others)}", metric.title),
+                    *(_show(estimate(of_each), metric) for of_each in both),
+                    metric.text(found.mean, "+"),
+                    _show_interval(found, metric),
                 ]
             )
     header = ["#", "What differs", "Seeds", "Metric", "Here", base, "Difference", "95% interval"]
@@ -254,7 +250,7 @@ def markdown(sweep: Sweep, against: str = "") -> str:
     parts += [f"† {note}\n" for note in sweep.notes]
     if unfinished := [run for run in sweep.runs if run.result is None]:
         parts.append("## Not finished\n")
-        parts += [f"- {run.name}, seed {run.seed}: epoch {run.progress}" for run in unfinished]
+        parts += [f"- {run.name}, seed {run.seed}: {run.progress}" for run in unfinished]
         parts.append("")
     facts = [f"- {line}" for line in provenance(sweep.runs)]
     parts += ["## Where the numbers come from\n", *facts]
@@ -282,14 +278,15 @@ def comma_separated(sweep: Sweep, against: str = "") -> str:
         cells: list[Any] = [name, *settings(run, run.row.size if run.row else "")]
         cells += [len(runs), results[0]["parameters"]]
         for metric in METRICS:
-            best, printed = ours(runs, metric), original(run, metric)
-            values = (best.mean, best.std, best.half, ours(runs, metric, "last").mean)
-            cells += ["" if math.isnan(v) else f"{v:.6g}" for v in values]
+            best, printed = estimate(values(runs, metric)), original(run, metric)
+            last = estimate(values(runs, metric, "last"))
+            shown = (best.mean, best.std, best.half, last.mean)
+            cells += ["" if math.isnan(v) else f"{v:.6g}" for v in shown]
             compared = () if printed is None else (printed, best.mean - printed)
             cells += [f"{v:.6g}" for v in compared] or ["", ""]
-        for kind in ("loss", "accuracy"):
-            test = tested(runs, kind)
-            cells.append(f"{estimate(test).mean:.6g}" if test else "")
+        for metric in TESTED:
+            found = values(runs, metric)
+            cells.append(f"{estimate(found).mean:.6g}" if found else "")
         seconds = [run.train_seconds for run in runs]
         official = all(data["official"] for run in runs for data in run.data.values())
         cells += [f"{estimate(seconds).mean:.1f}", official, "; ".join(run.shortened), run.mark]
@@ -338,21 +335,9 @@ FORMATS: dict[str, Callable[[Sweep, str], str]] = {
 }
 
 
-def write(folder: pathlib.Path, against: str = "") -> list[pathlib.Path]:
-    """Writes the tables of each sweep below `folder`, see `tables`; returns the files.
-
-    A sweep without a run to compare `against` is named.
-
-    Raises:
-      UserError: no sweep has a finished run of that name.
-    """
-    texts, sweeps = {}, finished_sweeps(folder)
-    if against:
-        choose("--against", against, {n: None for sweep in sweeps for n in sweep.finished.names})
-    for sweep in sweeps:
-        if against and against not in sweep.finished.names:
-            print(f"{sweep.folder} has no finished run of {against} to compare its own with.")
-        texts |= {sweep.folder / name: form(sweep, against) for name, form in FORMATS.items()}
+def write(sweep: Sweep, against: str = "") -> list[pathlib.Path]:
+    """Writes the tables of a sweep beside its runs, see `tables`; returns the files."""
+    texts = {sweep.folder / name: form(sweep, against) for name, form in FORMATS.items()}
     for path, text in texts.items():
         replace(path, text)
     return list(texts)

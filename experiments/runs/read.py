@@ -78,9 +78,16 @@ class Run(NamedTuple):
         return log.best_record(self.records)
 
     @property
+    def imported(self) -> bool:
+        """Whether it is weights that were imported, and never trained here."""
+        return not self.data
+
+    @property
     def progress(self) -> str:
-        """The epochs done, of all: "3 of 50"."""
-        return f"{len(self.records)} of {self.config['train.epochs']}"
+        """How far it is: "epoch 3 of 50"."""
+        if self.imported:
+            return "imported weights, not trained"
+        return f"epoch {len(self.records)} of {self.config['train.epochs']}"
 
     @property
     def train_seconds(self) -> float:
@@ -146,6 +153,12 @@ class Sweep:
         """The sweep without the runs of the original report's rows."""
         return self.only([name for name in self.names if name not in ROWS])
 
+    def with_data_in(self, folder: pathlib.Path) -> "Sweep":
+        """Returns the sweep as if its runs had found their images in a folder."""
+        moved = {"data.dir": str(folder)}
+        runs = tuple(run._replace(config=run.config | moved) for run in self.runs)
+        return Sweep(self.folder, runs)
+
     def mark(self, name: str) -> str:
         """Says how the runs of a name differ from their original; "" where they do not."""
         return self.of(name)[0].mark
@@ -209,27 +222,6 @@ def sweeps(folder: str | pathlib.Path, problems: list[str] | None = None) -> lis
             f"jaxcifar sweep --rows=… --out={shlex.quote(str(folder))}."
         )
     return [_sweep(place, runs, problems) for place, runs in found.items() if runs]
-
-
-def finished_sweeps(folder: pathlib.Path) -> list[Sweep]:
-    """Reads the sweeps below `folder` that have a finished run; prints which have none.
-
-    Raises:
-      UserError: none has, or runs cannot be read.
-    """
-    found, waiting = [], []
-    for sweep in sweeps(folder):
-        if sweep.finished.runs:
-            found.append(sweep)
-            continue
-        states = ", ".join(
-            f"{run.name} seed {run.seed}: {run.progress} epochs" for run in sweep.runs
-        )
-        waiting.append(f"No run in {sweep.folder} is finished ({states}). Start the sweep again.")
-    if not found:
-        raise UserError("\n".join(waiting))
-    print("".join(f"{line}\n" for line in waiting), end="")
-    return found
 
 
 def _is_of_a_measurement(run: pathlib.Path, top: pathlib.Path) -> bool:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from experiments.report import figures, network
 from experiments.report.__main__ import main
+from experiments.runs import read
 from jaxcifar import augment, data, restore
 from jaxcifar.errors import UserError
 from jaxcifar.files import read_lines
@@ -24,6 +25,11 @@ from tests import tiny
 from tests.sweeps import write_fake_runs
 
 pytestmark = pytest.mark.usefixtures("one_device")
+
+
+def of_run(folder):
+    """What a picture of one run is drawn of."""
+    return read.Sweep(folder.parent, (read.read_run(folder),))
 
 
 @pytest.mark.slow
@@ -101,7 +107,7 @@ def test_the_augmentations_drawn_are_those_of_the_run(swept, tmp_path, monkeypat
 
     monkeypatch.setattr(data, "load", marked)
     monkeypatch.setattr(Axes, "imshow", lambda self, x: lines.append(x) or imshow(self, x))
-    network.augmentations(run, [tmp_path / "augment.png"], "")
+    network.augmentations(of_run(run), [tmp_path / "augment.png"])
     weak = np.array(lines[-16:-8])
     assert weak.min() > 0.3  # nothing black is padded
     left, right = weak[:, 2, 2, 0], weak[:, 2, -3, 0]
@@ -150,6 +156,19 @@ def test_the_image_of_figure_2(swept_copy, capsys):
     assert "the test images are 0 to 255" in capsys.readouterr().out
 
 
+def test_images_that_have_moved(swept_copy, monkeypatch):
+    folders, load = [], data.load
+
+    def from_folder(name, split, *, data_dir=""):
+        folders.append(data_dir)
+        return load(name, split)
+
+    monkeypatch.setattr(data, "load", from_folder)
+    arguments = ["figures", str(swept_copy), "--only=augment,fig2,confusion"]
+    assert main([*arguments, "--data-dir=/moved"]) == 0
+    assert set(folders) == {"/moved"}
+
+
 def test_a_run_that_is_not_there(swept_copy):
     with pytest.raises(UserError, match="is not a run below"):
         main(["figures", str(swept_copy), "--run=elsewhere"])
@@ -162,7 +181,7 @@ def test_figure_2_shows_what_the_first_layer_makes(swept, tmp_path, monkeypatch)
     run = swept / "vgg6" / "seed0"
     shown = []
     monkeypatch.setattr(network, "mosaic", lambda x: shown.append(x) or x[0])
-    network.fig2(run, [tmp_path / "fig2.png"], "", image=3)
+    network.fig2(of_run(run), [tmp_path / "fig2.png"], image=3)
     config, _, variables = restore.load_variables(run)
     variables = jax.device_get(variables)
     test = data.load("synthetic", "test")
@@ -211,7 +230,7 @@ def test_pictures_of_several_runs_say_which_were_shortened(tmp_path, drawn):
     note = "SHORTENED: 3 of 50 epochs"
     for stem in ("fig3", "fig5", "accuracy"):
         assert drawn[stem].get_suptitle().endswith(f"\n† vgg2: {note}")
-    assert drawn["history_vgg2"].get_suptitle().endswith(f"(VGG row 2)\n{note}")
+    assert drawn["history_vgg2"].get_suptitle().endswith(f"(VGG row 2†)\n† vgg2: {note}")
     assert "†" not in drawn["fig4"].get_suptitle() + drawn["history_vgg1"].get_suptitle()
     for stem in ("fig3", "fig5"):
         curves = drawn[stem].axes[0].get_legend_handles_labels()[1]
@@ -283,7 +302,7 @@ def test_so_does_that_in_the_folder_of_a_run(finished, tmp_path, labels):
 
 def test_predictions_and_confusion(swept_vgg):
     run = swept_vgg / "vgg6" / "seed0"
-    test, found = network.predictions(run)
+    test, found = network.predictions(read.read_run(run))
     accuracy = restore.evaluate_workdir(run)["accuracy"]
     assert np.mean(found.argmax(1) == test.labels) == pytest.approx(accuracy)
     np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
@@ -304,9 +323,10 @@ def test_names_of_any_number_of_classes_can_be_read(tmp_path, monkeypatch, drawn
         (1.0,) * 3,
     )
     found = np.eye(n)[np.where(np.arange(10 * n) % 3, labels, 0)]
-    monkeypatch.setattr(network, "predictions", lambda workdir: (test, found))
+    monkeypatch.setattr(network, "predictions", lambda run: (test, found))
+    (part,) = read.sweeps(write_fake_runs(tmp_path, rows=["vgg6"], seeds=1))
     for name in ("confusion", "classes"):
-        network.OF_NETWORK[name](tmp_path, [tmp_path / f"{name}.png"], "")
+        figures.FIGURES[name](part, [tmp_path / f"{name}.png"])
     confusion, classes = (drawn[name].axes[0] for name in ("confusion", "classes"))
     boxes = [classes.get_yticklabels(), confusion.get_yticklabels()]
     boxes += [confusion.get_xticklabels()] if n > 20 else []  # else they lie aslant
@@ -327,7 +347,8 @@ def test_the_mistakes_drawn_are_the_most_confident(tmp_path, monkeypatch):
     answers = (test.labels + mistaken) % 10
     found = np.tile((1 - confidence[:, None]) / 9, (1, 10))
     found[np.arange(60), answers] = confidence
-    monkeypatch.setattr(network, "predictions", lambda workdir: (test, found))
+    monkeypatch.setattr(network, "predictions", lambda run: (test, found))
+    (part,) = read.sweeps(write_fake_runs(tmp_path, rows=["vgg6"], seeds=1))
     images, titles, imshow, set_title = [], [], Axes.imshow, Axes.set_title
     monkeypatch.setattr(Axes, "imshow", lambda self, x: images.append(x) or imshow(self, x))
     monkeypatch.setattr(
@@ -335,7 +356,7 @@ def test_the_mistakes_drawn_are_the_most_confident(tmp_path, monkeypatch):
         "set_title",
         lambda self, text, **style: titles.append(text) or set_title(self, text, **style),
     )
-    network.mistakes(tmp_path, [tmp_path / "mistakes.png"], "")
+    network.mistakes(part, [tmp_path / "mistakes.png"])
     worst = sorted(np.flatnonzero(mistaken), key=lambda i: -confidence[i])[:40]
     np.testing.assert_array_equal(images, test.images[worst])
     assert titles == [

@@ -167,6 +167,17 @@ def test_pictures_of_other_runs_than_the_tables_say_so(tmp_path):
     assert f"jaxcifar report figures {tmp_path} --only=history" in stale[1]
 
 
+def test_a_picture_of_a_network_may_be_of_any_run_in_the_tables(swept_copy, one_device):
+    run = swept_copy / "vgg2" / "seed1"
+    assert main(["figures", str(swept_copy), "--only=augment", f"--run={run}"]) == 0
+    other = "Drawn of other runs than the tables are of."
+    main([str(swept_copy)])
+    assert other not in (swept_copy / "report.html").read_text()
+    shutil.rmtree(run)
+    main([str(swept_copy)])
+    assert f"What each augmentation does. {other}" in (swept_copy / "report.html").read_text()
+
+
 def test_seeds_needed_are_explained(tmp_path):
     write_fake_runs(tmp_path, rows=["row1", "row3"], changes={"row1": {"val_accuracy": 0.0033}})
     main([str(tmp_path)])

@@ -129,9 +129,24 @@ def test_nothing_is_written_where_nothing_is_finished(swept_copy):
     for path in swept_copy.rglob("result.json"):
         path.unlink()
     for command in ("tables", "claims", "figures"):
-        with pytest.raises(UserError, match=r"No run in .* is finished .*vgg2 seed 0: 2 of 2"):
+        with pytest.raises(UserError, match=r"No run in .* is finished .*seed 0: epoch 2 of 2"):
             main([command, str(swept_copy)])
     assert {path.name for path in swept_copy.iterdir()} == {"vgg2", "vgg6"}
+
+
+def test_imported_weights_are_no_unfinished_run(tmp_path, capsys):
+    weights = write_fake_runs(tmp_path / "imported", rows=["row1"], seeds=1) / "row1" / "seed0"
+    path = weights / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": {}}))
+    for name in ("result.json", "metrics.jsonl", "steps.jsonl"):
+        (weights / name).unlink()
+    said = f"{weights} holds imported weights, not trained. Evaluate them: jaxcifar eval {weights}"
+    with pytest.raises(UserError) as found:
+        main(["tables", str(tmp_path)])
+    assert str(found.value) == said
+    write_fake_runs(tmp_path / "trained", rows=["row1"], seeds=1)
+    assert main(["tables", str(tmp_path)]) == 0
+    assert said in capsys.readouterr().out
 
 
 def test_runs_of_the_main_command_are_read_too(swept_copy, tmp_path):

@@ -1,0 +1,39 @@
+"""What every picture of runs says of them: in its title, and in its file."""
+
+import pathlib
+from collections.abc import Sequence
+
+from PIL import Image
+
+from experiments.runs.read import Run, Sweep
+
+
+def signed(part: Sweep, title: str) -> dict[str, str]:
+    """Returns the title and the keywords of a picture of runs, see `plots.drawing`.
+
+    Below the title stands which runs were shortened or changed, and how.
+    """
+    notes = [f"† {note}" for note in part.notes]
+    return {"title": "\n".join([title, *notes]), "keywords": keywords(part.runs)}
+
+
+def signed_by_run(part: Sweep, title: str) -> dict[str, str]:
+    """Returns what `signed` does for a picture of one run, which is named below the title."""
+    (run,) = part.runs
+    words = [run.name + ("†" if run.mark else ""), f"seed {run.seed}"]
+    words += [f"UNFINISHED: {run.progress}"] if run.result is None else []
+    return signed(part, f"{title}\n{', '.join(words)}")
+
+
+def keywords(runs: Sequence[Run]) -> str:
+    """Returns which runs a picture is of, for its file's metadata: "row1/seed0, row1/seed1"."""
+    return ", ".join(f"{run.name}/seed{run.seed}" for run in runs)
+
+
+def drawn_of(path: pathlib.Path) -> str:
+    """Returns the keywords of a picture; "" of an earlier version's, and of what is none."""
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("Keywords", "")
+    except (OSError, ValueError, SyntaxError):
+        return ""
