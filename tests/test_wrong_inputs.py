@@ -48,7 +48,8 @@ FILES = {
 
 MAIN, SWEEP = "jaxcifar.main", "experiments.sweep"
 REPORT, LANDSCAPE = "experiments.report.__main__", "experiments.landscape.__main__"
-FOR, SPEED, TORTURE = "experiments.compile_for", "experiments.benchmark", "experiments.torture"
+FOR, SCALING = "experiments.compile_for", "experiments.scaling"
+SPEED, TORTURE = "experiments.benchmark", "experiments.torture"
 REPLAY, TORCH = "jaxcifar.replay", "jaxcifar.interop.torch"
 EXPORT = "jaxcifar.interop.export"
 MADE = "--config=good.py --config.data.name=synthetic"
@@ -203,9 +204,11 @@ TABLE = [
     (FOR, "--topology=v5e --rows=1", "v5e"),
     (FOR, "--topology=z9:2x2 --rows=1", "z9"),
     (FOR, "--topology=v5e:2x4 --rows=1 --out=nowhere/x.json", "There is no folder nowhere"),
-    (FOR, "--scaling --chip=z9", "z9", "v5e"),
-    (FOR, "--scaling --devices=0", "--devices is 0"),
-    (FOR, "--scaling --utilization=2", "--utilization is 2"),
+    (FOR, "--topology=v5e:2x4 --rows=1 --config.train.epoch=3", "Did you mean"),
+    (SCALING, "--chip=z9", "z9", "v5e"),
+    (SCALING, "--devices=0", "--devices is 0"),
+    (SCALING, "--batch=-1", "--batch is -1"),
+    (SCALING, "--utilization=2", "--utilization is 2"),
     (SPEED, "--models=resnet", "Did you mean"),
     (SPEED, "--batch=0", "--batch is 0"),
     (SPEED, "--steps=x", "'x'"),

@@ -14,3 +14,6 @@ class Table(NamedTuple):
         """Returns the grid as Markdown, without the title."""
         lines = [self.header, ["---"] * len(self.header), *self.lines]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+    def __str__(self) -> str:
+        return f"{self.title}\n\n{self.markdown()}"

@@ -1,16 +1,21 @@
-"""Programs compiled for TPUs without any: what must not be in them; the arithmetic."""
+"""Programs compiled for TPUs without any: what must not be in them; what is reported."""
 
 import functools
 import importlib.util
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import compile_for
-from experiments.compile_for import CHIPS, all_reduce_seconds, collectives, parse, roofline, size_of
-from experiments.runs.configs import row_config
-from jaxcifar import data, programs, task
+from experiments.compile_for import collectives, parse, roofline, size_of
+from experiments.scaling import CHIPS
+from jaxcifar import data, programs, sharding, task
 from jaxcifar.errors import UserError
+from jaxcifar.options import load
 from jaxcifar.signals import exit_code
+from tests.tiny import mesh
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -25,7 +30,7 @@ needs_libtpu = pytest.mark.skipif(
 def compiled_text():
     """Returns the training program of a narrow VGG-A with BatchNorm, for eight chips."""
     mesh, _ = compile_for.mesh_of("v5e:2x4")
-    config = row_config("vgg6")
+    config = load("vgg6")
     config.model.width = 0.125
     made = task.build(config, data.without_images("cifar10", 50_000), mesh)
     assert made.steps_per_call > 1
@@ -44,13 +49,9 @@ def test_devices_exchange_nothing_but_all_reduces():
 def test_all_collectives_are_in_the_loop():
     """Nothing is exchanged but by the steps."""
     hlo = parse(compiled_text())
-    everywhere = [
-        instruction.opcode
-        for instructions in hlo.computations.values()
-        for instruction in instructions
-        if instruction.opcode.removesuffix("-done") in compile_for.COLLECTIVES
-    ]
-    assert len(everywhere) == sum(map(len, collectives(hlo).values()))
+    body = hlo.reachable(hlo.loops[0])
+    inside = [i for i in body if i.opcode.removesuffix("-done") in compile_for.COLLECTIVES]
+    assert len(inside) == sum(map(len, collectives(hlo).values()))
 
 
 @needs_libtpu
@@ -124,8 +125,7 @@ def test_batch_that_the_chips_cannot_share(tmp_path, capsys):
         (["--topology=v5e:2x4"], "Name what to train"),
         (["--topology=v5e:2x4", "--rows=99"], "row99"),
         (["--topology=v5e:2x4", "--rows=1", "--out=/no/such/folder/a.json"], "no folder"),
-        (["--scaling", "--devices=0"], "at least 1"),
-        (["--scaling", "--utilization=2"], "a share"),
+        (["--topology=v5e:2x4", "--rows=1", "--config.train.epoch=3"], "Did you mean"),
     ],
 )
 def test_refuses(arguments, message, capsys):
@@ -183,7 +183,8 @@ def test_reads_a_compiled_program():
         "fusion",
         "tuple",
     ]
-    assert collectives(hlo) == {"all-reduce": [4 * (8 + 9), 2 * 8]}  # not what is before the loop
+    # What is in the loop counts once.
+    assert collectives(hlo) == {"all-gather": [256], "all-reduce": [4 * (8 + 9), 2 * 8]}
 
 
 def test_reads_a_program_without_a_loop():
@@ -213,12 +214,6 @@ def test_bytes_of_a_shape(shape, size):
     assert size_of(shape) == size
 
 
-def test_ring_all_reduce():
-    assert all_reduce_seconds(1e9, 1, 1e9) == 0
-    assert all_reduce_seconds(1e9, 2, 1e9) == 1
-    assert all_reduce_seconds(1e9, 8, 100e9) == pytest.approx(2 * 7 / 8 / 100)
-
-
 def test_roofline_is_what_each_part_needs():
     chip = CHIPS["v5e"]
     found = roofline(chip, 8, flops=197e9, traffic=819e6, reduced=0)
@@ -227,31 +222,77 @@ def test_roofline_is_what_each_part_needs():
     assert found["interconnect"] == pytest.approx(7e-4)
 
 
-def test_bytes_exchanged_in_a_step():
-    params, size = compile_for.exchanged("vgg_a_bn", "float32")
-    assert params == 9_756_426
-    moments = 2 * (64 + 128 + 2 * 256 + 4 * 512)  # of eight BatchNorms
-    assert size == 4 * (params + moments)
-    # Convolutions computed in bfloat16 have gradients of two bytes.
-    assert compile_for.exchanged("vgg_a_bn")[1] < 0.6 * size
-    # A DenseNet computes the moments of each feature once: those of the stem before and after its
-    # activation, of 58 layers' two convolutions, of three transitions.
-    params, size = compile_for.exchanged("densenet121", "float32")
-    assert size == 4 * (params + 2 * (2 * 64 + 58 * (96 + 24) + 104 + 196 + 386))
+# --- a program compiled for the CPU -----------------------------------------------------------
 
 
-def test_break_even_halves_with_twice_the_bandwidth():
-    slow, fast = (compile_for.break_even("resnet18", link, 8, 1e14) for link in (1e9, 2e9))
-    assert slow == pytest.approx(2 * fast)
-    arithmetic = slow * 6 * compile_for.forward_multiply_adds("resnet18") / 1e14
-    assert arithmetic == pytest.approx(
-        all_reduce_seconds(compile_for.exchanged("resnet18")[1], 8, 1e9)
+def program():
+    """Three steps that move weights [32, 16] by what eight devices make of 64 images each."""
+    shards = mesh(8)
+    whole, split = sharding.replicated(shards), NamedSharding(shards, PartitionSpec(None, "batch"))
+
+    def steps(weights, images):
+        return jax.lax.scan(lambda w, x: (w - x.T @ jnp.tanh(x @ w), None), weights, images)[0]
+
+    jitted = jax.jit(steps, in_shardings=(whole, split), out_shardings=whole, donate_argnums=0)
+    shapes = (32, 16), (3, 64, 32)
+    return jitted.lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).compile()
+
+
+def test_facts_of_a_program_by_hand():
+    chip = CHIPS["v5e"]
+    found = compile_for.facts(program(), 1.5, chip, 8)
+    assert found["collectives"] == {"all-reduce": {"count": 1, "bytes": 4 * 32 * 16}}
+    assert found["argument_bytes"] == 4 * (32 * 16 + 3 * 8 * 32)  # of one device
+    # The result takes the memory of the weights.
+    assert found["memory_bytes"] == found["argument_bytes"] + found["temporary_bytes"]
+    # Two products of a device's 8 images, once, and a little.
+    assert found["flops"] == pytest.approx(2 * 2 * 8 * 32 * 16, rel=0.1)
+    assert found["traffic_bytes"] > found["argument_bytes"]
+    assert found["seconds"] == roofline(
+        chip, 8, flops=found["flops"], traffic=found["traffic_bytes"], reduced=4 * 32 * 16
     )
 
 
-@pytest.mark.slow
-def test_scaling_names_every_model(capsys):
-    assert exit_code(lambda: compile_for.main(["--scaling"])) == 0
-    out = capsys.readouterr().out
-    assert "computed, not measured" in out
-    assert all(f"| {model} |" in out for model in compile_for.MODELS)
+def test_the_report_has_a_line_for_each_program():
+    seconds = {"arithmetic": 1e-3, "memory": 4e-3, "interconnect": 2e-3}
+    training = {
+        "compile_seconds": 61.0,
+        "memory_bytes": 4 * 2**30,
+        "temporary_bytes": 2**20,
+        "flops": 5e9,
+        "traffic_bytes": 6e9,
+        "collectives": {
+            "all-reduce": {"count": 7, "bytes": 8e6},
+            "all-gather": {"count": 2, "bytes": 3.0},
+        },
+        "seconds": seconds,
+    }
+    evaluation = training | {"collectives": {}}
+    content = {
+        "topology": "v5e:2x4",
+        "chip": CHIPS["v5e"]._asdict(),
+        "options": ["--config.data.augment=none"],
+        "environment": {"devices": 8, "device": "TPU v5 lite"},
+        "results": [
+            {
+                "name": "row1",
+                "model": "resnet18",
+                "batch_size": 256,
+                "eval_batch_size": 1024,
+                "training": training,
+                "evaluation": evaluation,
+            }
+        ],
+    }
+    title, _, _, _, *lines = str(compile_for.table(content)).splitlines()
+    assert title == (
+        "A step on v5e:2x4 (8 × TPU v5 lite), computed, not measured (--config.data.augment=none)"
+    )
+    shared = "4,096 MiB (25.0%) | 1 MiB | 5.0 | 6.00 GB"
+    times = "1.00 ms | **4.00 ms** | 2.00 ms"
+    assert lines == [
+        f"| row1 | resnet18 | training | {shared} | 7 | 2 all-gather | 8.00 MB | {times} | 64,000 "
+        "| 61 s |",
+        f"| row1 | resnet18 | evaluation | {shared} | 0 | none | 0.00 MB | {times} | 256,000 "
+        "| 61 s |",
+    ]
