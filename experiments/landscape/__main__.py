@@ -3,12 +3,13 @@
     jaxcifar landscape smoothness --rows=vgg2,vgg6 --out=results/landscape
     jaxcifar landscape slice results/table4/vgg6/seed0 --out=results/landscape
 
-`smoothness` trains each row and, every so many steps, looks along the gradient of that step's batch
-(Santurkar et al. 2018, "How Does Batch Normalization Help Optimization?"): the range of the loss
-and of the gradient's change over a range of step sizes, and the largest ratio of the gradient's
-change to the distance. `slice` evaluates the loss around a run's checkpoint along random directions
-of filter-wise norms (Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets"). Both resume
-where they were stopped, and leave their numbers (JSON lines, NPZ) beside pictures (PNG, PDF).
+`smoothness` trains each row and, every so many steps, measures along the gradient of that step's
+batch (Santurkar et al. 2018, "How Does Batch Normalization Help Optimization?"): the range of the
+loss and of the gradient's change over a range of step sizes, and the largest ratio of the
+gradient's change to the distance. `slice` evaluates the loss around a run's checkpoint along random
+filter-normalised directions (Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets").
+Both resume where they were stopped, and leave their numbers (JSON lines, NPZ) beside pictures (PNG,
+PDF).
 """
 
 import argparse
@@ -74,9 +75,9 @@ def _slice_command(arguments: argparse.Namespace, options: list[str]) -> None:
     name = slices.run_name(arguments.run)
     stem = f"{name}_{arguments.dimensions}d_{arguments.batch_norm}"
     path = arguments.out / "slices" / f"{stem}.npz"
-    settings = ("dimensions", "points", "extent", "batch_norm", "images", "seed", "checkpoint")
-    how = {setting: getattr(arguments, setting) for setting in settings}
-    found = slices.slice_around(arguments.run, path, **how)
+    what = slices.Slice(*(getattr(arguments, name) for name in slices.Slice._fields))
+    data_dir = str(arguments.data_dir or "")
+    found = slices.slice_around(arguments.run, path, what, data_dir=data_dir)
     paths = slices.draw(found, path, slices.title_of(found, arguments.run))
     print("\n".join(f"wrote {p}" for p in (path, *paths)))
 
@@ -97,23 +98,34 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run_command=_smoothness_command)
-    command.add_argument("--rows", default="vgg2,vgg6", help="whose training (default %(default)s)")
+    command.add_argument(
+        "--rows", default="vgg2,vgg6", help="the rows to train (default %(default)s)"
+    )
     command.add_argument("--steps", type=int, default=0, help="training steps (0: the row's)")
-    command.add_argument("--every", type=int, default=0, help="steps between (0: 50 measurements)")
+    every = "steps between measurements (0: a fiftieth of the training)"
+    command.add_argument("--every", type=int, default=0, help=every)
     step_sizes = ",".join(map(str, gradient.STEP_SIZES))
     command.add_argument("--step-sizes", default=step_sizes, help="default %(default)s")
-    command.add_argument("--seed", type=int, default=0, help="of the run (default %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="the run's seed (default %(default)s)")
     command.add_argument("--out", type=user_path, default=out, help="default %(default)s")
     command = commands.add_parser("slice", help="around a trained network")
     command.set_defaults(run_command=_slice_command)
     command.add_argument("run", type=user_path, help="the run's folder")
-    command.add_argument("--dimensions", type=int, default=2, choices=(1, 2))
+    dimensions = "1: along a line, 2: over a plane (default %(default)s)"
+    command.add_argument("--dimensions", type=int, default=2, choices=(1, 2), help=dimensions)
     command.add_argument("--points", type=int, default=21, help="along each direction, odd")
     command.add_argument("--extent", type=float, default=1.0, help="in units of filter norms")
-    command.add_argument("--batch-norm", default="kept", choices=("kept", "recomputed"))
+    statistics = (
+        "BatchNorm's statistics: the network's own, or recomputed at each point (default "
+        "%(default)s)"
+    )
+    command.add_argument(
+        "--batch-norm", default="kept", choices=("kept", "recomputed"), help=statistics
+    )
     command.add_argument("--images", type=int, default=1024, help="of the training set")
     command.add_argument("--checkpoint", default="best", choices=("best", "last"))
     command.add_argument("--seed", type=int, default=0, help="of the directions")
+    command.add_argument("--data-dir", type=user_path, help="the folder of CIFAR, if it has moved")
     command.add_argument("--out", type=user_path, default=out, help="default %(default)s")
     arguments, options = parser.parse_known_args(argv)
     compilation.use_cache()

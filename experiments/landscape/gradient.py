@@ -10,7 +10,7 @@ import math
 import pathlib
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from experiments.landscape.settings import check_same
 from experiments.runs import marks, names
+from experiments.runs.provenance import checksum
 from experiments.runs.read import read_json, read_records
 from experiments.runs.rows import ROWS
+from experiments.runs.table import Table
 from jaxcifar import programs, train
 from jaxcifar.checks import check_config
-from jaxcifar.config import Config, complete, differences, flatten
+from jaxcifar.config import Config, complete, flatten
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import append, replace, write_json
 from jaxcifar.hooks import Hook, Run
@@ -48,13 +51,13 @@ def _distance(one: Any, other: Any = None) -> jax.Array:
 
 
 class AlongGradient(Hook):
-    """Looks along the gradient of each `every`th step's batch, and keeps what it found.
+    """Measures along the gradient of each `every`th step's batch, and keeps what it found.
 
     In training mode, as the step sees it: the same images, draws and batch statistics.
 
     Args:
       folder: of the run; gets measurements.jsonl.
-      steps: of the run that are looked at; then it stops.
+      steps: of the run that are measured; then it stops.
       every: steps between measurements.
       step_sizes: η, of params − η · gradient.
 
@@ -68,15 +71,15 @@ class AlongGradient(Hook):
     ):
         self._path = folder / "measurements.jsonl"
         self._steps, self._every, self._sizes = steps, every, step_sizes
-        self._last = (steps - 1) // every * every
+        self._last = (_count(steps, every) - 1) * every
         self._began, self._first = time.monotonic(), 0
         self._gradient: Any = None
         self.found = read_records(self._path)
 
     @property
     def complete(self) -> bool:
-        """Whether there is a measurement of each step that is to be looked at."""
-        return len(self.found) == self._last // self._every + 1
+        """Whether there is a measurement of each step that is to be measured."""
+        return len(self.found) == _count(self._steps, self._every)
 
     def start(self, run: Run) -> None:
         """Drops what was measured after the checkpoint that the run resumes from."""
@@ -103,7 +106,7 @@ class AlongGradient(Hook):
             run.stop.request("because all is measured")
 
     def _measure(self, run: Run) -> None:
-        record = self._look(run)
+        record = self._along(run)
         if not math.isfinite(record["loss"]):
             raise UserError(
                 f"The loss of step {run.step + 1} is not finite in {run.workdir}. A smaller "
@@ -119,7 +122,7 @@ class AlongGradient(Hook):
         text = f"step {run.step}/{self._steps}  loss {record['loss']:.4f}  β {beta:.3g}"
         print(f"{text}{left}", flush=True)
 
-    def _look(self, run: Run) -> dict[str, Any]:
+    def _along(self, run: Run) -> dict[str, Any]:
         rest = run.state, run.images, run.labels, run.order
         (here, _), gradient = self._gradient(run.state.params, *rest)
         found: list[tuple[jax.Array, jax.Array]] = []
@@ -134,6 +137,11 @@ class AlongGradient(Hook):
             "losses": [float(loss) for loss, _ in numbers[2]],
             "gradient_changes": [float(change) for _, change in numbers[2]],
         }
+
+
+def _count(steps: int, every: int) -> int:
+    """Returns how many measurements there are: of step 0, and each `every`th."""
+    return -(-steps // every)
 
 
 def effective_smoothness(record: dict[str, Any], step_sizes: Sequence[float]) -> float:
@@ -156,7 +164,7 @@ def smoothness(
     """Trains by `config` and measures at each `every`th step.
 
     Args:
-      config: of the run; its own learning rate trains, `step_sizes` only look.
+      config: of the run; its own learning rate trains, `step_sizes` only measure.
       folder: of the run; gets settings.json and measurements.jsonl too. An interrupted call
         resumes.
       steps: training steps; 0 is all that the config says.
@@ -188,7 +196,7 @@ def smoothness(
     hook = AlongGradient(folder, **settings)
     if not hook.complete:
         config = config.copy_and_resolve_references()
-        config.train.steps_per_call = 1  # so that each step can be looked at
+        config.train.steps_per_call = 1  # so that each step can be measured
         try:
             train.train_and_evaluate(config, folder, hooks=[hook], mesh=mesh)
         except Interrupted:
@@ -214,51 +222,114 @@ def check_settings(
       UserError: it is not.
     """
     saved = read_json(path)
-    changed = differences(complete(saved["config"]), config.to_dict())
-    now = settings | {"images": provenance["sha256"]}
-    then = saved["settings"] | {"images": saved["data"]["sha256"]}
-    changed += [f"{k}: {then.get(k)} -> {v}" for k, v in now.items() if then.get(k) != v]
-    if changed:
-        listed = "\n  ".join(changed)
-        raise UserError(
-            f"{path.parent} contains measurements with other settings (there -> here):\n  {listed}"
-            "\nUse the same values to resume them, or another --out."
+    there = flatten(complete(saved["config"])) | saved["settings"]
+    here = flatten(config) | settings
+    images = {"images": saved["data"]["sha256"]}, {"images": provenance["sha256"]}
+    check_same(path.parent, there | images[0], here | images[1])
+
+
+# --- what was measured -----------------------------------------------------------------------
+
+
+class Measured(NamedTuple):
+    """The measurements of one run, as read from their folder."""
+
+    folder: pathlib.Path
+    config: dict[str, Any]  # of the run; flat
+    settings: dict[str, Any]  # {"steps", "every", "step_sizes"}
+    images: dict[str, Any]  # provenance of those it trained on
+    environment: dict[str, Any]
+    records: list[dict[str, Any]]  # see `AlongGradient.found`
+
+    @property
+    def betas(self) -> list[float]:
+        """The effective β-smoothness of each measurement."""
+        sizes = self.settings["step_sizes"]
+        return [effective_smoothness(record, sizes) for record in self.records]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all is measured."""
+        return len(self.records) == _count(self.settings["steps"], self.settings["every"])
+
+    @property
+    def note(self) -> str:
+        """Says what sets the measurements apart from their row's full training."""
+        name, config = self.folder.name.rsplit("_seed", 1)[0], self.config
+        parts = [marks.mark(flatten(load(name)), config)] if name in ROWS else []
+        whole = config["train.epochs"] * (self.images["images"] // config["train.batch_size"])
+        if self.settings["steps"] < whole:
+            parts.append(f"SHORTENED: {self.settings['steps']:,} of {whole:,} steps")
+        if not self.complete:
+            parts.append(f"UNFINISHED: {len(self.records)} measurements")
+        return "; ".join(filter(None, parts))
+
+
+def measured(folder: pathlib.Path) -> list[Measured]:
+    """Reads all measurements below a folder; without those that were stopped before the first.
+
+    Raises:
+      UserError: some cannot be read.
+    """
+    found = []
+    for path in sorted(folder.glob("*/settings.json")):
+        content, records = read_json(path), read_records(path.parent / "measurements.jsonl")
+        if records:
+            config = flatten(complete(content["config"]))
+            facts = (content[name] for name in ("settings", "data", "environment"))
+            found.append(Measured(path.parent, config, *facts, records))
+    return found
+
+
+def table(found: Sequence[Measured]) -> Table:
+    """Returns a line for each run that was measured."""
+    lines = []
+    for one in found:
+        # NumPy's, because Python's max and min pass over what is not a number.
+        with np.errstate(invalid="ignore"):  # such as infinity less infinity
+            ranges = [np.ptp(record["losses"]) for record in one.records]
+        changes = [np.max(record["gradient_changes"]) for record in one.records]
+        lines.append(
+            [
+                one.folder.name,
+                f"{len(one.records)}, every {one.settings['every']} steps",
+                *(f"{np.median(values):.3g}" for values in (ranges, changes, one.betas)),
+                f"{np.max(one.betas):.3g}",
+                checksum(one.images),
+                str(one.environment["commit"])[:12],
+                f"{one.environment['devices']} × {one.environment['device']}",
+                one.note,
+            ]
         )
+    header = ["Run", "Measurements", "Median loss range", "Median gradient change"]
+    header += ["Median effective β", "Largest", "Images", "Commit", "Machine", "Note"]
+    return Table("Along the gradient", header, lines)
 
 
 def draw(folder: pathlib.Path) -> list[pathlib.Path]:
     """Draws the measurements below `folder`, all in one picture; returns its files."""
     paths = plots.png_and_pdf(folder, "smoothness")
-    shown, notes = [], {}
-    for path in sorted(folder.glob("*/settings.json")):
-        settings, found = read_json(path), read_records(path.parent / "measurements.jsonl")
-        if found:
-            label = names.shown(settings["config"]["model"]["name"])
-            label += f", {path.parent.name.replace('_', ', ')}"
-            shown.append((label, settings, found))
-            notes[label] = note_of(path)
-    if not shown:
+    found = measured(folder)
+    if not found:
         raise UserError(f"{folder} contains no measurements.")
-    every = [settings["settings"]["step_sizes"] for _, settings, _ in shown]
-    spans = list(dict.fromkeys(f"{sizes[0]:g} to {sizes[-1]:g}" for sizes in every))
+    spans = list(dict.fromkeys(map(_span, found)))
     title = f"Along the gradient, step sizes {', or '.join(spans)}"
-    if len(set(notes.values())) > 1:
-        notes = {label: f"{label}: {note}" for label, note in notes.items() if note}
-    title += "".join(f"\n{note}" for note in dict.fromkeys(notes.values()) if note)
+    notes = [one.note for one in found]
+    if len(set(notes)) > 1:
+        notes = [f"{_label(one)}: {one.note}" if one.note else "" for one in found]
+    title += "".join(f"\n{note}" for note in dict.fromkeys(notes) if note)
     with plots.drawing(*paths, size=(12, 4), title=title) as figure:
         panels = figure.subplots(1, 3)
-        for i, (label, settings, found) in enumerate(shown):
-            sizes = settings["settings"]["step_sizes"]
-            steps = [record["step"] for record in found]
-            rate = settings["config"]["optim"]["learning_rate"]
-            sized = f", looked {sizes[0]:g} to {sizes[-1]:g} ahead" if len(spans) > 1 else ""
-            text, style = f"{label} (trained at {rate:g}{sized})", plots.LINES[(2, 1, 3, 0)[i % 4]]
+        for i, one in enumerate(found):
+            steps = [record["step"] for record in one.records]
+            sized = f", measured {_span(one)} ahead" if len(spans) > 1 else ""
+            label = f"{_label(one)} (trained at {one.config['optim.learning_rate']:g}{sized})"
+            style = plots.LINES[(2, 1, 3, 0)[i % 4]]
             band = {"color": style["color"], "hatch": "//" if i % 2 == 0 else ""}
             for axes, quantity in ((panels[0], "losses"), (panels[1], "gradient_changes")):
-                values = np.array([record[quantity] for record in found])
-                plots.gap(axes, steps, values.T, label=text, **band)
-            beta = [effective_smoothness(record, sizes) for record in found]
-            panels[2].plot(steps, beta, label=text, **style)
+                values = np.array([record[quantity] for record in one.records])
+                plots.gap(axes, steps, values.T, label=label, **band)
+            panels[2].plot(steps, one.betas, label=label, **style)
         panels[0].set_title("loss: lowest to highest")
         panels[1].set_title("gradient: ‖∇ there − ∇ here‖")
         panels[2].set_title("effective β-smoothness")
@@ -273,15 +344,10 @@ def draw(folder: pathlib.Path) -> list[pathlib.Path]:
     return paths
 
 
-def note_of(path: pathlib.Path) -> str:
-    """Says what sets measurements apart from their row's full training, by their settings.json."""
-    content, name = read_json(path), path.parent.name.rsplit("_seed", 1)[0]
-    config, settings = flatten(complete(content["config"])), content["settings"]
-    parts = [marks.mark(flatten(load(name)), config)] if name in ROWS else []
-    steps = config["train.epochs"] * (content["data"]["images"] // config["train.batch_size"])
-    if settings["steps"] < steps:
-        parts.append(f"SHORTENED: {settings['steps']:,} of {steps:,} steps")
-    done = len(read_records(path.parent / "measurements.jsonl"))
-    if done < -(-settings["steps"] // settings["every"]):
-        parts.append(f"UNFINISHED: {done} measurements")
-    return "; ".join(filter(None, parts))
+def _label(one: Measured) -> str:
+    return f"{names.shown(one.config['model.name'])}, {one.folder.name.replace('_', ', ')}"
+
+
+def _span(one: Measured) -> str:
+    sizes = one.settings["step_sizes"]
+    return f"{sizes[0]:g} to {sizes[-1]:g}"

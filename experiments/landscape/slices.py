@@ -1,4 +1,4 @@
-"""The loss around a trained network, along random directions of filter-wise norms.
+"""The loss around a trained network, along random filter-normalised directions.
 
 Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets". `experiments.landscape` is the
 command.
@@ -9,7 +9,7 @@ import json
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,14 @@ import optax
 from jax.sharding import Mesh
 from matplotlib.colors import LogNorm
 
+from experiments.landscape.settings import check_same
 from experiments.runs import names
 from experiments.runs.images import training_images
+from experiments.runs.provenance import checksum
 from experiments.runs.read import read_json, read_run
 from jaxcifar import programs, restore, sharding
+from jaxcifar.config import Config
+from jaxcifar.data import Dataset
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import replacing
 from jaxcifar.kernels import compilation
@@ -64,17 +68,36 @@ def filter_normalized_direction(key: jax.Array, params: Any) -> Any:
     return jax.tree.unflatten(structure, drawn)
 
 
+class Slice(NamedTuple):
+    """Where the loss is evaluated, and how.
+
+    Attributes:
+      dimensions: 1, a line; or 2, a square grid.
+      points: along each direction.
+      extent: from −extent to extent, in units of the filters' norms.
+      batch_norm: "kept" evaluates with the checkpoint's running statistics, "recomputed" with those
+        of the same images at each point.
+      images: how many of the images that the run was trained on (the first ones, not augmented) the
+        loss is the mean of. For "recomputed", a multiple of `train.eval_batch_size`, or less.
+      checkpoint: "best" or "last".
+      seed: of the directions.
+    """
+
+    dimensions: int
+    points: int
+    extent: float
+    batch_norm: str
+    images: int
+    checkpoint: str
+    seed: int
+
+
 def slice_around(
     workdir: pathlib.Path,
     path: pathlib.Path,
+    what: Slice,
     *,
-    dimensions: int,
-    points: int,
-    extent: float,
-    batch_norm: str,
-    images: int,
-    seed: int,
-    checkpoint: str,
+    data_dir: str = "",
     mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
     """Evaluates the loss on a line or a square grid around a run's checkpoint.
@@ -82,15 +105,8 @@ def slice_around(
     Args:
       workdir: of the run.
       path: an .npz file, written every half minute; an interrupted call resumes from it.
-      dimensions: 1 or 2.
-      points: of the grid along each direction.
-      extent: the grid goes from −extent to extent, in units of the filters' norms.
-      batch_norm: "kept" evaluates with the checkpoint's running statistics, "recomputed" with those
-        of the same images at each point.
-      images: how many of the images that the run was trained on (the first ones, not augmented) the
-        loss is the mean of. For "recomputed", a multiple of `train.eval_batch_size`, or less.
-      seed: of the directions.
-      checkpoint: "best" or "last".
+      what: is evaluated.
+      data_dir: the folder of the images; "" is the run's.
       mesh: of the devices; None is all.
 
     Returns:
@@ -104,75 +120,49 @@ def slice_around(
       Interrupted: SIGINT or SIGTERM came; everything so far is saved.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
-    config, step, variables = restore.load_variables(workdir, checkpoint, mesh=mesh)
+    config, step, variables = restore.load_variables(workdir, what.checkpoint, mesh=mesh)
     config.model.dropout_rate = 0.0  # statistics are of the network as it is evaluated
-    loaded = training_images(workdir, config)
-    if images > len(loaded):
-        raise UserError(f"--images is {images:,}; there are {len(loaded):,} training images.")
-    batch = config.train.eval_batch_size
-    if batch_norm == "recomputed" and images > batch and images % batch:
-        raise UserError(
-            f"--images is {images:,}; statistics are recomputed over whole batches of {batch} "
-            f"(train.eval_batch_size). Give a multiple of it, such as {images // batch * batch:,}."
-        )
-    subset = loaded.take(slice(images), f"the first {images}")
-    inference = build_inference(config, subset, mesh)
-    keys = jax.random.split(jax.random.key(seed), dimensions)
-    directions = [filter_normalized_direction(key, variables["params"]) for key in keys]
-
-    settings = json.dumps(
-        {
-            "run": "/".join(workdir.resolve().parts[-2:]),
-            "started": read_json(workdir / "config.json")["environment"]["started"],
-            "model": config.model.name,
-            "checkpoint": checkpoint,
-            "step": step,
-            "dimensions": dimensions,
-            "points": points,
-            "extent": extent,
-            "batch_norm": batch_norm,
-            "images": images,
-            "sha256": subset.provenance["sha256"],
-            "seed": seed,
-            "official": subset.provenance["official"],
-            "dtype": (dtype := jnp.dtype(inference.model.dtype).name),
-        }
-    )
-    machine = json.dumps(environment({"dtype": dtype}, mesh))
-    coordinates = np.linspace(-extent, extent, points)
-    shape = (points,) * dimensions
-    found = {name: np.full(shape, np.nan) for name in ("loss", "accuracy")}
-    found["done"] = np.zeros(shape, bool)
-    if path.exists():
-        with np.load(path) as saved:
-            # A file from before they were recorded is taken to have the same dtype.
-            there = {"dtype": dtype} | json.loads(str(saved["settings"]))
-            if there != json.loads(settings):
-                raise UserError(
-                    f"{path} has other settings:\n  there: {saved['settings']}\n  here:  "
-                    f"{settings}\nUse the same values to resume it, or another --out."
-                )
-            found = {name: saved[name] for name in found}
+    config.data.dir = data_dir or config.data.dir
+    images = _images(workdir, config, what)
+    inference = build_inference(config, images, mesh)
+    settings = {
+        "run": "/".join(workdir.resolve().parts[-2:]),
+        "started": read_json(workdir / "config.json")["environment"]["started"],
+        "model": config.model.name,
+        "step": step,
+        **what._asdict(),
+        "sha256": images.provenance["sha256"],
+        "official": images.provenance["official"],
+        "dtype": (dtype := jnp.dtype(inference.model.dtype).name),
+    }
+    coordinates = np.linspace(-what.extent, what.extent, what.points)
+    about = {
+        "coordinates": coordinates,
+        "settings": np.array(json.dumps(settings)),
+        "environment": np.array(json.dumps(environment({"dtype": dtype}, mesh))),
+    }
+    shape = (what.points,) * what.dimensions
+    found = _saved(path, settings, shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
 
     def write() -> dict[str, np.ndarray]:
-        content = {"coordinates": coordinates, "settings": np.array(settings), **found}
-        content["environment"] = np.array(machine)
         with replacing(path) as temporary:
-            np.savez(temporary, **content)
-        return content
+            np.savez(temporary, **about, **found)
+        return about | found
 
-    arrays = programs.on_devices(subset, mesh)
+    keys = jax.random.split(jax.random.key(what.seed), what.dimensions)
+    directions = [filter_normalized_direction(key, variables["params"]) for key in keys]
+    arrays = programs.on_devices(images, mesh)
     statistics = _statistics_of(inference)
     todo = [index for index in np.ndindex(shape) if not found["done"][index]]
     began = saved_at = time.monotonic()
-    path.parent.mkdir(parents=True, exist_ok=True)
     with interruptible() as stop:
         for count, index in enumerate(todo, start=1):
             params = variables["params"]
             for i, direction in zip(index, directions, strict=True):
                 params = _moved(params, float(coordinates[i]), direction)
             there = variables | {"params": params}
-            if batch_norm == "recomputed" and variables["batch_stats"]:
+            if what.batch_norm == "recomputed" and variables["batch_stats"]:
                 there["batch_stats"] = statistics(there, arrays[0])
             here = programs.evaluate(inference, sharding.replicate(there, mesh), *arrays)
             assert here is not None
@@ -188,6 +178,34 @@ def slice_around(
                 message = f"Stopped; {count} points are saved in {path}. "
                 raise Interrupted(stop.signum, message + "Run the same command to resume.")
     return write()
+
+
+def _images(workdir: pathlib.Path, config: Config, what: Slice) -> Dataset:
+    """Returns the images that the loss is the mean of."""
+    loaded, batch = training_images(workdir, config), config.train.eval_batch_size
+    if what.images > len(loaded):
+        raise UserError(f"--images is {what.images:,}; there are {len(loaded):,} training images.")
+    if what.batch_norm == "recomputed" and what.images > batch and what.images % batch:
+        whole = what.images // batch * batch
+        raise UserError(
+            f"--images is {what.images:,}; statistics are recomputed over whole batches of {batch} "
+            f"(train.eval_batch_size). Give a multiple of it, such as {whole:,}."
+        )
+    return loaded.take(slice(what.images), f"the first {what.images}")
+
+
+def _saved(
+    path: pathlib.Path, settings: dict[str, Any], shape: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """Returns what the file holds so far: nothing yet if there is none."""
+    if not path.exists():
+        found = {name: np.full(shape, np.nan) for name in ("loss", "accuracy")}
+        return found | {"done": np.zeros(shape, bool)}
+    with np.load(path) as saved:
+        # A file from before they were recorded is taken to have the same dtype.
+        there = {"dtype": settings["dtype"]} | json.loads(str(saved["settings"]))
+        check_same(path, there, settings)
+        return {name: saved[name] for name in ("loss", "accuracy", "done")}
 
 
 def _statistics_of(inference: Inference) -> Callable[[dict, jax.Array], dict]:
@@ -220,10 +238,27 @@ def _statistics_of(inference: Inference) -> Callable[[dict, jax.Array], dict]:
     return statistics
 
 
-def statistics_note(settings: dict[str, Any]) -> str:
+# --- what was evaluated ----------------------------------------------------------------------
+
+
+def _statistics_note(settings: dict[str, Any]) -> str:
     """Says which BatchNorm statistics a slice used; "" for a network without."""
     has_statistics = create_model(settings["model"]).batch_norm
     return f", BN statistics {settings['batch_norm']}" if has_statistics else ""
+
+
+def caption(path: pathlib.Path) -> str:
+    """Says what the picture of a slice shows, by its .npz file, and where it comes from."""
+    with np.load(path) as content:
+        facts = (content[name] for name in ("settings", "environment"))
+        settings, machine = (json.loads(str(text)) for text in facts)
+    return (
+        f"After Li et al. 2018: {path.stem}. Checkpoint {settings['checkpoint']} at step "
+        f"{settings['step']}, {settings['images']:,} training images"
+        f"{_statistics_note(settings)}, directions of seed {settings['seed']}. "
+        f"{checksum(settings)}; commit {machine['commit']}, "
+        f"{machine['devices']} × {machine['device']}."
+    )
 
 
 def run_name(workdir: pathlib.Path) -> str:
@@ -239,7 +274,7 @@ def title_of(found: dict[str, np.ndarray], workdir: pathlib.Path) -> str:
     title = (
         f"Loss around {names.shown(settings['model'])} ({run}, step {settings['step']}): "
         f"{found['loss'][center]:.3f}\non {settings['images']:,} training images"
-        f"{statistics_note(settings)}"
+        f"{_statistics_note(settings)}"
     )
     mark = read_run(workdir).mark
     return f"{title}\n{mark}" if mark else title

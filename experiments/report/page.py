@@ -7,20 +7,16 @@ and `landscape`.
 
 import base64
 import html
-import json
 import pathlib
 import re
 import shlex
 import time
 from typing import Any
 
-import numpy as np
-
-from experiments.landscape.gradient import effective_smoothness, note_of
-from experiments.landscape.slices import statistics_note
+from experiments.landscape import gradient, slices
 from experiments.report import claims, figures, pictures, tables
 from experiments.runs.provenance import commands, provenance
-from experiments.runs.read import Sweep, read_json, read_records, sweeps
+from experiments.runs.read import Sweep, sweeps
 from experiments.runs.rows import ROWS
 from experiments.runs.table import Table
 from jaxcifar.errors import UserError
@@ -176,59 +172,15 @@ def landscape_section(folder: pathlib.Path) -> str:
             "the loss, the range of the gradient's change, and its largest ratio to the distance."
         )
         parts.append(picture(path, caption))
-        every = sorted(path.parent.glob("*/settings.json"))
-        lines = [line for p in every if (line := _smoothness_line(p))]
-        header = ["Run", "Measurements", "Median loss range", "Median gradient change"]
-        header += ["Median effective β", "Largest", "Images", "Commit", "Machine", "Note"]
-        parts.append(table(Table("Along the gradient", header, lines)))
-    slices = sorted(folder.rglob("slices/*.npz"))
-    slices = [path for path in slices if path.with_suffix(".png").exists()]
-    if slices:
-        shown = []
-        for path in slices:
-            with np.load(path) as content:
-                settings = json.loads(str(content["settings"]))
-                environment = json.loads(str(content["environment"]))
-            caption = (
-                f"After Li et al. 2018: {path.stem}. Checkpoint {settings['checkpoint']} at step "
-                f"{settings['step']}, {settings['images']:,} training images"
-                f"{statistics_note(settings)}, directions of seed {settings['seed']}. "
-                f"{_images(settings)}; commit {environment['commit']}, "
-                f"{environment['devices']} × {environment['device']}."
-            )
-            shown.append(picture(path.with_suffix(".png"), caption))
+        parts.append(table(gradient.table(gradient.measured(path.parent))))
+    drawn = [path.with_suffix(".png") for path in sorted(folder.rglob("slices/*.npz"))]
+    shown = [
+        picture(path, slices.caption(path.with_suffix(".npz"))) for path in drawn if path.exists()
+    ]
+    if shown:
         parts.append("<h3>Around trained networks</h3>")
         parts.append(f"<div class=pictures>{''.join(shown)}</div>")
     return "<h2 id=landscape>Loss landscapes</h2>" + "\n".join(parts) if parts else ""
-
-
-def _smoothness_line(path: pathlib.Path) -> list[str] | None:
-    content = read_json(path)
-    found = read_records(path.parent / "measurements.jsonl")
-    sizes = content["settings"]["step_sizes"]
-    if not found:
-        return None  # it was stopped before the first
-    betas = [effective_smoothness(record, sizes) for record in found]
-    environment = content["environment"]
-    # NumPy's, because Python's max and min pass over what is not a number.
-    with np.errstate(invalid="ignore"):  # such as infinity less infinity
-        ranges = [np.ptp(r["losses"]) for r in found]
-    changes = [np.max(r["gradient_changes"]) for r in found]
-    return [
-        path.parent.name,
-        f"{len(found)}, every {content['settings']['every']} steps",
-        *(f"{np.median(values):.3g}" for values in (ranges, changes, betas)),
-        f"{np.max(betas):.3g}",
-        _images(content["data"]),
-        str(environment["commit"])[:12],
-        f"{environment['devices']} × {environment['device']}",
-        note_of(path),
-    ]
-
-
-def _images(facts: dict[str, Any]) -> str:
-    official = "" if facts["official"] is not False else ", NOT verified as the official files"
-    return f"sha256 {facts['sha256'][:12]}…{official}"
 
 
 def _anchor(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from experiments.runs.read import Run, Sweep
 
@@ -30,6 +31,12 @@ def provenance(runs: Sequence[Run]) -> list[str]:
             facts.setdefault("commit", set()).add(str(env["commit"]))
             facts.setdefault("started", set()).add(env["started"][:10])
     return [f"{name}: {' | '.join(sorted(values))}" for name, values in facts.items()]
+
+
+def checksum(facts: dict[str, Any]) -> str:
+    """Returns "sha256 0123…" of images, and says so if they are not the official ones."""
+    other = ", NOT verified as the official files" if facts["official"] is False else ""
+    return f"sha256 {facts['sha256'][:12]}…{other}"
 
 
 def commands(sweep: Sweep) -> list[str]:

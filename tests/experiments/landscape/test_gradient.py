@@ -1,5 +1,6 @@
 """The loss along the gradient: that it is what training saw, and resumes where it was stopped."""
 
+import itertools
 import json
 import signal
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments.landscape import gradient
 from experiments.landscape.__main__ import main
@@ -135,11 +137,11 @@ def test_other_settings_are_refused(measured, capsys):
 def test_fewer_steps_than_the_row_are_marked(tmp_path, measured):
     assert smooth(tmp_path, "--steps=2") == 0
     (folder,) = (tmp_path / "smoothness").glob("*_seed0")
-    note = gradient.note_of(folder / "settings.json")
+    (found,) = gradient.measured(tmp_path / "smoothness")
+    note = found.note
     assert "SHORTENED: 2 of 6 steps" in note
     assert "SHORTENED: 2 of 50 epochs" in note
-    note = gradient.note_of(measured / "smoothness" / "vgg6_seed0" / "settings.json")
-    assert "steps" not in note
+    assert not any("steps" in one.note for one in gradient.measured(measured / "smoothness"))
     (folder / "measurements.jsonl").unlink()  # killed before the first one
     with pytest.raises(UserError, match="contains no measurements"):
         gradient.draw(tmp_path / "smoothness")
@@ -170,6 +172,38 @@ def test_a_picture_says_which_of_its_measurements_are_fewer(tmp_path, monkeypatc
     (tmp_path / "vgg6_seed0" / "measurements.jsonl").unlink()
     gradient.draw(tmp_path)
     assert titles[1].splitlines()[1:] == [short]
+
+
+def write_measurements(folder, name, steps=(0, 8)):
+    """Writes measurements as large as those of the first steps."""
+    (folder / name).mkdir(parents=True)
+    settings = {"steps": 16, "every": 8, "step_sizes": [0.1, 0.2]}
+    facts = {"sha256": "0123", "images": 512, "official": True}
+    config = load(name.partition("_")[0])
+    gradient.write_settings(folder / name / "settings.json", config, settings, facts)
+    record = {"loss": 2.0, "gradient_norm": 1.0, "losses": [2.0, 3.0], "gradient_changes": [1, 20]}
+    lines = "".join(json.dumps({"step": step} | record) + "\n" for step in steps)
+    (folder / name / "measurements.jsonl").write_text(lines)
+
+
+def test_what_stands_beside_an_axis_is_not_on_its_neighbour(tmp_path, monkeypatch):
+    overlaps, save = [], Figure.savefig
+
+    def saved(self, path, **options):
+        for left, right in itertools.pairwise(self.axes):
+            label, *ticks = (
+                text.get_window_extent() for text in (right.yaxis.label, *right.get_yticklabels())
+            )
+            overlaps.extend(box.overlaps(left.get_window_extent()) for box in (label, *ticks))
+            overlaps.extend(label.overlaps(tick) for tick in ticks)
+        return save(self, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    for name in ("vgg2_seed0", "vgg6_seed0"):
+        write_measurements(tmp_path, name)
+    gradient.draw(tmp_path)
+    assert overlaps
+    assert not any(overlaps)
 
 
 def test_a_gradient_that_explodes_is_not_passed_over():

@@ -123,6 +123,19 @@ def test_stopped_slice_goes_on(swept, tmp_path, monkeypatch):
     assert json.loads(str(whole["settings"]))["step"] in (3, 6)
 
 
+def test_images_that_have_moved(swept, tmp_path, monkeypatch):
+    folders, load_splits = [], data.load_splits
+
+    def from_folder(name, data_dir="", **options):
+        folders.append(data_dir)
+        return load_splits(name, **options)
+
+    monkeypatch.setattr(data, "load_splits", from_folder)
+    arguments = ("--dimensions=1", "--data-dir=/moved")
+    assert cut(swept / "vgg2" / "seed0", tmp_path, *arguments) == 0
+    assert folders == ["/moved"]
+
+
 @pytest.mark.slow
 def test_slices_refuse(swept, tmp_path, capsys):
     run = swept / "vgg2" / "seed0"

@@ -391,7 +391,7 @@ def test_figures_name_the_model_that_ran(tmp_path, labels, monkeypatch):
 
     monkeypatch.setattr(plots, "plot_history", history)
     assert main(["figures", str(tmp_path), "--only=history,accuracy"]) == 0
-    assert titles[0].startswith("ResNet-50 (VGG row 2)")
+    assert titles[0].startswith("ResNet-50 (VGG row 2†)")
     assert titles[1].startswith("ResNet-50 (config wide)")
     assert "ResNet-50" in labels
     assert "VGG-A" not in labels
