@@ -18,6 +18,7 @@ import jax
 from jaxcifar import processes
 from jaxcifar.config import Config
 from jaxcifar.errors import Interrupted, UserError, note
+from jaxcifar.run.folder import Position
 from jaxcifar.signals import Stop
 from jaxcifar.state import TrainState
 from jaxcifar.task import Hyperparams, Task
@@ -31,9 +32,10 @@ class Run:
       config, workdir, task, hyperparams: what the run was started with, and as.
       images, labels: the training set on every device, [N, 3072] uint8 and [N] int32, see
         `jaxcifar.programs.on_devices`; `jaxcifar.programs.batch` takes a step's batch from it.
+      position: how far it is, with the metrics of the epoch's steps so far.
       step: training steps done.
       state: the state after them. The next step donates its arrays, so a hook must not keep them.
-      order: the rows of the epoch's batches [steps_per_epoch, batch].
+      order: the indices of the images of the epoch's batches [steps_per_epoch, batch].
       stop: `stop.request("why")` ends the run at the next step; it is saved and can be resumed.
     """
 
@@ -43,6 +45,7 @@ class Run:
     hyperparams: Hyperparams
     images: jax.Array
     labels: jax.Array
+    position: Position
     step: int
     state: TrainState
     order: jax.Array

@@ -65,7 +65,7 @@ def abstract_state(task: Task) -> TrainState:
 
 @functools.lru_cache(_KEPT)
 def order(task: Task) -> Callable[[jax.Array, int], jax.Array]:
-    """Returns (key, epoch) -> the rows of an epoch's batches [steps_per_epoch, batch] int32.
+    """Returns (key, epoch) -> the image indices of an epoch's batches [steps, batch] int32.
 
     Each epoch has its own permutation, which depends only on seed and epoch.
     """
@@ -118,7 +118,7 @@ def batch(
       task: the run's task.
       state: the state before the step.
       images, labels: the training set, see `on_devices`.
-      order: the rows of the epoch's batches.
+      order: the image indices of the epoch's batches.
     """
     epoch, place = jnp.divmod(state.step, task.steps_per_epoch)
     rows = jax.lax.with_sharding_constraint(order[place], sharding.batch_sharding(task.mesh))

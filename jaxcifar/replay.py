@@ -106,10 +106,10 @@ def replay(
         if steps > 1:
             state, alone = before, step + steps
             continue
-        rows = np.asarray(order)[place]
+        indices = np.asarray(order)[place]
         say(f"step {step + 1}, epoch {epoch + 1}: loss {float(metrics['loss'][0])}")
         say(f"learning rate {float(metrics['learning_rate'][0]):.6g}")
-        say(f"rows of its batch: {', '.join(map(str, rows))}")
+        say(f"images of its batch (indices in the training set): {', '.join(map(str, indices))}")
         looked = _look(task, before, images, labels, order)
         found = [*_sizes("before the step", before.variables), *looked]
         for line in _report([*found, *_sizes("after the step", state.variables)]):

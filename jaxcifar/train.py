@@ -70,9 +70,9 @@ def train_and_evaluate(
     own = ("data.dir", "train.checkpoint_minutes")  # these may differ between hosts
     fields = {name: value for name, value in flatten(config).items() if name not in own}
     processes.check_same("config", fields)
-    called = Hooks(hooks)
+    looking_in = Hooks(hooks)
     with RunFolder(pathlib.Path(workdir)) as folder:
-        called.call("locked", folder.path)
+        looking_in.call("locked", folder.path)
         if result := folder.result(config):
             return result
         memory = PeakMemory()
@@ -96,11 +96,23 @@ def train_and_evaluate(
 
         step = first = position.step(task.steps_per_epoch)
         order = programs.order(task)(state.key, position.epochs_done + 1)
-        run = Run(config, folder.path, task, numbers, images, labels, step, state, order, Stop())
+        run = Run(
+            config=config,
+            workdir=folder.path,
+            task=task,
+            hyperparams=numbers,
+            images=images,
+            labels=labels,
+            position=position,
+            step=step,
+            state=state,
+            order=order,
+            stop=Stop(),
+        )
         compiled, epochs = _Compiled(task), config.train.epochs
         quiet = quiet or not processes.is_first()
         progress = Progress(epochs, task.steps_per_epoch, position.epochs_done, quiet)
-        _announce(run, splits, position, progress)
+        _announce(run, splits, progress)
         if initial.text:
             progress.say(initial.text)
         if position.epochs_done < epochs:
@@ -108,56 +120,54 @@ def train_and_evaluate(
                 compiled.train(task.steps_per_call)
                 compiled.evaluate(len(splits.validation))
         progress.say(f"compiled in {compiled.seconds:.1f}s")
-        # Before and after, a signal loses nothing: the same command does it again.
-        with called.closing(run), interruptible() as run.stop, progress:
+        # Outside this block, where nothing is unsaved, a signal ends the process at once.
+        with looking_in.closing(run), interruptible() as run.stop, progress:
             progress.started(step)
-            called.call("start", run)
+            looking_in.call("start", run)
             for epoch in range(position.epochs_done + 1, epochs + 1):
                 run.order = programs.order(task)(run.state.key, epoch)
-                _train_epoch(run, position, compiled, called, folder, progress)
-                called.call("before_evaluation", run)
+                _train_epoch(run, compiled, looking_in, folder, progress)
+                looking_in.call("before_evaluation", run)
                 scores = _evaluate(run, validation)
                 if scores is None:  # the resumed run evaluates
-                    raise _stopped(run, position, folder)
+                    raise _stopped(run, folder)
                 if not all(map(math.isfinite, scores.values())):
                     what = f"The validation loss after epoch {epoch}"
                     raise _diverged(what, run.step, run, folder)
-                record = _record(epoch, run, position, scores)
+                record = _record(epoch, run, scores)
                 records.append(record)
-                folder.log(record, position.steps)
-                position = Position(epochs_done=epoch)
-                _save(run, position, folder, score(record))
+                folder.log(record, run.position.steps)
+                run.position = Position(epochs_done=epoch)
+                _save(run, folder, score(record))
                 progress.epoch(record)
-                called.call("after_epoch", run, dict(record))
+                looking_in.call("after_epoch", run, dict(record))
             folder.wait()
-        # Where nothing was left to train, what this start needed is not what the run did.
+        # A start that trained no step reports no peak: what it needed is not what the run needed.
         peak = memory.read() if run.step > first else None
         result = _result(run, splits, records, compiled.seconds, peak, folder)
-        called.call("end", run, dict(result))
+        looking_in.call("end", run, dict(result))
         return result
 
 
 def _train_epoch(
     run: Run,
-    position: Position,
     compiled: "_Compiled",
-    called: Hooks,
+    looking_in: Hooks,
     folder: RunFolder,
     progress: Progress,
 ) -> None:
-    """Trains to the end of the epoch that `position` is in."""
-    task = run.task
+    """Trains to the end of the epoch."""
+    task, position = run.task, run.position
     metrics = _EpochMetrics(position)
     end = (position.epochs_done + 1) * task.steps_per_epoch
     while run.step < end:
-        if called.read_state:
+        if looking_in.read_state:
             jax.block_until_ready(run.state)  # a hook would wait for it in time that is not counted
         with metrics.paused():
-            called.call("before_step", run)
+            looking_in.call("before_step", run)
         if _stop_is_agreed(run):
-            metrics.fetch()
-            _check_finite(run, position, folder)
-            raise _stopped(run, position, folder)
+            _settle(run, metrics, folder)
+            raise _stopped(run, folder)
         steps = task.steps_from(run.step)
         with metrics.paused():  # compiles for a `steps_per_call` that was changed in mid-epoch
             program = compiled.train(steps)
@@ -173,12 +183,10 @@ def _train_epoch(
             progress.step(run.step, position.steps, position.seconds, task.batch_size)
         due = time.monotonic() - folder.saved_at > 60 * run.config.train.checkpoint_minutes
         if any(processes.agree("save", due and processes.is_first(), not metrics.finite)):
-            metrics.fetch()
-            _check_finite(run, position, folder)
+            _settle(run, metrics, folder)
             with metrics.paused():
-                _save(run, position, folder)
-    metrics.fetch()
-    _check_finite(run, position, folder)
+                _save(run, folder)
+    _settle(run, metrics, folder)
 
 
 def _stop_is_agreed(run: Run) -> bool:
@@ -280,7 +288,7 @@ def _add_learning_rates(position: Position, task: Task, config: Config) -> None:
         position.steps["learning_rate"] = [float(schedule(step)) for step in steps]
 
 
-def _announce(run: Run, splits: data.Splits, position: Position, progress: Progress) -> None:
+def _announce(run: Run, splits: data.Splits, progress: Progress) -> None:
     mesh, name = run.task.mesh, splits.train.provenance["name"]
     progress.say(
         f"{run.config.model.name} ({_parameter_count(run.state):,} parameters) on {name} "
@@ -298,7 +306,7 @@ def _announce(run: Run, splits: data.Splits, position: Position, progress: Progr
     for line in unused(run.config):
         progress.say(f"without effect: {line}")
     if run.step:
-        progress.say(f"resumed after epoch {position.epochs_done}, step {run.step}")
+        progress.say(f"resumed after epoch {run.position.epochs_done}, step {run.step}")
 
 
 def _evaluate(run: Run, validation: tuple[jax.Array, jax.Array]) -> dict[str, float] | None:
@@ -315,8 +323,9 @@ def _evaluate(run: Run, validation: tuple[jax.Array, jax.Array]) -> dict[str, fl
     return found
 
 
-def _record(epoch: int, run: Run, position: Position, scores: dict[str, float]) -> dict[str, Any]:
+def _record(epoch: int, run: Run, scores: dict[str, float]) -> dict[str, Any]:
     """The line of an epoch in metrics.jsonl."""
+    position = run.position
     means = {name: float(np.mean(values)) for name, values in position.steps.items()}
     return {
         "epoch": epoch,
@@ -336,19 +345,17 @@ def _record(epoch: int, run: Run, position: Position, scores: dict[str, float]) 
 # --- how a run ends ---------------------------------------------------------------------------
 
 
-def _save(
-    run: Run, position: Position, folder: RunFolder, val_accuracy: float | None = None
-) -> None:
+def _save(run: Run, folder: RunFolder, val_accuracy: float | None = None) -> None:
     try:
-        folder.save(run.step, run.state, position, val_accuracy)
+        folder.save(run.step, run.state, run.position, val_accuracy)
     except NotFinite as error:
         what = f"A parameter after step {run.step}"
         raise _diverged(what, run.step, run, folder) from error
 
 
-def _stopped(run: Run, position: Position, folder: RunFolder) -> Interrupted:
+def _stopped(run: Run, folder: RunFolder) -> Interrupted:
     """Saves the run; returns what to raise."""
-    _save(run, position, folder)
+    _save(run, folder)
     folder.wait()
     return Interrupted(
         run.stop.signum,
@@ -357,7 +364,10 @@ def _stopped(run: Run, position: Position, folder: RunFolder) -> Interrupted:
     )
 
 
-def _check_finite(run: Run, position: Position, folder: RunFolder) -> None:
+def _settle(run: Run, metrics: "_EpochMetrics", folder: RunFolder) -> None:
+    """Waits for all steps, and checks their losses: what follows may be saved."""
+    metrics.fetch()
+    position = run.position
     bad = np.flatnonzero(~np.isfinite(position.steps.get("loss", [])))
     if bad.size:
         step = position.epochs_done * run.task.steps_per_epoch + int(bad[0]) + 1
@@ -375,13 +385,14 @@ def _diverged(what: str, step: int, run: Run, folder: RunFolder) -> UserError:
     )
     optimization, numbers = run.task.optimization, hyperparams(run.config)
     rate = float(optimization.make_schedule(numbers, steps_per_epoch)(step - 1))
-    rows = np.asarray(run.order)[(step - 1) % steps_per_epoch]
+    indices = np.asarray(run.order)[(step - 1) % steps_per_epoch]
     return UserError(
         f"{what} is not finite (epoch {(step - 1) // steps_per_epoch + 1}). {kept} "
-        f"To look into it: jaxcifar replay {shlex.quote(str(run.workdir))}. A smaller "
-        f"optim.learning_rate than {run.config.optim.learning_rate:g}, in another workdir, may "
-        f"help.\n  learning rate of the step: {rate:.6g}\n"
-        f"  rows of its batch: {', '.join(map(str, rows))}"
+        "To find the first number that is not finite, here or in the gradient of the step before: "
+        f"jaxcifar replay {shlex.quote(str(run.workdir))}. A smaller optim.learning_rate than "
+        f"{run.config.optim.learning_rate:g}, in another workdir, may help.\n"
+        f"  learning rate of the step: {rate:.6g}\n"
+        f"  images of its batch (indices in the training set): {', '.join(map(str, indices))}"
     )
 
 

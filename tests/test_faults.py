@@ -198,7 +198,7 @@ def test_divergence_can_be_looked_at(tmp_path, steps_per_call):
     message = str(error.value)
     assert f"jaxcifar replay {tmp_path}" in message
     assert "learning rate of the step: 100" in message
-    rows = message.rpartition("rows of its batch: ")[2]
+    rows = message.rpartition("images of its batch (indices in the training set): ")[2]
     assert len(set(map(int, rows.split(", ")))) == 32
     if steps_per_call == 1:  # else there is none: it diverges in the first call
         # The last good checkpoint is good.
@@ -207,7 +207,7 @@ def test_divergence_can_be_looked_at(tmp_path, steps_per_call):
     lines = []
     step = replay.replay(tmp_path, mesh=ONE, say=lines.append)
     assert f"loss of step {step} " in message
-    assert f"rows of its batch: {rows}" in lines
+    assert f"images of its batch (indices in the training set): {rows}" in lines
     (first,) = [line for line in lines if line.startswith("->")]
     assert first.startswith("-> output of ")
     before = lines[: lines.index(first)]

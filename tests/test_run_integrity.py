@@ -2,13 +2,15 @@
 
 import itertools
 import json
+import os
 import shutil
+import time
 
 import jax
 import numpy as np
 import pytest
 
-from jaxcifar import replay, restore, sharding, start
+from jaxcifar import data, replay, restore, sharding, start
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
@@ -16,7 +18,7 @@ from jaxcifar.models import create_model
 from jaxcifar.optim import make_optimizer
 from jaxcifar.run import machine
 from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
-from jaxcifar.run.digest import digests
+from jaxcifar.run.digest import digests, sha256
 from jaxcifar.state import create_state
 from tests import tiny as tiny_run
 from tests.tiny import first_images, mesh, run, state_of, without_times
@@ -277,6 +279,67 @@ def test_a_changed_score_or_position_is_noticed(expected, stopped, capsys, old, 
     assert "checkpoints/14 cannot be read (ValueError: its progress differs" in line
 
 
+def rewrite(folder, number, **fields):
+    """Changes what a checkpoint's progress says, as a faulty version would have written it."""
+    path = folder / "checkpoints" / str(number) / "progress" / "metadata"
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    content = {name: fields.get(name, value) for name, value in content.items()}
+    content["progress"] |= {name: fields[name] for name in fields if name in content["progress"]}
+    path.write_text(json.dumps(content | {"sha256": sha256(content)}))
+    return content
+
+
+@pytest.mark.slow
+def test_a_position_that_is_not_the_checkpoints_is_noticed(expected, stopped, capsys):
+    rewrite(stopped, 14, epochs_done=1)
+    assert run(tiny(), stopped)["damaged_checkpoints"] == 1
+    assert "it is that of step 7, but its progress says step 4" in capsys.readouterr().err
+    assert numbers(stopped) == expected
+
+
+@pytest.mark.slow
+def test_a_state_of_another_step_is_noticed(expected, stopped, capsys):
+    before = sorted(stopped.glob("checkpoints/1[23]"))[-1]
+    shutil.rmtree(stopped / "checkpoints" / "14" / "state")
+    shutil.copytree(before / "state", stopped / "checkpoints" / "14" / "state")
+    rewrite(stopped, 14, digests=rewrite(stopped, before.name)["digests"])
+    assert run(tiny(), stopped)["damaged_checkpoints"] == 1
+    assert "its state is that of step 6" in capsys.readouterr().err
+    assert numbers(stopped) == expected
+
+
+@pytest.mark.slow
+def test_the_best_record_and_the_best_checkpoint_must_be_of_one_epoch(tmp_path):
+    with pytest.raises(Interrupted):
+        run(tiny(**OFTEN), tmp_path, Predict(1), StopAt(8))
+    for saved in Checkpointer(tmp_path / "checkpoints").all()[1:]:
+        rewrite(tmp_path, saved.number, best=[13, 0.9])
+    with pytest.raises(UserError, match=r"the best epoch is 1 \(step 3\), but .* of step 6"):
+        run(tiny(), tmp_path, Predict(1))
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_a_result_is_written_after_the_last_checkpoint_is_complete(tmp_path, monkeypatch):
+    """However long that takes, and though another one is the best."""
+    rename, replace, there = os.rename, os.replace, []
+
+    def slow(one, other, **options):
+        time.sleep(1)
+        rename(one, other, **options)
+
+    def noted(one, other, **options):
+        if str(other).endswith("result.json"):
+            there.extend(Checkpointer(tmp_path / "checkpoints").all())
+        replace(one, other, **options)
+
+    monkeypatch.setattr(os, "rename", slow)  # which completes a checkpoint, in a thread
+    monkeypatch.setattr(os, "replace", noted)
+    assert run(tiny(), tmp_path, Predict(1))["best"]["epoch"] == 1
+    assert there[-1] == Saved(9, evaluated=True)
+
+
 def test_no_whole_checkpoint_is_one_message_and_nothing_is_changed(stopped):
     numbers = [path.name for path in (stopped / "checkpoints").iterdir()]
     for number in numbers:
@@ -473,6 +536,40 @@ def test_the_picture_and_tensorboard_are_made_again(copied):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", ["half", "empty", "flip", "delete", "folder"])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "metrics.jsonl", "steps.jsonl", "result.json", "history.png", ".lock"]
+    + ["tensorboard/*"],
+)
+def test_any_file_of_a_finished_run(expected, copied, name, how):
+    """Is made again; or is named in one message, and what was damaged can be put back."""
+    (path,) = copied.glob(name)
+    content = path.read_bytes()
+    path.unlink()
+    if how == "folder":
+        path.mkdir()
+    elif how != "delete":
+        path.write_bytes({"half": content[: len(content) // 2], "flip": content}.get(how, b""))
+    if how == "flip" and content:
+        flip(path)
+    message = ""
+    try:
+        run(tiny(), copied)
+    except UserError as error:
+        message = str(error)
+    if message:
+        assert how == "folder" or (name, how) == ("config.json", "flip")  # a field's name
+        assert str(path) in message
+        path.rmdir() if how == "folder" else path.unlink()
+        path.write_bytes(content)
+        run(tiny(), copied)
+    assert numbers(copied) == expected
+    if not path.name.startswith("events"):  # each start writes its own
+        assert path.is_file() or (name, how) == ("history.png", "folder")
+
+
+@pytest.mark.slow
 def test_tensorboard_holds_every_epoch_once(finished, stopped):
     run(tiny(), stopped)
     loader = pytest.importorskip("tensorboardX.proto.event_pb2")
@@ -513,12 +610,14 @@ def test_a_changed_config_is_not_evaluated_by(copied, capsys):
     assert "model.activation: 'relu' -> 'gelu'" in capsys.readouterr().err
 
 
-def test_other_images_are_not_evaluated(copied):
-    for path in (copied / "config.json", *copied.glob("checkpoints/*/progress/metadata")):
-        content = json.loads(path.read_text())
-        if path.name == "config.json":
-            content["data"]["validation"]["sha256"] = "0" * 64
-            path.write_text(json.dumps(content))
+def test_other_images_are_not_evaluated(copied, monkeypatch):
+    load = data.load
+
+    def others(*args, **options):
+        found = load(*args, **options)
+        return found.take(np.arange(len(found))[::-1], "other way round")
+
+    monkeypatch.setattr(data, "load", others)
     with pytest.raises(UserError, match="other validation images"):
         restore.evaluate_workdir(copied, mesh=ONE)
 
@@ -527,14 +626,17 @@ def test_what_rounds_otherwise_is_said_and_what_is_random_otherwise_refused(stop
     path = stopped / "config.json"
     content = json.loads(path.read_text())
     assert {"x64", "prng", "cpus", "jaxlib", "processes"} <= content["environment"].keys()
-    here = content["environment"] | {"cpus": 64, "cpu": "Another 9000", "xla_flags": "--xla_x=1"}
+    other = {"cpus": 64, "cpu": "Another 9000", "xla_flags": "--xla_x=1", "jax": "0", "jaxlib": "1"}
+    other |= {"device": "Gamma", "devices": 3, "matmul_precision": "high", "commit": "abc"}
+    here = content["environment"] | other
     path.write_text(json.dumps(content | {"environment": here}))
     with pytest.raises(Interrupted):
         run(tiny(), stopped, StopAt(7))
     said = capsys.readouterr().err
-    assert all(f"{what} -> " in said for what in ("cpus 64", "cpu Another 9000", "--xla_x=1"))
+    assert all(f"{name} {value} -> " in said for name, value in other.items())
     for field, value, message in (
         ("prng", ["rbg", True], "random numbers"),
+        ("x64", True, "jax_enable_x64 set to True"),
         ("dtype", "bfloat16", "a run in bfloat16"),
     ):
         here = content["environment"] | {field: value}

@@ -7,6 +7,7 @@ import time
 
 import jax
 import numpy as np
+import pytest
 
 from jaxcifar import data, restore, sharding, task, train
 from jaxcifar.config import base_config
@@ -65,6 +66,21 @@ def without_times(records):
     """Records of epochs but for what no two runs have the same."""
     timed = ("seconds", "images_per_second")
     return [{k: v for k, v in r.items() if k not in timed} for r in records]
+
+
+class Synced:
+    """Notes which files and folders are synced to the disk, in `paths`."""
+
+    def __init__(self, monkeypatch):
+        if not os.path.isdir("/proc/self/fd"):
+            pytest.skip("no /proc/self/fd, which says what is open, as on Linux")
+        self.paths, fsync = [], os.fsync
+
+        def noted(opened):
+            self.paths.append(os.readlink(f"/proc/self/fd/{opened}"))
+            fsync(opened)
+
+        monkeypatch.setattr(os, "fsync", noted)
 
 
 # --- hooks ------------------------------------------------------------------------------------

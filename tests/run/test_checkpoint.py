@@ -14,6 +14,7 @@ from jaxcifar.models import create_model
 from jaxcifar.optim import make_optimizer
 from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
 from jaxcifar.state import create_state
+from tests.tiny import Synced
 
 
 def small_state(width=0.05, optimizer="sgd", step=0):
@@ -41,6 +42,15 @@ def test_the_best_and_the_two_newest_are_kept(tmp_path):
     assert [Saved.of(number) for number in (5, 12)] == [best, last]
     assert reader.restore(state, best)[1] == {"at": 2}
     assert {int(p.name) for p in (tmp_path / "c").iterdir() if p.name.isdigit()} == {5, 11, 12}
+
+
+def test_a_checkpoint_is_on_the_disk_once_it_is_waited_for(tmp_path, monkeypatch):
+    synced, checkpoints = Synced(monkeypatch), Checkpointer(tmp_path / "c")
+    checkpoints.save(1, small_state(), {}, 0.5)
+    checkpoints.wait()
+    assert {str(path) for path in (tmp_path / "c" / "3").rglob("*")} <= set(synced.paths)
+    assert synced.paths[-1] == str(tmp_path / "c")  # the name of its folder
+    checkpoints.close()
 
 
 def test_what_cannot_be_deleted_stays_without_harm(tmp_path, monkeypatch):

@@ -1,29 +1,7 @@
 """The files that a run writes while it trains."""
 
-import json
-
-import pytest
-
-from jaxcifar.files import read_lines, replace, write_json
+from jaxcifar.files import read_lines
 from jaxcifar.run.log import RunLog, best_record
-
-
-def test_a_reader_leaves_out_a_half_written_line(tmp_path):
-    path = tmp_path / "lines"
-    path.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
-    assert read_lines(path) == [{"epoch": 1}, {"epoch": 2}]
-    assert read_lines(tmp_path / "none") == []
-
-
-def test_files_are_replaced_whole(tmp_path, monkeypatch):
-    path = tmp_path / "file.json"
-    write_json(path, {"a": 1})
-    assert json.loads(path.read_text()) == {"a": 1}
-    # Killed before the last moment: the old file is whole.
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        replace(path, "half")
-    assert json.loads(path.read_text()) == {"a": 1}
 
 
 def test_what_was_logged_after_a_checkpoint_is_dropped(tmp_path):

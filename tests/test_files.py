@@ -1,0 +1,48 @@
+"""Files that no reader ever sees half of, and that a power cut leaves."""
+
+import json
+import os
+import pathlib
+
+import pytest
+
+from jaxcifar.files import append, read_lines, replace, write_json, write_shared
+from tests.tiny import Synced
+
+
+def test_a_reader_leaves_out_a_half_written_line(tmp_path):
+    path = tmp_path / "lines"
+    path.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
+    assert read_lines(path) == [{"epoch": 1}, {"epoch": 2}]
+    assert read_lines(tmp_path / "none") == []
+
+
+def test_files_are_replaced_whole(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    write_json(path, {"a": 1})
+    assert json.loads(path.read_text()) == {"a": 1}
+    # Killed before the last moment: the old file is whole.
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        replace(path, "half")
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize("write", [replace, write_shared])
+def test_a_file_is_on_the_disk_before_it_takes_its_name_and_then_its_name_is(
+    write, tmp_path, monkeypatch
+):
+    synced, rename = Synced(monkeypatch), os.replace
+    monkeypatch.setattr(
+        os, "replace", lambda one, other: synced.paths.append("renamed") or rename(one, other)
+    )
+    write(tmp_path / "file.json", "text")
+    content, *rest = synced.paths
+    assert pathlib.Path(content).parent == tmp_path
+    assert rest == ["renamed", str(tmp_path)]
+
+
+def test_a_line_is_on_the_disk_once_it_is_appended(tmp_path, monkeypatch):
+    synced = Synced(monkeypatch)
+    append(tmp_path / "lines", "one")
+    assert synced.paths == [str(tmp_path / "lines")]
