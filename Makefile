@@ -62,4 +62,4 @@ lint: .venv/installed-dev
 	touch $@
 
 clean:
-	rm -rf .venv .venv-tpu
+	rm -rf .venv .venv-onnx .venv-tpu

@@ -274,7 +274,7 @@ def test_command(command):
         "jaxcifar train row9 --distributed=maybe",
         "jaxcifar eval runs/row9 --checkpoint=first",
         "jaxcifar predict runs/row9 cat.png --topp=5",
-        "jaxcifar export runs/row9 --to=onnx",
+        "jaxcifar export runs/row9 --to=tflite",
         "python -m jaxcifar.main --config=configs/row99.py",
         "python -m jaxcifar.mian --config=configs/row9.py",
         "python -m experiments.sweep --rows=13 --out=x",

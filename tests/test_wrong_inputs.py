@@ -221,7 +221,7 @@ TABLE = [
     (TORCH, "weights.npz --model=resnet --workdir=x", "resnet"),
     (TORCH, "weights.npz --model=resnet18 --workdir=gs://b/x", "not a local path"),
     (EXPORT, "nowhere --to=npz", "nowhere contains no run"),
-    (EXPORT, "results/vgg1/seed0 --to=onnx", "onnx"),
+    (EXPORT, "results/vgg1/seed0 --to=tflite", "invalid choice: 'tflite'", "safetensors"),
     (EXPORT, "results/vgg1/seed0 --to=npz --checkpoint=any", "any"),
     (EXPORT, "results/vgg1/seed0 --to=npz --out=weights.npz", "weights.npz exists"),
 ]

@@ -8,18 +8,19 @@ where it comes from. The formats:
   stablehlo    the network as a program for CPU, CUDA and TPU, the weights and the normalisation in
                it; jax.export.deserialize(file.read()).call(images) -> logits needs only jax and
                flatbuffers
+  onnx         the same as an ONNX model, images -> logits, for ONNX Runtime and others
   torch        the weights as a state_dict of PyTorch, under torchvision's names
   safetensors  the same weights
   npz          the same weights, for NumPy
-
-ONNX is not among them: jax2onnx needs an older orbax-checkpoint than this package does.
 """
 
 import argparse
 import importlib.util
 import io
+import logging
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,9 +38,19 @@ from jaxcifar.options import user_path
 from jaxcifar.signals import exit_code
 
 # The format: the ending of its file.
-FORMATS = {"stablehlo": "stablehlo", "torch": "pt", "safetensors": "safetensors", "npz": "npz"}
+FORMATS = {
+    "stablehlo": "stablehlo",
+    "onnx": "onnx",
+    "torch": "pt",
+    "safetensors": "safetensors",
+    "npz": "npz",
+}
 # What a format needs beyond the package's own dependencies: a module, and the extra that has it.
-NEEDS = {"stablehlo": ("flatbuffers", "stablehlo"), "torch": ("torch", "torch")}
+NEEDS = {
+    "stablehlo": ("flatbuffers", "stablehlo"),
+    "onnx": ("jax2onnx", "onnx"),
+    "torch": ("torch", "torch"),
+}
 
 
 def export(
@@ -76,6 +87,8 @@ def export(
     variables = jax.device_get(variables)
     if to == "stablehlo":
         content = bytes(to_stablehlo(config, variables).serialize())
+    elif to == "onnx":
+        content = to_onnx(config, variables)
     else:
         content = _weights(to, to_torch(config.model.name, variables))
     about = {"run": str(workdir), "checkpoint": checkpoint, "step": step} | _about(config, to)
@@ -95,27 +108,57 @@ def to_stablehlo(config: Config, variables: dict[str, Any]) -> jax.export.Export
       config: of the network.
       variables: of the network.
     """
+    logits = jax.jit(_network(config, variables))
+    with jax.default_matmul_precision("float32"):  # else TPUs round to bfloat16, GPUs to TF32
+        return jax.export.export(logits, platforms=("cpu", "cuda", "tpu"))(_images())
+
+
+def to_onnx(config: Config, variables: dict[str, Any]) -> bytes:
+    """Returns a network as an ONNX model: what `to_stablehlo` returns, as another program.
+
+    Its input is named "images", and its output "logits".
+
+    Args:
+      config: of the network.
+      variables: of the network.
+    """
+    import jax2onnx
+
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # else it warns of each unknown shape
+    model: Any = jax2onnx.to_onnx(
+        _network(config, variables),
+        [_images()],
+        model_name=config.model.name,
+        input_names=["images"],
+        output_names=["logits"],
+    )
+    return model.SerializeToString()
+
+
+def _network(config: Config, variables: dict[str, Any]) -> Callable[[jax.Array], Any]:
+    """Returns the network as a function of images, in float32 and of XLA's own operations."""
     config = config.copy_and_resolve_references()
     config.model.dtype, config.model.remat = "float32", "off"
     known = data.without_images(config.data.name)
-    # For a GPU the network is made of XLA's own operations, which all platforms have.
+    # That for a GPU is made of operations that all platforms have.
     model = task.create_model(config, len(known.class_names), "gpu")
     normalization = task.normalization(config, known)
 
-    @jax.jit
     def logits(images: jax.Array) -> Any:
         return model.apply(variables, augment.normalize(images, **normalization), train=False)
 
-    (n,) = jax.export.symbolic_shape("n")
-    images = jax.ShapeDtypeStruct((n, 32, 32, 3), jnp.uint8)
-    with jax.default_matmul_precision("float32"):  # else TPUs round to bfloat16, GPUs to TF32
-        return jax.export.export(logits, platforms=("cpu", "cuda", "tpu"))(images)
+    return logits
+
+
+def _images() -> jax.ShapeDtypeStruct:
+    """Returns what a network takes: [n, 32, 32, 3] uint8, for any n ≥ 1."""
+    return jax.ShapeDtypeStruct((*jax.export.symbolic_shape("n"), 32, 32, 3), jnp.uint8)
 
 
 def _about(config: Config, to: str) -> dict[str, Any]:
     known = data.without_images(config.data.name)
     normalization = task.normalization(config, known)
-    if to == "stablehlo":
+    if to in ("stablehlo", "onnx"):
         images = {"dtype": "uint8", "shape": ["N", 32, 32, 3], "layout": "NHWC"}
         scale = {"normalization": "(x / 255 - mean) / std, which the program does itself"}
     else:
