@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
 from experiments.landscape import gradient
@@ -14,6 +15,7 @@ from experiments.report import claims
 from experiments.report import page as pages
 from experiments.report.__main__ import main
 from experiments.runs.table import Table
+from jaxcifar.config import base_config, flatten
 from jaxcifar.errors import UserError
 from jaxcifar.options import load
 from tests.sweeps import write_fake_runs
@@ -184,17 +186,64 @@ def test_seeds_needed_are_explained(tmp_path):
     assert "Seeds needed: so many of each row" in (tmp_path / "report.html").read_text()
 
 
-def test_a_measurement_that_overflowed_is_not_passed_over(tmp_path):
-    folder = tmp_path / "landscape" / "smoothness" / "vgg2_seed0"
+RECORD = {"step": 0, "loss": 2.0, "gradient_norm": 1.0, "losses": [2.0, 3.0]}
+RECORD |= {"gradient_changes": [1.0, 2.0]}
+
+
+def write_measurements(folder, *records):
+    """Writes measurements of row vgg2 along the gradient."""
     folder.mkdir(parents=True)
     settings = {"steps": 2, "every": 1, "step_sizes": [0.1, 0.2]}
     facts = {"sha256": "0123", "images": 100, "official": True}
     gradient.write_settings(folder / "settings.json", load("vgg2"), settings, facts)
-    record = {"step": 0, "loss": 2.0, "gradient_norm": 1.0, "losses": [2.0, 3.0]}
-    record |= {"gradient_changes": [1.0, 2.0]}
-    exploded = record | {"step": 1, "losses": [2.0, math.nan], "gradient_changes": [1.0, math.nan]}
-    lines = [json.dumps(line) + "\n" for line in (record, exploded)]
+    lines = [json.dumps(record) + "\n" for record in records]
     (folder / "measurements.jsonl").write_text("".join(lines))
+
+
+def write_slice(path):
+    """Writes as much of a slice as the page reads."""
+    path.parent.mkdir(parents=True)
+    settings = {"model": "vgg_a", "checkpoint": "best", "step": 3, "images": 96, "seed": 0}
+    settings |= {"batch_norm": "kept", "sha256": "0123", "official": True}
+    machine = {"commit": "abc", "devices": 1, "device": "cpu"}
+    np.savez(path, settings=json.dumps(settings), environment=json.dumps(machine))
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """A folder with a run, measurements and a slice; not to be changed."""
+    folder = tmp_path_factory.mktemp("everything")
+    write_fake_runs(folder, rows=["vgg2"], seeds=1)
+    write_measurements(folder / "landscape" / "smoothness" / "vgg2_seed0", RECORD)
+    write_slice(folder / "landscape" / "slices" / "vgg2_seed0_1d_kept.npz")
+    for name in ("smoothness/smoothness.png", "slices/vgg2_seed0_1d_kept.png"):
+        (folder / "landscape" / name).write_bytes(b"no picture")
+    return folder
+
+
+@pytest.mark.parametrize("field", flatten(base_config()))
+def test_runs_and_landscapes_from_before_a_field_are_on_the_page(everything, tmp_path, field):
+    folder = shutil.copytree(everything, tmp_path / "everything")
+    group, _, name = field.rpartition(".")
+    paths = folder / "vgg2/seed0/config.json", folder / "landscape/smoothness/vgg2_seed0"
+    for path in (paths[0], paths[1] / "settings.json"):
+        content = json.loads(path.read_text())
+        del (content["config"][group] if group else content["config"])[name]
+        path.write_text(json.dumps(content))
+    if field == "train.epochs":  # which no version was without: the run is not of two epochs then
+        (paths[0].parent / "result.json").unlink()
+    text = pages.page(folder)
+    assert "Along the gradient, while training" in text
+    assert "After Li et al. 2018: vgg2_seed0_1d_kept. Checkpoint best at step 3" in text
+    assert "VGG-A" in text or field in ("model.name", "train.epochs")
+    (found,) = gradient.measured(paths[1].parent)  # which is all that the picture is drawn of
+    assert found.config.keys() == flatten(base_config()).keys()
+
+
+def test_a_measurement_that_overflowed_is_not_passed_over(tmp_path):
+    folder = tmp_path / "landscape" / "smoothness" / "vgg2_seed0"
+    exploded = {"step": 1, "losses": [2.0, math.nan], "gradient_changes": [1.0, math.nan]}
+    write_measurements(folder, RECORD, RECORD | exploded)
     gradient.draw(folder.parent)
     main([str(tmp_path)])
     text = (tmp_path / "report.html").read_text()
