@@ -1,6 +1,6 @@
-"""The command `jaxcifar`: a verb for each thing that can be done.
+"""The program `jaxcifar`, and its commands.
 
-Each verb runs the command of a module, which also works by itself: `jaxcifar train row9` is
+Each runs the command of a module, which also works by itself: `jaxcifar train row9` is
 `python -m jaxcifar.main --config=configs/row9.py`.
 """
 
@@ -16,22 +16,22 @@ from jaxcifar.errors import UserError, nearest
 CHECKOUT = pathlib.Path(__file__).parents[1]  # unless the package was installed from a wheel
 
 
-class Verb(NamedTuple):
-    """A verb, and the command of a module that carries it out.
+class Command(NamedTuple):
+    """A command, and the module that carries it out.
 
     Attributes:
-      module: has a function named `command`, which takes arguments and returns the exit code.
-      does: what the verb does, in a few words.
+      module: has a function that takes arguments and returns the exit code.
+      does: what the command does, in a few words.
       examples: example arguments.
-      translate: turns the verb's arguments into the module's.
-      command: the function's name.
+      translate: turns the command's arguments into the module's.
+      function: the function's name.
     """
 
     module: str
     does: str
     examples: tuple[str, ...]
     translate: Callable[[Sequence[str]], list[str]] = list
-    command: str = "main"
+    function: str = "main"
 
 
 def train_arguments(arguments: Sequence[str]) -> list[str]:
@@ -78,7 +78,7 @@ def _fields(arguments: Sequence[str], outside: Sequence[str] = ("seed", "init_fr
     """Puts "config." before the options that are fields of a config.
 
     Args:
-      arguments: of a verb.
+      arguments: of a command.
       outside: the fields that are in no group, and so have no dot by which they are known.
     """
     found = []
@@ -90,10 +90,10 @@ def _fields(arguments: Sequence[str], outside: Sequence[str] = ("seed", "init_fr
     return found
 
 
-VERBS = {
-    "train": Verb(
+COMMANDS = {
+    "train": Command(
         "jaxcifar.main",
-        "train by a config, or resume",
+        "train a config, or resume a run",
         (
             "row9",
             "row9 --optim.learning_rate=3e-4 --workdir=runs/slower",
@@ -102,45 +102,49 @@ VERBS = {
         train_arguments,
         "run",
     ),
-    "eval": Verb(
+    "eval": Command(
         "jaxcifar.main",
         "evaluate a run on the test set",
         ("runs/row9", "runs/row9 --checkpoint=last --data.dir=/data"),
         eval_arguments,
         "run",
     ),
-    "predict": Verb(
+    "predict": Command(
         "jaxcifar.predict",
         "classify pictures with a run's network",
         ("runs/row9 cat.png", "runs/row9 pictures/ --top=5 --json"),
     ),
-    "runs": Verb("jaxcifar.runs", "list the runs below a folder", ("", "results/ --json")),
-    "replay": Verb("jaxcifar.replay", "look into the step at which a run diverged", ("runs/row9",)),
-    "import": Verb(
+    "runs": Command("jaxcifar.runs", "list the runs below a folder", ("", "results/ --json")),
+    "replay": Command(
+        "jaxcifar.replay", "look into the step at which a run diverged", ("runs/row9",)
+    ),
+    "import": Command(
         "jaxcifar.interop.torch",
         "make a run from PyTorch weights",
         ("weights.pt --model=resnet18 --workdir=runs/imported",),
     ),
-    "export": Verb(
+    "export": Command(
         "jaxcifar.interop.export",
         "write a run's network for use elsewhere",
         ("runs/row9 --to=npz", "runs/row9 --to=safetensors --out=weights.safetensors"),
     ),
-    "sweep": Verb(
+    "sweep": Command(
         "experiments.sweep.__main__",
-        "train many rows and seeds",
+        "train several configs with several seeds",
         (
             "--rows=1-12 --seeds=0-2 --out=results/table3",
             "--rows=9 --seeds=0-4 --optim.learning_rate=3e-4 --out=results/slower",
         ),
         _fields,
     ),
-    "report": Verb(
-        "experiments.report.__main__", "tables, claims, figures and the page", ("results/",)
+    "report": Command(
+        "experiments.report.__main__",
+        "write tables, verdicts, figures, or a page of everything",
+        ("results/", "tables results/ --against=row9"),
     ),
-    "landscape": Verb(
+    "landscape": Command(
         "experiments.landscape.__main__",
-        "the loss along the gradient, and around a network",
+        "measure the loss along the gradient, or around a network",
         ("slice results/table4/vgg6/seed0 --out=results/landscape",),
         lambda arguments: _fields(arguments, outside=()),  # it has a --seed of its own
     ),
@@ -149,15 +153,15 @@ VERBS = {
 
 def usage() -> str:
     """Returns what `jaxcifar --help` prints."""
-    width = max(map(len, VERBS))
-    lines = [f"  {name:{width}}  {verb.does}" for name, verb in VERBS.items()]
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.does}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: jaxcifar VERB …",
+            "usage: jaxcifar COMMAND …",
             "",
             *lines,
             "",
-            "jaxcifar VERB --help lists the options of a verb. For example:",
+            "jaxcifar COMMAND --help lists the options of a command. For example:",
             "",
             "  jaxcifar train quickstart",
             "  jaxcifar eval runs/quickstart",
@@ -167,14 +171,14 @@ def usage() -> str:
 
 
 def help_of(name: str) -> str:
-    """Returns what a verb does, with examples."""
-    verb = VERBS[name]
-    examples = "\n".join(f"  jaxcifar {name} {example}".rstrip() for example in verb.examples)
-    return f"jaxcifar {name}: {verb.does}. For example:\n\n{examples}\n"
+    """Returns what a command does, with examples."""
+    command = COMMANDS[name]
+    examples = "\n".join(f"  jaxcifar {name} {example}".rstrip() for example in command.examples)
+    return f"jaxcifar {name}: {command.does}. For example:\n\n{examples}\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the verb; returns the exit code."""
+    """Runs a command; returns the exit code."""
     if os.name == "nt":
         sys.exit("jaxcifar needs Linux or macOS; on Windows, use WSL.")
     from jaxcifar.signals import exit_code
@@ -193,23 +197,25 @@ def _run(words: list[str]) -> int:
 
         print(f"jaxcifar {__version__}")
         return 0
-    if name not in VERBS:
+    if name not in COMMANDS:
         raise UserError(
-            f"There is no verb {name!r}.{nearest(name, VERBS)} The verbs are {', '.join(VERBS)}."
+            f"There is no command {name!r}.{nearest(name, COMMANDS)} The commands are "
+            f"{', '.join(COMMANDS)}."
         )
-    verb = VERBS[name]
-    if verb.module.startswith("experiments"):
-        find_experiments(name)
-    module: Any = importlib.import_module(verb.module)
-    if any(argument in ("-h", "--help") for argument in arguments):
+    command = COMMANDS[name]
+    asked = any(argument in ("-h", "--help") for argument in arguments)
+    if asked:
         print(help_of(name))
-        if verb.module == "jaxcifar.main":
-            print(module.options_help(name))
-            return 0
-    return getattr(module, verb.command)(verb.translate(arguments)) or 0
+    if command.module.startswith("experiments"):
+        find_experiments(name)
+    module: Any = importlib.import_module(command.module)
+    if asked and command.module == "jaxcifar.main":
+        print(module.options_help(name))
+        return 0
+    return getattr(module, command.function)(command.translate(arguments)) or 0
 
 
-def find_experiments(verb: str) -> None:
+def find_experiments(command: str) -> None:
     """Makes experiments/ importable, whatever the current folder.
 
     Raises:
@@ -217,7 +223,7 @@ def find_experiments(verb: str) -> None:
     """
     if not (CHECKOUT / "experiments" / "__init__.py").is_file():
         raise UserError(
-            f"{verb} needs a checkout: experiments/ is not part of the installed package. Clone "
+            f"{command} needs a checkout: experiments/ is not part of the installed package. Clone "
             "the repository, and install it with pip install -e ."
         )
     if str(CHECKOUT) not in sys.path:

@@ -1,4 +1,4 @@
-"""The command with verbs: what each becomes, and that it needs no JAX to be helpful."""
+"""The program and its commands: what each becomes, and that it needs no JAX to be helpful."""
 
 import json
 import os
@@ -67,31 +67,31 @@ def test_wrong_arguments(arguments, message, capsys):
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_every_verb_has_help_with_examples(verb, capsys):
-    assert cli.main([verb, "--help"]) == 0
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help_with_examples(name, capsys):
+    assert cli.main([name, "--help"]) == 0
     said = capsys.readouterr().out
-    for example in cli.VERBS[verb].examples:
-        assert f"jaxcifar {verb} {example}".rstrip() in said
-    if verb == "train":
+    for example in cli.COMMANDS[name].examples:
+        assert f"jaxcifar {name} {example}".rstrip() in said
+    if name == "train":
         assert "--optim.learning_rate=" in said
         assert "--workdir" in said
 
 
 def test_paths_and_values_are_no_fields():
     given = ["slice", "../a.b/seed0", "--extent", "1.5", "--seed=1", "--configs", "mine/wide.py"]
-    assert cli.VERBS["landscape"].translate(given) == given
+    assert cli.COMMANDS["landscape"].translate(given) == given
     given = ["--rows", "9", "--out", "results/v1.0", "--config.optim.l1=0.1", "--optim.l2=1"]
-    assert cli.VERBS["sweep"].translate(given) == [*given[:-1], "--config.optim.l2=1"]
+    assert cli.COMMANDS["sweep"].translate(given) == [*given[:-1], "--config.optim.l2=1"]
 
 
 def test_the_examples_are_understood():
-    for verb in cli.VERBS.values():
-        for example in verb.examples:
-            assert verb.translate(example.split()) is not None
+    for command in cli.COMMANDS.values():
+        for example in command.examples:
+            assert command.translate(example.split()) is not None
 
 
-def test_help_and_misspelt_verbs_load_no_library():
+def test_help_and_misspelt_commands_load_no_library():
     code = (
         "import sys; from jaxcifar import cli; cli.main(['--help']); cli.main(['trian']); "
         "print(sorted({'jax', 'numpy', 'flax', 'ml_collections'} & sys.modules.keys()))"
@@ -102,11 +102,11 @@ def test_help_and_misspelt_verbs_load_no_library():
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
-    assert "usage: jaxcifar VERB" in done.stdout
+    assert "usage: jaxcifar COMMAND" in done.stdout
 
 
 def test_the_first_example_of_export_needs_no_extra():
-    (format_,) = re.findall(r"--to=(\w+)", cli.VERBS["export"].examples[0])
+    (format_,) = re.findall(r"--to=(\w+)", cli.COMMANDS["export"].examples[0])
     assert format_ not in export.NEEDS
 
 
@@ -131,7 +131,7 @@ def command(*arguments):
 
 @pytest.mark.slow
 def test_fields_reach_a_run_and_its_evaluation(tmp_path):
-    """Not through sys.argv, where ml_collections looks for them: that has the verb's own words."""
+    """Not through sys.argv, where ml_collections looks: that has the command's own words."""
     code = "from tests.tiny import tiny\n\n\ndef get_config():\n    return tiny()\n"
     (tmp_path / "small.py").write_text(code)
 

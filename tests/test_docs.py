@@ -1,6 +1,6 @@
 """The documents: their commands, Python and links are right, and docs/config.md is up to date.
 
-Each command is checked as far as it can be without training: its module and verb exist, and its
+Each command is checked as far as it can be without training: its module exists, and its
 flags, config fields, rows, extras and files are known. What takes seconds is run. What needs a
 cluster is started by one of `LAUNCHERS`, and checked for what it launches.
 """
@@ -90,7 +90,7 @@ def commands_in(text):
 def spans(text):
     """Commands and fields of configs among the words; what is in [ ] is taken too."""
     for span in re.findall(r"`([^`\n]+)`", without_blocks(text)):
-        if re.search(r"…|\b(VERB|COMMAND|FIELD|NAME|RUN|DIR|PICTURES|WORKDIR)\b", span):
+        if re.search(r"…|\b(COMMAND|FIELD|NAME|RUN|DIR|PICTURES|WORKDIR)\b", span):
             continue
         if re.match(r"(jaxcifar|make|python -m|pip install|pytest|git log) ", span):
             yield shlex.split(re.sub(r"[\[\]]", "", span) if "'" not in span else span)
@@ -176,9 +176,9 @@ def check_jaxcifar(arguments):
     if not arguments or arguments == ["--help"]:
         return
     name, *rest = arguments
-    verb = cli.VERBS[name]
-    if rest and "--help" not in rest:  # a verb alone is only named
-        check_module(verb.module.removesuffix(".__main__"), verb.translate(rest))
+    command = cli.COMMANDS[name]
+    if rest and "--help" not in rest:  # a command alone is only named
+        check_module(command.module.removesuffix(".__main__"), command.translate(rest))
 
 
 def check_pip(arguments):

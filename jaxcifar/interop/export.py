@@ -205,9 +205,9 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("workdir", type=user_path, help="of the run")
+    parser.add_argument("workdir", type=user_path, help="the run's folder")
     parser.add_argument("--to", required=True, choices=FORMATS)
-    parser.add_argument("--out", type=user_path, help="the file; else named after the run")
+    parser.add_argument("--out", type=user_path, help="the file (default: named after the run)")
     parser.add_argument("--checkpoint", default="best", choices=restore.WHICH)
     arguments = parser.parse_args(argv)
     return exit_code(lambda: _command(arguments))

@@ -441,10 +441,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="jaxcifar import", description="Makes a run of PyTorch weights."
     )
-    parser.add_argument("file", type=user_path, help="of PyTorch, of safetensors, or .npz")
+    parser.add_argument("file", type=user_path, help="a PyTorch, safetensors or .npz file")
     parser.add_argument("--model", required=True, choices=MODELS)
-    parser.add_argument("--part", default="", help="take the names that begin so, such as ema")
-    parser.add_argument("--width", type=float, help="of the model; else it follows from the shapes")
+    parser.add_argument(
+        "--part", default="", help="take only names that begin with this, such as ema"
+    )
+    parser.add_argument(
+        "--width", type=float, help="the model's width (default: inferred from the shapes)"
+    )
     parser.add_argument("--data", choices=data.DATASETS, help="the data set that it was trained on")
     for field in ("mean", "std"):
         what = f"the {field} of each channel that images were normalised by: 0.5,0.5,0.5"
