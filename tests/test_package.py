@@ -11,9 +11,11 @@ import tomllib
 import zipfile
 
 import pytest
+from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 
 import jaxcifar
+from jaxcifar import options
 from jaxcifar.interop import export
 
 PACKAGE = pathlib.Path(jaxcifar.__file__).parent
@@ -129,8 +131,10 @@ DESCRIBED = {"pyproject.toml", "README.md", "LICENSE", "constraints.txt"}
 COPIED = DESCRIBED | {"configs", "jaxcifar", "experiments"}
 
 
-def test_the_distributions_have_what_belongs_there_and_no_more(tmp_path):
-    """Built from what an image has, and from what else setuptools might take."""
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory):
+    """(wheel, source), built from what an image has, and from what else setuptools might take."""
+    tmp_path = tmp_path_factory.mktemp("built")
     pytest.importorskip("setuptools", "77", reason="setuptools 77 builds the distributions")
     ignored = shutil.ignore_patterns("__pycache__")
     for name in (*COPIED, "MANIFEST.in", "tests"):
@@ -141,6 +145,11 @@ def test_the_distributions_have_what_belongs_there_and_no_more(tmp_path):
     copy = tmp_path / "copy"
     subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, capture_output=True)
     (wheel,), (source,) = (copy / "dist").glob("*.whl"), (copy / "dist").glob("*.tar.gz")
+    return wheel, source
+
+
+def test_the_distributions_have_what_belongs_there_and_no_more(distributions):
+    wheel, source = distributions
     installed = set(zipfile.ZipFile(wheel).namelist())
     with tarfile.open(source) as archive:
         packed = {m.name.partition("/")[2] for m in archive.getmembers() if m.isfile()}
@@ -159,6 +168,48 @@ def test_the_distributions_have_what_belongs_there_and_no_more(tmp_path):
         *(*package, *configs, "LICENSE", "MANIFEST.in", "PKG-INFO", "README.md"),
         *("pyproject.toml", "setup.cfg"),
     }
+
+
+def test_an_index_takes_the_metadata_of_the_distributions(distributions):
+    """By packaging's checks, which those of `twine check` are too."""
+    wheel, source = distributions
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("dist-info/METADATA")]
+        texts = [archive.read(name)]
+    with tarfile.open(source) as archive:
+        (name,) = [name for name in archive.getnames() if re.match(r"[^/]+/PKG-INFO$", name)]
+        texts.append(archive.extractfile(name).read())
+    for text in texts:
+        found = Metadata.from_email(text, validate=True)
+        assert (found.license_expression, str(found.requires_python)) == ("Apache-2.0", ">=3.11")
+        assert found.description_content_type == "text/markdown"
+        assert found.description == (ROOT / "README.md").read_text()
+        assert set(found.provides_extra) == set(PROJECT["optional-dependencies"])
+
+
+INSTALLED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from jaxcifar import cli, options
+assert options.__file__.startswith(sys.argv[1])
+print(options.load("row9").model.name, options.config_file("row9"))
+sys.exit(cli.main(["sweep", "--help"]))
+"""
+
+
+def test_an_installed_package_has_its_configs_and_says_what_needs_a_checkout(
+    distributions, tmp_path
+):
+    with zipfile.ZipFile(distributions[0]) as archive:
+        archive.extractall(tmp_path)
+    command = [sys.executable, "-c", INSTALLED, tmp_path]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    first, *rest = done.stdout.splitlines()
+    row9 = options.load("row9").model.name
+    assert first == f"{row9} {tmp_path / 'jaxcifar' / 'configs' / 'row9.py'}"
+    assert "  jaxcifar sweep --rows=1-12 --seeds=0-2 --out=results/table3" in rest
+    assert done.stderr.startswith("jaxcifar: sweep needs a checkout"), done.stderr
+    assert done.returncode == 2
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.gpu"])
