@@ -15,6 +15,7 @@ from jaxcifar.kernels import compilation
 from jaxcifar.models.densenet import DenseNet
 from jaxcifar.models.resnet import BasicBlock, ResNet
 from jaxcifar.models.vgg import VGG
+from jaxcifar.options import load
 from jaxcifar.state import TrainState
 from jaxcifar.step import Lookahead, make_loss, make_train_step
 from tests.tiny import first_images, mesh, run, tiny, tiny_task, with_inference
@@ -317,6 +318,25 @@ def test_the_step_for_an_accelerator_is_plain(network, platform, lowering):
     # The classifier's products, and that of the matrices that rotate and shift: 4 or, with VGG's
     # three linear layers, 10. No convolution became a product, or 36 of them.
     assert text.count("stablehlo.dot_general") == (10 if network == "vgg" else 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "bfloat16", "float32"),
+    # All layers as above; but the recipe's first, which is not trained, once, and in float32.
+    [("row1", 3 * 20 - 1, 0), ("vgg6", 3 * 8 - 1, 0), ("fast", 3 * 6, 1)],
+)
+def test_the_step_of_a_config_for_a_gpu_is_plain(name, bfloat16, float32):
+    """The whole network, in a call of as many steps as on a GPU."""
+    images = data.without_images("cifar10", 50_000)
+    made = task.build(load(name), images, mesh(8), platform="gpu")
+    assert made.steps_per_call > 1
+    traced = programs.training(made, made.steps_per_call).trace(*programs.training_arguments(made))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert not re.search("optimization_barrier|infeed|outfeed|callback|stablehlo.send", text)
+    assert text.count("stablehlo.while") == 1
+    convolutions = re.findall(r"stablehlo\.convolution.*-> tensor<[\dx]*x(\w+)>", text)
+    assert sorted(convolutions) == ["bf16"] * bfloat16 + ["f32"] * float32
 
 
 @pytest.mark.slow
