@@ -15,11 +15,16 @@ L1, L2, epochs) share one compiled step. `--config.FIELD=VALUE` changes all runs
     … --shard=3/12                               the fourth of twelve parts, as such a job runs it
     … --status                                   shows the progress of all runs; starts nothing
 
-docs/cluster.md says more about these. Exit codes: 0 all runs are done; 1 some runs failed; 2 the
-command or a file must be changed; 70 runs broke, but perhaps because of this process or its device:
-another may train them; 75 SIGUSR1, the warning before a time limit, came after some steps:
-everything is saved, start it again; 128 plus a signal's number: that signal stopped it, everything
-is saved, and the same command resumes it. So 138 (SIGUSR1) means that no step was made.
+docs/cluster.md says more about these. Exit codes:
+
+    0        all runs are done
+    1        some runs failed
+    2        the command or a file must be changed
+    70       runs broke, perhaps because of this process or its device: another may train them
+    75       SIGUSR1, the warning before a time limit, came after some steps, and everything is
+             saved: start it again
+    138      SIGUSR1 came before any step was made: allow more time
+    128 + N  signal N stopped it, everything is saved, and the same command resumes it
 """
 
 import argparse
@@ -66,11 +71,11 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--dry-run", action="store_true", help="list the work, do nothing")
     parser.add_argument("--workers", help="processes on this machine: a number, or auto")
     parser.add_argument("--slurm", action="store_true", help="submit an array of Slurm jobs")
-    parser.add_argument("--tasks", type=int, help="its size (default: one for each run)")
-    parser.add_argument("--time", help="the limit of each of its tasks: 4:00:00")
-    parser.add_argument("--sbatch", default="", help='more for sbatch: "--gpus-per-node=1"')
+    parser.add_argument("--tasks", type=int, help="size of the array (default: one for each run)")
+    parser.add_argument("--time", help="time limit of each task, such as 4:00:00")
+    parser.add_argument("--sbatch", default="", help='more options for sbatch: "--gpus-per-node=1"')
     parser.add_argument("--print", action="store_true", help="print the script, submit nothing")
-    parser.add_argument("--shard", help="i/N: one of N fixed parts of the sweep, from 0/N")
+    parser.add_argument("--shard", help="i/N: train only part i of N, counted from 0")
     parser.add_argument("--status", action="store_true", help="show progress, start nothing")
     # For workers: which of how many it is, and what to call this start of the sweep.
     parser.add_argument("--worker", default="0/1", help=argparse.SUPPRESS)

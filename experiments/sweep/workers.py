@@ -58,9 +58,10 @@ def places(text: str) -> list[Place]:
             f"--workers is {count}, but only one process can use the TPUs of this machine. Leave "
             "--workers out, or set JAX_PLATFORMS=cpu to train on the cores."
         )
-    units, what = (gpus, "GPUs") if gpus else (cores, "cores")
+    units, what = (gpus, "GPU") if gpus else (cores, "core")
     if count > len(units):
-        raise UserError(f"--workers is {count}, but this machine has {len(units)} {what} for them.")
+        there = f"{len(units)} {what}{'s' * (len(units) != 1)}"
+        raise UserError(f"--workers is {count}, but this machine has only {there}.")
     if gpus:
         return [Place(gpu=gpu) for gpu in gpus[:count]]
     shares = [cores[i * len(cores) // count : (i + 1) * len(cores) // count] for i in range(count)]
