@@ -37,7 +37,7 @@ def environment_of(devices):
 class Forked:
     """A process that calls `function(*arguments)`; what that returns is its exit code.
 
-    It has these methods of `subprocess.Popen`, and both streams of output.
+    It has these attributes and methods of `subprocess.Popen`, and both streams of output.
 
     Args:
       function: of a module.
@@ -53,6 +53,10 @@ class Forked:
         self._process.start()
 
     @property
+    def pid(self):
+        return self._process.pid
+
+    @property
     def returncode(self):
         return self._process.exitcode
 
@@ -60,7 +64,7 @@ class Forked:
         return self._process.exitcode
 
     def send_signal(self, signum):
-        os.kill(self._process.pid, signum)
+        os.kill(self.pid, signum)
 
     def kill(self):
         self._process.kill()

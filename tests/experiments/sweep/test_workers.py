@@ -4,8 +4,10 @@ import errno
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 import types
@@ -13,12 +15,14 @@ import types
 import pytest
 
 from experiments.runs import configs
-from experiments.sweep import training, workers
+from experiments.sweep import status, training, workers
 from experiments.sweep.jobs import checked
 from jaxcifar import train
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import read_lines
 from jaxcifar.run import signs
+from jaxcifar.signals import exit_code
+from tests.forked import Forked, environment_of
 from tests.sweeps import HOST, OPTIONS, pretend, start_sweep, sweep_command, until
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -93,6 +97,21 @@ def test_impossible_numbers_of_workers(machine, gpus, text):
     machine(gpus)
     with pytest.raises(UserError, match="--workers"):
         workers.places(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "what",
+    [("--workers=1", "--dry-run"), ("--slurm", "--print", "--time=60"), ("--status",)],
+    ids=lambda what: what[0],
+)
+def test_what_only_starts_or_watches_them_uses_no_accelerator(tmp_path, what):
+    """It would take the memory of one that they need; here there is none to take."""
+    environment = environment_of(1) | {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": "0"}
+    sweep = (start_sweep, tmp_path / "out", "vgg2", "0", *what)
+    process = Forked(*sweep, environment=environment, cwd=tmp_path)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
 
 
 # --- who restarts them ------------------------------------------------------------------------
@@ -180,6 +199,28 @@ def test_a_signal_is_passed_on_once_and_nothing_is_started_again(tmp_path):
         assert text == "ready\ngot it\n"
 
 
+def supervise_in_a_group(tmp_path, script):
+    """As a shell starts a command: a terminal signals all of its group."""
+    os.setpgrp()
+    return exit_code(lambda: bool(supervise(tmp_path, script)))
+
+
+def test_a_ctrl_c_reaches_workers_once_and_the_second_kills_them(tmp_path):
+    script = "trap 'echo got it' INT; echo ready; for i in {1..300}; do sleep 0.1; done; echo ended"
+    log = tmp_path / "logs" / "worker-0.log"
+    told = (supervise_in_a_group, tmp_path, script)
+    parent = Forked(*told, environment=environment_of(1), cwd=tmp_path)
+    until(lambda: has(log, "ready"))
+    os.killpg(parent.pid, signal.SIGINT)
+    until(lambda: has(log, "got it"))
+    time.sleep(0.5)  # it might come again
+    os.killpg(parent.pid, signal.SIGINT)
+    _, error = parent.communicate(timeout=60)
+    assert parent.returncode == 128 + signal.SIGINT
+    assert "second SIGINT" in error
+    assert log.read_text() == "ready\ngot it\n"
+
+
 def test_an_error_of_the_parent_lets_the_workers_save(tmp_path):
     """One like that of a file system that is gone for a moment."""
     loop = "for i in {1..30}; do sleep 0.1; done"
@@ -192,6 +233,48 @@ def test_an_error_of_the_parent_lets_the_workers_save(tmp_path):
     with pytest.raises(OSError, match="Stale"):
         workers.supervise([["bash", "-c", script]], ONE, tmp_path / "logs", table)
     assert (tmp_path / "logs" / "worker-0.log").read_text() == "ready\nsaved\n"
+
+
+# --- what is shown of them --------------------------------------------------------------------
+
+
+def let_a_worker_train_one(tmp_path):
+    """It trains once the table was shown."""
+    jobs = checked(configs.named("vgg2", None), [0], tmp_path / "out", OPTIONS)
+    trained, shown = tmp_path / "trained", tmp_path / "shown"
+    pretend(jobs[0].config, trained)
+    jobs[0].workdir.parent.mkdir(parents=True)
+
+    def table():
+        text = status.table(jobs)
+        shown.touch()
+        return text
+
+    wait = f"until [ -e {shown} ]; do sleep 0.1; done"
+    command = ["bash", "-c", f"{wait}; cp -r {trained} {jobs[0].workdir}"]
+    workers.supervise([command], ONE, tmp_path / "logs", table)
+
+
+def test_what_changed_in_the_table_is_printed(tmp_path, capsys):
+    let_a_worker_train_one(tmp_path)
+    first, *rows = map(str.split, capsys.readouterr().out.splitlines())
+    assert first == ["name", "seed", "model", "epochs", "state"]
+    assert [row[-2:] for row in rows] == [["0/2", "new"], ["2/2", "done"]]
+
+
+def test_a_terminal_shows_the_table_in_place(tmp_path, monkeypatch):
+    reading, terminal = os.openpty()
+    os.set_blocking(reading, False)
+    monkeypatch.setenv("TERM", "xterm")
+    with open(terminal, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        let_a_worker_train_one(tmp_path)
+        monkeypatch.undo()
+        printed = os.read(reading, 100_000).decode()
+    os.close(reading)
+    before, after = printed.split("\x1b[1A", 1)  # it goes back up to the first line
+    assert re.search("name .*\n.* 0/2  new", before)
+    assert re.search("name .*\n.* 2/2  done", after)
 
 
 # --- a sweep by two of them -------------------------------------------------------------------
