@@ -7,6 +7,7 @@ import importlib.util
 import json
 import pathlib
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -14,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxcifar.config import Config, base_config, flatten, meant_by, validate
-from jaxcifar.errors import UserError, nearest
+from jaxcifar.errors import UserError, nearest, note
 from jaxcifar.files import write_shared
 
 _HERE = pathlib.Path(__file__).parent
@@ -24,23 +25,19 @@ ORIGIN = "origin.json"  # in a run's folder, or beside those of a config's seeds
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of a command's options, which says what is wrong with them in one message.
+    """A parser of a command's options, which says what is wrong with them in one line.
 
-    Raises:
-      UserError: from its methods that parse, where argparse would print the usage and exit.
+    argparse's own would print the usage first.
     """
 
-    def __init__(self, prog: str, description: str | None, **settings: Any):
-        super().__init__(
-            prog=prog,
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-            **settings,
-        )
+    def __init__(self, prog: str, description: str | None = None, **settings: Any):
+        layout = argparse.RawDescriptionHelpFormatter
+        settings = {"formatter_class": layout, "allow_abbrev": False} | settings
+        super().__init__(prog=prog, description=description, **settings)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message[0].upper()}{message[1:]}. See {self.prog} --help.")
+        note(f"{message[0].upper()}{message[1:]}. See {self.prog} --help.")
+        sys.exit(2)
 
 
 class BadPath(UserError, argparse.ArgumentTypeError):

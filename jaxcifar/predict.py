@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from jaxcifar import data, programs, restore, sharding
 from jaxcifar.errors import UserError, in_short, note
-from jaxcifar.options import user_path
+from jaxcifar.options import Parser, user_path
 from jaxcifar.run import about
 from jaxcifar.signals import exit_code
 from jaxcifar.task import build_inference
@@ -199,11 +199,7 @@ def _command(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="jaxcifar predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("jaxcifar predict", __doc__)
     parser.add_argument("workdir", type=user_path, help="the run's folder")
     parser.add_argument("pictures", type=user_path, nargs="+", help="files, or folders of them")
     parser.add_argument("--top", type=int, default=3, help="how many classes (default 3)")

@@ -8,7 +8,6 @@ except for rounding. (GPUs add in an order of their own; and the step is examine
 step, which rounds differently from a call of many.)
 """
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from jaxcifar import programs, sharding, train
 from jaxcifar.checks import check_config
 from jaxcifar.errors import UserError
 from jaxcifar.kernels import compilation
-from jaxcifar.options import user_path
+from jaxcifar.options import Parser, user_path
 from jaxcifar.run.about import check_alike, check_initial_weights, of_checkpoint, of_run
 from jaxcifar.run.checkpoint import Checkpointer
 from jaxcifar.run.digest import leaves
@@ -212,7 +211,7 @@ def _report(found: list[_Size]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="jaxcifar replay", description=__doc__)
+    parser = Parser("jaxcifar replay", __doc__)
     parser.add_argument("workdir", type=user_path)
     arguments = parser.parse_args(argv)
 

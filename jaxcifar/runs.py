@@ -13,7 +13,6 @@ The state is one of
   damaged    a file cannot be read; the command that started it may restore it
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -118,12 +117,7 @@ def table(found: list[dict[str, Any]]) -> Table:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="jaxcifar runs",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = options.Parser("jaxcifar runs", __doc__)
     parser.add_argument("folder", nargs="?", default="runs", help="where to look (default runs/)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(argv)

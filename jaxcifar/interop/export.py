@@ -34,7 +34,7 @@ from jaxcifar.config import Config
 from jaxcifar.errors import UserError, choose
 from jaxcifar.files import replacing, write_json
 from jaxcifar.interop.torch import to_torch
-from jaxcifar.options import user_path
+from jaxcifar.options import Parser, user_path
 from jaxcifar.signals import exit_code
 
 # The format: the ending of its file.
@@ -200,11 +200,7 @@ def _command(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="jaxcifar export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("jaxcifar export", __doc__)
     parser.add_argument("workdir", type=user_path, help="the run's folder")
     parser.add_argument("--to", required=True, choices=FORMATS)
     parser.add_argument("--out", type=user_path, help="the file (default: named after the run)")

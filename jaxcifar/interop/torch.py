@@ -32,7 +32,7 @@ from jaxcifar.interop.files import named_arrays, read
 from jaxcifar.models import ACTIVATIONS, MODELS, create_model
 from jaxcifar.models.densenet import DenseNet
 from jaxcifar.models.vgg import STAGES, VGG
-from jaxcifar.options import user_path
+from jaxcifar.options import Parser, user_path
 from jaxcifar.signals import exit_code
 from jaxcifar.state import abstract_variables
 
@@ -438,9 +438,7 @@ def _three_numbers(text: str) -> tuple[float, ...]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="jaxcifar import", description="Makes a run of PyTorch weights."
-    )
+    parser = Parser("jaxcifar import", "Makes a run of PyTorch weights.")
     parser.add_argument("file", type=user_path, help="a PyTorch, safetensors or .npz file")
     parser.add_argument("--model", required=True, choices=MODELS)
     parser.add_argument(

@@ -54,7 +54,7 @@ def drawing(
         FigureCanvasAgg(figure)
         yield figure
         if title:
-            lines = [textwrap.fill(line, int(13 * size[0])) for line in title.split("\n")]
+            lines = [textwrap.fill(line, int(12 * size[0])) for line in title.split("\n")]
             figure.suptitle("\n".join(lines), fontsize=11)
         # Laid out once, where savefig would do it anew for each format and draw all twice.
         engine = figure.get_layout_engine()
