@@ -66,9 +66,8 @@ def _print(paths: list[pathlib.Path]) -> None:
 def _tables(arguments: argparse.Namespace) -> int:
     found, against = _finished(arguments.folder), arguments.against
     if against:
-        choose(
-            "--against", against, {name: None for sweep in found for name in sweep.finished.names}
-        )
+        names = [name for sweep in found for name in sweep.finished.names]
+        choose("--against", against, dict.fromkeys(names))
     for sweep in found:
         if against and against not in sweep.finished.names:
             print(f"{sweep.folder} has no finished run of {against} to compare its own with.")

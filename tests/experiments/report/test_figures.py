@@ -240,6 +240,22 @@ def test_pictures_of_several_runs_say_which_were_shortened(tmp_path, drawn):
         assert labels == {"vgg2†", *(f"vgg{i}" for i in (1, 3, 4, 5, 6, 7, 8))}
 
 
+def test_a_long_title_is_not_cut_off(tmp_path, monkeypatch):
+    widths, save = [], Figure.savefig
+
+    def saved(self, path, **options):
+        title = next(text for text in self.texts if text.get_text() == self.get_suptitle())
+        widths.append(title.get_window_extent().width / self.bbox.width)
+        return save(self, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    fields = {"model__width": 0.05, "optim__name": "adamw", "data__augment": "strong"}
+    write_fake_runs(tmp_path, rows=["vgg6"], seeds=1, epochs=2, **fields)
+    assert main(["figures", str(tmp_path), "--only=history,fig4,accuracy"]) == 0
+    assert len(widths) == 6
+    assert max(widths) < 1
+
+
 def test_points_of_several_data_sets_say_which(tmp_path, drawn):
     write_fake_runs(tmp_path, rows=["a", "b"], seeds=1)
     main(["figures", str(tmp_path), "--only=accuracy"])
