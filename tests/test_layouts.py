@@ -112,6 +112,13 @@ def test_the_cache_of_keras_where_nothing_else_is(few, expected, tmp_path, monke
     assert (cifar.load(FEW, "test").images == 255 - found.images).all()
 
 
+def test_a_user_without_a_home_is_told_what_to_name(monkeypatch):
+    monkeypatch.setenv("JAXCIFAR_DATA", "~nobody-here/images")
+    for folder in ("", "~nobody-here/images"):
+        with pytest.raises(UserError, match=r"Set HOME, or name the folder: --config\.data\.dir="):
+            cifar.load(FEW, "test", folder)
+
+
 # --- several in one folder --------------------------------------------------------------------
 
 

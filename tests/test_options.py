@@ -109,3 +109,6 @@ def test_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert options.user_path("~/runs/x") == tmp_path / "runs" / "x"
     assert options.user_path("runs/~x") == pathlib.Path("runs/~x")
+    # As for a user of a container, who has no entry in /etc/passwd.
+    with pytest.raises(UserError, match=r"'~nobody-here/x': .*Set HOME, or give the full path"):
+        options.user_path("~nobody-here/x")

@@ -87,6 +87,9 @@ def test_the_cache_is_a_private_folder_or_the_users(tmp_path):
         assert said.startswith("jaxcifar: compiling without a cache: ")
         assert str(tmp_path / "file") in said
         assert said.count("\n") == 1
+    used, said = run(JAX_COMPILATION_CACHE_DIR="~nobody-here/xla")  # as without a home
+    assert (used, said.count("\n")) == ("None", 1)
+    assert said.startswith("jaxcifar: compiling without a cache: Could not determine home")
 
 
 @pytest.mark.slow
