@@ -142,7 +142,8 @@ def test_fields_reach_a_run_and_its_evaluation(tmp_path):
         assert process.returncode == 0, error
         return out
 
-    run("train", "small.py", "--train.epochs=1", "--seed=3", "--workdir=out")
+    run("train", "small.py", "--train.epochs=1", "--seed=3", "--workdir=out", "--profile=2")
     config = json.loads((tmp_path / "out" / "config.json").read_text())["config"]
     assert (config["train"]["epochs"], config["seed"]) == (1, 3)
+    assert list((tmp_path / "out" / "profile").rglob("perfetto_trace.json.gz"))
     assert run("eval", "out", "--train.eval_batch_size=256").startswith("best checkpoint (step 3)")

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import struct
 import subprocess
@@ -223,19 +224,30 @@ def test_the_command(finished, tmp_path, capsys):
     images = first_images(2, "test").images
     Image.fromarray(images[0]).save(folder / "a.png")
     Image.fromarray(images[1]).resize((300, 100)).save(folder / "b.JPG", "JPEG")
+    for name, side in (("c.png", 200), ("d.png", 128), ("e.png", 15)):
+        Image.fromarray(images[1]).resize((side, side)).save(folder / name)
     (folder / "notes.txt").write_text("left out")
     assert predict.main([str(workdir), str(folder), "--json", "--top=10"]) == 0
     out, err = capsys.readouterr()
     seen = json.loads(out)
-    assert [entry["file"] for entry in seen] == [str(folder / "a.png"), str(folder / "b.JPG")]
+    assert [pathlib.Path(entry["file"]).name[0] for entry in seen] == list("abcde")
     names = data.without_images("synthetic").class_names
     row = [seen[0]["classes"][name] for name in names]
     np.testing.assert_allclose(row, predict.predict(workdir, images[:1])[0], atol=1e-6)
     assert list(seen[0]["classes"].values()) == sorted(row, reverse=True)
-    assert "b.JPG is 300×100: squeezed" in err
-    assert "a.png" not in err
+    assert [re.sub(r".*/", "", line) for line in err.splitlines()] == [
+        "b.JPG is 300×100: squeezed into a square. A square crop may do better.",
+        "c.png is 200×200, resized to 32×32, as the network was trained on.",
+        "e.png is 15×15, resized to 32×32, as the network was trained on.",
+    ]
     assert predict.main([str(workdir), str(folder / "a.png")]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    first, *bars = capsys.readouterr().out.splitlines()
+    assert first == str(folder / "a.png")
+    ranked = sorted(zip(row, names, strict=True), reverse=True)[:3]
+    for line, (p, name) in zip(bars, ranked, strict=True):
+        found, percent, bar = re.fullmatch(r"  (pattern \d) +(\d+\.\d)%(?: (█+))?", line).groups()
+        assert (found, float(percent)) == (name, pytest.approx(100 * p, abs=0.06))
+        assert len(bar or "") == pytest.approx(24 * p, abs=0.51)  # which is 24 for certainty
     assert predict.main([str(tmp_path), str(folder / "a.png")]) == 2
     assert "contains no run" in capsys.readouterr().err
 

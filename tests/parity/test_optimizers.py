@@ -1,5 +1,6 @@
 """Optimizers and schedules against PyTorch's, step by step in float64."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,8 @@ import optax
 import pytest
 
 from jaxcifar import optim
+from jaxcifar.state import create_state
+from jaxcifar.step import make_loss, make_train_step
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[torch]'")
 
@@ -133,3 +136,29 @@ def test_penalties_are_added_before_all_is_clipped():
     w = jnp.array([3.0])
     updates, _ = tx.update(jnp.array([4.0]), tx.init(w), w)
     assert float(updates[0]) == pytest.approx(-1.0)
+
+
+class Line(nn.Module):
+    """A classifier of mean colours."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return nn.Dense(3)(images.mean((1, 2)))
+
+
+def test_the_average_of_the_weights():
+    """Over ten steps, with each value of ours averaged by PyTorch's function too."""
+    average = torch.optim.swa_utils.get_ema_avg_fn(0.9)
+    tx = optim.make_optimizer("sgd", 0.5)
+    loss = make_loss(Line(), lambda key, images, labels: (images, labels))
+    step = jax.jit(make_train_step(loss, tx, ema_decay=0.9))
+    state = create_state(Line(), tx, 0, keep_ema=True)
+    images, labels = jax.random.normal(jax.random.key(0), (6, 32, 32, 3)), jnp.arange(6) % 3
+    expected = torch.tensor(np.asarray(state.params["Dense_0"]["kernel"]))
+    for number in range(10):
+        state, _ = step(state, images, labels)
+        value = torch.tensor(np.asarray(state.params["Dense_0"]["kernel"]))
+        expected = average(expected, value, torch.tensor(number + 1))
+        found = state.ema["params"]["Dense_0"]["kernel"]
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
+    assert float((expected - value).abs().max()) > 1e-3

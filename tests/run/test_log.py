@@ -1,5 +1,8 @@
 """The files that a run writes while it trains."""
 
+import pytest
+from tensorboardX.proto import event_pb2
+
 from jaxcifar.files import read_lines
 from jaxcifar.run.log import RunLog, best_record
 
@@ -18,6 +21,27 @@ def test_what_was_logged_after_a_checkpoint_is_dropped(tmp_path):
         {"epoch": 1, "loss": [0.333333, 1.0]},
         {"epoch": 2, "loss": [2.0]},
     ]
+
+
+def test_tensorboard_gets_each_number_of_an_epoch(tmp_path):
+    record = {"epoch": 2, "step": 6, "val_loss": 0.5, "learning_rate": 1e-3, "images_per_second": 9}
+    log = RunLog(tmp_path, 0)
+    log.write(record | {"ema_val_loss": 0.25, "gradient_norm": 4.0}, {"loss": [2.0]})
+    log.close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    content, found = path.read_bytes(), {}
+    while content:  # length, its checksum, event, its checksum
+        size = int.from_bytes(content[:8], "little")
+        event = event_pb2.Event.FromString(content[12 : 12 + size])
+        found |= {v.tag: (event.step, v.simple_value) for v in event.summary.value}
+        content = content[16 + size :]
+    assert found == {
+        "val/loss": (2, 0.5),
+        "learning/rate": (2, pytest.approx(1e-3)),
+        "images/per_second": (2, 9),
+        "ema/val_loss": (2, 0.25),
+        "gradient/norm": (2, 4.0),
+    }
 
 
 def test_best_is_the_first_of_equals():
