@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tomllib
 
+import numpy as np
 import pytest
 import yaml
 
@@ -28,6 +29,8 @@ from experiments.sweep.jobs import checked, parse_seeds
 from jaxcifar import cli, options
 from jaxcifar.config import base_config, flatten
 from jaxcifar.errors import UserError
+from jaxcifar.interop.torch import to_torch
+from tests.test_interop import shapes_only
 
 ROOT = pathlib.Path(__file__).parent.parent
 BUILD = runpy.run_path(str(ROOT / "docs" / "build.py"))
@@ -361,26 +364,81 @@ def test_python(block):
         options.with_options(main_config, [])
 
 
-@pytest.mark.usefixtures("users_folder", "one_device")
-def test_getting_started(finished, users_folder, capsys):
-    """What the page does with a trained network, done."""
-    page = PAGES["docs/getting-started.md"]
-    commands = [words for block in fenced(page, "") for words in commands_in(block)]
-    assert ["jaxcifar", "train", "quickstart"] in commands
-    shutil.copytree(finished[0], users_folder / "runs" / "quickstart")
+# --- commands that are run ----------------------------------------------------------------------
+
+# What is not run, and what it would take. Every other command of a block is.
+NOT_RUN = {
+    "jaxcifar train *": "minutes to days",
+    "jaxcifar sweep *": "hours to days, or a cluster",
+    "jaxcifar landscape smoothness *": "the training of two rows",
+    "python -m jaxcifar.main *": "hours, or a cluster",
+    "*python -m experiments.*": "minutes to days, or PyTorch, or libtpu",
+    "srun *": "a cluster",
+    "mpirun *": "a cluster",
+    "gcloud *": "TPUs",
+    "*pip install *": "an environment of its own",
+    "python* -m venv *": "an environment of its own",
+    "source *": "an environment of its own",
+    "make *": "an environment of its own",
+    "pytest *": "what is going on",
+}
+IN_BLOCKS = [
+    command
+    for text in PAGES.values()
+    for block in fenced(text, "")
+    for command in commands_in(block)
+]
+
+
+def test_what_is_not_run_is_there():
+    for pattern in NOT_RUN:
+        assert fnmatch.filter(map(" ".join, IN_BLOCKS), pattern), pattern
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_commands_that_are_run(finished, swept, users_folder, capsys):
+    """What the pages do with trained networks and weights, done one after the other."""
+    for name in ("quickstart", "row1"):
+        shutil.copytree(finished[0], users_folder / "runs" / name)
+    shutil.copytree(swept, users_folder / "results" / "table4")
+    shutil.copytree(swept, users_folder / "results" / "rates")
+    (users_folder / "results" / "rates" / "vgg2").rename(
+        users_folder / "results" / "rates" / "row9"
+    )
     shutil.copy(ROOT / "docs" / "history_quickstart.png", users_folder / "picture.png")
-    verbs = {"runs", "eval", "predict", "export"}
-    use = [c for c in commands if c[:1] == ["jaxcifar"] and c[1] in verbs]
-    assert {words[1] for words in use} == verbs
-    for words in use:
-        assert cli.main(words[1:]) == 0
-    printed = capsys.readouterr().out
-    assert re.search(r"best checkpoint \(step \d\): accuracy", printed)
-    assert "picture.png" in printed
-    assert (users_folder / "weights.npz").is_file()
-    for name in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE):
-        for file in re.findall(r"`([^`]+)`", name):
-            assert (users_folder / "runs" / "quickstart" / file).exists(), file
+    weights = to_torch("resnet18", shapes_only("resnet18", width=0.125))
+    with (users_folder / "weights.pt").open("wb") as file:  # a file is known by its content
+        np.savez(file, **weights)
+    commands = [
+        command
+        for command in dict.fromkeys(map(tuple, IN_BLOCKS))
+        if not any(fnmatch.fnmatch(" ".join(command), pattern) for pattern in NOT_RUN)
+    ]
+    printed = {}
+    for name, *arguments in commands:
+        assert name == "jaxcifar"
+        smaller = ["--points=3", "--images=96"] if arguments[0] == "landscape" else []
+        assert cli.main([*arguments, *smaller]) == 0, capsys.readouterr().err
+        printed[" ".join(arguments)] = capsys.readouterr().out
+    assert len(commands) >= 10
+    assert "quickstart" in printed["runs"]
+    evaluated = printed["eval runs/quickstart"]
+    assert re.search(r"best checkpoint \(step \d\): accuracy", evaluated)
+    assert "picture.png" in printed["predict runs/quickstart picture.png --top=5"]
+    for made in ("weights.npz", "row1.safetensors", "runs/imported/config.json"):
+        assert (users_folder / made).is_file()
+    assert "row9" in printed["report tables results/rates --against=row9"]
+    assert (users_folder / "results" / "report.html").is_file()
+    assert list((users_folder / "results" / "landscape").rglob("*.npz"))
+
+
+def test_the_files_of_a_run_are_those_of_getting_started(finished):
+    names = re.findall(r"^\| (`.*?) \|", PAGES["docs/getting-started.md"], re.MULTILINE)
+    files = [file for name in names for file in re.findall(r"`([^`]+)`", name)]
+    assert len(files) >= 6
+    for file in files:
+        assert (finished[0] / file).exists(), file
 
 
 # --- links, names, and the page of the config -------------------------------------------------
