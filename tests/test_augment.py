@@ -96,9 +96,17 @@ def test_a_crop_is_a_slice_of_the_padded_image_on_every_platform(platform, paddi
 
 def test_strong_changes_nothing_at_strength_zero():
     result = augment.strong(
-        KEY, IMAGES, padding=0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0,
-        rotation=0.0, translation=0.0, erasing_probability=0.0,
-    )  # fmt: skip
+        KEY,
+        IMAGES,
+        padding=0,
+        brightness=0.0,
+        contrast=0.0,
+        saturation=0.0,
+        hue=0.0,
+        rotation=0.0,
+        translation=0.0,
+        erasing_probability=0.0,
+    )
     flipped = IMAGES[:, :, ::-1]
     assert result.dtype == jnp.float32
     for image, mirror, out in zip(IMAGES, flipped, result, strict=True):
@@ -131,12 +139,14 @@ def test_brightness_contrast_saturation_by_hand():
     gray = 0.2989 * 200 + 0.587 * 100
     np.testing.assert_allclose(
         augment.adjust_contrast(image, factor),
-        [[[[100 + gray / 4, 50 + gray / 4, gray / 4], [gray / 4] * 3]]], rtol=1e-5,
-    )  # fmt: skip
+        [[[[100 + gray / 4, 50 + gray / 4, gray / 4], [gray / 4] * 3]]],
+        rtol=1e-5,
+    )
     np.testing.assert_allclose(
         augment.adjust_saturation(image, factor),
-        [[[[100 + gray / 2, 50 + gray / 2, gray / 2], [0] * 3]]], rtol=1e-5,
-    )  # fmt: skip
+        [[[[100 + gray / 2, 50 + gray / 2, gray / 2], [0] * 3]]],
+        rtol=1e-5,
+    )
 
 
 def test_hue_turns_the_wheel():

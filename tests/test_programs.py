@@ -291,9 +291,12 @@ def lowered(network, platform, lowering):
     """StableHLO of a call of several steps."""
     steps = 1 if platform == "cpu" else 2
     made = tiny_task(
-        platform=platform, data__augment="strong", train__limit_train_images=64,
-        train__steps_per_call=steps, optim__l1=1e-4,
-    )  # fmt: skip
+        platform=platform,
+        data__augment="strong",
+        train__limit_train_images=64,
+        train__steps_per_call=steps,
+        optim__l1=1e-4,
+    )
     family, options, _ = NETWORKS[network]
     model = made.model
     model = family(
