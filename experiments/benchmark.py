@@ -3,6 +3,7 @@
     python -m experiments.benchmark --against=torch
     python -m experiments.benchmark --models=resnet18 --batch=256 --augment=strong --out=a.json
     python -m experiments.benchmark --models=densenet121 --remat
+    python -m experiments.benchmark --models=resnet18 --batch=256 --digest
 
 Each model's training step is compiled and warmed up, then timed in turns with PyTorch's (A B A B…),
 so that a slow minute of the machine falls on both; the table has medians and ranges. The step is
@@ -11,7 +12,8 @@ its usual fast settings: both memory formats, in-place activations, and on a GPU
 autocast where the dtype is bfloat16. Neither loads data: images are on the device. PyTorch does not
 augment; --augment=none (the default) compares like with like. The memory is what the compiled step
 needs beside its arguments and results; with --remat, DenseNets are timed with `model.remat` on and
-off, else with its default.
+off, else with its default. With --digest, the digest of the model's state, which each checkpoint
+has, is timed as well.
 """
 
 import argparse
@@ -31,17 +33,18 @@ import numpy as np
 
 from experiments.cost import forward_multiply_adds
 from experiments.runs.table import Table
-from jaxcifar import augment, data, programs, sharding, task
+from jaxcifar import augment, checks, data, programs, sharding, task
 from jaxcifar.config import base_config
 from jaxcifar.errors import UserError, choose
 from jaxcifar.files import write_json
 from jaxcifar.kernels import compilation
 from jaxcifar.models import MODELS, can_remat
 from jaxcifar.options import user_path
+from jaxcifar.run.digest import digests
 from jaxcifar.run.machine import environment, peak_memory
 from jaxcifar.signals import exit_code
 
-Timer = Callable[[], float]  # runs some steps; returns images per second
+Timer = Callable[[], float]  # runs some steps, or digests; returns images, or digests, per second
 
 
 # --- what is timed ----------------------------------------------------------------------------
@@ -49,8 +52,11 @@ Timer = Callable[[], float]  # runs some steps; returns images per second
 
 def jax_timer(
     model: str, batch: int, dtype: str, augmentation: str, steps: int, remat: str = "auto"
-) -> tuple[Timer, dict]:
-    """Returns a timer of the training step, and facts: seconds to start, bytes."""
+) -> tuple[Timer, Timer, dict]:
+    """Returns timers of the training step and of its state's digest, and facts.
+
+    The facts are the seconds to start, the bytes of a step, and the dtype.
+    """
     config = base_config()
     config.model.name, config.model.dtype, config.model.dropout_rate = model, dtype, 0.0
     config.model.remat = remat
@@ -58,7 +64,7 @@ def jax_timer(
     config.train.batch_size = batch
     images = data.load("synthetic", "train", size=max(batch * 4, 1024))
     mesh = sharding.make_mesh()
-    task.check_config(config, mesh)
+    checks.check_config(config, mesh)
     made = task.build(config, images, mesh)
     began = time.monotonic()
     hyperparams = sharding.replicate(task.hyperparams(config), mesh)
@@ -79,13 +85,23 @@ def jax_timer(
             state, _ = step(state, *rest)
         jax.block_until_ready(state.params)
 
+    def digest(calls: int) -> None:
+        for _ in range(calls):
+            digests({"params": state.params, "stats": state.batch_stats, "opt": state.opt_state})
+
+    def images_per_second() -> float:
+        return made.steps_per_call * batch * rate(make, calls)
+
+    def digests_per_second() -> float:
+        return rate(digest, steps)
+
     facts = {
         "init_seconds": init_seconds,
         "compile_seconds": compile_seconds,
         "step_memory_bytes": step.memory_analysis().temp_size_in_bytes,
         "dtype": made.in_force["dtype"],
     }
-    return lambda: made.steps_per_call * batch * rate(make, calls), facts
+    return images_per_second, digests_per_second, facts
 
 
 def torch_timer(model: str, batch: int, dtype: str, channels_last: bool, steps: int) -> Timer:
@@ -192,14 +208,18 @@ def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
     both = arguments.remat and can_remat(model)
     for remat in ("on", "off") if both else ("auto",):
         name = f"jaxcifar, remat {remat}" if both else "jaxcifar"
-        timers[name], facts[name] = jax_timer(
+        timers[name], digest, facts[name] = jax_timer(
             model, batch, arguments.dtype, arguments.augment, steps, remat
         )
+        if arguments.digest:
+            timers[f"{name}, digest"] = digest
     if arguments.against == "torch":
         dtype = next(iter(facts.values()))["dtype"]
         for name, channels_last in (("torch", False), ("torch channels_last", True)):
             timers[name] = torch_timer(model, batch, dtype, channels_last, steps)
     rates = in_turns(timers, arguments.repeats)
+    for name in facts if arguments.digest else ():
+        facts[name]["digest_seconds"] = 1 / statistics.median(rates.pop(f"{name}, digest"))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     best = max((rate for name, rate in medians.items() if name not in facts), default=None)
     operations = 6e-9 * forward_multiply_adds(model)  # forward and twice that back, in 10⁹
@@ -212,8 +232,8 @@ def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
     return {"model": model, "timed": timed, "peak_memory_bytes": peak_memory()}
 
 
-def table(content: dict[str, Any]) -> str:
-    """Returns the measurements as a Markdown table."""
+def table(content: dict[str, Any]) -> Table:
+    """Returns the measurements as a table, with the device's own in its title."""
     header = ["model", "what", "images/s, median", "lowest … highest", "of PyTorch's best"]
     header += ["GFLOP/s", "init", "compile", "memory of a step"]
     lines = []
@@ -237,8 +257,18 @@ def table(content: dict[str, Any]) -> str:
     limits = ", ".join(
         f"{name.replace('_', ' ')} {v:,.0f}" for name, v in content["ceilings"].items()
     )
-    grid = Table("Training speed", header, lines)
-    return f"{grid.markdown()}\n\nThe device's own: {limits}."
+    return Table(f"Training speed; the device's own: {limits}", header, lines)
+
+
+def digest_costs(content: dict[str, Any]) -> list[str]:
+    """Says what the digests took that were measured, one in each epoch of CIFAR's 50,000 images."""
+    return [
+        f"{result['model']}, {name}: a digest takes {1000 * found['digest_seconds']:,.0f} ms, "
+        f"{found['digest_seconds'] * found['median'] / 50_000:.3%} of an epoch of 50,000 images."
+        for result in content["results"]
+        for name, found in result["timed"].items()
+        if "digest_seconds" in found
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -255,6 +285,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--against", choices=("torch",))
     parser.add_argument("--remat", action="store_true", help="DenseNets with it on and off")
+    parser.add_argument("--digest", action="store_true", help="a checkpoint's, too")
     parser.add_argument("--out", type=user_path, help="a JSON file")
     arguments = parser.parse_args(argv)
     models = [choose("A model in --models", name, MODELS) for name in arguments.models.split(",")]
@@ -277,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.out:
             write_json(arguments.out, content)
     print(table(content))
-    print(json.dumps(content["environment"]))
+    print("", *digest_costs(content), json.dumps(content["environment"]), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Does to tiny runs what happens to long jobs, and compares what comes out with an undisturbed run.
 
-python -m experiments.torture --out=/tmp/torture --kills=20 --signals=2 --flips=30 --damage=all
+    python -m experiments.torture --out=/tmp/torture --kills=20 --signals=2 --flips=30 --damage=all
 
   kills     SIGKILL at random moments, in separate processes
   signals   SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2, so many of each, at random moments
@@ -9,17 +9,14 @@ python -m experiments.torture --out=/tmp/torture --kills=20 --signals=2 --flips=
   flips     single bits, anywhere in the checkpoints
 
 Kills and signals are counted where they end a process: those that come too late are sent again, in
-another run. Two measurements are separate: --soak=2000 trains that many tiny epochs in one process,
-and fails if memory, open files, threads, disk use or the CPU time of an epoch keep growing; --cost
-measures what a checkpoint's digest costs: in turns, one of a ResNet-18's state and one training
-step.
+another run.
 
 Each run is resumed by the same call; a damaged one is evaluated first. It must end with exactly the
 numbers of the undisturbed run, or be refused with one message. (If the best checkpoint is older
 than the newest two and is lost, there is no copy of it: then all numbers must be the same, and its
 loss must be reported.) Anything else is a failure. What was done is kept in OUT/cases.jsonl: the
 same command continues where it was stopped, and another --seed adds to it. At the end a table of
-all cases is printed, in Markdown. The exit code is 1 if anything failed.
+all cases is printed. The exit code is 1 if anything failed.
 """
 
 import argparse
@@ -46,16 +43,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcifar import data, programs, restore, sharding, train
+from experiments.runs.table import Table
+from jaxcifar import restore, train
 from jaxcifar.config import Config, base_config
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import append, read_lines
 from jaxcifar.hooks import Hook, Run
 from jaxcifar.options import user_path
-from jaxcifar.run.digest import digests
 from jaxcifar.run.machine import environment
 from jaxcifar.signals import exit_code
-from jaxcifar.task import build, hyperparams
 
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 _SAME, _LOST, _REFUSED, _FAILED = "same numbers", "same, best lost", "refused", "FAILED"
@@ -130,7 +126,7 @@ class Torture:
         self.done = {case["case"]: case for case in read_lines(self.cases) if case["seed"] == seed}
         # Its own, as a process of an earlier start that was killed may still write.
         self.folder = out / f"work-{seed}-{os.getpid()}"
-        self.where = _where()
+        self.where = where()
         self.expected: dict[str, dict[str, Any]] = {}
         for protocol in ("test", "holdout"):
             finished, stopped = (self.sample(protocol, end) for end in ("finished", "stopped"))
@@ -157,23 +153,20 @@ class Torture:
         case: str,
         kind: str,
         protocol: str,
-        work: Callable[[pathlib.Path, random.Random, collections.Counter], str],
+        disturb: Callable[[pathlib.Path, random.Random], int],
     ) -> int:
-        """Does a case once: `work` disturbs and resumes a run in a folder, and says how it ended.
-
-        It counts under `kind` how often it disturbed the run. It returns "" and the numbers are
-        compared, or the message that the run was refused with.
+        """Does a case once: a run is disturbed in a folder, and resumed there.
 
         Returns:
-          How often the run was disturbed.
+          How often it was disturbed, which is what `disturb` returns.
         """
         if case in self.done:
             return self.done[case]["times"]
-        folder, times = self.folder, collections.Counter()
+        folder, times = self.folder, 0
         shutil.rmtree(folder, ignore_errors=True)
         try:
-            said = work(folder, random.Random(f"{self.seed} {case}"), times)
-            outcome = _REFUSED
+            times = disturb(folder, random.Random(f"{self.seed} {case}"))
+            outcome, said = _REFUSED, _resumed(tiny_config(protocol), folder)
             if not said:
                 outcome, ours = _SAME, numbers(folder)
                 wrong = differences(ours, self.expected[protocol])
@@ -189,7 +182,7 @@ class Torture:
             "case": case,
             "seed": self.seed,
             "kind": kind,
-            "times": times[kind],
+            "times": times,
             "outcome": outcome,
             "said": said,
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -202,44 +195,43 @@ class Torture:
                 folder.rename(self.out / f"failed-{self.seed}-{case.replace('/', '-')}")
         shutil.rmtree(folder, ignore_errors=True)
         _said(folder).unlink(missing_ok=True)
-        return times[kind]
+        return times
 
     def damaged(self, protocol: str, end: str, name: str, how: str, number: int = 0) -> None:
         """One file of a run is damaged."""
 
-        def work(folder: pathlib.Path, random: random.Random, times: collections.Counter) -> str:
-            source = self.sample(protocol, end)
-            shutil.copytree(source, folder)
+        def disturb(folder: pathlib.Path, random: random.Random) -> int:
+            shutil.copytree(self.sample(protocol, end), folder)
             damage(folder / name, how, random)
-            times[how] += 1
             for which in restore.WHICH if name.startswith(("checkpoints", "config")) else ():
                 one, other = self.evaluated(protocol, end, which), _evaluated(folder, which)
                 if not isinstance(other, str) and one != other:
                     raise AssertionError(f"evaluates to {other}, not {one}")
-            return _resumed(tiny_config(protocol), folder)
+            return 1
 
-        self.run(f"{how} {number} {protocol}-{end} {name}", how, protocol, work)
+        self.run(f"{how} {number} {protocol}-{end} {name}", how, protocol, disturb)
 
     def killed(self, number: int) -> int:
         """A run is killed up to four times; returns how often that ended a process."""
         protocol = ("test", "holdout")[number % 2]
 
-        def work(folder: pathlib.Path, random: random.Random, times: collections.Counter) -> str:
+        def disturb(folder: pathlib.Path, random: random.Random) -> int:
+            times = 0
             for _ in range(random.randint(1, 4)):
                 with _process(protocol, folder) as process:
                     _wait(process, folder, random)
                     process.kill()
                     process.join()
-                    times["SIGKILL"] += process.exitcode == -signal.SIGKILL
-            return _resumed(tiny_config(protocol), folder)
+                    times += process.exitcode == -signal.SIGKILL
+            return times
 
-        return self.run(f"SIGKILL {number}", "SIGKILL", protocol, work)
+        return self.run(f"SIGKILL {number}", "SIGKILL", protocol, disturb)
 
     def signalled(self, name: str, number: int) -> int:
         """A run gets a signal; returns whether that ended the process."""
         protocol, signum = ("test", "holdout")[number % 2], signal.Signals[name]
 
-        def work(folder: pathlib.Path, random: random.Random, times: collections.Counter) -> str:
+        def disturb(folder: pathlib.Path, random: random.Random) -> int:
             with _process(protocol, folder) as process:
                 _wait(process, folder, random)
                 if process.is_alive():
@@ -252,10 +244,9 @@ class Torture:
             expected = (128 + signum,) if "Stopped by" in said else (0, -signum)
             if code not in expected or "Traceback" in said:
                 raise AssertionError(f"exit code {code}: {said}")
-            times[name] += "Stopped by" in said
-            return _resumed(tiny_config(protocol), folder)
+            return int("Stopped by" in said)
 
-        return self.run(f"{name} {number}", name, protocol, work)
+        return self.run(f"{name} {number}", name, protocol, disturb)
 
 
 def damage(path: pathlib.Path, how: str, random: random.Random) -> None:
@@ -318,7 +309,7 @@ def _train(protocol: str, folder: pathlib.Path, cache: pathlib.Path) -> None:
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     for name in _SIGNALS:  # nohup and a shell's "&" leave some ignored, and a run keeps that
         signal.signal(signal.Signals[name], signal.SIG_DFL)
-    _share_compiled(cache)
+    share_compiled(cache)
     run = lambda: train.train_and_evaluate(tiny_config(protocol), folder)  # noqa: E731
     sys.exit(exit_code(lambda: None if run() else 1))
 
@@ -343,7 +334,7 @@ def _process(protocol: str, folder: pathlib.Path) -> Iterator[BaseProcess]:
         process.join()
 
 
-def _share_compiled(cache: pathlib.Path) -> None:
+def share_compiled(cache: pathlib.Path) -> None:
     """All runs, in whichever process, share what is compiled."""
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -374,90 +365,7 @@ def _newest(folder: pathlib.Path) -> int:
     return 0
 
 
-# What may be added in an epoch, on average: what the run remembers of each is about 3 kB. A leak of
-# one file in fifty epochs would be noticed, as would be 40 MB in all of 2,000 epochs.
-_LIMITS = {"RSS, kB": 20, "open files": 0.02, "threads": 0.02, "disk, kB": 8, "CPU time, ms": 0.1}
-
-
-class Gauges(Hook):
-    """Reads after each epoch what the process uses, and prints the medians of every so many.
-
-    Attributes:
-      read: [epochs, len(_LIMITS)].
-    """
-
-    def __init__(self, every: int) -> None:
-        self.read: list[list[float]] = []
-        self._every, self._used = every, time.process_time()
-
-    def after_epoch(self, run: Run, record: dict[str, Any]) -> None:
-        used = time.process_time()
-        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-        disk = 0
-        for path in run.workdir.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):  # Orbax renames its folders
-                disk += path.stat().st_size
-        files, threads = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
-        kilo, cpu = 1e-3 * os.sysconf("SC_PAGE_SIZE"), 1e3 * (used - self._used)
-        self.read.append([kilo * pages, files, threads, 1e-3 * disk, cpu])
-        if (epoch := record["epoch"]) % self._every == 0:
-            cells = np.median(self.read[-self._every :], axis=0)
-            _print_row(f"{epoch - self._every + 1} … {epoch}", [f"{x:,.0f}" for x in cells])
-        self._used = time.process_time()  # without what this took
-
-
-def soak(epochs: int, folder: pathlib.Path) -> bool:
-    """Prints a table of what so many epochs in this process used; returns whether it kept growing.
-
-    The growth is the slope of a straight line through all epochs but the first quarter.
-    """
-    config, gauges = tiny_config("test"), Gauges(epochs // 10)
-    config.train.epochs, config.train.checkpoint_minutes = epochs, 60.0  # saved once an epoch
-    shutil.rmtree(folder, ignore_errors=True)
-    _print_row("epochs", list(_LIMITS))
-    _print_row("---", ["---"] * len(_LIMITS))
-    train.train_and_evaluate(config, folder, hooks=[gauges], quiet=True)
-    late = np.arange(epochs // 4, epochs)
-    slopes = np.polyfit(late, np.array(gauges.read)[late], 1)[0]
-    for name, cells in (("growth an epoch", slopes), ("limit", _LIMITS.values())):
-        _print_row(name, [f"{x:.3g}" for x in cells])
-    grows = [name for name, slope in zip(_LIMITS, slopes, strict=True) if slope > _LIMITS[name]]
-    verdict = f"These keep growing: {', '.join(grows)}." if grows else "Nothing keeps growing."
-    print(f"\nMedians. {verdict} {time.strftime('%Y-%m-%d', time.gmtime())}, {_where()}.")
-    return bool(grows)
-
-
-def _print_row(name: str, cells: list[str]) -> None:
-    print(f"| {name} | {' | '.join(cells)} |", flush=True)
-
-
-def cost() -> str:
-    """Returns what a digest and a training step of a ResNet-18 take, the median of five each."""
-    config, mesh = base_config(), sharding.make_mesh()
-    images = data.load("synthetic", "train", size=512)
-    task = build(config, images, mesh)
-    numbers = sharding.replicate(hyperparams(config), mesh)
-    arrays = programs.on_devices(images, mesh)
-    state = programs.init(task)(sharding.replicate(np.uint32(0), mesh), numbers, arrays[0])
-    order = programs.order(task)(state.key, 1)
-    step, times = programs.train(task, 1), []
-    for _ in range(6):
-        began = time.perf_counter()
-        state, metrics = step(state, numbers, *arrays, order)
-        jax.block_until_ready((state, metrics))
-        middle = time.perf_counter()
-        digests({"params": state.params, "opt_state": state.opt_state, "stats": state.batch_stats})
-        times.append((middle - began, time.perf_counter() - middle))
-    one_step, digest = np.median(times[1:], axis=0)  # the first compiles
-    steps = 50_000 // task.batch_size
-    share = digest / (steps * one_step)
-    return (
-        f"digest {1000 * digest:.0f} ms, step of {task.batch_size} images "
-        f"{1000 * one_step:.0f} ms: {share:.3%} of an epoch of {steps} steps"
-    )
-
-
-def _where() -> str:
+def where() -> str:
     """The machine, the versions and the commit, in words."""
     now = environment({})
     packages = [f"{name} {version(name)}" for name in ("jax", "flax", "orbax-checkpoint")]
@@ -467,48 +375,37 @@ def _where() -> str:
     )
 
 
-def table(cases: list[dict[str, Any]]) -> str:
-    """Returns the table at the end, in Markdown: what was done how often, and how it ended."""
+def table(cases: list[dict[str, Any]]) -> Table:
+    """Returns the table at the end: what was done how often, and how it ended."""
     outcomes = (_SAME, _LOST, _REFUSED, _FAILED)
     rows: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     for case in cases:
         rows[case["kind"]].update({"times": case["times"], "runs": 1, case["outcome"]: 1})
-    header = ("times", "runs", *outcomes)
-    lines = ["| what | " + " | ".join(header) + " |", "|---" * (1 + len(header)) + "|"]
-    for kind, found in rows.items():
-        lines.append(f"| {kind} | " + " | ".join(str(found[name]) for name in header) + " |")
+    header = ["times", "runs", *outcomes]
+    lines = [[kind, *(str(found[name]) for name in header)] for kind, found in rows.items()]
     dates = sorted({case["date"] for case in cases})
-    where = "; ".join(dict.fromkeys(case["where"] for case in cases))
-    lines += ["", f"{' to '.join(dates[:: max(1, len(dates) - 1)])}, {where}."]
-    return "\n".join(lines)
+    machines = "; ".join(dict.fromkeys(case["where"] for case in cases))
+    title = f"{' to '.join(dates[:: max(1, len(dates) - 1)])}, {machines}"
+    return Table(title, ["what", *header], lines)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.torture")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.torture",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--out", type=user_path, required=True, help="folder for all runs")
     parser.add_argument("--kills", type=int, default=0, help="SIGKILLs that end a process")
     parser.add_argument("--signals", type=int, default=0, help="of each kind")
     parser.add_argument("--flips", type=int, default=0, help="single bits of checkpoints")
     parser.add_argument("--damage", choices=("none", "all"), default="none", help="of each file")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--soak", type=int, default=0, help="epochs in one process, instead")
-    parser.add_argument("--cost", action="store_true", help="measure the digest instead")
     arguments = parser.parse_args(argv)
-    return _torture(arguments)
-
-
-def _torture(arguments: argparse.Namespace) -> int:
-    for name in ("kills", "signals", "flips", "soak"):
+    for name in ("kills", "signals", "flips"):
         if getattr(arguments, name) < 0:
             raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 0.")
-    if 0 < arguments.soak < 20:
-        raise UserError(f"--soak is {arguments.soak}; it takes at least 20 epochs.")
-    _share_compiled(arguments.out / "xla")
-    if arguments.cost:
-        print(cost())
-        return 0
-    if arguments.soak:
-        return int(soak(arguments.soak, arguments.out / "soak"))
+    share_compiled(arguments.out / "xla")
     torture = Torture(arguments.out, arguments.seed)
     _until(arguments.kills, torture.killed)
     for name in _SIGNALS:

@@ -51,6 +51,7 @@ MAIN, SWEEP = "jaxcifar.main", "experiments.sweep.__main__"
 REPORT, LANDSCAPE = "experiments.report.__main__", "experiments.landscape.__main__"
 FOR, SCALING = "experiments.compile_for", "experiments.scaling"
 SPEED, TORTURE = "experiments.benchmark", "experiments.torture"
+SOAK = "experiments.soak"
 REPLAY, TORCH = "jaxcifar.replay", "jaxcifar.interop.torch"
 EXPORT, PREDICT, RUNS = "jaxcifar.interop.export", "jaxcifar.predict", "jaxcifar.runs"
 MADE = "--config=good.py --config.data.name=synthetic"
@@ -200,6 +201,8 @@ TABLE = [
     (TORTURE, "--out=x --damage=some", "invalid choice", "none", "all"),
     (TORTURE, "--out=file --flips=1", "File exists"),
     (TORTURE, "", "--out"),
+    (SOAK, "", "--out"),
+    (SOAK, "--out=x --epochs=19", "--epochs is 19"),
     (FOR, "", "--topology"),
     (FOR, "--topology=v5e:2x4", "Name what to train"),
     (FOR, "--topology=v5e --rows=1", "such as v5e:2x4"),

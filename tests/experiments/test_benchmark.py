@@ -33,9 +33,8 @@ def test_measurements_beside_the_better_of_pytorchs_layouts(tmp_path, monkeypatc
     def ours(*arguments):
         remat = arguments[-1]
         facts = {"init_seconds": 1.0, "compile_seconds": 2.0, "dtype": "float32"}
-        return (lambda: 24.0 if remat == "on" else 30.0), facts | {
-            "step_memory_bytes": (1 if remat == "on" else 3) * 2**20
-        }
+        facts["step_memory_bytes"] = (1 if remat == "on" else 3) * 2**20
+        return (lambda: 24.0 if remat == "on" else 30.0), (lambda: 2.0), facts
 
     monkeypatch.setattr(benchmark, "jax_timer", ours)
     rates = {False: 40.0, True: 60.0}
@@ -44,7 +43,8 @@ def test_measurements_beside_the_better_of_pytorchs_layouts(tmp_path, monkeypatc
     )
     out = tmp_path / "speed.json"
     models = "--models=resnet18,densenet121"
-    benchmark.main([models, "--against=torch", "--remat", "--repeats=1", f"--out={out}"])
+    options = ["--against=torch", "--remat", "--digest", "--repeats=1"]
+    benchmark.main([models, *options, f"--out={out}"])
     resnet, densenet = (result["timed"] for result in json.loads(out.read_text())["results"])
     assert list(resnet) == ["jaxcifar", "torch", "torch channels_last"]
     assert resnet["jaxcifar"]["ratio"] == 0.5
@@ -58,6 +58,9 @@ def test_measurements_beside_the_better_of_pytorchs_layouts(tmp_path, monkeypatc
         "| resnet18 | jaxcifar | 30.0 | 30.0 … 30.0 | 0.50× | 100 | 1.0 s | 2.0 s | 3 MiB |",
         "| resnet18 | torch channels_last | 60.0 | 60.0 … 60.0 |  | 200 |  |  |  |",
         "| densenet121 | jaxcifar, remat on | 24.0 | 24.0 … 24.0 | 0.40× |",
+        # Two digests per second; an epoch takes 50,000 / 30 seconds.
+        "resnet18, jaxcifar: a digest takes 500 ms, 0.030% of an epoch of 50,000 images.",
+        "densenet121, jaxcifar, remat on: a digest takes 500 ms, 0.024% of an epoch",
     ):
         assert line in printed
 
@@ -77,10 +80,12 @@ def test_it_runs_the_training_step(monkeypatch, one_device):
             return self.program(*arguments)
 
     monkeypatch.setattr(programs, "train", Counted)
-    timer, facts = benchmark.jax_timer("vgg_a", 8, "float32", "weak", steps=2)
+    steps, digests, facts = benchmark.jax_timer("vgg_a", 8, "float32", "weak", steps=2)
     assert not made  # compiled, and nothing run
-    assert timer() > 0
+    assert steps() > 0
     assert made == [1, 1, 1]  # the first is not timed
+    assert digests() > 0
+    assert len(made) == 3  # a digest is of the state that the steps left
     assert facts["dtype"] == "float32"
     assert facts["compile_seconds"] > 0
     assert facts["step_memory_bytes"] > 8 * 32 * 32 * 64 * 4  # the first convolution's result

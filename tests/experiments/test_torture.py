@@ -36,6 +36,37 @@ def test_a_small_share_and_what_is_done_is_not_done_again(tmp_path):
     assert cases() == before
 
 
+@pytest.mark.slow
+def test_damaged_files(tmp_path, one_device, capsys):
+    tortured = torture.Torture(tmp_path, seed=0)
+    outcomes = {}
+
+    def damaged(end, name, how):
+        tortured.damaged("test", end, name, how)
+        outcomes[name, how] = json.loads(tortured.cases.read_text().splitlines()[-1])
+
+    damaged("finished", "metrics.jsonl", "half")
+    damaged("finished", "result.json", "delete")
+    damaged("stopped", "config.json", "empty")
+    damaged("stopped", ".lock", "folder")
+    checkpoints = torture.files(tortured.sample("test", "stopped"), checkpoints=True)
+    damaged("stopped", next(name for name in checkpoints if "metadata" in name), "flip")
+    for (name, how), case in outcomes.items():
+        assert case["kind"] == how
+        assert case["times"] == 1
+        refused = name == ".lock"
+        assert case["outcome"] == ("refused" if refused else "same numbers"), case
+        assert (str(tortured.folder / name) in case["said"]) == refused
+    # What does not end as the undisturbed run did has failed, and is kept to be looked at.
+    tortured.expected["test"]["best"] += 1
+    damaged("finished", "history.png", "delete")
+    failed = outcomes["history.png", "delete"]
+    assert (failed["outcome"], failed["said"]) == ("FAILED", "other best")
+    assert "FAILED delete" in capsys.readouterr().out
+    (kept,) = tmp_path.glob("failed-*")
+    assert (kept / "result.json").exists()
+
+
 def test_every_changed_number_is_noticed():
     expected = {"metrics": [{"epoch": 1, "val_loss": 2.0}], "best": 1, "last checkpoint": (6, b"a")}
     assert torture.differences(dict(expected), expected) == ""
@@ -68,11 +99,11 @@ def test_the_table_counts_runs_and_what_was_done_to_them():
         here | {"kind": "SIGKILL", "times": 1, "outcome": "FAILED", "date": "2026-01-04"},
         here | {"kind": "bit", "times": 1, "outcome": "refused"},
     ]
-    assert torture.table(cases).splitlines() == [
+    assert str(torture.table(cases)).splitlines() == [
+        "2026-01-02 to 2026-01-04, a machine",
+        "",
         "| what | times | runs | same numbers | same, best lost | refused | FAILED |",
-        "|---|---|---|---|---|---|---|",
+        "| --- | --- | --- | --- | --- | --- | --- |",
         "| SIGKILL | 4 | 2 | 1 | 0 | 0 | 1 |",
         "| bit | 1 | 1 | 0 | 0 | 1 | 0 |",
-        "",
-        "2026-01-02 to 2026-01-04, a machine.",
     ]
