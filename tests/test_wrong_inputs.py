@@ -240,7 +240,7 @@ TABLE = [
     (PREDICT, "results/vgg1/seed0 white.png", "Train it for an epoch first"),
     (RUNS, "nowhere", "There is no folder nowhere. Name one that holds runs"),
     (RUNS, "empty", "empty contains no runs (no config.json below it)"),
-    (RUNS, "results other", "unrecognized arguments: other"),
+    (RUNS, "results other", "nrecognized arguments: other"),
     (RUNS, "gs://b/x", "not a local path"),
 ]
 

@@ -122,7 +122,7 @@ def to_onnx(config: Config, variables: dict[str, Any]) -> bytes:
       config: of the network.
       variables: of the network.
     """
-    import jax2onnx
+    import jax2onnx  # pyright: ignore
 
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # else it warns of each unknown shape
     model: Any = jax2onnx.to_onnx(
