@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # What each room of experiments/ may import from the others.
 EXPERIMENTS = {
     "cost": set(),
+    "golden": set(),
     "torch_models": set(),
     "torch_recipe": {"torch_models"},
     "runs": set(),

@@ -1,0 +1,30 @@
+"""Golden runs: what computes the same has the same digests, and nothing else has."""
+
+import pytest
+
+from experiments import golden
+from jaxcifar.checks import check_config
+from tests.tiny import tiny
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_digests_are_those_of_the_numbers(tmp_path):
+    first = golden.digests_of(tiny(), tmp_path / "first")
+    assert golden.digests_of(tiny(), tmp_path / "again") == first
+    losses, variables = golden.digests_of(tiny(optim__learning_rate=0.00101), tmp_path / "other")
+    assert losses != first[0]
+    assert variables != first[1]
+
+
+@pytest.mark.parametrize("case", golden.CASES)
+def test_cases_are_possible(case):
+    check_config(golden.config_of(case))
+
+
+def test_each_family_and_option_that_changes_numbers_has_a_case():
+    configs = [golden.config_of(case) for case in golden.CASES]
+    assert {config.data.augment for config in configs} == {"weak", "strong"}
+    assert {config.optim.name for config in configs} == {"adam", "adamw", "sgd"}
+    families = {config.model.name.rstrip("0123456789") for config in configs}
+    assert families == {"resnet", "densenet", "vgg_a", "vgg_a_bn", "airbench"}
