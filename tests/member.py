@@ -1,18 +1,21 @@
 """One process of a run that test_processes.py starts: `python -m tests.member JSON`.
 
 It trains `tests.tiny.tiny(**fields)`, and may be told to misbehave: {"place": [address, count,
-index], "workdir", "fields", "wait", "kill": step, "term": step, "raise": step, "who": the process
-that is killed, stopped or fails, "spoil": step, "images": whether they are others, "term_early":
-before the first step}. Without a place it has the one that its launcher gave it.
+index], "workdir", "fields", "wait", "kill": step, "term": step, "raise": step, "where": the method
+of the hook that does so, "who": the process that is killed, stopped or fails, "spoil": step,
+"images": whether they are others, "term_loading", "term_compiling": whether a signal comes then}.
+Without a place it has the one that its launcher gave it.
 """
 
+import hashlib
 import json
 import os
 import signal
 import sys
+import threading
 import time
 
-from jaxcifar import data, launch, processes, train
+from jaxcifar import data, launch, processes, programs, train
 from jaxcifar.hooks import Hook
 from jaxcifar.signals import exit_code
 from tests import tiny
@@ -22,17 +25,28 @@ class Misbehave(Hook):
     def __init__(self, told):
         self.told = told
 
-    def at(self, what, step):
-        me = processes.index()
-        return self.told.get(what) == step and self.told.get("who", me) == me
-
     def before_step(self, run):
-        if self.at("kill", run.step):
+        self.do("before_step", run.step)
+
+    def before_evaluation(self, run):
+        self.do("before_evaluation", run.step)
+
+    def do(self, where, step):
+        me = processes.index()
+        if (where, me) != (self.told.get("where", "before_step"), self.told.get("who", me)):
+            return
+        if self.told.get("kill") == step:
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.at("term", run.step):
+        if self.told.get("term") == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        if self.at("raise", run.step):
+        if self.told.get("raise") == step:
             raise ZeroDivisionError("on purpose")
+
+
+def compile_until_stopped(*_):
+    """Gets a signal while Python's handlers have to wait, as they do for XLA."""
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
 
 
 def main(told):
@@ -44,8 +58,10 @@ def main(told):
             return found.take(slice(1, None), "all but the first")
 
         data.load = load_others
-    if told.get("term_early"):
+    if told.get("term_loading"):
         data.load = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60)
+    if told.get("term_compiling"):
+        programs.train = compile_until_stopped
     hooks = [Misbehave(told), *([tiny.Spoil(told["spoil"])] if "spoil" in told else [])]
 
     def command():

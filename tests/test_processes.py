@@ -1,5 +1,6 @@
 """One run over two processes of four devices each: real processes, which meet on this machine."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -10,22 +11,27 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
+import jax
 import numpy as np
 import pytest
 
-from jaxcifar import processes
-from jaxcifar.errors import Interrupted, UserError
+from jaxcifar import main, processes, sharding, team, train
+from jaxcifar.errors import Busy, Interrupted, UserError
 from jaxcifar.files import read_lines
 from jaxcifar.launch import Place
+from jaxcifar.run.lock import locked
 from tests import member, tiny
 from tests.forked import Forked, environment_of
+from tests.sweeps import OPTIONS
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parent.parent
 # With Adam, rounding grows: its first steps are the signs of the gradients.
 FIELDS = {"optim__name": "sgd", "optim__learning_rate": 0.01}
 LIMIT = 240  # seconds; what ends by itself takes a tenth of it on a quiet machine
+MINUTE = 60  # within which all end after one has
 
 
 def environment(devices):
@@ -52,15 +58,28 @@ class Member:
         )
 
     def end(self, *, gloo=False):
-        """Returns (exit code, what was printed), without what Gloo says when devices connect."""
-        try:
-            printed = self.process.communicate(timeout=LIMIT)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            pytest.fail(f"it hung, and had said: {self.process.communicate()}")
-        lines = "".join(printed).splitlines(keepends=True)
-        wanted = [line for line in lines if gloo or not line.startswith("[Gloo]")]
-        return self.process.returncode, "".join(wanted)
+        """Returns (exit code, what was printed), see `end_of`."""
+        return end_of(self.process, gloo=gloo)
+
+
+def end_of(process, seconds=LIMIT, *, gloo=False):
+    """Returns (exit code, what was printed), without what Gloo says when devices connect."""
+    try:
+        printed = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"it hung, and had said: {process.communicate()}")
+    lines = "".join(printed).splitlines(keepends=True)
+    wanted = [line for line in lines if gloo or not line.startswith("[Gloo]")]
+    return process.returncode, "".join(wanted)
+
+
+def ends_of(*started):
+    """Returns [(exit code, what was printed), …] of the processes of a run, which end together."""
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline and all(process.poll() is None for process in started):
+        time.sleep(0.1)
+    return [end_of(process, MINUTE) for process in started]
 
 
 def under_mpirun(**told):
@@ -82,13 +101,23 @@ def free_port():
 
 
 def two(workdir, first=None, second=None):
-    """Runs two processes to their ends; returns [(exit code, stderr), …]."""
+    """Runs two processes to their ends; returns [(exit code, what was printed), …]."""
     port = free_port()
     members = [
         Member(port, index, **({"workdir": workdir} | (told or {})))
         for index, told in enumerate((first, second))
     ]
-    return [member.end() for member in members]
+    return ends_of(*(member.process for member in members))
+
+
+def both(function, *arguments):
+    """Calls `function(port, index, *arguments)` in two processes; returns their ends."""
+    port = free_port()
+    made = [
+        Forked(function, port, index, *arguments, environment=environment(4), cwd=ROOT)
+        for index in (0, 1)
+    ]
+    return ends_of(*made)
 
 
 def losses(workdir):
@@ -107,16 +136,22 @@ def alone(tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    """The workdir of a run of two processes, started as any other, and what they printed."""
+    workdir, python = tmp_path_factory.mktemp("of_two") / "run", {"python": True}
+    (code, said), (other_code, other_said) = two(workdir, python, python)
+    assert (code, other_code) == (0, 0), said + other_said
+    return workdir, said, other_said
+
+
 def check_same_numbers(workdir, alone):
     np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
     np.testing.assert_allclose(validation(workdir), validation(alone), rtol=1e-5)
 
 
-def test_two_processes_are_one_run(alone, tmp_path):
-    workdir = tmp_path / "run"
-    python = {"python": True}
-    (code, said), (other_code, other_said) = two(workdir, python, python)
-    assert (code, other_code) == (0, 0), said + other_said
+def test_two_processes_are_one_run(alone, of_two):
+    workdir, said, other_said = of_two
     check_same_numbers(workdir, alone)
     # The first one alone speaks.
     assert "8 × cpu" in said
@@ -125,23 +160,40 @@ def test_two_processes_are_one_run(alone, tmp_path):
     assert (machine["processes"], machine["devices"]) == (2, 8)
 
 
-def test_a_signal_to_one_stops_all_and_one_process_goes_on(alone, tmp_path):
+def run_command(port, index, *arguments):
+    place = f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", f"--process_id={index}"
+    return main.run([*arguments, *place])
+
+
+def test_two_commands_with_the_flags_are_one_run(tmp_path):
     workdir = tmp_path / "run"
-    ends = two(workdir, second={"term": 2})
+    (code, said), (other_code, other_said) = both(
+        run_command, "--config=vgg2", f"--workdir={workdir}", "--config.optim.name=sgd", *OPTIONS
+    )
+    assert (code, other_code, other_said) == (0, 0, ""), said + other_said
+    assert f"everything is in {workdir}" in said
+    assert json.loads((workdir / "config.json").read_text())["environment"]["processes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("when", "step"), [({"term": 1}, 2), ({"term": 3, "where": "before_evaluation"}, 3)]
+)
+def test_a_signal_to_one_stops_all_and_one_process_goes_on(alone, tmp_path, when, step):
+    workdir = tmp_path / "run"
+    ends = two(workdir, second=when)
     assert [code for code, _ in ends] == [128 + signal.SIGTERM] * 2, ends
-    assert "saved at step" in ends[0][1]
-    assert 0 < sum(map(len, losses(workdir))) < 6 or not (workdir / "metrics.jsonl").read_text()
+    assert f"saved at step {step}" in ends[0][1]
+    assert (workdir / "metrics.jsonl").read_text() == ""  # the epoch is not evaluated yet
     tiny.run(tiny.tiny(**FIELDS), workdir, devices=8)
     check_same_numbers(workdir, alone)
 
 
-def test_a_signal_before_the_first_step_stops_all_at_once(alone, tmp_path):
-    workdir = tmp_path / "run"
-    ends = two(workdir, second={"term_early": True})
+@pytest.mark.parametrize("when", ["term_loading", "term_compiling"])
+def test_a_signal_before_the_first_step_stops_all_at_once(tmp_path, when):
+    ends = two(tmp_path / "run", second={when: True})
     assert [code for code, _ in ends] == [128 + signal.SIGTERM] * 2, ends
     assert "process 1: Stopped by SIGTERM. Nothing" in ends[0][1]
-    tiny.run(tiny.tiny(**FIELDS), workdir, devices=8)
-    check_same_numbers(workdir, alone)
+    assert not list(tmp_path.glob("run/checkpoints/*"))
 
 
 def test_two_processes_start_from_the_weights_of_a_run(alone, tmp_path):
@@ -182,6 +234,21 @@ def test_two_processes_go_on_where_one_was_stopped(alone, tmp_path):
     check_same_numbers(workdir, alone)
 
 
+def test_the_first_fails_and_two_go_on_from_what_it_saved_within_an_epoch(of_two, tmp_path):
+    """Only its clock says when to save."""
+    workdir = tmp_path / "run"
+    saves_often = {"fields": FIELDS | {"train__checkpoint_minutes": 1e-6}}
+    (code, said), (other_code, other_said) = two(workdir, saves_often | {"raise": 5})
+    assert (code, other_code, other_said) == (1, 1, "")
+    assert "jaxcifar: process 0: failed" in said
+    assert "on purpose" in said
+    ends = two(workdir, saves_often)
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert "resumed after epoch 1, step 4" in ends[0][1]
+    assert losses(workdir) == losses(of_two[0])
+    assert validation(workdir) == validation(of_two[0])
+
+
 def test_a_killed_process_ends_the_others(alone, tmp_path):
     workdir = tmp_path / "run"
     (code, said), (killed, _) = two(workdir, second={"kill": 4})
@@ -214,14 +281,29 @@ def test_a_process_killed_under_mpirun(alone, tmp_path):
 
 def test_a_finished_run_is_finished_for_all(alone, tmp_path):
     workdir = shutil.copytree(alone, tmp_path / "run")
+
+    def files():
+        found = {path: path.stat() for path in workdir.rglob("*") if path.name != ".lock"}
+        return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
+
+    before = files()
     assert [code for code, _ in two(workdir)] == [0, 0]
+    assert files() == before
 
 
-def test_the_death_of_the_first_ends_the_others(tmp_path):
-    (killed, _), (code, said) = two(tmp_path / "run", first={"kill": 1})
+def test_the_death_of_the_first_ends_the_others(alone, tmp_path):
+    workdir = tmp_path / "run"
+    (killed, _), (code, said) = two(workdir, first={"kill": 4})
     assert killed == -signal.SIGKILL
     assert "jaxcifar: process 0: is gone" in said
     assert code != 0  # JAX may abort it right after the message
+    tiny.run(tiny.tiny(**FIELDS), workdir, devices=8)
+    check_same_numbers(workdir, alone)
+
+
+def test_all_end_within_a_minute():
+    waits = (team.UNNOTICED, team.GRACE, team.CAUSE, team.VERDICT, team.LAST)
+    assert sum(waits) < MINUTE
 
 
 def test_an_exception_in_one_ends_all(tmp_path):
@@ -235,7 +317,7 @@ def test_divergence_is_told_once(tmp_path):
     spoil = {"spoil": 1}
     (code, said), (other_code, other_said) = two(tmp_path / "run", spoil, spoil)
     assert code == other_code == 2
-    assert said.count("is not finite") == 1
+    assert said.count("The training loss of step 2 is not finite") == 1
     assert "is not finite" not in other_said
 
 
@@ -252,6 +334,43 @@ def test_processes_that_are_not_alike(second, message, tmp_path):
     assert code == other_code == 2, said
     assert re.search(message, said)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def refused(port, index, workdir, kind):
+    with processes.together(Place(f"127.0.0.1:{port}", 2, index), 60):
+        with pytest.raises(kind) as caught:
+            train.train_and_evaluate(tiny.tiny(**FIELDS), workdir)
+        print(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [(Busy, "Another process is training in"), (UserError, "seed: 1 -> 0")]
+)
+def test_what_only_the_first_can_find_ends_all_alike(alone, tmp_path, kind, message):
+    workdir = shutil.copytree(alone, tmp_path / "run")
+    about = json.loads((workdir / "config.json").read_text())
+    about["config"]["seed"] = 1
+    (workdir / "config.json").write_text(json.dumps(about))
+    with locked(workdir) if kind is Busy else contextlib.nullcontext():
+        ends = both(refused, str(workdir), kind)
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert all(message in said for _, said in ends)
+
+
+def replicate_what_differs(port, index):
+    with processes.together(Place(f"127.0.0.1:{port}", 2, index), 60):
+        mesh = sharding.make_mesh()
+        whole = sharding.replicate(np.full(3, index), mesh)
+        assert whole.sharding == sharding.replicated(mesh)
+        assert mesh.size == 2 * len(whole.addressable_shards)
+        for shard in whole.addressable_shards:
+            assert jax.device_get(shard.data).tolist() == [index] * 3
+
+
+def test_replication_sends_nothing_to_other_processes():
+    """What it does not compare may differ."""
+    ends = both(replicate_what_differs)
+    assert [code for code, _ in ends] == [0, 0], ends
 
 
 def leave_on_a_full_disk(port, full_disk):

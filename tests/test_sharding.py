@@ -1,5 +1,8 @@
 """Where arrays live."""
 
+import pathlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +24,14 @@ def test_a_process_of_several_that_was_started_alone_is_refused(monkeypatch):
     ways = "To train, .*--num_processes=4.*an evaluation, .*JAX_PLATFORMS=cpu"
     with pytest.raises(UserError, match=f"sees the devices of 4 processes, .*{ways}"):
         sharding.make_mesh()
+
+
+def test_one_module_asks_jax_for_processes():
+    """All others ask that one, for which a process that was started alone is one."""
+    asking = re.compile(r"process_(count|index|indices)\(|jax\.distributed")
+    package = pathlib.Path(sharding.__file__).parent
+    found = {path.name for path in package.rglob("*.py") if asking.search(path.read_text())}
+    assert found == {"processes.py"}
 
 
 def test_replicated_is_whole_and_a_batch_is_split():
