@@ -49,8 +49,8 @@ def test_damaged_files(tmp_path, one_device, capsys):
     damaged("finished", "result.json", "delete")
     damaged("stopped", "config.json", "empty")
     damaged("stopped", ".lock", "folder")
-    checkpoints = torture.files(tortured.sample("test", "stopped"), checkpoints=True)
-    damaged("stopped", next(name for name in checkpoints if "metadata" in name), "flip")
+    newest = max((tortured.sample("test", "stopped") / "checkpoints").iterdir(), key=str)
+    damaged("stopped", f"checkpoints/{newest.name}/progress/metadata", "flip")
     for (name, how), case in outcomes.items():
         assert case["kind"] == how
         assert case["times"] == 1
