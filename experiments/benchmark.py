@@ -39,7 +39,7 @@ from jaxcifar.errors import UserError, choose
 from jaxcifar.files import write_json
 from jaxcifar.kernels import compilation
 from jaxcifar.models import MODELS, can_remat
-from jaxcifar.options import user_path
+from jaxcifar.options import Parser, user_path
 from jaxcifar.run.digest import digests
 from jaxcifar.run.machine import environment, peak_memory
 from jaxcifar.signals import exit_code
@@ -272,11 +272,7 @@ def digest_costs(content: dict[str, Any]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m experiments.benchmark", __doc__)
     parser.add_argument("--models", default="resnet18,densenet121,vgg_a_bn")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--dtype", default="auto", choices=task.DTYPES)

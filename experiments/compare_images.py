@@ -8,7 +8,6 @@ is evaluated on them and on the run's own images of the same places. It has seen
 difference is an upper bound of what the other version costs at evaluation.
 """
 
-import argparse
 import math
 import pathlib
 import sys
@@ -117,11 +116,7 @@ def run(workdir: pathlib.Path, path: pathlib.Path, which: str = "best") -> dict[
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.compare_images",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options.Parser("python -m experiments.compare_images", __doc__)
     parser.add_argument("workdir", type=options.user_path, help="of the run")
     parser.add_argument("file", type=options.user_path, help="the other version, an .npz file")
     parser.add_argument("--checkpoint", default="best", choices=restore.WHICH)

@@ -17,7 +17,6 @@ Options such as --config.data.augment=none change every config. --out gets every
 each config. Compiling takes minutes for each; one process at a time can use libtpu.
 """
 
-import argparse
 import math
 import os
 import re
@@ -38,7 +37,7 @@ from experiments.scaling import CHIPS, Chip, all_reduce_seconds
 from jaxcifar import checks, data, programs, sharding, task
 from jaxcifar.errors import UserError, choose
 from jaxcifar.files import write_json
-from jaxcifar.options import user_path, with_options
+from jaxcifar.options import Parser, user_path, with_options
 from jaxcifar.run.machine import environment
 from jaxcifar.signals import exit_code
 
@@ -280,12 +279,7 @@ def table(content: dict[str, Any]) -> Table:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.compile_for",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("python -m experiments.compile_for", __doc__)
     parser.add_argument("--topology", help="a chip and the shape of a slice: v5e:2x4")
     parser.add_argument("--rows", help="of the original report: 1-12,vgg2")
     parser.add_argument("--configs", help="config files, by comma; * is any name")

@@ -9,7 +9,6 @@ arithmetic, so that the efficiency is one half; with --batch, the efficiency at 
 device instead. This is arithmetic: nothing is compiled or measured.
 """
 
-import argparse
 import functools
 import math
 import sys
@@ -24,6 +23,7 @@ from experiments.runs.table import Table
 from jaxcifar.errors import UserError, choose
 from jaxcifar.models import MODELS, create_model
 from jaxcifar.models.densenet import DenseNet
+from jaxcifar.options import Parser
 from jaxcifar.signals import exit_code
 from jaxcifar.state import abstract_variables
 
@@ -151,11 +151,7 @@ def scaling(devices: int, chip: str, utilization: float, batch: int | None = Non
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.scaling",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m experiments.scaling", __doc__)
     parser.add_argument("--devices", type=int, default=8, help="that share a batch")
     parser.add_argument("--chip", default="v5e", help=", ".join(CHIPS))
     parser.add_argument("--utilization", type=float, default=0.4, help="of the chip's peak")

@@ -7,7 +7,6 @@ read (from /proc, so only on Linux). At the end a table of their medians in each
 is printed. The exit code is 1 if one of them grows by more than its limit.
 """
 
-import argparse
 import contextlib
 import os
 import pathlib
@@ -24,7 +23,7 @@ from experiments.torture import share_compiled, tiny_config, where
 from jaxcifar import train
 from jaxcifar.errors import UserError
 from jaxcifar.hooks import Hook, Run
-from jaxcifar.options import user_path
+from jaxcifar.options import Parser, user_path
 from jaxcifar.signals import exit_code
 
 # What may be added per epoch, on average: what the run remembers of each is about 3 kB. A leak of
@@ -100,11 +99,7 @@ def soak(epochs: int, folder: pathlib.Path) -> np.ndarray:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.soak",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m experiments.soak", __doc__)
     parser.add_argument("--out", type=user_path, required=True, help="folder for the run")
     parser.add_argument("--epochs", type=int, default=2000)
     arguments = parser.parse_args(argv)

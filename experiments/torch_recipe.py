@@ -10,7 +10,6 @@ learning rates. It prints a line per epoch, which is also in OUT/metrics.jsonl. 
 resumes it after the last whole epoch.
 """
 
-import argparse
 import json
 import pathlib
 import sys
@@ -194,11 +193,7 @@ def train(out: pathlib.Path, data_dir: str, seed: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.torch_recipe",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options.Parser("python -m experiments.torch_recipe", __doc__)
     parser.add_argument("--out", type=options.user_path, required=True, help="a folder")
     parser.add_argument("--data-dir", default="", help="of the images, as --config.data.dir")
     parser.add_argument("--seed", type=int, default=0)

@@ -19,7 +19,6 @@ same command continues where it was stopped, and another --seed adds to it. At t
 all cases is printed. The exit code is 1 if anything failed.
 """
 
-import argparse
 import collections
 import contextlib
 import functools
@@ -49,7 +48,7 @@ from jaxcifar.config import Config, base_config
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import append, read_lines
 from jaxcifar.hooks import Hook, Run
-from jaxcifar.options import user_path
+from jaxcifar.options import Parser, user_path
 from jaxcifar.run.machine import environment
 from jaxcifar.signals import exit_code
 
@@ -390,11 +389,7 @@ def table(cases: list[dict[str, Any]]) -> Table:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.torture",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m experiments.torture", __doc__)
     parser.add_argument("--out", type=user_path, required=True, help="folder for all runs")
     parser.add_argument("--kills", type=int, default=0, help="SIGKILLs that end a process")
     parser.add_argument("--signals", type=int, default=0, help="of each kind")

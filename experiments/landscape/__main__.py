@@ -21,7 +21,7 @@ from experiments.landscape import gradient, slices
 from experiments.runs.configs import parse_rows
 from jaxcifar.errors import UserError
 from jaxcifar.kernels import compilation
-from jaxcifar.options import load, user_path, with_options
+from jaxcifar.options import Parser, load, user_path, with_options
 from jaxcifar.signals import exit_code
 
 
@@ -83,12 +83,7 @@ def _slice_command(arguments: argparse.Namespace, options: list[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="jaxcifar landscape",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("jaxcifar landscape", __doc__)
     out = pathlib.Path("results/landscape")
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser(

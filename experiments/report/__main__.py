@@ -23,7 +23,7 @@ from experiments.runs.read import Sweep, sweeps
 from jaxcifar.errors import UserError, choose
 from jaxcifar.files import replace
 from jaxcifar.kernels import compilation
-from jaxcifar.options import user_path
+from jaxcifar.options import Parser, user_path
 from jaxcifar.signals import exit_code
 
 
@@ -132,11 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         if len(argv) > 1 and not argv[1].startswith("-"):  # a word before the folder
             choose("The command", argv[0], COMMANDS)
         argv = ["page", *argv]  # the command when none is named
-    parser = argparse.ArgumentParser(
-        prog="jaxcifar report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("jaxcifar report", __doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, module: ModuleType) -> argparse.ArgumentParser:

@@ -50,19 +50,17 @@ from experiments.sweep.training import AGAIN, BROKE, Outcome, Signs, run, share
 from jaxcifar import sharding
 from jaxcifar.errors import Interrupted, UserError, note
 from jaxcifar.kernels import compilation
-from jaxcifar.options import user_path
+from jaxcifar.options import Parser, user_path
 from jaxcifar.run import signs
 from jaxcifar.run.progress import duration, say
 from jaxcifar.signals import exit_code, leave
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="jaxcifar sweep",
-        description=__doc__,
+    parser = Parser(
+        "jaxcifar sweep",
+        __doc__,
         epilog="Fields of the config (--optim.l2=1e-4): docs/config.md or jaxcifar train --help",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--rows", help="1-12, vgg1-vgg8, 9, or a list of such")
     parser.add_argument("--configs", help="config files, or patterns: configs/row9.py,mine/*.py")
