@@ -20,6 +20,7 @@ EXPERIMENTS = {
     "compare_images": {"runs"},
     "scaling": {"cost", "runs"},
     "compile_for": {"runs", "scaling"},
+    "plain_flax": {"compile_for", "runs"},
     "benchmark": {"cost", "runs", "torch_models"},
     "landscape": {"runs"},
     "report": {"runs", "landscape"},
