@@ -35,6 +35,7 @@ from experiments.runs.configs import Source, named
 from experiments.runs.table import Table
 from experiments.scaling import CHIPS, Chip, all_reduce_seconds
 from jaxcifar import checks, data, programs, sharding, task
+from jaxcifar.config import base_config
 from jaxcifar.errors import UserError, choose
 from jaxcifar.files import write_json
 from jaxcifar.options import Parser, user_path, with_options
@@ -285,6 +286,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--configs", help="config files, by comma; * is any name")
     parser.add_argument("--out", type=user_path, help="a JSON file")
     arguments, options = parser.parse_known_args(argv)
+    with_options(base_config(), options)  # for its message, before any other
     if not arguments.topology:
         raise UserError("Name what to compile for: --topology=v5e:2x4.")
     if arguments.out and not arguments.out.parent.is_dir():

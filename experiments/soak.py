@@ -54,7 +54,13 @@ class Gauges(Hook):
         self.read.append([kilo * pages, files, threads, 1e-3 * disk, cpu])
         epochs = run.config.train.epochs
         if record["epoch"] % max(1, epochs // 10) == 0:
-            print(f"{record['epoch']} of {epochs} epochs", file=sys.stderr, flush=True)
+            late = np.median(self.read[-max(1, epochs // 10) :], axis=0)
+            used_by_now = ", ".join(
+                f"{name} {x:,.0f}" for name, x in zip(LIMITS, late, strict=True)
+            )
+            print(
+                f"{record['epoch']} of {epochs} epochs: {used_by_now}", file=sys.stderr, flush=True
+            )
         self._used = time.process_time()  # without what this took
 
 

@@ -152,19 +152,20 @@ class Torture:
         case: str,
         kind: str,
         protocol: str,
-        disturb: Callable[[pathlib.Path, random.Random], int],
+        disturb: Callable[[pathlib.Path, random.Random], Iterator[None]],
     ) -> int:
         """Does a case once: a run is disturbed in a folder, and resumed there.
 
         Returns:
-          How often it was disturbed, which is what `disturb` returns.
+          How often it was disturbed, which is how often `disturb` yields.
         """
         if case in self.done:
             return self.done[case]["times"]
         folder, times = self.folder, 0
         shutil.rmtree(folder, ignore_errors=True)
         try:
-            times = disturb(folder, random.Random(f"{self.seed} {case}"))
+            for _ in disturb(folder, random.Random(f"{self.seed} {case}")):
+                times += 1
             outcome, said = _REFUSED, _resumed(tiny_config(protocol), folder)
             if not said:
                 outcome, ours = _SAME, numbers(folder)
@@ -199,14 +200,14 @@ class Torture:
     def damaged(self, protocol: str, end: str, name: str, how: str, number: int = 0) -> None:
         """One file of a run is damaged."""
 
-        def disturb(folder: pathlib.Path, random: random.Random) -> int:
+        def disturb(folder: pathlib.Path, random: random.Random) -> Iterator[None]:
             shutil.copytree(self.sample(protocol, end), folder)
             damage(folder / name, how, random)
+            yield
             for which in restore.WHICH if name.startswith(("checkpoints", "config")) else ():
                 one, other = self.evaluated(protocol, end, which), _evaluated(folder, which)
                 if not isinstance(other, str) and one != other:
                     raise AssertionError(f"evaluates to {other}, not {one}")
-            return 1
 
         self.run(f"{how} {number} {protocol}-{end} {name}", how, protocol, disturb)
 
@@ -214,15 +215,14 @@ class Torture:
         """A run is killed up to four times; returns how often that ended a process."""
         protocol = ("test", "holdout")[number % 2]
 
-        def disturb(folder: pathlib.Path, random: random.Random) -> int:
-            times = 0
+        def disturb(folder: pathlib.Path, random: random.Random) -> Iterator[None]:
             for _ in range(random.randint(1, 4)):
                 with _process(protocol, folder) as process:
                     _wait(process, folder, random)
                     process.kill()
                     process.join()
-                    times += process.exitcode == -signal.SIGKILL
-            return times
+                if process.exitcode == -signal.SIGKILL:
+                    yield
 
         return self.run(f"SIGKILL {number}", "SIGKILL", protocol, disturb)
 
@@ -230,7 +230,7 @@ class Torture:
         """A run gets a signal; returns whether that ended the process."""
         protocol, signum = ("test", "holdout")[number % 2], signal.Signals[name]
 
-        def disturb(folder: pathlib.Path, random: random.Random) -> int:
+        def disturb(folder: pathlib.Path, random: random.Random) -> Iterator[None]:
             with _process(protocol, folder) as process:
                 _wait(process, folder, random)
                 if process.is_alive():
@@ -239,11 +239,11 @@ class Torture:
                 code, said = process.exitcode, ""
                 with contextlib.suppress(FileNotFoundError):  # it had not begun
                     said = _said(folder).read_text()
-            # Else it had ended before, or had not begun.
+            if "Stopped by" in said:  # else it had ended before, or had not begun
+                yield
             expected = (128 + signum,) if "Stopped by" in said else (0, -signum)
             if code not in expected or "Traceback" in said:
                 raise AssertionError(f"exit code {code}: {said}")
-            return int("Stopped by" in said)
 
         return self.run(f"{name} {number}", name, protocol, disturb)
 

@@ -12,6 +12,7 @@ if __name__ == "__main__":
     end_by_signals()  # even during the imports below, which take seconds
 
 import argparse
+import copy
 import os
 import pathlib
 import sys
@@ -125,14 +126,14 @@ def _parser(verb: str = "") -> argparse.ArgumentParser:
 def options_help(verb: str) -> str:
     """Returns the options of `jaxcifar train` or `eval`, and a config's fields and defaults."""
     parser = _parser(verb)
-    parser.epilog = None
-    lines = parser.format_help().partition("\noptions:\n")[2].rstrip()
+    parser.description = parser.epilog = None
+    parser.usage = argparse.SUPPRESS
     fields = [f"  --{name}={value}" for name, value in flatten(base_config()).items()]
     about_fields = (
         "Fields of a config, with the defaults that a config may change. docs/config.md explains "
         "them:"
     )
-    return "\n".join(["options:", lines, "", about_fields, "", *fields])
+    return "\n".join([parser.format_help().strip(), "", about_fields, "", *fields])
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -161,7 +162,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     original = None if arguments.config is None else options.load(_file(arguments.config))
     config = None
     if original is not None:
-        config = options.with_options(original.copy_and_resolve_references(), fields)
+        # A copy, in which fields that refer to others still do.
+        config = options.with_options(copy.deepcopy(original), fields)
     place = launch.place(
         os.environ,
         arguments.distributed,

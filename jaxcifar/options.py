@@ -36,7 +36,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, **settings)
 
     def error(self, message: str) -> NoReturn:
-        note(f"{message[0].upper()}{message[1:]}. See {self.prog} --help.")
+        said = f"{message[0].upper()}{message[1:]}".removesuffix(".")
+        note(f"{said}. See {self.prog} --help.")
         sys.exit(2)
 
 
@@ -181,6 +182,8 @@ def hint(arguments: Iterable[str]) -> str:
     known, hints = flatten(base_config()), []
     for argument in arguments:
         name, equals, value = argument.lstrip("-").partition("=")
+        if name.startswith("noconfig."):  # as absl writes it
+            name = f"config.no{name.removeprefix('noconfig.')}"
         field = name.removeprefix("config.").replace("-", "_")
         if not argument.startswith("-") or (field in known and name == f"config.{field}"):
             continue

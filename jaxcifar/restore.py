@@ -9,8 +9,14 @@ from jaxcifar import data, kernels, programs, sharding
 from jaxcifar.checks import check_config
 from jaxcifar.config import Config
 from jaxcifar.errors import UserError, choose
-from jaxcifar.run import about
-from jaxcifar.run.about import check_finished, check_images, of_checkpoint
+from jaxcifar.run.about import (
+    About,
+    check_finished,
+    check_images,
+    check_same_config,
+    of_checkpoint,
+    of_run,
+)
 from jaxcifar.run.checkpoint import Checkpointer, Damaged
 from jaxcifar.state import abstract_variables
 from jaxcifar.task import build_inference, create_model
@@ -32,9 +38,17 @@ def load_variables(
       UserError: there is no run or no such checkpoint, or the checkpoint is damaged. Another
         checkpoint is never used in its place.
     """
+    about, step, variables = _load(pathlib.Path(workdir), which, mesh)
+    return about.config, step, variables
+
+
+def _load(
+    workdir: pathlib.Path, which: str, mesh: Mesh | None
+) -> tuple[About, int, dict[str, Any]]:
+    """What `load_variables` does, with all that is known about the run."""
     choose("checkpoint", which, WHICH)
-    workdir, mesh = pathlib.Path(workdir), sharding.make_mesh() if mesh is None else mesh
-    run = about.of_run(workdir)
+    mesh = sharding.make_mesh() if mesh is None else mesh
+    run = of_run(workdir)
     checkpoints = Checkpointer(workdir / "checkpoints")
     tried = saved = None
     while True:
@@ -45,13 +59,13 @@ def load_variables(
                     f"{workdir} contains no {which} checkpoint yet. Train it for an epoch first."
                 )
             check_finished(workdir, which, saved)
-            config = of_checkpoint(run, checkpoints.progress(saved), workdir).config
-            check_config(config)
-            classes = data.num_classes(config.data.name)
-            model = create_model(config, classes, kernels.platform_of(mesh))
+            about = of_checkpoint(run, checkpoints.progress(saved), workdir)
+            check_config(about.config)
+            classes = data.num_classes(about.config.data.name)
+            model = create_model(about.config, classes, kernels.platform_of(mesh))
             like = sharding.abstract(abstract_variables(model), mesh)
             found = checkpoints.restore_variables(sharding.of_this_process(like), saved)
-            return config, saved.step, sharding.of_all(found, like)
+            return about, saved.step, sharding.of_all(found, like)
         except Damaged as error:
             if saved == tried or saved in checkpoints.all():
                 other = "last" if which == "best" else "best"
@@ -73,9 +87,13 @@ def test_images(workdir: str | pathlib.Path, config: Config) -> data.Dataset:
       UserError: they are missing, or are not those that the run started with.
     """
     workdir = pathlib.Path(workdir)
+    return _test_images(of_run(workdir), workdir, config)
+
+
+def _test_images(about: About, workdir: pathlib.Path, config: Config) -> data.Dataset:
     test = data.load(config.data.name, "test", data_dir=config.data.dir)
     part = "test" if config.data.protocol == "holdout" else "validation"
-    check_images(about.of_run(workdir).data, {part: test.provenance}, workdir)
+    check_images(about.data, {part: test.provenance}, workdir)
     return test
 
 
@@ -102,12 +120,12 @@ def evaluate_workdir(
       UserError: there is no run or no checkpoint, the checkpoint is damaged or belongs to a
         different config, or the test images differ from those that the run started with.
     """
-    mesh = sharding.make_mesh() if mesh is None else mesh
-    run_config, step, variables = load_variables(workdir, which, mesh=mesh)
-    config = run_config if config is None else config
+    workdir, mesh = pathlib.Path(workdir), sharding.make_mesh() if mesh is None else mesh
+    about, step, variables = _load(workdir, which, mesh)
+    config = about.config if config is None else config
     check_config(config, mesh, training=False)
-    about.check_same_config(run_config, config, pathlib.Path(workdir))
-    test = test_images(workdir, config)
+    check_same_config(about.config, config, workdir)
+    test = _test_images(about, workdir, config)
     inference = build_inference(config, test, mesh)
     scores = programs.evaluate(inference, variables, *programs.on_devices(test, mesh))
     assert scores is not None, "without `stop`, an evaluation always completes"

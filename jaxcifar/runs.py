@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxcifar import options
+from jaxcifar.config import base_config, flatten
 from jaxcifar.errors import UserError
 from jaxcifar.files import read_lines
 from jaxcifar.run import signs
-from jaxcifar.run.about import About
 from jaxcifar.run.folder import run_folders
 from jaxcifar.run.log import averaged, best_record
 from jaxcifar.run.progress import duration
@@ -53,12 +53,13 @@ def find(folder: pathlib.Path) -> list[dict[str, Any]]:
 def _describe(workdir: pathlib.Path, top: pathlib.Path) -> dict[str, Any]:
     found: dict[str, Any] = {"run": str(workdir.relative_to(top)), "state": "damaged"}
     try:
-        about = About.of(json.loads((workdir / "config.json").read_text()))
-        config = about.config
+        about = json.loads((workdir / "config.json").read_text())
+        # A run of another version is listed too: with unknown fields, or without known ones.
+        given = flatten(base_config()) | flatten(about["config"])
         found |= {
-            "model": config.model.name,
-            "data": config.data.name,
-            "epochs": config.train.epochs,
+            "model": given["model.name"],
+            "data": given["data.name"],
+            "epochs": given["train.epochs"],
         }
         records = read_lines(workdir / "metrics.jsonl")
         found |= {"epochs done": len(records)}
@@ -70,7 +71,7 @@ def _describe(workdir: pathlib.Path, top: pathlib.Path) -> dict[str, Any]:
                 "last": float(last["val_accuracy"]),
                 "images per second": float(last["images_per_second"]),
             }
-        imported = not about.data and not records
+        imported = not about["data"] and not records
         found["state"] = _state(workdir, "imported" if imported else "stopped")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # what is there is of no run, or damaged

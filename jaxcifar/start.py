@@ -80,6 +80,7 @@ def initial_weights(config: Config, mesh: Mesh) -> InitialWeights:
         shapes(taken),
         shapes(abstract_variables(model)),
         new,
+        "Set config.model to the same values.",
     )
     facts = {
         "source": str(path.absolute()),
@@ -119,6 +120,7 @@ def _check_fit(
     given: dict[str, tuple[int, ...]],
     wanted: dict[str, tuple[int, ...]],
     new: set[str],
+    remedy: str,
 ) -> None:
     missing = [name for name in wanted if name not in given and name not in new]
     unknown = [name for name in given if name not in wanted]
@@ -129,7 +131,7 @@ def _check_fit(
         if names
     ]
     if counts:
-        raise UserError(f"{opening}{', '.join(counts)}. Set config.model to the same values.")
+        raise UserError(f"{opening}{', '.join(counts)}. {remedy}")
 
 
 def run_of_weights(config: Config, workdir: str | pathlib.Path, variables: dict[str, Any]) -> None:
@@ -155,6 +157,7 @@ def run_of_weights(config: Config, workdir: str | pathlib.Path, variables: dict[
         shapes(variables),
         shapes(abstract_variables(model)),
         set(),
+        "Set config.model and config.data.name to those of the weights.",
     )
     with RunFolder(pathlib.Path(workdir)) as folder:
         # An import that was interrupted has left a config, no images and no checkpoint.

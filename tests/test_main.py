@@ -12,6 +12,9 @@ import time
 import pytest
 
 from experiments.report import __main__ as report
+from experiments.runs.configs import named
+from experiments.sweep.jobs import checked
+from jaxcifar import train
 from jaxcifar.errors import Interrupted
 from jaxcifar.files import read_lines
 from jaxcifar.main import Origin, run, summary
@@ -97,6 +100,25 @@ def test_a_command_is_not_stopped_by_warnings_of_libraries(tmp_path):
     )
     assert done.stderr.startswith("jaxcifar: config.train.epochs is -1")
     assert done.returncode == 2
+
+
+def test_a_field_that_refers_to_another_follows_it(tmp_path, monkeypatch):
+    """Also where an option changes the other one; the file's own values stay what they are."""
+    file, found = tmp_path / "mine.py", []
+    file.write_text(
+        "from jaxcifar.config import base_config\n\n\ndef get_config():\n"
+        "    config = base_config()\n"
+        "    config.train.eval_batch_size = config.train.get_ref('batch_size') * 2\n"
+        "    return config\n"
+    )
+    monkeypatch.setattr(
+        train, "train_and_evaluate", lambda config, *_, **__: found.append(config) or RESULT
+    )
+    assert run([f"--config={file}", "--config.train.batch_size=64"]) == 0
+    assert [config.train.eval_batch_size for config in found] == [128]
+    (job,) = checked(named(None, str(file)), [0], tmp_path, ["--config.train.batch_size=32"])
+    assert job.config.train.eval_batch_size == 64
+    assert job.source.config.train.eval_batch_size == 512
 
 
 # --- the summary ------------------------------------------------------------------------------

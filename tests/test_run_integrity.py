@@ -497,6 +497,14 @@ def test_files_are_made_again_from_the_checkpoint(expected, stopped, name, how, 
     assert name in capsys.readouterr().err
 
 
+def test_one_damage_is_told_once(copied, capsys):
+    (copied / "config.json").write_text("{")
+    restore.evaluate_workdir(copied, mesh=ONE)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "config.json is damaged" in line
+    assert "the copy in the checkpoint of step 9 is used" in line
+
+
 @pytest.mark.slow
 def test_a_flipped_digit_of_a_log_is_mended(expected, stopped):
     change(stopped / "metrics.jsonl", '"epoch": 1', '"epoch": 7')
@@ -606,6 +614,9 @@ def test_checkpoints_of_another_run_are_refused(stopped, tmp_path):
 def test_a_changed_config_is_not_evaluated_by(copied, capsys):
     expected = restore.evaluate_workdir(copied, mesh=ONE)
     change(copied / "config.json", '"relu"', '"gelu"')
+    # As where it is another run's, on other images: what is wrong about one is wrong about both.
+    images = json.loads((copied / "config.json").read_text())["data"]["validation"]["sha256"]
+    change(copied / "config.json", images, images[::-1])
     assert restore.evaluate_workdir(copied, mesh=ONE) == expected
     assert "model.activation: 'relu' -> 'gelu'" in capsys.readouterr().err
 

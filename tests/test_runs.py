@@ -81,6 +81,19 @@ def _trained(workdir):
     return workdir
 
 
+def test_runs_of_other_versions_are_listed(finished, tmp_path):
+    """With a field that this one does not know, or without one that it knows."""
+    for name in ("later", "earlier"):
+        path = shutil.copytree(finished[0], tmp_path / name) / "config.json"
+        content = json.loads(path.read_text())
+        if name == "later":
+            content["config"]["train"]["new_field"] = 1
+        else:
+            del content["config"]["model"]["name"]
+        path.write_text(json.dumps(content))
+    assert states(tmp_path) == {"later": "finished", "earlier": "finished"}
+
+
 def test_a_damaged_run_does_not_hide_the_others(finished, tmp_path):
     for name in ("bad", "good"):
         shutil.copytree(finished[0], tmp_path / name)

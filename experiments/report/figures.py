@@ -122,17 +122,28 @@ def fig4(part: Sweep, paths: list[pathlib.Path]) -> None:
 _ROWS_OF_FIG5 = (*WITHOUT_BN, *WITH_BN)
 
 
+def _seeds_of_fig5(done: Sweep) -> list[int]:
+    """Returns the seeds that all of its rows have."""
+    seeds = [{run.seed for run in done.of(name)} for name in _ROWS_OF_FIG5]
+    return sorted(set.intersection(*seeds))
+
+
 def _curves_of_fig5(done: Sweep) -> tuple[int, list[np.ndarray]]:
     """Returns the window of the smoothing, and [rows, steps] losses for each seed of all rows.
 
-    There are none if no seed is in all of them, steps.jsonl is gone, or their lengths differ.
+    Raises:
+      UserError: there are none: steps.jsonl is gone or damaged, or the runs' lengths differ.
     """
-    if not set(_ROWS_OF_FIG5) <= set(done.names):
-        return 1, []
     window = max(1, len(done.of(_ROWS_OF_FIG5[0])[0].steps()) // 40)
-    seeds = sorted({run.seed for run in done.runs})
+    seeds = _seeds_of_fig5(done)
     curves = [done.loss_curves(_ROWS_OF_FIG5, seed, window) for seed in seeds]
-    return window, [of_rows for of_rows in curves if of_rows is not None]
+    found = [of_rows for of_rows in curves if of_rows is not None]
+    if not found:
+        raise UserError(
+            f"the steps.jsonl files in {done.folder} are gone, or of different lengths: train all "
+            "eight rows for as many epochs."
+        )
+    return window, found
 
 
 def fig5(part: Sweep, paths: list[pathlib.Path]) -> None:
@@ -286,7 +297,7 @@ def possible(sweep: Sweep, chosen: Run | None) -> dict[str, Sweep]:
     of_network = Sweep(sweep.folder, (chosen,) if chosen else ())
     found = {f"history_{name}": done.only([name]) for name in done.names}
     found |= {"fig3": done.only(WITHOUT_BN), "fig4": done.only(WITH_BN)}
-    found |= {"fig5": of_fig5} if _curves_of_fig5(of_fig5)[1] else {}
+    found |= {"fig5": of_fig5} if _seeds_of_fig5(of_fig5) else {}
     found |= {"accuracy": done, "augment": Sweep(sweep.folder, (chosen or done.runs[0],))}
     found |= dict.fromkeys(OF_NETWORK, of_network)
     return {stem: part for stem, part in found.items() if part.runs}

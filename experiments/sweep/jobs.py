@@ -1,6 +1,7 @@
 """The runs of a sweep: what each is to train, and its state."""
 
 import contextlib
+import copy
 import functools
 import os
 import pathlib
@@ -159,7 +160,8 @@ def checked(
         raise UserError(f"--out is {out}, which is a file. Give a folder.")
     jobs, mesh = [], sharding.make_mesh()
     for source in sources:
-        config = with_options(source.config.copy_and_resolve_references(), options)
+        # A copy, in which fields that refer to others still do.
+        config = with_options(copy.deepcopy(source.config), options)
         for seed in seeds:
             config = config.copy_and_resolve_references()
             job = Job(source, seed, config, out / source.name / f"seed{seed}")
