@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.report import network
+from experiments.report import __main__ as report
 from jaxcifar import checks, data, predict, restore, task
 from jaxcifar.errors import UserError
 from jaxcifar.models import airbench, create_model
@@ -106,7 +106,7 @@ def recipe(**fields):
 
 
 @pytest.mark.slow
-def test_a_run_resumes_and_is_evaluated_as_it_was(tmp_path):
+def test_a_run_resumes_and_is_evaluated_as_it_was(tmp_path, capsys):
     whole = run(recipe(), tmp_path / "whole")
     with pytest.raises(Interrupted):
         run(recipe(), tmp_path / "stopped", SignalAt(4))
@@ -132,8 +132,8 @@ def test_a_run_resumes_and_is_evaluated_as_it_was(tmp_path):
     expected = jax.nn.softmax(inference.logits(variables, images))
     found = predict.predict(tmp_path / "whole", images, checkpoint="last")
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    with pytest.raises(UserError, match="no convolution outside"):
-        network.fig2(tmp_path / "whole", [tmp_path / "fig2.png"], "")
+    assert report.main(["figures", str(tmp_path), "--only=fig2"]) == 1
+    assert "no convolution outside" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
