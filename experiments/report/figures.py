@@ -123,8 +123,9 @@ _ROWS_OF_FIG5 = (*WITHOUT_BN, *WITH_BN)
 
 
 def _seeds_of_fig5(done: Sweep) -> list[int]:
-    """Returns the seeds that all of its rows have."""
-    seeds = [{run.seed for run in done.of(name)} for name in _ROWS_OF_FIG5]
+    """Returns the seeds that all of its rows have, with the losses of their steps."""
+    with_steps = [run for run in done.runs if (run.folder / "steps.jsonl").exists()]
+    seeds = [{run.seed for run in with_steps if run.name == name} for name in _ROWS_OF_FIG5]
     return sorted(set.intersection(*seeds))
 
 
