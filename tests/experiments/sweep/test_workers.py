@@ -1,5 +1,6 @@
 """Several processes that share a sweep: where they compute, who restarts them, what they share."""
 
+import contextlib
 import errno
 import functools
 import json
@@ -270,9 +271,12 @@ def test_a_terminal_shows_the_table_in_place(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "stdout", stdout)
         let_a_worker_train_one(tmp_path)
         monkeypatch.undo()
-        printed = os.read(reading, 100_000).decode()
+        printed = b""
+        with contextlib.suppress(BlockingIOError):  # a terminal hands over a part at a time
+            while True:
+                printed += os.read(reading, 100_000)
     os.close(reading)
-    before, after = printed.split("\x1b[1A", 1)  # it goes back up to the first line
+    before, after = printed.decode().split("\x1b[1A", 1)  # it goes back up to the first line
     assert re.search("name .*\n.* 0/2  new", before)
     assert re.search("name .*\n.* 2/2  done", after)
 
