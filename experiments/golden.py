@@ -20,7 +20,7 @@ from jaxcifar.kernels import compilation
 from jaxcifar.run.digest import digests, sha256
 from jaxcifar.signals import exit_code
 
-# Every family, both kinds of blocks, each augmentation, optimizer and penalty, and each average.
+# Every family and kind of block, augmentation and optimizer, and what else changes numbers.
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "resnet18": {
         "model": {"name": "resnet18", "width": 0.0625},
@@ -45,6 +45,11 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"name": "vgg_a_bn", "width": 0.125},
         "data": {"augment": "strong"},
         "optim": {"name": "sgd", "momentum": 0.9, "nesterov": True, "learning_rate": 0.01},
+    },
+    "wideresnet28_10": {
+        "model": {"name": "wideresnet28_10", "width": 0.0625},
+        "data": {"augment": "none"},
+        "optim": {"name": "sgd", "momentum": 0.9, "clip_norm": 1.0, "l2": 1e-4},
     },
     "airbench94": {
         "model": {"name": "airbench94", "width": 0.25},

@@ -3,7 +3,10 @@
 import pytest
 
 from experiments import golden
+from jaxcifar.augment import AUGMENTATIONS
 from jaxcifar.checks import check_config
+from jaxcifar.models import MODELS, create_model
+from jaxcifar.optim import OPTIMIZERS
 from tests.tiny import tiny
 
 
@@ -24,7 +27,7 @@ def test_cases_are_possible(case):
 
 def test_each_family_and_option_that_changes_numbers_has_a_case():
     configs = [golden.config_of(case) for case in golden.CASES]
-    assert {config.data.augment for config in configs} == {"weak", "strong"}
-    assert {config.optim.name for config in configs} == {"adam", "adamw", "sgd"}
-    families = {config.model.name.rstrip("0123456789") for config in configs}
-    assert families == {"resnet", "densenet", "vgg_a", "vgg_a_bn", "airbench"}
+    assert {config.data.augment for config in configs} == {*AUGMENTATIONS}
+    assert {config.optim.name for config in configs} == {*OPTIMIZERS}
+    families = {type(create_model(name)) for name in MODELS}
+    assert {type(create_model(config.model.name)) for config in configs} == families
