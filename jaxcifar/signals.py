@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from absl import logging
@@ -37,7 +37,7 @@ class Stop:
 
 
 @contextlib.contextmanager
-def interruptible(*signums: int) -> Iterator[Stop]:
+def interruptible() -> Iterator[Stop]:
     """Turns signals into a request to stop, for the duration of a `with` block.
 
     Use it for work that an abrupt end would lose. The signals are SIGINT, SIGTERM, SIGHUP, SIGUSR1
@@ -45,11 +45,8 @@ def interruptible(*signums: int) -> Iterator[Stop]:
     schedulers send, does not interrupt the saving; a second SIGINT (Ctrl-C) does. Signals that were
     ignored before, as nohup does with SIGHUP, stay ignored. If such blocks are nested, the request
     is made in all of them.
-
-    Args:
-      signums: the signals, if not all of these.
     """
-    with _handling(_Handler(), signums or _SIGNALS) as stop:
+    with _handling(_Handler()) as stop:
         yield stop
 
 
@@ -68,9 +65,9 @@ class _Handler:
 
 
 @contextlib.contextmanager
-def _handling(handler: _Handler, signums: Iterable[int]) -> Iterator[Stop]:
+def _handling(handler: _Handler) -> Iterator[Stop]:
     with contextlib.suppress(ValueError):  # outside the main thread, leave signals to the caller
-        for signum in signums:
+        for signum in _SIGNALS:
             if signal.getsignal(signum) is not signal.SIG_IGN:
                 handler.before[signum] = before = signal.signal(signum, handler)
                 if isinstance(before, _Handler) and before.stop:
@@ -136,7 +133,7 @@ def _ended_by_signals(leave: Callable[[int, str], NoReturn]) -> Iterator[None]:
         os.write(writable, bytes([mark]))
         drained.wait(timeout=1)  # in a fork there is no such thread
 
-    with _handling(_Handler(drain), _SIGNALS):
+    with _handling(_Handler(drain)):
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         before = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)

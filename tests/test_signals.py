@@ -67,15 +67,6 @@ def test_what_begins_after_a_signal_knows_of_it():
             assert inner.signum == outer.signum == signal.SIGTERM
 
 
-def test_some_signals_alone():
-    before = [signal.getsignal(signum) for signum in SIGNALS]
-    with interruptible(signal.SIGUSR1) as stop:
-        assert [signal.getsignal(signum) for signum in SIGNALS[:3]] == before[:3]
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert stop
-    assert [signal.getsignal(signum) for signum in SIGNALS] == before
-
-
 def command(phase):
     def work():
         print("ready", flush=True)

@@ -16,6 +16,7 @@ import rich.live
 import rich.text
 
 from jaxcifar.errors import Interrupted, UserError
+from jaxcifar.run.machine import available_cores
 from jaxcifar.run.progress import console
 from jaxcifar.signals import interruptible
 
@@ -91,13 +92,6 @@ def _has_tpus() -> bool:
     wanted = not platforms or "tpu" in platforms.split(",")
     there = any(glob.glob(files) for files in TPU_FILES)
     return wanted and there and importlib.util.find_spec("libtpu") is not None
-
-
-def available_cores() -> list[int]:
-    """Returns the numbers of the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 class Worker:

@@ -34,7 +34,7 @@ def environment(in_force: dict[str, Any], mesh: Mesh | None = None) -> dict[str,
         "device": mesh.devices.flat[0].device_kind,
         "devices": mesh.size,
         "processes": processes.count(),
-        "cpus": _cores(),
+        "cpus": len(available_cores()),
         "cpu": _cpu() if mesh.devices.flat[0].platform == "cpu" else None,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "x64": bool(settings.jax_enable_x64),
@@ -45,10 +45,11 @@ def environment(in_force: dict[str, Any], mesh: Mesh | None = None) -> dict[str,
     }
 
 
-def _cores() -> int | None:
-    """How many cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    return len(affinity(0)) if affinity else os.cpu_count()
+def available_cores() -> list[int]:
+    """Returns the numbers of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def _cpu() -> str:
