@@ -19,6 +19,7 @@ has, is timed as well.
 import argparse
 import contextlib
 import functools
+import importlib.util
 import json
 import os
 import statistics
@@ -105,19 +106,11 @@ def jax_timer(
 
 
 def torch_timer(model: str, batch: int, dtype: str, channels_last: bool, steps: int) -> Timer:
-    """Returns a timer of PyTorch's training step: forward, backward, Adam.
+    """Returns a timer of PyTorch's training step: forward, backward, Adam."""
+    import torch  # pyright: ignore[reportMissingImports]
 
-    Raises:
-      UserError: PyTorch is not installed.
-    """
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
+    from experiments import torch_models
 
-        from experiments import torch_models
-    except ImportError as error:
-        raise UserError(
-            f"--against=torch needs PyTorch (pip install 'jaxcifar[torch]'): {error}."
-        ) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     layout = torch.channels_last if channels_last else torch.contiguous_format
     net: Any = torch_models.create(model).to(device).to(memory_format=layout).train()
@@ -290,6 +283,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 1.")
     if arguments.out and not arguments.out.parent.is_dir():
         raise UserError(f"There is no folder {arguments.out.parent} to write {arguments.out} in.")
+    if arguments.against == "torch" and not importlib.util.find_spec("torch"):
+        raise UserError("--against=torch needs PyTorch: pip install 'jaxcifar[torch]'.")
     compilation.use_cache()
     settings = {name: getattr(arguments, name) for name in ("batch", "augment", "steps", "repeats")}
     content = {

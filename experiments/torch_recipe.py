@@ -17,15 +17,23 @@ import time
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-from experiments import torch_models
 from jaxcifar import data, options
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, note
 from jaxcifar.files import replace
 from jaxcifar.signals import exit_code
+
+try:
+    import torch
+    from torch import Tensor, nn
+    from torch.nn import functional as F
+
+    from experiments import torch_models
+except ModuleNotFoundError as error:
+    if __name__ != "__main__" or error.name != "torch":
+        raise
+    note("This needs PyTorch: pip install 'jaxcifar[torch]'.")
+    sys.exit(2)
 
 EPOCHS, BATCH = 10, 1024
 RATE, DECAY, MOMENTUM, BIAS_SCALE = 11.5, 0.0153, 0.85, 64.0

@@ -248,7 +248,7 @@ def validate(config: Config) -> None:
     for field, default in expected.items():
         if field not in given:
             raise UserError(f"config.{field} is missing. Start from jaxcifar.config.base_config().")
-        _check_type(field, given[field], default)
+        check_type(field, given[field], default)
         values = given[field] if isinstance(default, tuple) else [given[field]]
         if field in RANGES:
             for value in values:
@@ -257,7 +257,12 @@ def validate(config: Config) -> None:
             raise UserError(f"config.{field} is {values}: the first must not be larger.")
 
 
-def _check_type(field: str, value: Any, default: Any) -> None:
+def check_type(field: str, value: Any, default: Any) -> None:
+    """Checks that a field's value is of the type of its default.
+
+    Raises:
+      UserError: it is not.
+    """
     example = (0.5, 0.5, 0.5) if default == () else default
     if isinstance(default, tuple):
         lengths, wanted = ((2,), "two numbers") if default else ((0, 3), "() or three numbers")

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxcifar.config import Config, base_config, flatten, meant_by, validate
+from jaxcifar.config import Config, base_config, check_type, flatten, meant_by, validate
 from jaxcifar.errors import UserError, nearest, note
 from jaxcifar.files import write_shared
 
@@ -163,6 +163,11 @@ def with_options(config: Config, options: Sequence[str]) -> Config:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         rest = values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        known = flatten(config)
+        for option in (option.lstrip("-") for option in options):
+            name, _, value = option.removeprefix("config.").partition("=")
+            if name in known and str(error).startswith(f"flag --{option}:"):  # a wrong type
+                check_type(name, value, known[name])
         raise UserError(f"An option cannot be used: {_reason(error)}{hint(options)}") from error
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not an option. --help lists them all.")

@@ -677,6 +677,22 @@ def test_holdout_is_a_tenth_of_each_class_and_fixed():
     assert held.provenance["sha256"] != kept.provenance["sha256"]
 
 
+def test_a_test_set_of_training_images(records, tmp_path):
+    """The fifth batch, copied over the test batch; and 6,000 or 5,000 of its images."""
+    folder = write_binary(tmp_path / "cifar-10-batches-bin", records)
+    test, copied = folder / "test_batch.bin", folder / "data_batch_5.bin"
+    own, other = test.read_bytes(), copied.read_bytes()
+    for count in (10_000, 6_000, 5_000):
+        part = 3073 * count
+        test.write_bytes(other[:part] + own[part:])
+        if count == 5_000:
+            assert len(data.load_splits("cifar10", str(tmp_path)).validation) == 10_000
+            continue
+        for protocol in data.PROTOCOLS:
+            with pytest.raises(UserError, match=f"{count:,} of the 10,000 test images in {folder}"):
+                data.load_splits("cifar10", str(tmp_path), protocol=protocol)
+
+
 def test_unknown_names():
     with pytest.raises(UserError, match="Did you mean 'cifar100'"):
         data.load("cifar1000", "train")

@@ -168,7 +168,13 @@ def check_module(module, arguments):
     if module == "experiments.sweep.__main__":
         check_sweep(arguments)
         return
-    found, rest = parsed(importlib.import_module(module).main, arguments)
+    try:
+        command = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        pytest.skip("PyTorch is not installed: pip install -e '.[torch]'")
+    found, rest = parsed(command.main, arguments)
     files = getattr(found, "config", None)  # of `jaxcifar.main`, in a list
     options.with_options(options.load(*files) if files else base_config(), rest)
     if getattr(found, "rows", None):

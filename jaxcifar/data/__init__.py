@@ -8,7 +8,7 @@ import numpy as np
 from jaxcifar.data import cifar, digits, synthetic
 from jaxcifar.data.dataset import SPLITS, Dataset
 from jaxcifar.data.source import Unlabelled
-from jaxcifar.data.splits import PROTOCOLS, Splits, split, split_holdout
+from jaxcifar.data.splits import PROTOCOLS, Splits, check_apart, split, split_holdout
 from jaxcifar.errors import UserError, choose
 
 __all__ = [
@@ -83,7 +83,7 @@ def load_splits(name: str, data_dir: str = "", *, protocol: str = "test", limit:
       protocol, limit: see `split`.
 
     Raises:
-      UserError: see `load` and `split`.
+      UserError: see `load` and `split`; or most test images are training images too.
     """
     train = load(name, "train", data_dir=data_dir)
     try:
@@ -92,6 +92,8 @@ def load_splits(name: str, data_dir: str = "", *, protocol: str = "test", limit:
         if protocol != "holdout":
             raise
         test = None
+    else:
+        check_apart(train, test)
     return split(train, test, protocol=protocol, limit=limit)
 
 

@@ -55,6 +55,25 @@ def split(
     return Splits(train, validation, test if protocol == "holdout" else None)
 
 
+def check_apart(train: Dataset, test: Dataset) -> None:
+    """Refuses test images that are training images, as of a file that was copied over another.
+
+    A few are tolerated: people's own sets hold some images twice.
+
+    Raises:
+      UserError: more than half of the test images are training images too, pixel by pixel.
+    """
+    seen = {hash(image.tobytes()) for image in train.images}
+    both = sum(hash(image.tobytes()) in seen for image in test.images)
+    if both > len(test) / 2:
+        where = test.provenance["source"]
+        raise UserError(
+            f"{both:,} of the {len(test):,} test images in {where} are training images too, so "
+            "they would test nothing. Was one file copied over another? Get the images again, or "
+            "keep other images as the test set."
+        )
+
+
 def split_holdout(train: Dataset) -> tuple[Dataset, Dataset]:
     """Splits a training set into one part to train on and one to choose the best epoch on.
 

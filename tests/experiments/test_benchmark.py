@@ -1,12 +1,16 @@
 """The benchmark: what it times, in which order, and the arithmetic of its table. No speed."""
 
 import json
+import re
+import runpy
+import sys
 
 import pytest
 
 from experiments import benchmark
 from experiments.cost import forward_multiply_adds
 from jaxcifar import programs
+from jaxcifar.errors import UserError
 from jaxcifar.signals import exit_code
 
 
@@ -26,6 +30,18 @@ def test_timers_take_turns_after_a_warm_up(monkeypatch):
     assert found == {"a": [3.0, 5.0, 7.0], "b": [4.0, 6.0, 8.0]}  # the warm-up is left out
 
 
+def test_without_pytorch(monkeypatch, capsys):
+    """Said before anything is compiled, here and by the other command that needs it."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=re.escape("pip install 'jaxcifar[torch]'")):
+        benchmark.main(["--against=torch", "--models=resnet18"])
+    monkeypatch.delitem(sys.modules, "experiments.torch_recipe", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("experiments.torch_recipe", run_name="__main__")
+    assert ended.value.code == 2
+    assert "pip install 'jaxcifar[torch]'" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_measurements_beside_the_better_of_pytorchs_layouts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "ceilings", lambda: {"copy_gb_per_second": 5.0})
@@ -41,6 +57,8 @@ def test_measurements_beside_the_better_of_pytorchs_layouts(tmp_path, monkeypatc
     monkeypatch.setattr(
         benchmark, "torch_timer", lambda m, b, d, channels_last, s: lambda: rates[channels_last]
     )
+    (tmp_path / "torch.py").touch()  # found where PyTorch is not installed; never imported
+    monkeypatch.syspath_prepend(tmp_path)
     out = tmp_path / "speed.json"
     models = "--models=resnet18,densenet121"
     options = ["--against=torch", "--remat", "--digest", "--repeats=1"]
