@@ -1,3 +1,5 @@
 """jaxcifar: CIFAR-10 experiments in JAX, as pure functions."""
 
-__version__ = "0.1.0"
+from jaxcifar.version import __version__
+
+__all__ = ["__version__"]

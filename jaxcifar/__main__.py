@@ -1,7 +1,14 @@
-"""python -m jaxcifar is the command jaxcifar."""
+"""python -m jaxcifar is the command jaxcifar; so is python DIR/jaxcifar, from any folder.
 
+With -m, a folder named jaxcifar within the current one would be taken for the package.
+"""
+
+import pathlib
 import signal
 import sys
+
+if not __package__:  # python DIR/jaxcifar, which puts DIR/jaxcifar first
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from jaxcifar.cli import main
 

@@ -193,7 +193,7 @@ def _run(words: list[str]) -> int:
         return 0
     name, *arguments = words
     if name == "--version":
-        from jaxcifar import __version__
+        from jaxcifar.version import __version__
 
         print(f"jaxcifar {__version__}")
         return 0

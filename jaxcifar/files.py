@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -25,6 +25,34 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]  # a whole line ends with \n
+
+
+def walk(
+    top: pathlib.Path, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[pathlib.Path, list[str], list[str]]]:
+    """Yields each folder from `top` on, with the names of its folders and its files, sorted.
+
+    Links are followed, to each folder once, and under its own name if that is below `top` too.
+
+    Args:
+      top: a folder.
+      onerror: is called with the error of a folder that cannot be read.
+
+    Yields:
+      (path, folders, files); those taken out of `folders` are not visited.
+    """
+    seen, tops = set(), [str(top)]
+    for start in tops:  # which grows
+        for path, folders, files in os.walk(start, onerror=onerror):
+            real = os.path.realpath(path)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders.sort()
+            yield pathlib.Path(path), folders, sorted(files)
+            linked = (os.path.join(path, name) for name in folders)
+            tops += [folder for folder in linked if os.path.islink(folder)]
 
 
 def replace(path: pathlib.Path, text: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from jaxcifar import cli
 from jaxcifar.errors import UserError
 from jaxcifar.interop import export
+from jaxcifar.version import __version__
 from tests.forked import Forked, environment_of
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -103,6 +104,18 @@ def test_help_and_misspelt_commands_load_no_library():
     )
     assert done.stdout.splitlines()[-1] == "[]"
     assert "usage: jaxcifar COMMAND" in done.stdout
+
+
+@pytest.mark.parametrize("how", [("-m", "jaxcifar"), (str(cli.CHECKOUT / "jaxcifar"),)])
+def test_in_the_folder_that_holds_the_clone(tmp_path, how):
+    """Python takes the clone for the package, if it is installed from there."""
+    (tmp_path / "jaxcifar").symlink_to(ROOT)
+    code = "import sys; from importlib.util import find_spec as f; sys.exit(f('jaxcifar') is None)"
+    if how[0] == "-m" and subprocess.run([sys.executable, "-P", "-c", code]).returncode:
+        pytest.skip("jaxcifar is not installed here")
+    command = [sys.executable, *how, "--version"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"jaxcifar {__version__}\n"), done.stderr
 
 
 def test_the_first_example_of_export_needs_no_extra():

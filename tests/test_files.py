@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from jaxcifar.files import append, read_lines, replace, write_json, write_shared
+from jaxcifar.files import append, read_lines, replace, walk, write_json, write_shared
 from tests.tiny import Synced
 
 
@@ -15,6 +15,23 @@ def test_a_reader_leaves_out_a_half_written_line(tmp_path):
     path.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
     assert read_lines(path) == [{"epoch": 1}, {"epoch": 2}]
     assert read_lines(tmp_path / "none") == []
+
+
+def test_links_are_followed_once_and_folders_go_by_their_own_name(tmp_path):
+    for name in ("top/z/deep", "elsewhere/far"):
+        (tmp_path / name).mkdir(parents=True)
+    top = tmp_path / "top"
+    (top / "a").symlink_to(top / "z")  # before z by its name
+    (top / "z" / "deep" / "up").symlink_to(top)
+    (top / "b").symlink_to(tmp_path / "elsewhere")
+    (top / "c").symlink_to(tmp_path / "elsewhere" / "far")
+    (top / "z" / "file").touch()
+    (top / "away").mkdir()
+    found = {}
+    for path, folders, names in walk(top):
+        found[str(path.relative_to(top))] = names
+        folders[:] = [name for name in folders if name != "away"]
+    assert found == {".": [], "z": ["file"], "z/deep": [], "b": [], "b/far": []}
 
 
 def test_files_are_replaced_whole(tmp_path, monkeypatch):

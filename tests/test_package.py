@@ -22,6 +22,7 @@ PACKAGE = pathlib.Path(jaxcifar.__file__).parent
 
 # Each may import those before it; a folder is one of them, and orders its own files.
 ORDER = (
+    "version",
     "errors",
     "signals",
     "files",

@@ -31,6 +31,8 @@ def _smoothness_command(arguments: argparse.Namespace, options: list[str]) -> No
     for name, value in (("--steps", arguments.steps), ("--every", arguments.every)):
         if value < 0:
             raise UserError(f"{name} is {value}; it must be positive, or 0 to choose.")
+    if any(option.startswith("--config.seed") for option in options):
+        raise UserError("--config.seed is not an option of smoothness. Give --seed instead.")
     configs = {row: with_options(load(row), options) for row in rows}
     folder = arguments.out / "smoothness"
     how = {"steps": arguments.steps, "every": arguments.every, "step_sizes": sizes}

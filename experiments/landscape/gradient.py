@@ -24,7 +24,7 @@ from experiments.runs.provenance import checksum
 from experiments.runs.read import read_json, read_records
 from experiments.runs.rows import ROWS
 from experiments.runs.table import Table
-from jaxcifar import programs, train
+from jaxcifar import programs, sharding, task, train
 from jaxcifar.checks import check_config
 from jaxcifar.config import Config, complete, flatten
 from jaxcifar.errors import Interrupted, UserError
@@ -87,16 +87,16 @@ class AlongGradient(Hook):
         replace(self._path, "".join(json.dumps(record) + "\n" for record in self.found))
         self._began, self._first = time.monotonic(), run.step
         # In float32, however the run trains: a small step changes few of bfloat16's weights.
-        task = run.task
-        loss = programs.loss(task, task.model.clone(dtype=jnp.float32))
+        of_run = run.task
+        loss = programs.loss(of_run, of_run.model.clone(dtype=jnp.float32))
 
         def loss_of_batch(params: Any, state: TrainState, *images_labels_order: jax.Array):
-            batch = programs.batch(task, state, *images_labels_order)
+            batch = programs.batch(of_run, state, *images_labels_order)
             with jax.default_matmul_precision("float32"):
                 return loss(params, state, *batch)
 
         gradient = jax.value_and_grad(loss_of_batch, has_aux=True)
-        self._gradient = compilation.jit(gradient, platform=run.task.platform)
+        self._gradient = compilation.jit(gradient, platform=of_run.platform)
 
     def before_step(self, run: Run) -> None:
         """Measures, where it is time to."""
@@ -179,9 +179,10 @@ def smoothness(
       UserError: the folder holds measurements with other settings, or the config cannot be used.
       Interrupted: a signal came; everything so far is saved.
     """
-    check_config(config)
+    mesh = mesh or sharding.make_mesh()
+    check_config(config, mesh)
     images = train.load_splits(config).train
-    whole = config.train.epochs * (len(images) // config.train.batch_size)
+    whole = config.train.epochs * task.build(config, images, mesh).steps_per_epoch
     if steps > whole:
         raise UserError(f"--steps is {steps:,}; the config trains for {whole:,}.")
     steps = steps or whole
@@ -199,8 +200,8 @@ def smoothness(
         config.train.steps_per_call = 1  # so that each step can be measured
         try:
             train.train_and_evaluate(config, folder, hooks=[hook], mesh=mesh)
-        except Interrupted:
-            if not hook.complete:
+        except Interrupted as error:
+            if error.signum or not hook.complete:  # else the hook itself asked for the end
                 raise
     return hook.found
 
@@ -274,10 +275,14 @@ def measured(folder: pathlib.Path) -> list[Measured]:
     found = []
     for path in sorted(folder.glob("*/settings.json")):
         content, records = read_json(path), read_records(path.parent / "measurements.jsonl")
-        if records:
+        if not records:
+            continue
+        try:
             config = flatten(complete(content["config"]))
-            facts = (content[name] for name in ("settings", "data", "environment"))
-            found.append(Measured(path.parent, config, *facts, records))
+            facts = [content[name] for name in ("settings", "data", "environment")]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is not of measurements ({error!r}).") from error
+        found.append(Measured(path.parent, config, *facts, records))
     return found
 
 

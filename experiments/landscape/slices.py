@@ -8,6 +8,7 @@ import functools
 import json
 import pathlib
 import time
+import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from experiments.runs.read import read_json, read_run
 from jaxcifar import programs, restore, sharding
 from jaxcifar.config import Config
 from jaxcifar.data import Dataset
-from jaxcifar.errors import Interrupted, UserError
+from jaxcifar.errors import Interrupted, UserError, in_short
 from jaxcifar.files import replacing
 from jaxcifar.kernels import compilation
 from jaxcifar.models import create_model
@@ -201,11 +202,26 @@ def _saved(
     if not path.exists():
         found = {name: np.full(shape, np.nan) for name in ("loss", "accuracy")}
         return found | {"done": np.zeros(shape, bool)}
-    with np.load(path) as saved:
-        # A file from before they were recorded is taken to have the same dtype.
-        there = {"dtype": settings["dtype"]} | json.loads(str(saved["settings"]))
-        check_same(path, there, settings)
-        return {name: saved[name] for name in ("loss", "accuracy", "done")}
+    saved = read(path)
+    # A file from before they were recorded is taken to have the same dtype.
+    check_same(path, {"dtype": settings["dtype"]} | saved["settings"], settings)
+    return {name: saved[name] for name in ("loss", "accuracy", "done")}
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """Returns what the .npz file of a slice holds; "settings" and "environment" as dicts.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+        with path.open("rb") as file, np.load(file) as saved:
+            facts = {name: json.loads(str(saved[name])) for name in ("settings", "environment")}
+            return dict(saved) | facts
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is damaged ({in_short(error)}). Delete it, and evaluate the slice again."
+        ) from error
 
 
 def _statistics_of(inference: Inference) -> Callable[[dict, jax.Array], dict]:
@@ -249,9 +265,8 @@ def _statistics_note(settings: dict[str, Any]) -> str:
 
 def caption(path: pathlib.Path) -> str:
     """Says what the picture of a slice shows, by its .npz file, and where it comes from."""
-    with np.load(path) as content:
-        facts = (content[name] for name in ("settings", "environment"))
-        settings, machine = (json.loads(str(text)) for text in facts)
+    saved = read(path)
+    settings, machine = saved["settings"], saved["environment"]
     return (
         f"After Li et al. 2018: {path.stem}. Checkpoint {settings['checkpoint']} at step "
         f"{settings['step']}, {settings['images']:,} training images"

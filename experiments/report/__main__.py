@@ -129,7 +129,7 @@ COMMANDS = {"tables": _tables, "claims": _claims, "figures": _figures, "page": _
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] not in (*COMMANDS, "-h", "--help"):
-        if len(argv) > 1 and not argv[1].startswith("-"):  # a word before the folder
+        if not any(word.startswith("-") for word in argv[:2]) and argv[1:]:  # before the folder
             choose("The command", argv[0], COMMANDS)
         argv = ["page", *argv]  # the command when none is named
     parser = Parser("jaxcifar report", __doc__)

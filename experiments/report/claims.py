@@ -28,6 +28,7 @@ from experiments.runs.read import Run, Sweep
 from experiments.runs.rows import ROWS, WITH_BN, WITHOUT_BN
 from experiments.runs.stats import Contrast, Estimate, Sample, contrast, difference, estimate
 from experiments.runs.table import Table
+from jaxcifar.errors import UserError
 from jaxcifar.files import replace, write_json
 
 SMOOTHING_STEPS = 20  # of the loss curves whose gap between learning rates is measured
@@ -261,20 +262,18 @@ def _seeds_needed(item: Comparison, done: Sweep) -> tuple[int | None, str]:
     samples = [_sample(done, *term) for term in item.terms]
     moments = []
     for term, values in zip(item.terms, samples, strict=True):
-        several = len(values) > 1
-        std = (
-            np.std(values, ddof=1)
-            if several
-            else power.spread_between_epochs(_by_epoch(done, *term))
-        )
+        mean, std, _, n = estimate(values)
+        if n == 1:
+            std = power.spread_between_epochs(_by_epoch(done, *term))
         if std is None:
             return None, ""
-        moments.append((float(np.mean(values)), float(std)))
+        moments.append((mean, float(std)))
 
     def chance_of(n: int) -> float:
         drawn = [power.imagined(*each, n, stream) for stream, each in enumerate(moments)]
-        inside, outside = _sides(item.effect(*drawn), item.expected, item.bound)
-        return float(np.mean(inside | outside))
+        effect = item.effect(*drawn)
+        inside, outside = _sides(effect, item.expected, item.bound)
+        return float(np.mean((inside | outside) & (effect.half > 0)))
 
     one_seed = any(len(values) == 1 for values in samples)
     return power.seeds_needed(chance_of), "epochs" if one_seed else "seeds"
@@ -340,9 +339,13 @@ def _judged(item: Comparison, done: Sweep) -> dict[str, Any]:
     }
     if missing := [name for name in item.rows if not done.of(name)]:
         return record | {"verdict": "no runs", "missing": missing}
-    effect = item.effect(*(_sample(done, *term) for term in item.terms))
+    try:
+        effect = item.effect(*(_sample(done, *term) for term in item.terms))
+    except UserError as error:
+        return record | {"verdict": "no runs", "damage": str(error)}
     if math.isnan(effect.mean):
-        return record | {"verdict": "no runs", "missing": ["a seed that all have"]}
+        logged = " with steps.jsonl" if any(of == "loss gap" for _, of in item.terms) else ""
+        return record | {"verdict": "no runs", "missing": [f"a seed that all have{logged}"]}
     alike = len({_conditions(done.of(name)[0]) for name in item.rows}) == 1
     word = verdict(effect, item.expected, item.bound) if alike else "undecided"
     known = not math.isnan(effect.half)
@@ -378,7 +381,8 @@ def describe(record: dict[str, Any]) -> dict[str, str]:
     if record["expected"] == "within":
         bound = bound.replace("+", "±")
     if record["effect"] is None:
-        ours = f"no finished run of {', '.join(record['missing'])}"
+        damage, missing = record.get("damage"), record.get("missing", [])
+        ours = damage or f"no finished run of {', '.join(missing)}"
         interval = "–"
     else:
         ours = _show(record["effect"], unit) + (f" {unit}" if unit else "")

@@ -20,6 +20,7 @@ from experiments.runs.read import Sweep, sweeps
 from experiments.runs.rows import ROWS
 from experiments.runs.table import Table
 from jaxcifar.errors import UserError
+from jaxcifar.files import walk
 from jaxcifar.run.machine import git_commit
 
 CAPTIONS = {
@@ -35,6 +36,11 @@ CAPTIONS = {
     "mistakes": "The most confident mistakes.",
     "augment": "What each augmentation does.",
 }
+
+ALONG_THE_GRADIENT = (
+    "After Santurkar et al. 2018: along the gradient of each step's batch, the range of the loss, "
+    "the range of the gradient's change, and its largest ratio to the distance."
+)
 
 STYLE = pathlib.Path(__file__).with_name("style.css")
 
@@ -162,21 +168,29 @@ def _runs_of(stem: str, sweep: Sweep, possible: dict[str, Sweep]) -> list[str]:
     return [pictures.keywords(possible[stem].runs)] if stem in possible else []
 
 
-def landscape_section(folder: pathlib.Path) -> str:
-    """Returns the section of all landscapes below `folder`; "" where there are none."""
-    parts = []
-    for path in sorted(folder.rglob("smoothness/smoothness.png")):
-        parts += ["<h3>Along the gradient, while training</h3>"]
-        caption = (
-            "After Santurkar et al. 2018: along the gradient of each step's batch, the range of "
-            "the loss, the range of the gradient's change, and its largest ratio to the distance."
-        )
-        parts.append(picture(path, caption))
-        parts.append(table(gradient.table(gradient.measured(path.parent))))
-    drawn = [path.with_suffix(".png") for path in sorted(folder.rglob("slices/*.npz"))]
-    shown = [
-        picture(path, slices.caption(path.with_suffix(".npz"))) for path in drawn if path.exists()
-    ]
+def landscape_section(folder: pathlib.Path, problems: list[str]) -> str:
+    """Returns the section of all landscapes below `folder`; "" where there are none.
+
+    What cannot be read is added to `problems`.
+    """
+    parts, shown = [], []
+    for path, _, names in walk(folder):
+        if path.name == "smoothness" and "smoothness.png" in names:
+            try:
+                grid = gradient.table(gradient.measured(path))
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            parts += ["<h3>Along the gradient, while training</h3>"]
+            parts += [picture(path / "smoothness.png", ALONG_THE_GRADIENT), table(grid)]
+        for name in names if path.name == "slices" else ():
+            slice_, drawn = path / name, (path / name).with_suffix(".png")
+            if slice_.suffix != ".npz" or not drawn.exists():
+                continue
+            try:
+                shown.append(picture(drawn, slices.caption(slice_)))
+            except UserError as error:
+                problems.append(str(error))
     if shown:
         parts.append("<h3>Around trained networks</h3>")
         parts.append(f"<div class=pictures>{''.join(shown)}</div>")
@@ -206,8 +220,8 @@ def page(folder: pathlib.Path) -> str:
     Raises:
       UserError: there is nothing, or runs cannot be read.
     """
-    landscapes = landscape_section(folder) if folder.is_dir() else ""
     problems: list[str] = []
+    landscapes = landscape_section(folder, problems) if folder.is_dir() else ""
     try:
         found = sweeps(folder, problems)
     except UserError:
@@ -240,6 +254,8 @@ def page(folder: pathlib.Path) -> str:
         command = _command("sweep", f"--rows={','.join(absent)}", f"--out={folder / 'more'}")
         parts.append(_missing([f"Rows without a finished run: {', '.join(absent)}. `{command}`"]))
     judged = [claims.judge(sweep) for sweep in found]
+    unread = (r["damage"] for records in judged for r in records if "damage" in r)
+    problems += dict.fromkeys(unread)  # each once
     tested = {r["claim"] for records in judged for r in records if r["verdict"] != "no runs"}
     if tested:
         untested = [claim for claim in claims.CLAIMS if claim not in tested]

@@ -52,7 +52,7 @@ def commands(sweep: Sweep) -> list[str]:
             continue
         if run.swept:
             seeds = ",".join(str(run.seed) for run in runs)
-            key = seeds, run.folder.parent.parent, tuple(run.options)
+            key = seeds, sweep.folder, tuple(run.options)
             alike.setdefault(key, []).append(run)
             continue
         seed = [f"--config.seed={run.seed}"] if run.seed != run.original["seed"] else []

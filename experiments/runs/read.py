@@ -8,6 +8,7 @@ of your own. Everything that is made of runs starts here.
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -21,7 +22,7 @@ from experiments.runs.rows import ROWS, Row
 from experiments.runs.stats import smoothed
 from jaxcifar import options
 from jaxcifar.config import complete, flatten
-from jaxcifar.errors import UserError, of_file
+from jaxcifar.errors import UserError, in_short, of_file
 from jaxcifar.files import read_lines
 from jaxcifar.run import log
 from jaxcifar.run.folder import run_folders
@@ -65,7 +66,7 @@ class Run(NamedTuple):
     @property
     def swept(self) -> bool:
         """Whether the folder is of a sweep, rather than of `jaxcifar.main`."""
-        return bool(_SEED.fullmatch(self.folder.name))
+        return bool(_SEED.fullmatch(pathlib.Path(os.path.abspath(self.folder)).name))
 
     @property
     def starts(self) -> list[dict[str, Any]]:
@@ -111,9 +112,17 @@ class Run(NamedTuple):
         return marks.options(self.original, self.config) if self.original else []
 
     def steps(self, name: str = "ce") -> np.ndarray:
-        """Returns a metric of each training step, [steps]: "loss", "ce" or "accuracy"."""
-        epochs = read_records(self.folder / "steps.jsonl")
-        return np.concatenate([epoch[name] for epoch in epochs]) if epochs else np.zeros(0)
+        """Returns a metric of each training step, [steps]: "loss", "ce" or "accuracy".
+
+        Raises:
+          UserError: steps.jsonl is damaged.
+        """
+        path = self.folder / "steps.jsonl"
+        epochs = read_records(path)
+        try:
+            return np.concatenate([np.zeros(0), *(epoch[name] for epoch in epochs)]).astype(float)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({in_short(error)}).") from error
 
 
 _SEED = re.compile(r"seed\d+")
@@ -316,8 +325,11 @@ def read_run(folder: pathlib.Path) -> Run:
 
 def _places(run: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     """Returns the folder NAME/ of a run, and that of its sweep."""
-    named = run.parent if _SEED.fullmatch(run.name) else run
-    named = named if named.name else named.resolve()  # "." has no name
+    whole = pathlib.Path(os.path.abspath(run))
+    up = 2 if _SEED.fullmatch(whole.name) else 1
+    if len(run.parts) < up or ".." in run.parts[-up:]:  # "." and ".." have no name
+        run = whole
+    named = run.parent if up == 2 else run
     return named, named.parent
 
 

@@ -38,7 +38,8 @@ def estimate(values: Sample) -> Estimate:
     mean = _plain(values.mean(-1)) if n else math.nan
     if n < 2:
         return Estimate(mean, math.nan, math.nan, n)
-    std = values.std(-1, ddof=1)
+    # The mean of equal values may be rounded, and they would then seem to vary.
+    std = np.where(np.ptp(values, -1) == 0, 0.0, values.std(-1, ddof=1))
     half = scipy.stats.t.ppf(0.975, n - 1) * std / math.sqrt(n)
     return Estimate(mean, _plain(std), _plain(half), n)
 

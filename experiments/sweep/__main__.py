@@ -48,6 +48,7 @@ from experiments.sweep.estimates import time_left
 from experiments.sweep.jobs import Job, check_images, checked, in_order, parse_seeds
 from experiments.sweep.training import AGAIN, BROKE, Outcome, Signs, run, share
 from jaxcifar import sharding
+from jaxcifar.cli import CHECKOUT
 from jaxcifar.errors import Interrupted, UserError, note
 from jaxcifar.kernels import compilation
 from jaxcifar.options import Parser, user_path
@@ -132,7 +133,7 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
     where = workers.places(arguments.workers) if arguments.workers else []
     if where or arguments.slurm or arguments.status:
         jax.config.update("jax_platforms", "cpu")  # the GPUs are for those that train
-    command = [sys.executable, "-m", "jaxcifar", "sweep"]  # which finds experiments/ from anywhere
+    command = [sys.executable, str(CHECKOUT / "jaxcifar"), "sweep"]  # works in every folder
     for name in ("rows", "configs", "seeds", "out"):
         if getattr(arguments, name) is not None:
             command.append(f"--{name}={getattr(arguments, name)}")

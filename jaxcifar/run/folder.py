@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import re
 import time
@@ -15,7 +14,7 @@ from jax.sharding import Mesh
 from jaxcifar import processes, sharding
 from jaxcifar.config import Config
 from jaxcifar.errors import UserError, in_short, note, of_file
-from jaxcifar.files import file_digest, read_lines, write_json
+from jaxcifar.files import file_digest, read_lines, walk, write_json
 from jaxcifar.run import about
 from jaxcifar.run.about import About, check_alike, check_initial_weights, check_same_config
 from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
@@ -417,19 +416,13 @@ def run_folders(top: pathlib.Path) -> list[pathlib.Path]:
 
     Links are followed, to each folder once. A folder that cannot be read is named on stderr.
     """
-    found, seen = [], set()
+    found = []
 
     def tell(error: OSError) -> None:
         note(f"{error.filename} cannot be read ({error.strerror}); runs in it are left out.")
 
-    for path, folders, files in os.walk(top, onerror=tell, followlinks=True):
-        real = os.path.realpath(path)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        inside = "config.json" in files
-        if inside:
-            found.append(pathlib.Path(path))
-        folders[:] = sorted(name for name in folders if not (inside and name == "checkpoints"))
+    for path, folders, files in walk(top, tell):
+        if "config.json" in files:
+            found.append(path)
+            folders[:] = [name for name in folders if name != "checkpoints"]
     return sorted(found)

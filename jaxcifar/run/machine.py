@@ -13,8 +13,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-import jaxcifar
 from jaxcifar import processes, sharding
+from jaxcifar.version import __version__
 
 
 def environment(in_force: dict[str, Any], mesh: Mesh | None = None) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def environment(in_force: dict[str, Any], mesh: Mesh | None = None) -> dict[str,
     mesh = mesh or sharding.make_mesh()
     settings: Any = jax.config  # whose fields a type checker cannot know
     return {
-        "jaxcifar": jaxcifar.__version__,  # known even if it is not installed
+        "jaxcifar": __version__,  # known even if it is not installed
         **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
         "python": platform.python_version(),
         "commit": git_commit(),

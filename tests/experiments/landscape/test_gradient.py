@@ -219,7 +219,33 @@ def test_more_steps_than_the_config_has(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("option", ["--step-sizes=", "--step-sizes=0", "--every=-1", "--rows=x"])
+def test_fewer_images_than_a_batch(tmp_path, capsys):
+    assert smooth(tmp_path, "--config.train.limit_train_images=3") == 2
+    assert "config.train.batch_size is" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_signal_as_all_is_measured_ends_the_command(tmp_path, monkeypatch):
+    real = train.train_and_evaluate
+
+    class Signal(Hook):
+        def before_step(self, run):
+            signal.raise_signal(signal.SIGTERM)
+
+    def stopped(config, workdir, *, hooks, mesh):
+        return real(config, workdir, hooks=[Signal(), *hooks], mesh=mesh)
+
+    monkeypatch.setattr(train, "train_and_evaluate", stopped)
+    assert smooth(tmp_path, "--steps=1", rows="vgg6,vgg2") == 128 + signal.SIGTERM
+    assert len(measurements(tmp_path)) == 1
+    assert not (tmp_path / "smoothness" / "vgg2_seed0").exists()
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--step-sizes=", "--step-sizes=0", "--every=-1", "--rows=x", "--config.seed=3"],
+)
 def test_impossible_measurements(tmp_path, option, capsys):
     assert exit_code(lambda: main(["smoothness", f"--out={tmp_path}", option])) == 2
     assert option.split("=")[0] in capsys.readouterr().err

@@ -1,14 +1,18 @@
 """The original report's conclusions: that each verdict follows from the runs."""
 
+import html
 import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 
 from experiments.report import claims
 from experiments.report.__main__ import main
-from experiments.runs import stats
+from experiments.runs import read, stats
+from experiments.runs.stats import difference
+from jaxcifar.files import read_lines
 from tests.sweeps import write_fake_runs
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -137,6 +141,40 @@ def test_runs_without_a_common_seed_or_without_steps(tmp_path, capsys):
     assert main(["figures", str(tmp_path / "more"), "--only=fig5"]) == 1
     assert "steps.jsonl is damaged" in capsys.readouterr().out
     assert main(["figures", str(tmp_path / "more"), "--only=accuracy"]) == 0  # it needs no steps
+
+
+@pytest.mark.parametrize(
+    ("line", "message"), [("{", "is damaged"), ('{"cd": [1.0]}', "is damaged (KeyError: 'ce')")]
+)
+def test_damaged_steps_leave_the_other_comparisons(tmp_path, line, message):
+    write_fake_runs(tmp_path, rows=[f"vgg{i}" for i in range(1, 9)], epochs=50)
+    (tmp_path / "vgg1" / "seed0" / "steps.jsonl").write_text(line + "\n")
+    records = [record for record in claims.judge(read.sweeps(tmp_path)[0]) if "damage" in record]
+    (record,) = records  # of the loss gap
+    assert record["damage"].startswith(f"{tmp_path}/vgg1/seed0/steps.jsonl {message}")
+    assert claims.describe(record)["Ours"] == record["damage"]
+    main([str(tmp_path)])  # the page
+    text = html.unescape((tmp_path / "report.html").read_text())
+    assert text.count(f"<pre>{record['damage']}</pre>") == 1
+    assert "gap of the validation accuracy" in text
+
+
+def test_equal_values_decide_nothing_however_their_mean_is_rounded():
+    values = [0.1] * 3  # whose mean is not 0.1, as computed
+    assert claims.verdict(difference(values, values), "within", 0.005) == "undecided"
+    several = np.full((4, 3), 0.1)
+    assert not difference(several, several).half.any()
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_rows_that_learned_nothing_need_more_seeds_than_there_can_be(tmp_path, seeds):
+    write_fake_runs(tmp_path, rows=["row6", "row7"], seeds=seeds, epochs=200)
+    for path in tmp_path.glob("row*/seed*/metrics.jsonl"):
+        lines = [line | {"val_accuracy": 0.1} for line in read_lines(path)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    records = claims.judge(read.sweeps(tmp_path)[0])
+    (record,) = (r for r in records if "marginal" in r["comparison"] and r["effect"] is not None)
+    assert (record["verdict"], record["seeds_needed"]) == ("undecided", None)
 
 
 def test_size_of_a_change_against_another():

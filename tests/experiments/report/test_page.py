@@ -221,6 +221,39 @@ def everything(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("slices/vgg2_seed0_1d_kept.npz", b""),
+        ("slices/vgg2_seed0_1d_kept.npz", b"PK\x03\x04 and no more"),
+        ("smoothness/vgg2_seed0/settings.json", b"{}"),
+        ("smoothness/vgg2_seed0/settings.json", b"{"),
+        ("smoothness/vgg2_seed0/measurements.jsonl", b"{\n"),
+    ],
+)
+def test_a_damaged_landscape_is_named_and_the_rest_is_there(everything, tmp_path, name, content):
+    folder = shutil.copytree(everything, tmp_path / "everything")
+    (folder / "landscape" / name).write_bytes(content)
+    assert main([str(folder)]) == 0
+    text = html.unescape((folder / "report.html").read_text())
+    (problem,) = re.findall("<pre>(/.*)</pre>", text)
+    assert problem.startswith(f"{folder}/landscape/{name} ")
+    assert ("Around trained" in text, "Along the gradient, while" in text) == (
+        "slices" not in name,
+        "slices" in name,
+    )
+
+
+def test_landscapes_in_a_linked_folder_are_on_the_page(everything, tmp_path):
+    folder = shutil.copytree(everything, tmp_path / "everything")
+    (folder / "landscape").rename(tmp_path / "elsewhere")
+    (folder / "landscape").symlink_to(tmp_path / "elsewhere")
+    assert main([f"--out={tmp_path / 'page.html'}", str(folder)]) == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "Around trained networks" in text
+    assert "Along the gradient, while training" in text
+
+
 @pytest.mark.parametrize("field", flatten(base_config()))
 def test_runs_and_landscapes_from_before_a_field_are_on_the_page(everything, tmp_path, field):
     folder = shutil.copytree(everything, tmp_path / "everything")

@@ -2,6 +2,8 @@
 
 import json
 import math
+import pathlib
+import re
 import shlex
 import shutil
 
@@ -245,6 +247,28 @@ def test_commands_make_the_same_runs_again(tmp_path):
     assert set(found[2][4:]) == {shared[1], epochs, option}
     config = with_options(load("row1"), [option])
     assert config.augment.erasing_area == (0.02, 0.4)
+
+
+@pytest.mark.parametrize("here", [".", "vgg6", "vgg6/seed0"])
+@pytest.mark.parametrize("given", [".", ".."])
+def test_runs_seen_from_within(tmp_path, monkeypatch, here, given):
+    """By "." and "..", which are no names."""
+    out = tmp_path / "table4"
+    write_fake_runs(out, rows=["vgg6"], seeds=1)
+    monkeypatch.chdir(out / here)
+    (sweep,) = read.sweeps(given)
+    assert (sweep.names, sweep.folder.resolve()) == (["vgg6"], out)
+    assert sweep.mark("vgg6") == "SHORTENED: 2 of 50 epochs"
+    (command,) = commands(sweep)
+    (place,) = re.findall("--out=([^ ]+)", command)
+    assert pathlib.Path(place).resolve() == out
+
+
+def test_a_link_takes_no_run_from_its_sweep(tmp_path):
+    write_fake_runs(tmp_path / "table4", rows=["vgg6"], seeds=1)
+    (tmp_path / "best").symlink_to(tmp_path / "table4" / "vgg6" / "seed0")
+    (sweep,) = read.sweeps(tmp_path)
+    assert (sweep.names, sweep.folder) == (["vgg6"], tmp_path / "table4")
 
 
 def test_results_of_the_original_report():

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import time
@@ -282,7 +283,10 @@ def test_the_script_is_shown_and_nothing_submitted(tmp_path, monkeypatch, capsys
     assert f"mkdir -p {tmp_path}/out/slurm\n" in by_hand
     for line in ("--array=0-2", "--time=1-12", "--signal=USR1@180", "--gpus-per-node=1 -p gpu"):
         assert f"#SBATCH {line}\n" in text
-    assert '--shard="$SLURM_ARRAY_TASK_ID/3"' in text
+    (command,) = (line for line in lines if line.endswith('--shard="$SLURM_ARRAY_TASK_ID/3"'))
+    python = shlex.split(command)[:2]
+    (tmp_path / "jaxcifar").mkdir()  # in a folder where `python -m jaxcifar` would find this
+    subprocess.run([*python, "--version"], cwd=tmp_path, check=True)
     assert not (tmp_path / "out").exists()
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
     # As it says, with an sbatch of a federation.
