@@ -42,8 +42,6 @@ from jaxcifar.options import Parser, user_path, with_options
 from jaxcifar.run.machine import environment
 from jaxcifar.signals import exit_code
 
-N_TRAIN, N_TEST = 50_000, 10_000  # CIFAR's
-
 
 def roofline(
     chip: Chip, devices: int, *, flops: float, traffic: float, reduced: float
@@ -218,11 +216,13 @@ def facts(compiled: Any, seconds: float, chip: Chip, devices: int) -> dict[str, 
 def compiled_for(source: Source, mesh: Mesh, chip: Chip) -> dict[str, Any]:
     """Compiles a config's training and evaluation programs; returns what is reported of them."""
     config = source.config
-    made = task.build(config, data.without_images(config.data.name, N_TRAIN), mesh)
+    which, limit = config.data, config.train.limit_train_images
+    sizes = data.splits_without_images(which.name, which.dir, protocol=which.protocol, limit=limit)
+    made = task.build(config, sizes.train, mesh)
     began = time.monotonic()
     training = programs.train(made, made.steps_per_call)
     middle = time.monotonic()
-    evaluation = programs.evaluate_batch(made.inference, N_TEST)
+    evaluation = programs.evaluate_batch(made.inference, len(sizes.validation))
     end = time.monotonic()
     return {
         "name": source.name,

@@ -46,9 +46,10 @@ class Gauges(Hook):
         used = time.process_time()
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
         disk = 0
-        for path in run.workdir.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):  # Orbax renames its folders
-                disk += path.stat().st_size
+        for folder, _, names in os.walk(run.workdir):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # Orbax renames its folders
+                    disk += os.stat(os.path.join(folder, name)).st_size
         files, threads = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
         kilo, cpu = 1e-3 * os.sysconf("SC_PAGE_SIZE"), 1e3 * (used - self._used)
         self.read.append([kilo * pages, files, threads, 1e-3 * disk, cpu])

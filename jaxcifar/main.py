@@ -39,9 +39,7 @@ class Origin(Hook):
     """
 
     def __init__(self, file: pathlib.Path, config: Config):
-        # One that comes with the package has the same name on every machine.
-        packaged = file.resolve().parent == options.CONFIGS.resolve()
-        self._file, self._config = file.stem if packaged else file, config
+        self._file, self._config = file, config
 
     def start(self, run: Run) -> None:
         """Writes it, once the folder has accepted the run, unless the run is resumed.

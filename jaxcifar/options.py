@@ -141,8 +141,10 @@ def write_origin(folder: pathlib.Path, file: str | pathlib.Path, config: Config)
       file: the config file.
       config: what it returns.
     """
-    path = folder / ORIGIN
-    content = {"file": str(file), "config": config.to_dict()}
+    path, file = folder / ORIGIN, pathlib.Path(file)
+    # One that comes with the package has the same name on every machine.
+    packaged = file.resolve().parent == CONFIGS.resolve()
+    content = {"file": file.stem if packaged else str(file), "config": config.to_dict()}
     try:
         same = json.loads(path.read_text()) == json.loads(json.dumps(content))
     except (OSError, ValueError):

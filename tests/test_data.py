@@ -719,6 +719,20 @@ def test_fingerprint_is_of_pixels_and_labels():
     assert data.dataset.fingerprint(images, labels) == expected
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "digits"])
+@pytest.mark.parametrize("protocol", data.PROTOCOLS)
+def test_how_many_images_the_parts_have(name, protocol, monkeypatch, tmp_path):
+    """Of CIFAR, which need not be there; CIFAR-100 has 600 images of each class, too."""
+    monkeypatch.setenv("JAXCIFAR_DATA", str(tmp_path / "nothing"))
+    found = data.splits_without_images(name, protocol=protocol, limit=1000)
+    assert len(found.train) == 1000
+    whole = data.splits_without_images(name, protocol=protocol)
+    held = {"test": (50_000, 10_000, None), "holdout": (45_000, 5_000, 10_000)}[protocol]
+    if name == "digits":
+        held = tuple(part and len(part) for part in data.load_splits(name, protocol=protocol))
+    assert tuple(part and len(part) for part in whole) == held
+
+
 # --- without images ---------------------------------------------------------------------------
 
 

@@ -217,7 +217,11 @@ def accuracy(part: Sweep, paths: list[pathlib.Path]) -> None:
         lines = panels[0].get_legend_handles_labels()
         figure.legend(*lines, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
         panels[0].set(xlabel="parameters (millions)", ylabel="validation error (%), better upwards")
-        panels[0].set_yscale("log")
+        errors = [error for error, _, _ in labels[0]]
+        if min(errors) > 0:
+            panels[0].set_yscale("log")
+        else:  # linear from no error at all to the smallest there is
+            panels[0].set_yscale("symlog", linthresh=min(filter(None, errors), default=1.0))
         panels[0].invert_yaxis()
         panels[0].yaxis.set_major_formatter(ScalarFormatter())
         panels[0].yaxis.set_minor_formatter(ScalarFormatter())

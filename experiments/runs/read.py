@@ -41,7 +41,7 @@ class Run(NamedTuple):
     records: list[dict[str, Any]]
     result: dict[str, Any] | None  # None while the run is unfinished
     original: dict[str, Any] | None  # the flat config that options changed; None where unknown
-    file: str | None  # the config file; None where unknown
+    file: str | None  # the config file, or the name of one of the package's; None where unknown
 
     @property
     def row(self) -> Row | None:
@@ -347,7 +347,7 @@ def _origin(name: str, folder: pathlib.Path) -> tuple[dict[str, Any] | None, str
                 "it nothing can say whether the run was shortened."
             ) from error
     if (options.CONFIGS / f"{name}.py").exists():
-        return _config_here(name), f"configs/{name}.py"
+        return _config_here(name), name
     return None, None
 
 

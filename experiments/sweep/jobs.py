@@ -13,7 +13,6 @@ from experiments.runs.configs import Source
 from experiments.runs.read import read_json, read_records
 from jaxcifar import checks, data, sharding, task
 from jaxcifar.config import Config
-from jaxcifar.data.spec import CIFAR10, CIFAR100
 from jaxcifar.errors import UserError, of_file
 from jaxcifar.options import with_options
 from jaxcifar.run import about, signs
@@ -199,9 +198,6 @@ def groups(jobs: list[Job], platform: str | None = None) -> list[list[Job]]:
     return list(found.values())
 
 
-_SPECS = {spec.name: spec for spec in (CIFAR10, CIFAR100)}
-
-
 def _which_images(job: Job) -> tuple[str, str, str, int]:
     """What decides which images a run has."""
     where = job.config.data
@@ -210,11 +206,7 @@ def _which_images(job: Job) -> tuple[str, str, str, int]:
 
 @functools.cache
 def _sizes(name: str, folder: str, protocol: str, limit: int) -> data.Splits:
-    if name not in _SPECS:
-        return data.load_splits(name, folder, protocol=protocol, limit=limit)
-
-    sets = [data.without_images(name, _SPECS[name].count(split)) for split in ("train", "test")]
-    return data.split(*sets, protocol=protocol, limit=limit)
+    return data.splits_without_images(name, folder, protocol=protocol, limit=limit)
 
 
 def check_images(jobs: list[Job]) -> None:

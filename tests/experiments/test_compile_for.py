@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import compile_for
 from experiments.compile_for import collectives, parse, roofline, size_of
+from experiments.runs.configs import Source
 from experiments.scaling import CHIPS
 from jaxcifar import data, programs, sharding, task
 from jaxcifar.errors import UserError
@@ -115,6 +116,23 @@ def test_batch_that_the_chips_cannot_share(tmp_path, capsys):
 
 
 # --- without libtpu ---------------------------------------------------------------------------
+
+
+def test_a_config_is_compiled_for_the_images_that_it_has(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(programs, "train", lambda task, steps: sizes.append(task.n_train))
+    monkeypatch.setattr(programs, "evaluate_batch", lambda inference, n: sizes.append(n))
+    monkeypatch.setattr(compile_for, "facts", lambda *_: {})
+    for options in ({"protocol": "test"}, {"protocol": "holdout"}, {"name": "digits"}):
+        config = load("vgg6")
+        config.data.update(options)
+        source, one = Source("vgg6", config), mesh(1)
+        compile_for.compiled_for(source, one, CHIPS["v5e"])
+    config.train.limit_train_images = 1000
+    compile_for.compiled_for(source, one, CHIPS["v5e"])
+    digits = data.load_splits("digits")
+    counts = len(digits.train), len(digits.validation)
+    assert sizes == [50_000, 10_000, 45_000, 5_000, *counts, 1000, counts[1]]
 
 
 @pytest.mark.parametrize(

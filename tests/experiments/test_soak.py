@@ -1,7 +1,9 @@
 """The soak: what is read after each epoch, and which growth is too much."""
 
 import contextlib
+import os
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,6 +42,25 @@ def test_a_leak_is_read(tmp_path):
     assert memory.min() > 10_000  # kB: Python alone takes as much
     assert threads.min() >= 1
     assert cpu.min() > 0
+
+
+@needs_proc
+def test_folders_that_are_renamed_while_they_are_measured(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"1000" * 250)
+    real = os.stat
+
+    def stat(path, *args, **kwargs):  # as Orbax, when the first file is measured
+        if "b" in os.listdir(tmp_path):
+            os.rename(tmp_path / "b", tmp_path / "c")
+        return real(path, *args, **kwargs)
+
+    gauges = soak.Gauges()
+    monkeypatch.setattr(os, "stat", stat)
+    gauges.after_epoch(SimpleNamespace(workdir=tmp_path, config=tiny()), {"epoch": 1})
+    monkeypatch.undo()
+    assert gauges.read[0][3] in (1.0, 2.0)  # kB, of "a" or of both
 
 
 def readings(**slopes):

@@ -267,6 +267,20 @@ def test_points_of_several_data_sets_say_which(tmp_path, drawn):
     assert labels == {"a (cifar10)", "b (cifar10)", "c (cifar100, held out)"}
 
 
+def test_a_run_without_errors_is_drawn_too(tmp_path, drawn):
+    write_fake_runs(tmp_path, rows=["row1", "row3"], seeds=1)
+    path = tmp_path / "row3" / "seed0" / "metrics.jsonl"
+    lines = [record | {"val_accuracy": 1.0} for record in read_lines(path)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["figures", str(tmp_path), "--only=accuracy"]) == 0
+    axes = drawn["accuracy"].axes[0]
+    label = next(label for label in axes.texts if label.get_text().startswith("row3"))
+    in_panel = (axes.transData + axes.transAxes.inverted()).transform
+    assert 0.5 < in_panel((11.0, 0.0))[1] < 1  # better upwards
+    assert 0 < label.get_position()[1] <= 1
+    assert in_panel((11.0, 6.0))[1] < 0.5  # row 1's
+
+
 def test_the_accuracies_have_a_grid_and_nothing_lies_on_them(tmp_path, drawn):
     write_fake_runs(tmp_path, rows=["row1", "row5", "row6"], seeds=1)  # 5 to 7%: within a decade
     main(["figures", str(tmp_path), "--only=accuracy"])

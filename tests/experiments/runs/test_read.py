@@ -239,7 +239,7 @@ def test_commands_make_the_same_runs_again(tmp_path):
     assert found[0][:2] == ["jaxcifar", "train"]
     assert [line[:2] for line in found[1:]] == [["jaxcifar", "sweep"]] * 2
     epochs = "--config.train.epochs=2"
-    assert found[0][2:] == ["configs/row9.py", f"--workdir={out / 'row9'}", epochs]
+    assert found[0][2:] == ["row9", f"--workdir={out / 'row9'}", epochs]
     shared = ["--seeds=0,1", f"--out={out}"]
     assert found[1][2:] == ["--rows=row2,vgg1", *shared, epochs]
     option = "--config.augment.erasing_area=(0.02, 0.4)"
