@@ -340,18 +340,18 @@ def jitter(images: jax.Array, factors: jax.Array, orders: jax.Array) -> jax.Arra
 
 
 def _blend(images: jax.Array, others: jax.Array, factors: jax.Array) -> jax.Array:
-    factors = factors[:, None, None, None]
+    factors, images = factors[:, None, None, None], images.astype(jnp.float32)
     return jnp.clip(factors * images + (1 - factors) * others, 0, 255)
 
 
 def _grayscale(images: jax.Array) -> jax.Array:
-    red, green, blue = jnp.split(images, 3, axis=-1)
+    red, green, blue = jnp.split(images.astype(jnp.float32), 3, axis=-1)
     return 0.2989 * red + 0.587 * green + 0.114 * blue  # torchvision's weights
 
 
 def adjust_brightness(images: jax.Array, factors: jax.Array) -> jax.Array:
-    """Multiplies each image of [N, H, W, 3] (0 … 255) by its factor of [N]."""
-    return _blend(images, jnp.zeros_like(images), factors)
+    """Multiplies each image of [N, H, W, 3] (0 … 255) by its factor of [N]; returns float32."""
+    return _blend(images, jnp.zeros(images.shape, jnp.float32), factors)
 
 
 def adjust_contrast(images: jax.Array, factors: jax.Array) -> jax.Array:
@@ -367,6 +367,7 @@ def adjust_saturation(images: jax.Array, factors: jax.Array) -> jax.Array:
 
 def adjust_hue(images: jax.Array, shifts: jax.Array) -> jax.Array:
     """Turns each image's hues by its shift of [N], in turns of the colour wheel (through HSV)."""
+    images = images.astype(jnp.float32)  # or differences of uint8 would wrap
     red, green, blue = (images[..., i] for i in range(3))
     value = images.max(axis=-1)
     spread = value - images.min(axis=-1)

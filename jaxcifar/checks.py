@@ -49,11 +49,9 @@ def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = T
       training: whether it is to be trained here; devices that cannot train it may evaluate it.
 
     Raises:
-      UserError: an unknown field or name, an impossible value, or a mesh of no devices.
+      UserError: an unknown field or name, or an impossible value.
     """
     validate(config)
-    if mesh is not None and mesh.size == 0:
-        raise UserError("The mesh has no devices. Make it of one or more, or leave it out for all.")
     create_model(config, 10, kernels.platform_of(mesh) if mesh else "cpu")
     given, unset = flatten(config), flatten(base_config())
     for field, names in _CHOICES.items():
@@ -91,7 +89,7 @@ def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = T
 
 
 def unused(config: Config) -> list[str]:
-    """Names the strengths that are set and that data.augment does not use; and idle Nesterov."""
+    """Names what is set and has no effect, with the reason: "augment.hue, because …"."""
     recipe = config.data.augment
     taken = inspect.signature(augment.AUGMENTATIONS[recipe]).parameters
     taken = {f"augment.{name}" for name in (*taken, "mixup", "cutmix")}
@@ -102,4 +100,11 @@ def unused(config: Config) -> list[str]:
     ]
     if config.optim.nesterov and not config.optim.momentum:
         lines.append("optim.nesterov, because optim.momentum is 0")
+    if config.optim.start_factor and not config.optim.warmup_epochs:
+        lines.append("optim.start_factor, because optim.warmup_epochs is 0")
+    model = create_model(config, 10, "cpu")
+    if config.model.dropout_rate and not model.has_dropout:
+        lines.append(f"model.dropout_rate, because {config.model.name} has no dropout")
+    if config.optim.bias_scale != 1 and not model.batch_norm:
+        lines.append(f"optim.bias_scale, because {config.model.name} has no BatchNorm")
     return lines

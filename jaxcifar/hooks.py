@@ -17,7 +17,7 @@ import jax
 
 from jaxcifar import processes
 from jaxcifar.config import Config
-from jaxcifar.errors import Interrupted, UserError, note
+from jaxcifar.errors import Interrupted, UserError, in_short, note
 from jaxcifar.run.folder import Position
 from jaxcifar.signals import Stop
 from jaxcifar.state import TrainState
@@ -32,7 +32,9 @@ class Run:
       config, workdir, task, hyperparams: what the run was started with, and as.
       images, labels: the training set on every device, [N, 3072] uint8 and [N] int32, see
         `jaxcifar.programs.on_devices`; `jaxcifar.programs.batch` takes a step's batch from it.
-      position: how far it is, with the metrics of the epoch's steps so far.
+      position: how far it is, with the metrics of those of the epoch's steps that were fetched:
+        of all in `before_evaluation`, before that of those that were shown or saved, and of none in
+        `after_epoch`, whose record has their means.
       step: training steps done.
       state: the state after them. The next step donates its arrays, so a hook must not keep them.
       order: the indices of the images of the epoch's batches [steps_per_epoch, batch].
@@ -111,20 +113,24 @@ class Profile(Hook):
 
     def __init__(self, steps: int):
         self._steps, self._first = steps, -1
+        self._tracing = False
         self.traced = 0
 
     def before_step(self, run: Run) -> None:
         if self._first < 0 and processes.is_first():
-            self._first = run.step
+            folder = run.workdir / "profile"
+            folder.mkdir(exist_ok=True)
             jax.block_until_ready(run.state)
             # Without Python's own calls, which would fill a trace and slow the steps.
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0
-            jax.profiler.start_trace(
-                run.workdir / "profile", create_perfetto_trace=True, profiler_options=options
-            )
+            jax.profiler.start_trace(folder, create_perfetto_trace=True, profiler_options=options)
+            self._first, self._tracing = run.step, True
         else:
             self._write_if_done(run)
+        # Where the next call is the last in the trace, the loop waits for it: it is training.
+        after = run.step + run.task.steps_from(run.step)
+        self.reads_state = self._tracing and after - self._first >= self._steps
 
     def before_evaluation(self, run: Run) -> None:
         self._write_if_done(run)
@@ -137,11 +143,17 @@ class Profile(Hook):
             self._write(run)
 
     def _write(self, run: Run) -> None:
-        if self._first >= 0 and not self.traced:
-            with suppress(RuntimeError):  # a step failed, and its state is gone
-                jax.block_until_ready(run.state)
+        if not self._tracing:
+            return
+        self._tracing = False
+        with suppress(RuntimeError):  # a step failed, and its state is gone
+            jax.block_until_ready(run.state)
+        try:
             jax.profiler.stop_trace()
-            self.traced = run.step - self._first
+        except Exception as error:  # XLA's own, as of a full disk
+            note(f"the trace in {run.workdir / 'profile'} is not written: {in_short(error)}")
+            return
+        self.traced = run.step - self._first
 
 
 class Hooks:
@@ -185,8 +197,11 @@ class Hooks:
             for error in self._close(run):
                 note(str(error))  # what ended the run matters more
             raise
-        for error in self._close(run):
-            raise error
+        first, *others = self._close(run) or [None]
+        for error in others:
+            note(str(error))
+        if first:
+            raise first
 
     def _close(self, run: Run) -> list[Exception]:
         errors = []

@@ -13,7 +13,8 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float 
     Args:
       logits: [N, num_classes] float32.
       targets: labels [N], integers, or soft targets [N, num_classes] float32 that sum to 1. A
-        label of num_classes or more has a loss of NaN, without an error.
+        label of num_classes or more is no error: its loss is NaN, or with label smoothing that of
+        an example of no class.
       label_smoothing: α; targets become (1 − α) · target + α / num_classes. Szegedy et al. 2016,
         "Rethinking the Inception Architecture for Computer Vision", section 7.
 

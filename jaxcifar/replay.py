@@ -55,7 +55,7 @@ def replay(
       UserError: there is no run, it cannot be computed here as it was (see
         `jaxcifar.run.about.check_alike`), or the checkpoint cannot be read.
     """
-    workdir, mesh = pathlib.Path(workdir), mesh or sharding.make_mesh()
+    workdir, mesh = pathlib.Path(workdir), sharding.over(mesh)
     about, checkpoints = of_run(workdir), Checkpointer(workdir / "checkpoints")
     last = checkpoints.last()
     if last:

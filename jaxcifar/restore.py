@@ -47,7 +47,7 @@ def _load(
 ) -> tuple[About, int, dict[str, Any]]:
     """What `load_variables` does, with all that is known about the run."""
     choose("checkpoint", which, WHICH)
-    mesh = sharding.make_mesh() if mesh is None else mesh
+    mesh = sharding.over(mesh)
     run = of_run(workdir)
     checkpoints = Checkpointer(workdir / "checkpoints")
     tried = saved = None
@@ -120,7 +120,7 @@ def evaluate_workdir(
       UserError: there is no run or no checkpoint, the checkpoint is damaged or belongs to a
         different config, or the test images differ from those that the run started with.
     """
-    workdir, mesh = pathlib.Path(workdir), sharding.make_mesh() if mesh is None else mesh
+    workdir, mesh = pathlib.Path(workdir), sharding.over(mesh)
     about, step, variables = _load(workdir, which, mesh)
     config = about.config if config is None else config
     check_config(config, mesh, training=False)

@@ -46,6 +46,20 @@ def make_mesh() -> Mesh:
     return Mesh(np.asarray(devices), (BATCH_AXIS,))
 
 
+def over(mesh: Mesh | None) -> Mesh:
+    """Returns a mesh of one axis over the devices of `mesh`, however it is made; None is all.
+
+    Raises:
+      NoDevice: see `make_mesh`.
+      UserError: the mesh has no devices; or see `make_mesh`.
+    """
+    if mesh is None:
+        return make_mesh()
+    if mesh.size == 0:
+        raise UserError("The mesh has no devices. Make it of one or more, or leave it out for all.")
+    return Mesh(mesh.devices.reshape(-1), (BATCH_AXIS,))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of state and data sets: a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -65,7 +65,7 @@ def train_and_evaluate(
       Interrupted: a signal or a hook ended the training, and everything so far is saved.
       RuntimeError: a hook failed.
     """
-    mesh = sharding.make_mesh() if mesh is None else mesh
+    mesh = sharding.over(mesh)
     check_config(config, mesh)
     own = ("data.dir", "train.checkpoint_minutes")  # these may differ between hosts
     fields = {name: value for name, value in flatten(config).items() if name not in own}

@@ -149,6 +149,14 @@ def test_brightness_contrast_saturation_by_hand():
     )
 
 
+@pytest.mark.parametrize("adjust", ["brightness", "contrast", "saturation", "hue"])
+def test_adjusting_bytes_is_adjusting_their_numbers(adjust):
+    images = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 3), dtype=np.uint8)
+    factors, function = jnp.array([0.0, 0.3, 0.7, 1.2]), getattr(augment, f"adjust_{adjust}")
+    expected = function(jnp.asarray(images, jnp.float32), factors)
+    np.testing.assert_allclose(function(jnp.asarray(images), factors), expected, atol=1e-3)
+
+
 def test_hue_turns_the_wheel():
     primaries = jnp.array([[[[255.0, 0, 0], [0, 255, 0], [0, 0, 255], [70, 70, 70]]]])
     third = augment.adjust_hue(primaries, jnp.array([1 / 3]))

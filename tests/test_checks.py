@@ -117,17 +117,25 @@ def test_the_defaults_are_possible():
             ["optim.nesterov, because optim.momentum is 0"],
         ),
         ({"optim__name": "sgd", "optim__nesterov": True, "optim__momentum": 0.9}, []),
+        (
+            {"optim__schedule": "triangular", "optim__start_factor": 0.2},
+            ["optim.start_factor, because optim.warmup_epochs is 0"],
+        ),
+        (
+            {"model__name": "vgg_a", "optim__name": "sgd", "optim__bias_scale": 64.0},
+            ["optim.bias_scale, because vgg_a has no BatchNorm"],
+        ),
+        ({"model__name": "vgg_a_bn", "optim__name": "sgd", "optim__bias_scale": 64.0}, []),
+        (
+            {"model__name": "airbench94", "model__dropout_rate": 0.5},
+            ["model.dropout_rate, because airbench94 has no dropout"],
+        ),
     ],
 )
 def test_what_has_no_effect_is_named(fields, lines):
     config = tiny(**fields)
     checks.check_config(config)
     assert checks.unused(config) == lines
-
-
-def test_a_mesh_of_no_devices_is_refused():
-    with pytest.raises(UserError, match="The mesh has no devices"):
-        checks.check_config(tiny(), mesh(0))
 
 
 def test_devices_that_cannot_train_may_evaluate():

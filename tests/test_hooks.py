@@ -3,6 +3,7 @@
 import gzip
 import json
 import signal
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -195,6 +196,49 @@ def test_a_profile_changes_no_number_and_ends_if_the_run_is_stopped(finished, tm
     run(tiny(), tmp_path, profile)
     ours, theirs = (read_lines(f / "metrics.jsonl") for f in (tmp_path, finished[0]))
     assert without_times(ours) == without_times(theirs)
+
+
+def test_the_last_call_that_is_traced_counts_as_training(tmp_path, monkeypatch):
+    """The loop waits for it, and not the hook, whose time is not counted."""
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda *_, **__: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: None)
+    hook, calls = Profile(5), SimpleNamespace(steps_from=lambda step: 2)
+    seen = SimpleNamespace(workdir=tmp_path, state=(), task=calls)
+    waited = []
+    for seen.step in (6, 8, 10, 12, 14):
+        hook.before_step(seen)
+        waited.append(Hooks([hook]).read_state)
+    assert waited == [False, False, True, False, False]
+    assert hook.traced == 6  # whole calls
+
+
+def test_a_trace_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "profile").write_text("")
+    with pytest.raises(UserError, match=f"{tmp_path}/a/profile: File exists"):
+        run(tiny(), tmp_path / "a", Profile(1))
+    assert capsys.readouterr().err == ""
+
+    class InTheWay(Hook):
+        def after_epoch(self, run, record):
+            if record["epoch"] == 1:
+                (run.workdir / "profile").rmdir()
+                (run.workdir / "profile").write_text("")
+
+    profile = Profile(100)
+    run(tiny(), tmp_path / "b", InTheWay(), profile)  # it is complete all the same
+    assert profile.traced == 0
+    said = capsys.readouterr().err
+    assert said.startswith(f"jaxcifar: the trace in {tmp_path}/b/profile is not written: ")
+    assert said.count("\n") == 1
+
+
+def test_of_hooks_that_fail_at_the_end_none_is_passed_over(tmp_path, capsys):
+    hooks = Hooks([Raise("close", ValueError(name)) for name in ("one", "two")])
+    seen = SimpleNamespace(workdir=tmp_path, step=3)
+    with pytest.raises(RuntimeError, match="one"), hooks.closing(seen):
+        pass
+    assert "two" in capsys.readouterr().err
 
 
 class Raise(Hook):

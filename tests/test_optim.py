@@ -195,6 +195,14 @@ def test_penalties_by_hand():
     np.testing.assert_allclose(added["conv"]["kernel"], [[0.1, -0.1], [0.0, 0.1]])
 
 
+def test_kernels_are_known_by_their_name():
+    chosen = optim.kernels_only({"conv": {"kernel": 1.0, "bias": 2.0}})
+    assert chosen == {"conv": {"kernel": True, "bias": False}}
+    for params in (jnp.ones(3), {"weight": jnp.ones(3)}, [jnp.ones(3)]):
+        with pytest.raises(UserError, match="No parameter is named 'kernel'"):
+            optim.kernels_only(params)
+
+
 def test_transforms_need_the_parameters():
     with pytest.raises(ValueError, match="needs the parameters"):
         optim.add_l1(0.1).update(PARAMS, optax.EmptyState())

@@ -10,13 +10,23 @@ import pytest
 
 from jaxcifar import sharding
 from jaxcifar.errors import UserError
+from tests.tiny import mesh
 
 
 def test_a_mesh_is_of_all_devices():
-    mesh = sharding.make_mesh()
-    assert list(mesh.devices) == jax.devices()
-    assert mesh.size == 8
-    assert mesh.axis_names == (sharding.BATCH_AXIS,)
+    found = sharding.make_mesh()
+    assert list(found.devices) == jax.devices()
+    assert found.size == 8
+    assert found.axis_names == (sharding.BATCH_AXIS,)
+
+
+def test_a_mesh_of_any_kind_is_one_axis_over_its_devices():
+    one = sharding.make_mesh()
+    assert sharding.over(None) == one
+    for shape, names in (((8,), ("x",)), ((2, 4), ("data", "model"))):
+        assert sharding.over(jax.make_mesh(shape, names)) == one
+    with pytest.raises(UserError, match="The mesh has no devices"):
+        sharding.over(mesh(0))
 
 
 def test_a_process_of_several_that_was_started_alone_is_refused(monkeypatch):

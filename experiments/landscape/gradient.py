@@ -179,7 +179,7 @@ def smoothness(
       UserError: the folder holds measurements with other settings, or the config cannot be used.
       Interrupted: a signal came; everything so far is saved.
     """
-    mesh = mesh or sharding.make_mesh()
+    mesh = sharding.over(mesh)
     check_config(config, mesh)
     images = train.load_splits(config).train
     whole = config.train.epochs * task.build(config, images, mesh).steps_per_epoch

@@ -120,7 +120,7 @@ def slice_around(
         other images, or there are too few of them.
       Interrupted: SIGINT or SIGTERM came; everything so far is saved.
     """
-    mesh = sharding.make_mesh() if mesh is None else mesh
+    mesh = sharding.over(mesh)
     config, step, variables = restore.load_variables(workdir, what.checkpoint, mesh=mesh)
     config.model.dropout_rate = 0.0  # statistics are of the network as it is evaluated
     config.data.dir = data_dir or config.data.dir

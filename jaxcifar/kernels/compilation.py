@@ -87,14 +87,15 @@ def _mend(folder: pathlib.Path) -> None:
 
     JAX only warns of one, compiles the program and keeps the file, at every start anew. The warning
     names no more than the function, so of the entries with its name those are deleted that cannot
-    be unpacked; or all, where none is found. Of entries that cannot be written it warns one by one;
-    the first warning is enough.
+    be unpacked; or all, where each can be and XLA still refuses what is in one. An entry that could
+    not be read, or that another process was just writing, is left alone. Of entries that cannot be
+    written JAX warns one by one; the first warning is enough.
     """
     before, told = warnings.showwarning, False
 
     def show(message: Any, *rest: Any) -> None:
         nonlocal told
-        found = re.match(r"Error reading persistent .* entry for '(\w+)'", str(message))
+        found = re.match(r"Error reading persistent .* entry for '(\w+)': (\w+)", str(message))
         unwritten = re.match(r"Error writing persistent .* entry for '\w+': (.*)", str(message))
         if unwritten:
             if not told:
@@ -104,9 +105,13 @@ def _mend(folder: pathlib.Path) -> None:
         if not found:
             before(message, *rest)
             return
-        note(f"a compiled program in {folder} is damaged and compiled again: {found[1]}")
         entries = list(folder.glob(f"{found[1]}-*-cache"))
-        for path in list(filter(_is_damaged, entries)) or entries:
+        damaged = list(filter(_is_damaged, entries))
+        if not damaged and found[2].endswith("RuntimeError"):  # it was unpacked, and XLA refused it
+            damaged = entries
+        how = "is damaged" if damaged else "could not be read"
+        note(f"a compiled program in {folder} {how} and is compiled again: {found[1]}")
+        for path in damaged:
             with contextlib.suppress(OSError):  # it may be another user's
                 path.unlink()
 
@@ -119,7 +124,11 @@ def _is_damaged(entry: pathlib.Path) -> bool:
     except ImportError:  # it is JAX's own, and may go
         return False
     try:
-        decompress_executable(entry.read_bytes())
+        content = entry.read_bytes()
+    except OSError:
+        return False
+    try:
+        decompress_executable(content)
     except Exception:  # of either of the libraries that it may use
         return True
     return False

@@ -5,7 +5,7 @@ identity, each convolution followed by a BatchNorm without scale (arXiv 2404.004
 https://github.com/KellerJordan/cifar10-airbench).
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -106,6 +106,8 @@ class Airbench(Network, kw_only=True):
       momentum: of BatchNorm's running statistics; see `jaxcifar.models.layers.BatchNorm`.
       others: see `jaxcifar.models.network.Network`.
     """
+
+    has_dropout: ClassVar[bool] = False
 
     features: tuple[int, int, int]
     convolutions: int

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -27,7 +27,10 @@ class Network(nn.Module):
       platform: that the program is built for ("cpu", "gpu", "tpu").
       normal: draws the initial weights: (key, shape, dtype) -> standard normal numbers.
       batch_norm: whether there are BatchNorm layers; only VGG can do without.
+      has_dropout: whether there are dropout layers, at whatever rate.
     """
+
+    has_dropout: ClassVar[bool] = True
 
     num_classes: int = 10
     activation: str = "relu"

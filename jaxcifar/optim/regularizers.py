@@ -177,7 +177,7 @@ def kernels_only(params: chex.ArrayTree) -> chex.ArrayTree:
       UserError: there is none of that name.
     """
     chosen = jax.tree_util.tree_map_with_path(
-        lambda path, _: getattr(path[-1], "key", None) == "kernel", params
+        lambda path, _: bool(path) and getattr(path[-1], "key", None) == "kernel", params
     )
     if not any(jax.tree.leaves(chosen)):
         raise UserError(

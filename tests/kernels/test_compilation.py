@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +91,31 @@ def test_the_cache_is_a_private_folder_or_the_users(tmp_path):
     used, said = run(JAX_COMPILATION_CACHE_DIR="~nobody-here/xla")  # as without a home
     assert (used, said.count("\n")) == ("None", 1)
     assert said.startswith("jaxcifar: compiling without a cache: Could not determine home")
+
+
+@pytest.mark.parametrize(
+    ("reason", "left"),
+    [("OSError: [Errno 116] Stale file handle", 2), ("JaxRuntimeError: INTERNAL: bad", 0)],
+)
+def test_an_entry_is_deleted_only_where_it_is_damaged(tmp_path, monkeypatch, capsys, reason, left):
+    """A read may fail that would succeed now; and another process may have been writing."""
+    from jax._src.compilation_cache import compress_executable
+
+    monkeypatch.setattr(warnings, "showwarning", print)
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+        compilation.use_cache()
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    for name in ("a", "b"):
+        (tmp_path / f"jit_run-{name}-cache").write_bytes(compress_executable(b"intact"))
+    text = f"Error reading persistent compilation cache entry for 'jit_run': {reason}"
+    warnings.showwarning(UserWarning(text), UserWarning, "x.py", 1)
+    assert len(list(tmp_path.iterdir())) == left
+    how = "could not be read" if left else "is damaged"
+    said = f"jaxcifar: a compiled program in {tmp_path} {how} and is compiled again: jit_run\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.slow
