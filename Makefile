@@ -31,7 +31,7 @@ report: .venv/installed
 	$(BIN)/jaxcifar report figures $(OUT)
 	-$(BIN)/jaxcifar landscape smoothness --out=$(OUT)/landscape $(OPTIONS)
 	-for row in vgg2 vgg6; do $(BIN)/jaxcifar landscape slice \
-		$(OUT)/table4/$$row/seed0 --out=$(OUT)/landscape; done
+		$$(ls -d $(OUT)/table4/$$row/seed* | head -1) --out=$(OUT)/landscape; done
 	$(BIN)/jaxcifar report $(OUT)
 
 docs: .venv/installed

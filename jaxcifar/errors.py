@@ -44,6 +44,8 @@ def in_short(error: Exception) -> str:
 
 def note(text: str) -> None:
     """Tells the user, in a line on stderr, what was found and what is done about it."""
+    if sys.stderr is None:  # it was closed, and print would write to stdout
+        return
     try:
         print(f"jaxcifar: {text}", file=sys.stderr, flush=True)
     except OSError:  # the terminal is gone

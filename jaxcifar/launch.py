@@ -148,6 +148,8 @@ def _open_mpi(environment: Mapping[str, str]) -> Place | None:
 
 
 def _tpu_slice(environment: Mapping[str, str]) -> Place | None:
+    if environment.get("JAX_PLATFORMS", "").split(",")[0] == "cpu":  # each host by itself
+        return None
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     index = environment.get("TPU_WORKER_ID")
     # JAX sets the first if it finds TPUs, the second if there is no metadata server.

@@ -151,6 +151,11 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
             raise UserError(f"{name!r} is not an option.{meant} --help lists them all.")
     if arguments.profile is not None and arguments.profile < 1:
         raise UserError(f"--profile is {arguments.profile}; give the number of steps, 1 or more.")
+    if not 0 < arguments.start_timeout <= 1e6:
+        raise UserError(
+            f"--start_timeout is {arguments.start_timeout}; give seconds, above 0 and at most "
+            "1,000,000."
+        )
     return arguments, fields
 
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_dict import RequiredValueError
 
 from jaxcifar.config import Config, base_config, check_type, flatten, meant_by, validate
 from jaxcifar.errors import UserError, nearest, note
@@ -126,7 +127,7 @@ def load(name: str | pathlib.Path) -> Config:
         )
     try:
         validate(config)
-    except UserError as error:
+    except (UserError, RequiredValueError) as error:  # the latter of a placeholder
         raise UserError(f"{path}: {error}") from error
     return config
 

@@ -88,7 +88,8 @@ def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             # Not of all kinds that Pillow knows: for some it starts other programs.
-            with Image.open(path, formats=_FORMATS) as opened:
+            # By name, Pillow maps a TIFF into memory, and confuses the sides of one that is turned.
+            with path.open("rb") as file, Image.open(file, formats=_FORMATS) as opened:
                 if (frames := getattr(opened, "n_frames", 1)) > 1:
                     note(f"{path} has {frames} pictures; the first is used")
                 opened.load()

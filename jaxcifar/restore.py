@@ -91,7 +91,16 @@ def test_images(workdir: str | pathlib.Path, config: Config) -> data.Dataset:
 
 
 def _test_images(about: About, workdir: pathlib.Path, config: Config) -> data.Dataset:
-    test = data.load(config.data.name, "test", data_dir=config.data.dir)
+    try:
+        test = data.load(config.data.name, "test", data_dir=config.data.dir)
+    except data.Unlabelled as error:
+        if config.data.protocol != "holdout":
+            raise
+        raise UserError(
+            f"The test images in {config.data.dir} have no labels. The accuracy on the held-out "
+            f"images is in {workdir / 'result.json'}; to evaluate the run on test images, name a "
+            "folder with their labels: --data.dir=DIR."
+        ) from error
     part = "test" if config.data.protocol == "holdout" else "validation"
     check_images(about.data, {part: test.provenance}, workdir)
     return test

@@ -33,7 +33,7 @@ from jaxcifar.run.log import averaged, best_record
 from jaxcifar.run.progress import duration
 from jaxcifar.signals import exit_code
 
-_LOCKS = pathlib.Path("/proc/locks")  # of Linux
+LOCKS = pathlib.Path("/proc/locks")  # of Linux
 
 
 def find(folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -95,8 +95,23 @@ def _locked(workdir: pathlib.Path) -> bool:
     """Whether a process on this machine holds the run's lock, found out without touching it."""
     with contextlib.suppress(OSError):
         here = os.stat(workdir / ".lock")
-        place = f"{os.major(here.st_dev):02x}:{os.minor(here.st_dev):02x}:{here.st_ino}"
-        return any(place in line.split() for line in _LOCKS.read_text().splitlines())
+        device = f"{os.major(here.st_dev):02x}:{os.minor(here.st_dev):02x}"
+        # 1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF
+        for line in LOCKS.read_text().splitlines():
+            _, kind, *_, holder, place, _, _ = line.split()
+            found = kind == "FLOCK" and place.endswith(f":{here.st_ino}")
+            if found and (place.startswith(device) or _has_open(int(holder), here)):
+                return True
+    return False
+
+
+def _has_open(process: int, file: os.stat_result) -> bool:
+    """Whether a process has a file open: on btrfs, its locks have another device than `stat`."""
+    with contextlib.suppress(OSError):  # it is another user's
+        for opened in pathlib.Path(f"/proc/{process}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(opened.stat(), file):
+                    return True
     return False
 
 

@@ -68,6 +68,7 @@ class Team:
         self._writing = threading.Lock()
         self._inbox: dict[int, queue.Queue] = {}
         self._peers: dict[int, Any] = {}
+        self._accepted: dict[int, socket.socket] = {}
         host, _, port = place.address.rpartition(":")
         deadline = time.monotonic() + seconds
         if self.is_first:
@@ -115,6 +116,8 @@ class Team:
         except (OSError, ValueError, KeyError, TypeError):
             accepted.close()  # not a process of the run
             return
+        if process in self._peers and _hung_up(self._accepted[process]):
+            del self._peers[process]  # it was started again
         if process in self._peers or not 0 < process < self.place.count:
             self._peers[-1] = stream
             self._refuse(f"Two processes of the run have --process_id={process}.")
@@ -125,7 +128,7 @@ class Team:
                 f"0 as one of {self.place.count}. All need the same."
             )
         _keep_watch(accepted)
-        self._peers[process] = stream
+        self._peers[process], self._accepted[process] = stream, accepted
 
     def _refuse(self, text: str) -> NoReturn:
         self._tell({"end": [0, 2, text]})
@@ -318,6 +321,15 @@ def _code_and_text(error: BaseException | None) -> tuple[int, str]:
 def _write(stream: Any, message: dict[str, Any]) -> None:
     stream.write(json.dumps(message).encode() + b"\n")
     stream.flush()
+
+
+def _hung_up(connection: socket.socket) -> bool:
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _keep_watch(connection: socket.socket) -> None:

@@ -1,8 +1,10 @@
 """Messages: the nearest of the allowed names."""
 
+import sys
+
 import pytest
 
-from jaxcifar.errors import UserError, choose, nearest
+from jaxcifar.errors import UserError, choose, nearest, note
 
 
 def test_choose():
@@ -11,6 +13,12 @@ def test_choose():
         choose("colour", "blu", iter(["red", "blue"]))
     with pytest.raises(UserError, match=r"colour is 'xyz'. Allowed: red, blue\."):
         choose("colour", "xyz", ["red", "blue"])
+
+
+def test_a_note_where_stderr_is_closed_is_not_on_stdout(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)
+    note("resized")
+    assert capsys.readouterr().out == ""
 
 
 def test_nearest():

@@ -302,6 +302,15 @@ def weights(tmp_path):
     return path, variables
 
 
+def test_what_is_assumed_is_of_the_network(tmp_path, capsys, one_device):
+    path, options = tmp_path / "weights.npz", ["--activation=gelu"]
+    for name, stem in (("airbench94", "a 2×2 whitening layer"), ("resnet18", "a 3×3 stem")):
+        np.savez(path, **interop.to_torch(name, random_variables(name, width=0.125)))
+        workdir = f"--workdir={tmp_path / name}"
+        assert interop.main([str(path), f"--model={name}", *options, workdir]) == 0
+        assert f"weights do not say it: {stem}" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_import_and_export(weights, tmp_path, capsys, one_device):
     path, variables = weights
@@ -402,7 +411,7 @@ def test_a_deeper_network_does_not_fit():
 def test_what_lies_beside_the_weights_and_what_they_have_too_much():
     variables = random_variables("resnet18", width=0.125)
     weights = interop.to_torch("resnet18", variables)
-    names = {"classes": np.array(["airplane", "automobile"])}
+    names = {"classes": np.array(["airplane", "automobile"]), "seen": np.zeros((0, 3))}
     same = interop.from_torch("resnet18", weights | names)
     jax.tree.map(np.testing.assert_array_equal, same, variables)
     with pytest.raises(UserError, match="subtract it from that BatchNorm's running_mean"):

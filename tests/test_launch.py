@@ -98,6 +98,8 @@ def test_open_mpi_5_must_be_told_the_first_host():
 def test_a_tpu_slice(hosts):
     slice_ = {"TPU_WORKER_HOSTNAMES": hosts, "TPU_WORKER_ID": "1"}
     assert place(slice_) == Place("10.0.0.2:8476", 2, 1, None)
+    assert place(slice_ | {"JAX_PLATFORMS": "tpu,cpu"}) == place(slice_)
+    assert place(slice_ | {"JAX_PLATFORMS": "cpu"}) is None  # an evaluation on one host
     assert place(slice_ | {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}) is None
 
 

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from jaxcifar import data
-from jaxcifar.data import cifar, splits
+from jaxcifar.data import cifar, splits, tfds
+from jaxcifar.data.source import Read
 from jaxcifar.errors import UserError
 from tests.test_data import FEW, FEW100, NAMES, gz, pack, write100, write_binary, write_python
 
@@ -110,6 +111,18 @@ def test_the_cache_of_keras_where_nothing_else_is(few, expected, tmp_path, monke
     other = {name: (255 - pixels, labels) for name, (pixels, labels) in few.items()}
     write_python(tmp_path / ".cache" / "jaxcifar" / "data" / "cifar-10-batches-py", other)
     assert (cifar.load(FEW, "test").images == 255 - found.images).all()
+
+
+def test_a_part_of_the_cache_of_keras_is_passed_over(few, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("JAXCIFAR_DATA", raising=False)
+    cache = write_python(tmp_path / ".keras" / "datasets" / "cifar-10-batches-py", few)
+    for path in cache.iterdir():
+        if path.name != "data_batch_1":
+            path.unlink()
+    read = Read(np.zeros((3, 32, 32, 3), np.uint8), np.zeros(3, np.int32))
+    monkeypatch.setattr(tfds, "read", lambda *_: read)  # prepared before, or downloaded now
+    assert len(cifar.load(FEW, "train")) == 3
 
 
 def test_a_user_without_a_home_is_told_what_to_name(monkeypatch):
@@ -340,6 +353,9 @@ def write_kaggle(folder, expected, place="train"):
 @pytest.mark.parametrize("place", ["train", "train/train"])
 def test_kaggle(expected, tmp_path, place):
     write_kaggle(tmp_path, expected, place)
+    table = tmp_path / "trainLabels.csv"
+    if place == "train/train":  # as some programs save a table again
+        table.write_text(table.read_text(), encoding="utf-8-sig")
     train = cifar.load(FEW, "train", str(tmp_path))
     np.testing.assert_array_equal(train.images, expected["train"][0])
     np.testing.assert_array_equal(train.labels, expected["train"][1])

@@ -27,6 +27,11 @@ CHANGED = GOOD.replace("return base_config()", "config = base_config()\n    {}\n
         (CHANGED.format("config.train.epoch = 3"), "epochs"),
         (CHANGED.format("config.model = 'resnet50'"), "model"),
         (CHANGED.format("config.train.epochs = '3'"), "epochs"),
+        (
+            "from ml_collections.config_dict import required_placeholder\n"
+            + CHANGED.format("config.optim.l1 = required_placeholder(float)"),
+            "required",
+        ),
         (CHANGED.format("config.train.epochs = 0"), "train.epochs is 0; it must be at least 1"),
     ],
 )

@@ -156,6 +156,23 @@ def test_a_picture_is_turned_upright(tmp_path):
         np.testing.assert_array_equal(predict.read_picture(tmp_path / "a.png")[0], upright)
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_a_tiff_that_is_not_square_is_turned_upright(tmp_path, mode):
+    """Opened by name, Pillow would map it into memory, with height and width confused."""
+    picture = Image.fromarray(RNG.integers(0, 256, (40, 60), np.uint8)).convert(mode)
+    exif, path = Image.Exif(), tmp_path / "a.tif"
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        picture.save(path, exif=exif)
+        found, size = predict.read_picture(path)
+        with path.open("rb") as file, Image.open(file) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            upright.save(tmp_path / "upright.png" if mode != "CMYK" else tmp_path / "upright.tif")
+        plain = tmp_path / ("upright.png" if mode != "CMYK" else "upright.tif")
+        np.testing.assert_array_equal(found, predict.read_picture(plain)[0])
+        assert size == ((60, 40) if orientation < 5 else (40, 60))
+
+
 def test_a_picture_is_turned_upright_whatever_else_its_camera_wrote(tmp_path):
     """A resolution of −1/1, unsigned by the standard, which Pillow reads and cannot write."""
     pixels = np.zeros((32, 32, 3), np.uint8)

@@ -103,6 +103,43 @@ def free_port():
         return server.getsockname()[1]
 
 
+def meet(port):
+    """Awaits two others as the first process."""
+    try:
+        team.Team(Place(f"127.0.0.1:{port}", 3, 0), 30)
+        print("met")
+    except UserError as error:
+        print(error)
+
+
+@pytest.mark.parametrize(
+    ("hangs_up", "result"), [(True, "met"), (False, "Two processes of the run have --process_id=1")]
+)
+def test_a_process_that_is_started_again_takes_the_place_of_the_first(hangs_up, result):
+    """While another is awaited; but not the place of one that is still there."""
+    port = free_port()
+    first = Forked(meet, port, environment=environment(1), cwd=ROOT)
+    with contextlib.ExitStack() as connections:
+        for number, index in enumerate((1, 1, 2)):
+            connection = connect(port)
+            connections.callback(connection.close)
+            with contextlib.suppress(OSError):  # refused by then
+                connection.sendall(json.dumps({"jaxcifar": [index, 3]}).encode() + b"\n")
+            if number == 0 and hangs_up:
+                connection.close()
+        code, said = end_of(first)
+    assert (code, said.startswith(result)) == (0, True), said
+
+
+def connect(port):
+    """A connection to a port at which somebody will soon listen."""
+    for _ in range(300):
+        with contextlib.suppress(OSError):
+            return socket.create_connection(("127.0.0.1", port), timeout=30)
+        time.sleep(0.1)
+    raise AssertionError("nobody listens")
+
+
 def two(workdir, first=None, second=None):
     """Runs two processes to their ends; returns [(exit code, what was printed), …]."""
     port = free_port()

@@ -59,6 +59,15 @@ def test_evaluation_of_nothing(tmp_path, stopped):
     assert restore.evaluate_workdir(stopped, "last", mesh=ONE)["step"] == 2
 
 
+def test_test_images_without_labels(finished, monkeypatch):
+    def kaggle(name, split, **_):
+        raise data.Unlabelled("they have no labels; use --config.data.protocol=holdout")
+
+    monkeypatch.setattr(data, "load", kaggle)
+    with pytest.raises(UserError, match=r"accuracy on the held-out .*result\.json.*--data\.dir"):
+        restore.test_images(finished[0], tiny(data__protocol="holdout"))
+
+
 def test_a_checkpoint_knows_its_config(finished, tmp_path, capsys):
     folder = copy(finished[0], tmp_path, lambda config: config["model"].update(width=0.1))
     found = restore.evaluate_workdir(folder, mesh=ONE)

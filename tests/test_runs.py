@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import shutil
 import time
 
@@ -52,6 +53,26 @@ def test_a_run_in_progress_is_seen_by_its_lock(tmp_path):
     tiny.run(tiny.tiny(train__epochs=1), tmp_path / "run", look)
     assert look.seen == {"run": "running"}
     assert states(tmp_path) == {"run": "finished"}
+
+
+def test_a_lock_whose_device_is_that_of_the_whole_file_system(tmp_path, monkeypatch):
+    """As on btrfs, where a file's own is that of its subvolume; the inode may be another's too."""
+    copy, seen = tmp_path / "locks", {}
+
+    class Look(Hook):
+        def before_step(self, run):
+            text = pathlib.Path("/proc/locks").read_text()
+            inode = (run.workdir / ".lock").stat().st_ino
+            line = next(line for line in text.splitlines() if f":{inode} " in line).split()
+            for holder in (str(os.getpid()), "1"):
+                line[4:6] = holder, f"00:ff:{inode}"
+                copy.write_text(f"7: POSIX  ADVISORY  READ  1 00:01:3 0 EOF\n{' '.join(line)}\n")
+                monkeypatch.setattr(runs, "LOCKS", copy)
+                seen[holder] = states(tmp_path)["run"]
+            monkeypatch.undo()
+
+    tiny.run(tiny.tiny(train__epochs=1), tmp_path / "run", Look())
+    assert seen == {str(os.getpid()): "running", "1": "stopped"}
 
 
 def test_signs_and_failures_of_sweeps(stopped, tmp_path, monkeypatch):

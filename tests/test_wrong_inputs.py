@@ -110,6 +110,9 @@ TABLE = [
     (MAIN, "--config=good.py --checkpoint=first", "choose from 'best', 'last'"),
     (MAIN, "--config=good.py --profile=0", "--profile is 0", "1 or more"),
     (MAIN, "--config=good.py --profile=many", "--profile: invalid int value: 'many'"),
+    (MAIN, "--config=good.py --start_timeout=inf", "--start_timeout is inf; give seconds"),
+    (MAIN, "--config=good.py --start_timeout=nan", "--start_timeout is nan; give seconds"),
+    (MAIN, "--config=good.py --start_timeout=-1", "--start_timeout is -1.0; give seconds"),
     (MAIN, "--mode=eval --workdir=run --profile=3", "--mode=eval makes none"),
     (MAIN, "--config=good.py --wrokdir=x", "Did you mean '--workdir'?"),
     # Names and numbers that only a config as a whole shows to be wrong.

@@ -63,7 +63,8 @@ def load(spec: Spec, split: str, data_dir: str = "") -> Dataset:
         )
     found = _find(spec, folder)
     if not found and not data_dir and not os.environ.get("JAXCIFAR_DATA"):
-        found = _find(spec, _user_path(KERAS))
+        # Half a download there, which nobody named, is passed over.
+        found = [source for source in _find(spec, _user_path(KERAS)) if not source.missing]
     if not found:
         read, source = tfds.read(spec, folder, split), f"tensorflow-datasets in {folder}"
     else:

@@ -141,7 +141,7 @@ def _from_kaggle(spec: Spec, table: pathlib.Path, pictures: pathlib.Path, split:
     if table.stat().st_size > 2**22:
         raise damaged(spec, table, f"it has {table.stat().st_size:,} bytes")
     try:
-        with table.open(newline="", encoding="utf-8", errors="replace") as stream:
+        with table.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
             lines = [
                 (row.get("id") or "", row.get("label") or "") for row in csv.DictReader(stream)
             ]

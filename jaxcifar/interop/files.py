@@ -151,6 +151,7 @@ def _flat(weights: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
             found |= _flat(value, f"{prefix}{name}.")
         elif (
             getattr(value, "ndim", 0) > 0
+            and 0 not in value.shape
             and not name.endswith("num_batches_tracked")
             and getattr(value.dtype, "kind", "f") not in "USO"  # NumPy's names of classes, say
         ):

@@ -30,6 +30,7 @@ from jaxcifar.config import base_config
 from jaxcifar.errors import UserError, note
 from jaxcifar.interop.files import named_arrays, read
 from jaxcifar.models import ACTIVATIONS, MODELS, create_model
+from jaxcifar.models.airbench import Airbench
 from jaxcifar.models.densenet import DenseNet
 from jaxcifar.models.vgg import STAGES, VGG
 from jaxcifar.options import Parser, user_path
@@ -419,7 +420,8 @@ def _import(arguments: argparse.Namespace) -> str:
     config.data.mean, config.data.std = arguments.mean, arguments.std
     start.run_of_weights(config, arguments.workdir, variables)
     known, workdir = data.without_images(name), shlex.quote(str(arguments.workdir))
-    stem = "five poolings" if isinstance(module, VGG) else "a 3×3 stem of stride 1, no pooling"
+    of_kind = {VGG: "five poolings", Airbench: "a 2×2 whitening layer without padding"}
+    stem = of_kind.get(type(module), "a 3×3 stem of stride 1, no pooling")
     return (
         f"{arguments.file} is now a run in {arguments.workdir}: {arguments.model}, width "
         f"{config.model.width:g}, {classes} classes.\nAssumed, because weights do not say it: "
