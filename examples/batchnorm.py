@@ -112,7 +112,7 @@ def loss_along(variables, name, distance):
     return losses.cross_entropy(logits, jnp.array(test.labels)).mean()
 
 
-distances = jnp.linspace(-1, 1, 21)
+distances = jnp.linspace(-1, 1, 3 if QUICK else 21)
 figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
 for name, label in NAMES.items():
     _, _, variables = restore.load_variables(f"{folder}/{name}")

@@ -26,11 +26,17 @@ import jax
 import pytest
 
 from jaxcifar import programs
+from jaxcifar.run.machine import available_cores
 from tests.sweeps import on_one_device, start_sweep
 
 _CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "xla"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_xdist_auto_num_workers():
+    """One more than there are cores: a fifth of the time, tests wait for processes of theirs."""
+    return len(available_cores()) + 1
 
 
 @pytest.fixture(scope="session")
@@ -72,20 +78,6 @@ def swept_copy(swept, tmp_path):
     return shutil.copytree(swept, tmp_path / "table4")
 
 
-@pytest.fixture(scope="session")
-def swept_vgg(tmp_path_factory):
-    """A finished sweep of all eight rows of Table 4; not to be changed."""
-    out = tmp_path_factory.mktemp("results") / "table4"
-    with on_one_device():
-        assert start_sweep(out, "vgg1-8", "0") == 0
-    return out
-
-
-@pytest.fixture
-def swept_vgg_copy(swept_vgg, tmp_path):
-    return shutil.copytree(swept_vgg, tmp_path / "table4")
-
-
 @pytest.fixture
 def full_disk():
     """A file on a disk that is always full."""
@@ -103,7 +95,7 @@ def finished(tmp_path_factory):
     from tests import tiny
 
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    return workdir, tiny.run(tiny.tiny(), workdir)
+    return workdir, tiny.run(tiny.tiny(), workdir, picture=True)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ import pytest
 from jaxcifar import data
 from jaxcifar.data import cifar, tfds
 from jaxcifar.errors import UserError
+from jaxcifar.files import read_lines
+from tests.tiny import run, tiny
 
 NAMES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 
@@ -677,20 +679,21 @@ def test_holdout_is_a_tenth_of_each_class_and_fixed():
     assert held.provenance["sha256"] != kept.provenance["sha256"]
 
 
-def test_a_test_set_of_training_images(records, tmp_path):
-    """The fifth batch, copied over the test batch; and 6,000 or 5,000 of its images."""
-    folder = write_binary(tmp_path / "cifar-10-batches-bin", records)
-    test, copied = folder / "test_batch.bin", folder / "data_batch_5.bin"
-    own, other = test.read_bytes(), copied.read_bytes()
-    for count in (10_000, 6_000, 5_000):
-        part = 3073 * count
-        test.write_bytes(other[:part] + own[part:])
-        if count == 5_000:
-            assert len(data.load_splits("cifar10", str(tmp_path)).validation) == 10_000
-            continue
+def test_a_test_set_of_training_images(monkeypatch):
+    """As of a file that was copied over another; a few images may be in both."""
+    train, own = data.load("synthetic", "train"), data.load("synthetic", "test", size=100)
+    for count in (100, 51, 50):
+        images = np.concatenate([train.images[-count:], own.images[count:]])
+        parts = {"train": train, "test": dataclasses.replace(own, images=images)}
+        monkeypatch.setattr(
+            data, "load", lambda name, split, *, data_dir, parts=parts: parts[split]
+        )
         for protocol in data.PROTOCOLS:
-            with pytest.raises(UserError, match=f"{count:,} of the 10,000 test images in {folder}"):
-                data.load_splits("cifar10", str(tmp_path), protocol=protocol)
+            if count == 50:
+                data.load_splits("synthetic", protocol=protocol)
+                continue
+            with pytest.raises(UserError, match=f"{count} of the 100 test images in .* are train"):
+                data.load_splits("synthetic", protocol=protocol)
 
 
 def test_unknown_names():
@@ -706,11 +709,34 @@ def test_real_cifar10(cifar10_dir):
     test = data.load("cifar10", "test", data_dir=cifar10_dir)
     assert (np.bincount(train.labels) == 5000).all()
     assert (np.bincount(test.labels) == 1000).all()
+    assert test.provenance["images"] == 10_000
     pixels = train.images[::10] / np.float32(255)
     np.testing.assert_allclose(pixels.mean((0, 1, 2)), train.mean, atol=0.005)
     np.testing.assert_allclose(pixels.std((0, 1, 2)), train.std, atol=0.005)
     # The first images of the training set are a frog and two trucks.
     assert [train.class_names[label] for label in train.labels[:3]] == ["frog", "truck", "truck"]
+
+
+@pytest.mark.slow
+def test_real_cifar10_trains(cifar10_dir, tmp_path, monkeypatch):
+    """Validated on the first 1,000 test images."""
+    config = tiny(data__name="cifar10", model__width=0.1, train__epochs=2)
+    config.data.dir = cifar10_dir
+    config.data.augment = "none"
+    config.train.limit_train_images = 1024
+    config.train.batch_size = 64
+    load = data.load
+
+    def fewer(name, split, **options):
+        found = load(name, split, **options)
+        return found.take(slice(1000), "the first 1,000") if split == "test" else found
+
+    monkeypatch.setattr(data, "load", fewer)
+    result = run(config, tmp_path)
+    records = read_lines(tmp_path / "metrics.jsonl")
+    assert records[1]["train_loss"] < records[0]["train_loss"]
+    assert result["best"]["val_accuracy"] > 0.15
+    assert result["data"]["validation"]["images"] == 1000
 
 
 def test_fingerprint_is_of_pixels_and_labels():

@@ -1,5 +1,7 @@
 """The examples run, and show what they say."""
 
+import contextlib
+import io
 import pathlib
 import runpy
 
@@ -7,38 +9,43 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from tests.sweeps import on_one_device
+
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
 
-@pytest.fixture
-def run(monkeypatch):
-    """Runs an example as a script; returns its names."""
-    monkeypatch.setattr(plt, "show", lambda: None)
-    yield lambda name: runpy.run_path(str(EXAMPLES / name))
+def run(name):
+    """Runs an example as a script; returns its names, and what it printed."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setattr(plt, "show", lambda: None)
+        patch.setenv("QUICK", "1")
+        return runpy.run_path(str(EXAMPLES / name)), out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def batchnorm():
+    with on_one_device():
+        yield run("batchnorm.py")
     plt.close("all")
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_device")
-def test_batchnorm(run, monkeypatch, capsys):
-    monkeypatch.setenv("QUICK", "1")
-    found = run("batchnorm.py")
+def test_batchnorm(batchnorm):
+    found, printed = batchnorm
     (axes,) = found["figure"].axes
-    printed = capsys.readouterr().out
     for line in axes.lines:
         losses = np.asarray(line.get_ydata())
         assert np.isfinite(losses).all()
         # At distance 0 is the network itself, whose validation loss was printed.
-        assert f"epoch 1: loss {losses[10]:.3f}" in printed
+        assert f"epoch 1: loss {losses[len(losses) // 2]:.3f}" in printed
     assert np.shape(found["hook"].found) == (128 // 64, 4)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
-def test_a_cell_of_batchnorm_can_be_run_again(run, monkeypatch):
+def test_a_cell_of_batchnorm_can_be_run_again(batchnorm):
     """It trains again, where a run that is done would return at once."""
-    monkeypatch.setenv("QUICK", "1")
-    found = run("batchnorm.py")
+    found = dict(batchnorm[0])
     (cell,) = [
         cell
         for cell in (EXAMPLES / "batchnorm.py").read_text().split("# %%")
@@ -50,8 +57,8 @@ def test_a_cell_of_batchnorm_can_be_run_again(run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_regularizers(run):
-    found = run("regularizers.py")
+def test_regularizers():
+    found, _ = run("regularizers.py")
     wrong = found["w_true"] == 0
     w = found["fitted"]
     np.testing.assert_array_equal(w["proximal L1"] == 0, wrong)

@@ -208,7 +208,7 @@ def run_command(port, index, *arguments):
 def test_two_commands_with_the_flags_are_one_run(tmp_path):
     workdir = tmp_path / "run"
     (code, said), (other_code, other_said) = both(
-        run_command, "--config=vgg2", f"--workdir={workdir}", "--config.optim.name=sgd", *OPTIONS
+        run_command, "--config=vgg6", f"--workdir={workdir}", "--config.optim.name=sgd", *OPTIONS
     )
     assert (code, other_code, other_said) == (0, 0, ""), said + other_said
     assert f"everything is in {workdir}" in said

@@ -60,6 +60,8 @@ def test_parameter_count_of_cifar100():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_logits_and_state_are_float32(name, dtype):
     model = create_model(name, num_classes=7, dtype=dtype, dropout_rate=0.1)
+    if name == "densenet121":  # more layers of the same kind tell nothing new
+        model = model.clone(block_sizes=(1, 1, 1, 1))
     variables = shapes(model)
 
     def train(variables, images, key):

@@ -40,7 +40,12 @@ def relative(ours, theirs):
 NARROW = 0.125
 # In a DenseNet no two layers have the same shapes: a small one stands for all four.
 DENSE = (2, 3, 2, 2)
-FORWARD = ("densenet", *(name for name in MODELS if not name.startswith("densenet")))
+# Of the ResNets, those of 34 and 101 layers have the blocks of 18, and of 50 and 152.
+OTHERS = ("resnet34", "resnet101")
+FORWARD = (
+    "densenet",
+    *(name for name in MODELS if not name.startswith("densenet") and name not in OTHERS),
+)
 
 
 def narrow(name, activation, dtype):
@@ -101,9 +106,9 @@ def randomize(model, seed):
 )
 def test_forward_and_statistics(name, activation):
     # Rounding alone moves the statistics of those 100 layers deep by 3e-5 in float32.
-    double = name in ("resnet50", "resnet101", "resnet152")
+    double = name in ("resnet50", "resnet152")
     dtype, close = (np.float64, 1e-10) if double else (np.float32, 1e-5)
-    images = IMAGES.astype(dtype)
+    images = (IMAGES[:2] if double else IMAGES).astype(dtype)
     theirs, ours = narrow(name, activation, dtype)
     randomize(theirs, seed=1)
     # Inputs in float64 meet parameters that are declared float32.
@@ -148,14 +153,14 @@ def test_full_width():
     theirs = reference.create("resnet18")
     randomize(theirs, seed=2)
     variables = from_torch("resnet18", theirs.state_dict())
-    ours = create_model("resnet18").apply(variables, IMAGES, train=False)
+    ours = create_model("resnet18").apply(variables, IMAGES[:1], train=False)
     with torch.no_grad():
-        assert relative(ours, theirs.eval()(nchw(IMAGES))) < 1e-4
+        assert relative(ours, theirs.eval()(nchw(IMAGES[:1]))) < 1e-4
 
 
 # --- training ---------------------------------------------------------------------------------
 
-STEPS, STEPS_PER_EPOCH, EPOCHS = 20, 5, 4
+STEPS, STEPS_PER_EPOCH, EPOCHS = 8, 2, 4
 RATE, STRENGTH = 1e-2, 1e-3
 
 NETWORKS = {
@@ -270,7 +275,7 @@ def train_ours(model, variables, network, optimizer):
         ("densenet", "adam_l1"),
     ],
 )
-def test_twenty_steps_in_float64(network, optimizer):
+def test_eight_steps_in_float64(network, optimizer):
     """float64 on both sides: agreement far below what any wrong constant would leave."""
     make_theirs, ours = NETWORKS[network]
     theirs = make_theirs().double().train()

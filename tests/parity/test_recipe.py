@@ -111,18 +111,18 @@ def test_evaluation_is_by_six_views():
 def test_ten_steps_in_float64():
     """Loss, optimizer, schedule and Lookahead of the whole recipe at once.
 
-    PyTorch's hyperparameters are for the sum of 1,024 losses. Of 16, gradients are a 64th; with 64
-    times the learning rate and a 64th of the decay, the steps are those of 64 copies of each image.
+    PyTorch's hyperparameters are for the sum of 1,024 losses. Of 4, gradients are a 256th; with 256
+    times the learning rate and a 256th of the decay, the steps are those of 256 copies of each.
     """
-    steps, width = 10, 0.0625
-    images = RANDOM.normal(size=(steps, 16, 32, 32, 3))
-    labels = RANDOM.integers(0, 10, (steps, 16))
+    steps, batch, width = 10, 4, 0.0625
+    images = RANDOM.normal(size=(steps, batch, 32, 32, 3))
+    labels = RANDOM.integers(0, 10, (steps, batch))
     torch.manual_seed(0)
     theirs = torch_recipe.create_model(nchw(images[0].astype(np.float32)), width).double().train()
     ours = create_model("airbench94", activation="gelu", width=width, dtype=jnp.float64)
 
     optimizer, rates = torch_recipe.create_optimizer(theirs), torch_recipe.learning_rates(steps)
-    copies = torch_recipe.BATCH // 16
+    copies = torch_recipe.BATCH // batch
     for group in optimizer.param_groups:
         group["initial_lr"] *= copies
         group["weight_decay"] /= copies
@@ -165,7 +165,7 @@ def test_ten_steps_in_float64():
                 number,
                 rates,
             )
-            np.testing.assert_allclose(float(metrics["ce"]), loss / 16, rtol=1e-6)
+            np.testing.assert_allclose(float(metrics["ce"]), loss / batch, rtol=1e-6)
         params = jax.device_get(state.params)
         found = to_torch(ours, {"params": params, "batch_stats": state.batch_stats})
     assert rates[-1] < 0.1

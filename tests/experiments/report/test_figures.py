@@ -32,10 +32,26 @@ def of_run(folder):
     return read.Sweep(folder.parent, (read.read_run(folder),))
 
 
+@pytest.fixture
+def eight(swept, tmp_path):
+    """A finished run of each row of Table 4: two were trained, the others are made up."""
+    out = tmp_path / "table4"
+    write_fake_runs(out, rows=[f"vgg{i}" for i in range(1, 9)], seeds=1)
+    generator = np.random.default_rng(0)
+    for path in out.glob("vgg*/seed0/steps.jsonl"):
+        losses = generator.uniform(1, 2, (2, 3)).tolist()
+        lines = [json.dumps({"epoch": epoch, "ce": of}) for epoch, of in enumerate(losses, 1)]
+        path.write_text("".join(f"{line}\n" for line in lines))
+    for row in ("vgg2", "vgg6"):
+        shutil.rmtree(out / row)
+        shutil.copytree(swept / row / "seed0", out / row / "seed0")
+    return out
+
+
 @pytest.mark.slow
-def test_all_figures_are_drawn(swept_vgg_copy):
-    assert main(["figures", str(swept_vgg_copy)]) == 0
-    folder = swept_vgg_copy / "figures"
+def test_all_figures_are_drawn(eight):
+    assert main(["figures", str(eight)]) == 0
+    folder = eight / "figures"
     names = {*figures.FIGURES, *(f"history_vgg{i}" for i in range(1, 9))} - {"history"}
     assert {path.stem for path in folder.iterdir()} == names
     for name in names:
@@ -46,7 +62,7 @@ def test_all_figures_are_drawn(swept_vgg_copy):
 
 
 @pytest.mark.slow
-def test_figure_5_fills_from_the_best_to_the_worst_rate(swept_vgg_copy, monkeypatch):
+def test_figure_5_fills_from_the_best_to_the_worst_rate(eight, monkeypatch):
     drawn = {}
     real = Axes.fill_between
 
@@ -55,11 +71,11 @@ def test_figure_5_fills_from_the_best_to_the_worst_rate(swept_vgg_copy, monkeypa
         return real(self, x, low, high, **style)
 
     monkeypatch.setattr(Axes, "fill_between", fill)
-    main(["figures", str(swept_vgg_copy), "--only=fig5"])
+    main(["figures", str(eight), "--only=fig5"])
     for label, rows in (("without BN", range(1, 5)), ("with BN", range(5, 9))):
         curves = []
         for i in rows:
-            lines = read_lines(swept_vgg_copy / f"vgg{i}" / "seed0" / "steps.jsonl")
+            lines = read_lines(eight / f"vgg{i}" / "seed0" / "steps.jsonl")
             curves.append([value for line in lines for value in line["ce"]])
         steps, low, high = drawn[label]  # six steps: a window of one
         np.testing.assert_array_equal(steps, np.arange(1, 7))
@@ -326,12 +342,12 @@ def test_so_does_that_in_the_folder_of_a_run(finished, tmp_path, labels):
     content["config"]["train"]["label_smoothing"] = 0.2
     (folder / "config.json").write_text(json.dumps(content))
     (folder / "history.png").unlink()  # and is drawn again
-    tiny.run(tiny.tiny(train__label_smoothing=0.2), folder)
+    tiny.run(tiny.tiny(train__label_smoothing=0.2), folder, picture=True)
     assert labels[0] == "training, label smoothing 0.2"
 
 
-def test_predictions_and_confusion(swept_vgg):
-    run = swept_vgg / "vgg6" / "seed0"
+def test_predictions_and_confusion(swept):
+    run = swept / "vgg6" / "seed0"
     test, found = network.predictions(read.read_run(run))
     accuracy = restore.evaluate_workdir(run)["accuracy"]
     assert np.mean(found.argmax(1) == test.labels) == pytest.approx(accuracy)

@@ -47,7 +47,7 @@ def page(tmp_path_factory):
     write_fake_runs(folder / "table4", rows=[f"vgg{i}" for i in range(1, 9)], epochs=50)
     (folder / "table4" / "vgg8" / "seed2" / "result.json").unlink()
     for sweep in ("table3", "table4"):
-        main(["figures", str(folder / sweep)])
+        assert main(["figures", str(folder / sweep)]) == 0
     main([str(folder)])
     return folder / "report.html"
 
