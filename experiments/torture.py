@@ -126,21 +126,24 @@ class Torture:
         # Its own, as a process of an earlier start that was killed may still write.
         self.folder = out / f"work-{seed}-{os.getpid()}"
         self.where = where()
-        self.expected: dict[str, dict[str, Any]] = {}
-        for protocol in ("test", "holdout"):
-            finished, stopped = (self.sample(protocol, end) for end in ("finished", "stopped"))
-            config = tiny_config(protocol)
-            train.train_and_evaluate(config, finished, quiet=True)
-            self.expected[protocol] = numbers(finished)
-            if not (stopped / "stopped").exists():
-                shutil.rmtree(stopped, ignore_errors=True)
-                with contextlib.suppress(Interrupted):
-                    train.train_and_evaluate(config, stopped, hooks=[StopAt(10)], quiet=True)
-                (stopped / "stopped").touch()
 
+    @functools.cache  # noqa: B019 (there is one object)
     def sample(self, protocol: str, end: str) -> pathlib.Path:
         """The folder of an undisturbed run, "finished" or "stopped" after ten of twelve steps."""
-        return self.out / "runs" / f"{protocol}-{end}"
+        folder, config = self.out / "runs" / f"{protocol}-{end}", tiny_config(protocol)
+        if end == "finished":
+            train.train_and_evaluate(config, folder, quiet=True)
+        elif not (folder / "stopped").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(Interrupted):
+                train.train_and_evaluate(config, folder, hooks=[StopAt(10)], quiet=True)
+            (folder / "stopped").touch()
+        return folder
+
+    @functools.cache  # noqa: B019 (there is one object)
+    def expected(self, protocol: str) -> dict[str, Any]:
+        """The numbers of an undisturbed run."""
+        return numbers(self.sample(protocol, "finished"))
 
     @functools.cache  # noqa: B019 (there is one object)
     def evaluated(self, protocol: str, end: str, which: str) -> tuple | str:
@@ -169,7 +172,7 @@ class Torture:
             outcome, said = _REFUSED, _resumed(tiny_config(protocol), folder)
             if not said:
                 outcome, ours = _SAME, numbers(folder)
-                wrong = differences(ours, self.expected[protocol])
+                wrong = differences(ours, self.expected(protocol))
                 if wrong == "best checkpoint" and "it is not there" in ours[wrong]:
                     outcome, said = _LOST, ours[wrong]
                 elif wrong:

@@ -20,7 +20,7 @@ from jaxcifar.files import read_lines
 from jaxcifar.main import Origin, run, summary
 from jaxcifar.options import load
 from tests import tiny as small
-from tests.forked import Forked
+from tests.forked import Forked, environment_of
 from tests.sweeps import OPTIONS
 from tests.tiny import tiny
 
@@ -166,7 +166,7 @@ def test_a_command_knows_nothing_of_the_one_before(tmp_path):
     )
     first = ["--config=small.py", "--workdir=first", "--config.train.batch_size=16"]
     commands = (first, ["--mode=eval", "--workdir=first"], ["--config=small.py"], ["--help"])
-    environment = one_device() | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment = environment_of(devices=1) | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     out = output(Forked(in_turn, *commands, environment=environment, cwd=tmp_path))
     assert out.count("best epoch 1") == 2
     assert "--start_timeout SECONDS" in out
@@ -182,7 +182,7 @@ def test_a_command_knows_nothing_of_the_one_before(tmp_path):
 @pytest.mark.slow
 def test_a_shortened_run_in_a_folder_of_another_name_is_marked(tmp_path):
     arguments = ["--config=vgg2", "--workdir=runs/short", *OPTIONS]
-    environment = one_device() | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment = environment_of(devices=1) | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     output(Forked(run, arguments, environment=environment, cwd=tmp_path))
     report.main(["tables", str(tmp_path / "runs")])
     page = (tmp_path / "runs" / "table.md").read_text()

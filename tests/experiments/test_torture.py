@@ -58,7 +58,7 @@ def test_damaged_files(tmp_path, one_device, capsys):
         assert case["outcome"] == ("refused" if refused else "same numbers"), case
         assert (str(tortured.folder / name) in case["said"]) == refused
     # What does not end as the undisturbed run did has failed, and is kept to be looked at.
-    tortured.expected["test"]["best"] += 1
+    tortured.expected("test")["best"] += 1
     damaged("finished", "history.png", "delete")
     failed = outcomes["history.png", "delete"]
     assert (failed["outcome"], failed["said"]) == ("FAILED", "other best")
