@@ -19,7 +19,6 @@ has, is timed as well.
 import argparse
 import contextlib
 import functools
-import importlib.util
 import json
 import os
 import statistics
@@ -283,8 +282,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 1.")
     if arguments.out and not arguments.out.parent.is_dir():
         raise UserError(f"There is no folder {arguments.out.parent} to write {arguments.out} in.")
-    if arguments.against == "torch" and not importlib.util.find_spec("torch"):
-        raise UserError("--against=torch needs PyTorch: pip install 'jaxcifar[torch]'.")
+    if arguments.against == "torch":
+        try:
+            import torch  # noqa: F401 # pyright: ignore[reportMissingImports]
+        except ImportError as error:  # before anything is compiled
+            raise UserError(
+                f"--against=torch needs PyTorch (pip install 'jaxcifar[torch]'): {error}."
+            ) from error
     compilation.use_cache()
     settings = {name: getattr(arguments, name) for name in ("batch", "augment", "steps", "repeats")}
     content = {

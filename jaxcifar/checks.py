@@ -103,7 +103,8 @@ def unused(config: Config) -> list[str]:
     if config.optim.start_factor and not config.optim.warmup_epochs:
         lines.append("optim.start_factor, because optim.warmup_epochs is 0")
     model = create_model(config, 10, "cpu")
-    if config.model.dropout_rate and not model.has_dropout:
+    given = changed_fields(base_config(), config)
+    if "model.dropout_rate" in given and config.model.dropout_rate and not model.has_dropout:
         lines.append(f"model.dropout_rate, because {config.model.name} has no dropout")
     if config.optim.bias_scale != 1 and not model.batch_norm:
         lines.append(f"optim.bias_scale, because {config.model.name} has no BatchNorm")

@@ -60,7 +60,10 @@ def place(
             )
         return None
     # Open MPI first: in a Slurm job, mpirun and what it starts are part of a Slurm step too.
-    found = _open_mpi(environment) or _slurm(environment) or _tpu_slice(environment)
+    found = _open_mpi(environment) or _slurm(environment)
+    on_cpus = environment.get("JAX_PLATFORMS", "").split(",")[0] == "cpu"
+    if mode == "on" or not on_cpus:  # on CPUs each host of a TPU slice is by itself, unless asked
+        found = found or _tpu_slice(environment)
     if mode == "auto" and not given and (found is None or found.count == 1):
         return None
     there = found or Place("", 0, -1)
@@ -148,8 +151,6 @@ def _open_mpi(environment: Mapping[str, str]) -> Place | None:
 
 
 def _tpu_slice(environment: Mapping[str, str]) -> Place | None:
-    if environment.get("JAX_PLATFORMS", "").split(",")[0] == "cpu":  # each host by itself
-        return None
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     index = environment.get("TPU_WORKER_ID")
     # JAX sets the first if it finds TPUs, the second if there is no metadata server.

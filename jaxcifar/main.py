@@ -204,7 +204,7 @@ def _train(arguments: argparse.Namespace, config: Config | None, original: Confi
     _say(summary(result, config, workdir))
     if profile and profile.traced:
         _say(f"a trace of {profile.traced} steps is in {workdir / 'profile'}")
-    elif profile:
+    elif profile and not profile.began:
         _say("no step was left to trace: give a new --workdir")
 
 

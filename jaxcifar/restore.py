@@ -96,10 +96,11 @@ def _test_images(about: About, workdir: pathlib.Path, config: Config) -> data.Da
     except data.Unlabelled as error:
         if config.data.protocol != "holdout":
             raise
+        folder = config.data.dir or data.cifar.default_dir()
         raise UserError(
-            f"The test images in {config.data.dir} have no labels. The accuracy on the held-out "
-            f"images is in {workdir / 'result.json'}; to evaluate the run on test images, name a "
-            "folder with their labels: --data.dir=DIR."
+            f"The test images in {folder} have no labels. The accuracy on the held-out images is "
+            f"in {workdir / 'result.json'}; what is made of test images needs a folder with their "
+            "labels as data.dir."
         ) from error
     part = "test" if config.data.protocol == "holdout" else "validation"
     check_images(about.data, {part: test.provenance}, workdir)

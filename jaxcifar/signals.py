@@ -14,9 +14,6 @@ from jaxcifar.errors import Interrupted, UserError, note, of_file, unread
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
-# Handlers that are left alone: that of nohup, and those of C libraries, which cannot be put back.
-_NOT_OURS = (signal.SIG_IGN, None)
-
 
 class Stop:
     """A request to end the work at the next point where it can be saved; true once it is made.
@@ -71,7 +68,7 @@ class _Handler:
 def _handling(handler: _Handler) -> Iterator[Stop]:
     with contextlib.suppress(ValueError):  # outside the main thread, leave signals to the caller
         for signum in _SIGNALS:
-            if signal.getsignal(signum) not in _NOT_OURS:
+            if signal.getsignal(signum) is not signal.SIG_IGN:
                 handler.before[signum] = before = signal.signal(signum, handler)
                 if isinstance(before, _Handler) and before.stop:
                     handler.stop.request(before.stop.reason, before.stop.signum)
@@ -81,13 +78,14 @@ def _handling(handler: _Handler) -> Iterator[Stop]:
         for signum, previous in handler.before.items():
             if isinstance(previous, _Handler) and previous.drain:
                 previous.drain()
-            signal.signal(signum, previous)
+            # That of a C library is None, and cannot be put back.
+            signal.signal(signum, signal.SIG_DFL if previous is None else previous)
 
 
 def end_by_signals() -> None:
     """Lets signals end this process at once, with a message, until `exit_code` sees to them."""
     for signum in _SIGNALS:
-        if signal.getsignal(signum) not in _NOT_OURS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, lambda signum, _: leave(128 + signum, _ended_by(signum)))
 
 

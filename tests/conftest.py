@@ -26,17 +26,11 @@ import jax
 import pytest
 
 from jaxcifar import programs
-from jaxcifar.run.machine import available_cores
 from tests.sweeps import on_one_device, start_sweep
 
 _CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "xla"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def pytest_xdist_auto_num_workers():
-    """One more than there are cores: a fifth of the time, tests wait for processes of theirs."""
-    return len(available_cores()) + 1
 
 
 @pytest.fixture(scope="session")

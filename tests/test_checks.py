@@ -130,6 +130,7 @@ def test_the_defaults_are_possible():
             {"model__name": "airbench94", "model__dropout_rate": 0.5},
             ["model.dropout_rate, because airbench94 has no dropout"],
         ),
+        ({"model__name": "airbench94"}, []),  # whose 0.2 is the default
     ],
 )
 def test_what_has_no_effect_is_named(fields, lines):

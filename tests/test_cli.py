@@ -110,12 +110,17 @@ def test_help_and_misspelt_commands_load_no_library():
 def test_in_the_folder_that_holds_the_clone(tmp_path, how):
     """Python takes the clone for the package, if it is installed from there."""
     (tmp_path / "jaxcifar").symlink_to(ROOT)
+    (tmp_path / "beside.py").touch()
     code = "import sys; from importlib.util import find_spec as f; sys.exit(f('jaxcifar') is None)"
     if how[0] == "-m" and subprocess.run([sys.executable, "-P", "-c", code]).returncode:
         pytest.skip("jaxcifar is not installed here")
     command = [sys.executable, *how, "--version"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"jaxcifar {__version__}\n"), done.stderr
+    (tmp_path / "mine.py").write_text("import beside\nraise SystemExit(str(beside.__file__))\n")
+    command = [sys.executable, *how, "train", "mine.py"]  # a config may import a module beside it
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert f"SystemExit: {tmp_path}/beside.py" in done.stderr
 
 
 def test_the_first_example_of_export_needs_no_extra():

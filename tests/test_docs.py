@@ -426,7 +426,7 @@ def test_commands_that_are_run(finished, swept, users_folder, capsys):
         assert name == "jaxcifar"
         smaller = ["--points=3", "--images=96"] if arguments[0] == "landscape" else []
         if arguments[:2] == ["report", "figures"]:
-            smaller = ["--only=history,fig2"]  # test_page.py draws all
+            smaller = ["--only=history,fig2"]  # test_figures.py draws all
         assert cli.main([*arguments, *smaller]) == 0, capsys.readouterr().err
         printed[" ".join(arguments)] = capsys.readouterr().out
     assert len(commands) >= 10

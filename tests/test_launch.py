@@ -99,7 +99,9 @@ def test_a_tpu_slice(hosts):
     slice_ = {"TPU_WORKER_HOSTNAMES": hosts, "TPU_WORKER_ID": "1"}
     assert place(slice_) == Place("10.0.0.2:8476", 2, 1, None)
     assert place(slice_ | {"JAX_PLATFORMS": "tpu,cpu"}) == place(slice_)
-    assert place(slice_ | {"JAX_PLATFORMS": "cpu"}) is None  # an evaluation on one host
+    on_cpu = slice_ | {"JAX_PLATFORMS": "cpu"}
+    assert place(on_cpu) is None  # an evaluation on one host
+    assert place(on_cpu, "on") == place(slice_)
     assert place(slice_ | {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}) is None
 
 

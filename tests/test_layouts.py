@@ -113,7 +113,7 @@ def test_the_cache_of_keras_where_nothing_else_is(few, expected, tmp_path, monke
     assert (cifar.load(FEW, "test").images == 255 - found.images).all()
 
 
-def test_a_part_of_the_cache_of_keras_is_passed_over(few, tmp_path, monkeypatch):
+def test_a_part_of_the_cache_of_keras_is_passed_over(few, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("JAXCIFAR_DATA", raising=False)
     cache = write_python(tmp_path / ".keras" / "datasets" / "cifar-10-batches-py", few)
@@ -122,6 +122,10 @@ def test_a_part_of_the_cache_of_keras_is_passed_over(few, tmp_path, monkeypatch)
             path.unlink()
     read = Read(np.zeros((3, 32, 32, 3), np.uint8), np.zeros(3, np.int32))
     monkeypatch.setattr(tfds, "read", lambda *_: read)  # prepared before, or downloaded now
+    assert len(cifar.load(FEW, "train")) == 3
+    assert "Passed over: " in capsys.readouterr().err
+    shutil.rmtree(cache)
+    (cache.parent / "cifar-10-batches-py.tar.gz").write_bytes(b"half of an archive")
     assert len(cifar.load(FEW, "train")) == 3
 
 

@@ -64,7 +64,7 @@ def test_test_images_without_labels(finished, monkeypatch):
         raise data.Unlabelled("they have no labels; use --config.data.protocol=holdout")
 
     monkeypatch.setattr(data, "load", kaggle)
-    with pytest.raises(UserError, match=r"accuracy on the held-out .*result\.json.*--data\.dir"):
+    with pytest.raises(UserError, match=r"accuracy on .*result\.json.*labels as data\.dir"):
         restore.test_images(finished[0], tiny(data__protocol="holdout"))
 
 

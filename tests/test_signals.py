@@ -11,7 +11,7 @@ import time
 import pytest
 
 from jaxcifar.errors import Interrupted, UserError
-from jaxcifar.signals import Stop, end_by_signals, exit_code, interruptible
+from jaxcifar.signals import Stop, exit_code, interruptible
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 
@@ -60,27 +60,20 @@ def test_who_called_learns_of_a_signal_too():
         assert outer
 
 
-def test_a_handler_of_a_c_library_is_left_alone(monkeypatch):
-    """Python does not know it, and so could not put it back."""
-    real, handled = signal.getsignal, []
-    of_c = {signal.SIGUSR2: None}
-    monkeypatch.setattr(signal, "getsignal", lambda signum: of_c.get(signum, real(signum)))
-    set_handler = signal.signal
+def test_a_signal_that_a_c_library_handled_is_seen_to_as_well(monkeypatch):
+    """Python does not know its handler, and so cannot put it back."""
+    real = signal.signal
 
-    def handle(signum, handler):
-        handled.append(signum)
-        return set_handler(signum, handler)
+    def of_c(signum, handler):
+        before = real(signum, handler)
+        return None if (signum, before) == (signal.SIGUSR2, signal.SIG_DFL) else before
 
-    monkeypatch.setattr(signal, "signal", handle)
-    with interruptible():
-        assert signal.SIGTERM in handled
-    end_by_signals_before = [real(signum) for signum in SIGNALS]
-    try:
-        end_by_signals()
-    finally:
-        for signum, before in zip(SIGNALS, end_by_signals_before, strict=True):
-            set_handler(signum, before)
-    assert signal.SIGUSR2 not in handled
+    assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
+    monkeypatch.setattr(signal, "signal", of_c)
+    with interruptible() as stop:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert stop.signum == signal.SIGUSR2
+    assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
 
 
 def test_what_begins_after_a_signal_knows_of_it():

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from experiments.landscape.settings import check_same
 from experiments.runs import marks, names
 from experiments.runs.provenance import checksum
-from experiments.runs.read import read_json, read_records
+from experiments.runs.read import check_keys, read_json, read_records
 from experiments.runs.rows import ROWS
 from experiments.runs.table import Table
 from jaxcifar import programs, sharding, task, train
@@ -277,12 +277,14 @@ def measured(folder: pathlib.Path) -> list[Measured]:
         content, records = read_json(path), read_records(path.parent / "measurements.jsonl")
         if not records:
             continue
-        try:
-            config = flatten(complete(content["config"]))
-            facts = [content[name] for name in ("settings", "data", "environment")]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is not of measurements ({error!r}).") from error
-        found.append(Measured(path.parent, config, *facts, records))
+        facts = ("settings", "data", "environment")
+        check_keys(path, content, ("config", *facts))
+        check_keys(path, content["settings"], ("steps", "every", "step_sizes"))
+        for record in records:
+            keys = ("step", "loss", "gradient_norm", "losses", "gradient_changes")
+            check_keys(path.with_name("measurements.jsonl"), record, keys)
+        config = flatten(complete(content["config"]))
+        found.append(Measured(path.parent, config, *(content[name] for name in facts), records))
     return found
 
 

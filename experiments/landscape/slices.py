@@ -27,7 +27,7 @@ from experiments.runs.read import read_json, read_run
 from jaxcifar import programs, restore, sharding
 from jaxcifar.config import Config
 from jaxcifar.data import Dataset
-from jaxcifar.errors import Interrupted, UserError, in_short
+from jaxcifar.errors import Interrupted, UserError, in_short, of_file
 from jaxcifar.files import replacing
 from jaxcifar.kernels import compilation
 from jaxcifar.models import create_model
@@ -212,13 +212,15 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     """Returns what the .npz file of a slice holds; "settings" and "environment" as dicts.
 
     Raises:
-      UserError: it is damaged.
+      UserError: it is damaged, or cannot be read.
     """
     try:
         with path.open("rb") as file, np.load(file) as saved:
             facts = {name: json.loads(str(saved[name])) for name in ("settings", "environment")}
             return dict(saved) | facts
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except OSError as error:
+        raise of_file(error, path) from error
+    except (EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} is damaged ({in_short(error)}). Delete it, and evaluate the slice again."
         ) from error

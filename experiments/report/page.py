@@ -174,21 +174,19 @@ def landscape_section(folder: pathlib.Path, problems: list[str]) -> str:
     What cannot be read is added to `problems`.
     """
     parts, shown = [], []
-    for path, _, names in walk(folder):
-        if path.name == "smoothness" and "smoothness.png" in names:
+    for path, folders, _ in walk(folder):
+        drawn = path / "smoothness" / "smoothness.png"
+        if "smoothness" in folders and drawn.exists():
             try:
-                grid = gradient.table(gradient.measured(path))
+                grid = gradient.table(gradient.measured(drawn.parent))
+                parts += ["<h3>Along the gradient, while training</h3>"]
+                parts += [picture(drawn, ALONG_THE_GRADIENT), table(grid)]
             except UserError as error:
                 problems.append(str(error))
-                continue
-            parts += ["<h3>Along the gradient, while training</h3>"]
-            parts += [picture(path / "smoothness.png", ALONG_THE_GRADIENT), table(grid)]
-        for name in names if path.name == "slices" else ():
-            slice_, drawn = path / name, (path / name).with_suffix(".png")
-            if slice_.suffix != ".npz" or not drawn.exists():
-                continue
+        for measured in sorted((path / "slices").glob("*.npz")) if "slices" in folders else ():
+            drawn = measured.with_suffix(".png")
             try:
-                shown.append(picture(drawn, slices.caption(slice_)))
+                shown += [picture(drawn, slices.caption(measured))] if drawn.exists() else []
             except UserError as error:
                 problems.append(str(error))
     if shown:

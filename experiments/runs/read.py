@@ -303,15 +303,15 @@ def read_run(folder: pathlib.Path) -> Run:
         raise UserError(f"{path} is not the config of a run ({error!r}).") from error
     records = read_records(folder / "metrics.jsonl")
     result = read_json(folder / "result.json") if (folder / "result.json").exists() else None
-    _check_keys(path, environment, _ENVIRONMENT)
+    check_keys(path, environment, _ENVIRONMENT)
     for later in resumed:
-        _check_keys(path, later, _ENVIRONMENT)
+        check_keys(path, later, _ENVIRONMENT)
     for facts in data.values():
-        _check_keys(path, facts, ("name", "images", "official", "sha256"))
+        check_keys(path, facts, ("name", "images", "official", "sha256"))
     for record in records:
-        _check_keys(folder / "metrics.jsonl", record, _RECORD)
+        check_keys(folder / "metrics.jsonl", record, _RECORD)
     if result is not None:
-        _check_keys(folder / "result.json", result, _RESULT)
+        check_keys(folder / "result.json", result, _RESULT)
     if result is not None and len(records) != config["train.epochs"]:
         raise UserError(
             f"{folder} is damaged: result.json says that it is finished, but metrics.jsonl has "
@@ -367,8 +367,13 @@ _RECORD = (
 _RESULT = ("parameters", "compile_seconds", "peak_memory_bytes")
 
 
-def _check_keys(path: pathlib.Path, content: Any, keys: Sequence[str]) -> None:
-    missing = [key for key in keys if key not in content]
+def check_keys(path: pathlib.Path, content: Any, keys: Sequence[str]) -> None:
+    """Checks that a JSON object of a file has some keys.
+
+    Raises:
+      UserError: it has not.
+    """
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:
         raise UserError(
             f"{path} is of another version of jaxcifar, or damaged: {', '.join(missing)} missing. "

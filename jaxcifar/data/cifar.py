@@ -61,17 +61,17 @@ def load(spec: Spec, split: str, data_dir: str = "") -> Dataset:
         raise UserError(
             f"data.dir is {data_dir!r}, which is not a folder. Name one that exists, or create it."
         )
-    found = _find(spec, folder)
-    if not found and not data_dir and not os.environ.get("JAXCIFAR_DATA"):
-        # Half a download there, which nobody named, is passed over.
-        found = [source for source in _find(spec, _user_path(KERAS)) if not source.missing]
-    if not found:
+    read, source = None, ""
+    unnamed = not data_dir and not os.environ.get("JAXCIFAR_DATA")
+    if found := _find(spec, folder):
+        read, source = _read(spec, found, split)
+    elif unnamed and (found := _find(spec, _user_path(KERAS))):
+        try:
+            read, source = _read(spec, found, split)
+        except UserError as error:  # such as half a download
+            note(f"Passed over: {error}")
+    if read is None:
         read, source = tfds.read(spec, folder, split), f"tensorflow-datasets in {folder}"
-    else:
-        first, *others = _whole(spec, found, split)
-        read, source = first.read(split), str(first.path)
-        for other in others:
-            _compare(first.path, read, other, split)
     images, labels, official = read
     provenance = provenance_of(
         images, labels, name=spec.name, split=split, source=source, official=official
@@ -81,6 +81,15 @@ def load(spec: Spec, split: str, data_dir: str = "") -> Dataset:
 
 def _find(spec: Spec, folder: pathlib.Path) -> list[Source]:
     return [*batches.find(spec, folder), *pictures.find(spec, folder)]
+
+
+def _read(spec: Spec, found: Sequence[Source], split: str) -> tuple[Read, str]:
+    """Reads a split from the first complete source, and compares others; says which was read."""
+    first, *others = _whole(spec, found, split)
+    read = first.read(split)
+    for other in others:
+        _compare(first.path, read, other, split)
+    return read, str(first.path)
 
 
 def _whole(spec: Spec, found: Sequence[Source], split: str) -> list[Source]:

@@ -221,23 +221,34 @@ def everything(tmp_path_factory):
     return folder
 
 
+def encrypted(archive):
+    """Sets the bit that says so of the first file of a zip archive."""
+    place = archive.index(b"PK\x01\x02") + 8
+    return archive[:place] + bytes([archive[place] | 1]) + archive[place + 1 :]
+
+
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "change"),
     [
-        ("slices/vgg2_seed0_1d_kept.npz", b""),
-        ("slices/vgg2_seed0_1d_kept.npz", b"PK\x03\x04 and no more"),
-        ("smoothness/vgg2_seed0/settings.json", b"{}"),
-        ("smoothness/vgg2_seed0/settings.json", b"{"),
-        ("smoothness/vgg2_seed0/measurements.jsonl", b"{\n"),
+        ("slices/vgg2_seed0_1d_kept.npz", lambda _: b""),
+        ("slices/vgg2_seed0_1d_kept.npz", lambda _: b"PK\x03\x04 and no more"),
+        ("slices/vgg2_seed0_1d_kept.npz", encrypted),
+        ("smoothness/vgg2_seed0/settings.json", lambda _: b"{}"),
+        ("smoothness/vgg2_seed0/settings.json", lambda _: b"{"),
+        ("smoothness/vgg2_seed0/settings.json", lambda raw: raw.replace(b"p_sizes", b"p_sizez")),
+        ("smoothness/vgg2_seed0/measurements.jsonl", lambda _: b"{\n"),
+        ("smoothness/vgg2_seed0/measurements.jsonl", lambda raw: raw.replace(b"losses", b"lossds")),
     ],
 )
-def test_a_damaged_landscape_is_named_and_the_rest_is_there(everything, tmp_path, name, content):
+def test_a_damaged_landscape_is_named_and_the_rest_is_there(everything, tmp_path, name, change):
     folder = shutil.copytree(everything, tmp_path / "everything")
-    (folder / "landscape" / name).write_bytes(content)
+    path = folder / "landscape" / name
+    path.write_bytes(change(path.read_bytes()))
     assert main([str(folder)]) == 0
     text = html.unescape((folder / "report.html").read_text())
-    (problem,) = re.findall("<pre>(/.*)</pre>", text)
-    assert problem.startswith(f"{folder}/landscape/{name} ")
+    problem, command = re.findall("<pre>([^<]*)</pre>", text)
+    assert problem.startswith(f"{path} ")
+    assert command.startswith("jaxcifar sweep ")
     assert ("Around trained" in text, "Along the gradient, while" in text) == (
         "slices" not in name,
         "slices" in name,
@@ -246,8 +257,9 @@ def test_a_damaged_landscape_is_named_and_the_rest_is_there(everything, tmp_path
 
 def test_landscapes_in_a_linked_folder_are_on_the_page(everything, tmp_path):
     folder = shutil.copytree(everything, tmp_path / "everything")
-    (folder / "landscape").rename(tmp_path / "elsewhere")
-    (folder / "landscape").symlink_to(tmp_path / "elsewhere")
+    for name, place in (("slices", folder), ("smoothness", tmp_path)):
+        (folder / "landscape" / name).rename(place / f"the {name}")
+        (folder / "landscape" / name).symlink_to(place / f"the {name}")
     assert main([f"--out={tmp_path / 'page.html'}", str(folder)]) == 0
     text = (tmp_path / "page.html").read_text()
     assert "Around trained networks" in text
