@@ -3,7 +3,8 @@
 It trains `tests.tiny.tiny(**fields)`, and may be told to misbehave: {"place": [address, count,
 index], "workdir", "fields", "wait", "kill": step, "term": step, "raise": step, "where": the method
 of the hook that does so, "who": the process that is killed, stopped or fails, "spoil": step,
-"images": whether they are others, "term_loading", "term_compiling": whether a signal comes then}.
+"slow": whether it waits before each step, "images": whether they are others, "term_loading",
+"term_compiling": whether a signal comes then}.
 Without a place it has the one that its launcher gave it.
 """
 
@@ -14,6 +15,9 @@ import signal
 import sys
 import threading
 import time
+from unittest import mock
+
+from jax._src import compiler, distributed
 
 from jaxcifar import data, launch, processes, programs, train
 from jaxcifar.hooks import Hook
@@ -49,7 +53,20 @@ def compile_until_stopped(*_):
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
 
 
+def let_all_fill_the_cache():
+    """JAX lets only the first process write; the other would compile anew in each test."""
+    write = getattr(compiler, "_cache_write", None)  # JAX's own, which may go
+
+    def written(*arguments):
+        with mock.patch.object(distributed.global_state, "process_id", 0):
+            write(*arguments)
+
+    if write:
+        compiler._cache_write = written
+
+
 def main(told):
+    let_all_fill_the_cache()
     if told.get("images"):
         of_all = data.load
 
@@ -63,6 +80,7 @@ def main(told):
     if told.get("term_compiling"):
         programs.train = compile_until_stopped
     hooks = [Misbehave(told), *([tiny.Spoil(told["spoil"])] if "spoil" in told else [])]
+    hooks += [tiny.Slow()] if told.get("slow") else []
 
     def command():
         place = launch.Place(*told["place"]) if "place" in told else launch.place(os.environ)

@@ -341,6 +341,69 @@ def test_the_death_of_the_first_ends_the_others(alone, tmp_path):
     check_same_numbers(workdir, alone)
 
 
+@pytest.fixture
+def hosts(tmp_path):
+    """Two hosts on this one: {name: (address, the beginning of a command that runs there)}.
+
+    Each has a network of its own, and they are connected by a cable.
+    """
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        pytest.skip("hosts are made by root, with ip (Debian's iproute2)")
+    names = {f"jc{os.getpid()}{end}": f"10.91.7.{number}" for number, end in enumerate("ab", 1)}
+    made = subprocess.run(["ip", "netns", "add", next(iter(names))], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no network can be made here: {made.stderr.strip()}")
+    first, second = names
+    known = tmp_path / "hosts"
+    known.write_text("".join(f"{address} {name}\n" for name, address in names.items()))
+    try:
+        ip("netns", "add", second)
+        ends = ("peer", "name", "cable", "netns", second)
+        ip("-n", first, "link", "add", "cable", "type", "veth", *ends)
+        for name, address in names.items():
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", "cable")
+            for device in ("lo", "cable"):
+                ip("-n", name, "link", "set", device, "up")
+        setup = f'mount --bind {known} /etc/hosts && hostname $0 && exec "$@"'
+        inside = ("unshare", "--mount", "--uts", "sh", "-c", setup)
+        yield {
+            name: (address, ["ip", "netns", "exec", name, *inside, name])
+            for name, address in names.items()
+        }
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+def ip(*arguments):
+    subprocess.run(["ip", *arguments], check=True)
+
+
+def test_two_hosts_between_which_the_cable_is_cut(hosts, alone, tmp_path):
+    """Neither hears of the other's end: both must notice that there is silence."""
+    workdir, addresses = tmp_path / "run", [address for address, _ in hosts.values()]
+    members = []
+    for index, (_, beginning) in enumerate(hosts.values()):
+        told = {"workdir": str(workdir), "fields": FIELDS, "wait": 120, "slow": True}
+        told["place"] = [f"{addresses[0]}:4321", 2, index]
+        command = [*beginning, sys.executable, "-m", "tests.member", json.dumps(told)]
+        out = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        members.append(subprocess.Popen(command, cwd=ROOT, env=environment(4), **out))
+    deadline = time.monotonic() + LIMIT
+    while not (workdir / "metrics.jsonl").exists() or not read_lines(workdir / "metrics.jsonl"):
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in members), ends_of(*members)
+        time.sleep(0.05)
+    ip("-n", list(hosts)[1], "link", "set", "cable", "down")
+    for index, process in enumerate(members):
+        code, said = end_of(process, MINUTE)
+        assert code == 1
+        assert f"jaxcifar: process {1 - index}: is gone: it was killed, or its host is down" in said
+    assert len(read_lines(workdir / "metrics.jsonl")) == 1
+    tiny.run(tiny.tiny(**FIELDS), workdir, devices=8)
+    check_same_numbers(workdir, alone)
+
+
 def test_all_end_within_a_minute():
     waits = (team.UNNOTICED, team.GRACE, team.CAUSE, team.VERDICT, team.LAST)
     assert sum(waits) < MINUTE
