@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcifar import signals
-from jaxcifar.errors import UserError, of_file
+from jaxcifar.errors import UserError, in_short, of_file
 from jaxcifar.launch import Place
 from jaxcifar.team import Team
 
@@ -206,7 +206,15 @@ def _start_jax(team: Team) -> None:
         coordinator_bind_address=f"{'[::]' if socket.has_dualstack_ipv6() else '0.0.0.0'}:{port}",
     )
     team.started = True
-    here = jax.local_devices()
+    try:
+        here = jax.local_devices()
+    except RuntimeError as error:
+        if "gloo" not in str(error):
+            raise
+        raise UserError(  # Gloo connects CPUs, by the name of each host
+            f"The name of this host, {socket.gethostname()!r}, does not lead to an address of it "
+            f"({in_short(error)}). Add it to /etc/hosts."
+        ) from error
     kind = {"JAX": jax.__version__, "devices": len(here), "device": here[0].device_kind}
     check_same("machine", kind)
     # Devices connect when they first exchange something, and on CPUs they have 30 seconds for

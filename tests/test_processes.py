@@ -404,6 +404,22 @@ def test_two_hosts_between_which_the_cable_is_cut(hosts, alone, tmp_path):
     check_same_numbers(workdir, alone)
 
 
+def test_a_host_whose_name_leads_nowhere(tmp_path):
+    name = ["unshare", "--uts", "sh", "-c", 'hostname nowhere.invalid && exec "$@"', "sh"]
+    if os.geteuid() != 0 or subprocess.run([*name, "true"], capture_output=True).returncode:
+        pytest.skip("only root gives hosts their names, with unshare (of util-linux)")
+    port, ends = free_port(), []
+    for index in (0, 1):
+        told = {"workdir": str(tmp_path / "run"), "place": [f"127.0.0.1:{port}", 2, index]}
+        command = [*name, sys.executable, "-m", "tests.member", json.dumps(told)]
+        out = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        ends.append(subprocess.Popen(command, cwd=ROOT, env=environment(1), **out))
+    (code, said), (other_code, _) = ends_of(*ends)
+    assert (code, other_code) == (2, 2), said
+    assert "The name of this host, 'nowhere.invalid', does not lead to an address of it" in said
+    assert "Traceback" not in said
+
+
 def test_all_end_within_a_minute():
     waits = (team.UNNOTICED, team.GRACE, team.CAUSE, team.VERDICT, team.LAST)
     assert sum(waits) < MINUTE
