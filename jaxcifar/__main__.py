@@ -3,14 +3,13 @@
 With -m, a folder named jaxcifar within the current one would be taken for the package.
 """
 
-import os
 import pathlib
 import signal
 import sys
 
 if not __package__:  # python DIR/jaxcifar, which puts DIR/jaxcifar where -m has the current folder
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
-    sys.path.append(os.getcwd())  # where config files may import from
+    sys.path.append("")  # the current folder, where config files may import from
 
 from jaxcifar.cli import main
 

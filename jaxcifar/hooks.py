@@ -106,7 +106,6 @@ class Profile(Hook):
       steps: at least 1.
 
     Attributes:
-      began: whether there was a step to trace.
       traced: the steps in the trace, once it is written; else 0.
     """
 
@@ -114,8 +113,13 @@ class Profile(Hook):
 
     def __init__(self, steps: int):
         self._steps, self._first = steps, -1
-        self._tracing = self.began = False
+        self._tracing = False
         self.traced = 0
+
+    @property
+    def began(self) -> bool:
+        """Whether there was a step to trace."""
+        return self._first >= 0
 
     def before_step(self, run: Run) -> None:
         if not self.began and processes.is_first():
@@ -126,7 +130,7 @@ class Profile(Hook):
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0
             jax.profiler.start_trace(folder, create_perfetto_trace=True, profiler_options=options)
-            self._first, self._tracing, self.began = run.step, True, True
+            self._first, self._tracing = run.step, True
         else:
             self._write_if_done(run)
         # Where the next call is the last in the trace, the loop waits for it: it is training.

@@ -15,9 +15,6 @@ import signal
 import sys
 import threading
 import time
-from unittest import mock
-
-from jax._src import compiler, distributed
 
 from jaxcifar import data, launch, processes, programs, train
 from jaxcifar.hooks import Hook
@@ -53,20 +50,7 @@ def compile_until_stopped(*_):
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
 
 
-def let_all_fill_the_cache():
-    """JAX lets only the first process write; the other would compile anew in each test."""
-    write = getattr(compiler, "_cache_write", None)  # JAX's own, which may go
-
-    def written(*arguments):
-        with mock.patch.object(distributed.global_state, "process_id", 0):
-            write(*arguments)
-
-    if write:
-        compiler._cache_write = written
-
-
 def main(told):
-    let_all_fill_the_cache()
     if told.get("images"):
         of_all = data.load
 
