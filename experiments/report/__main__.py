@@ -69,8 +69,14 @@ def _tables(arguments: argparse.Namespace) -> int:
         names = [name for sweep in found for name in sweep.finished.names]
         choose("--against", against, dict.fromkeys(names))
     for sweep in found:
-        if against and against not in sweep.finished.names:
-            print(f"{sweep.folder} has no finished run of {against} to compare its own with.")
+        names = sweep.finished.names
+        if against and (against not in names or len(names) == 1):
+            what = f"only {against}" if against in names else f"no finished run of {against}"
+            print(
+                f"{sweep.folder} has {what}, so there is nothing to compare. Train both in one "
+                "folder: a variation is a config file of its own (config = load('row9')), swept "
+                "with --configs beside --rows."
+            )
         _print(tables.write(sweep, against))
     return 0
 

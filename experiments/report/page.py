@@ -11,12 +11,13 @@ import pathlib
 import re
 import shlex
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from experiments.landscape import gradient, slices
 from experiments.report import claims, figures, pictures, tables
 from experiments.runs.provenance import commands, provenance
-from experiments.runs.read import Sweep, sweeps
+from experiments.runs.read import Run, Sweep, sweeps
 from experiments.runs.rows import ROWS
 from experiments.runs.table import Table
 from jaxcifar.errors import UserError
@@ -96,7 +97,8 @@ def sweep_section(name: str, sweep: Sweep, judged: list[dict[str, Any]]) -> str:
     for run in sweep.runs:
         if run.result is None:
             (command,) = commands(Sweep(sweep.folder, (run,)))
-            again = f" Start it again: `{command}`" if run.original and not run.imported else ""
+            known = not run.imported and not command.startswith("#")
+            again = f" Start it again: `{command}`" if known else ""
             missing.append(f"{run.name}, seed {run.seed}: unfinished, {run.progress}.{again}")
     if sweep.finished.runs:
         for grid in tables.tables(sweep):
@@ -143,9 +145,12 @@ def _figures(sweep: Sweep) -> tuple[str, list[str]]:
         caption = CAPTIONS.get(stem, of_name)
         command = _command("report figures", sweep.folder, f"--only={figure}")
         if stem in there:
-            drawn_of = pictures.drawn_of(there[stem])
-            if drawn_of and drawn_of not in _runs_of(stem, sweep, possible):
-                caption += f" Drawn of other runs than the tables are of. Again: `{command}`"
+            candidates = _runs_of(stem, sweep, possible)
+            if not any(pictures.can_be_of(there[stem], runs) for runs in candidates):
+                again = f"To redraw it: `{command}`"
+                if stem not in possible:
+                    again = f"Its runs are gone; delete {there[stem]}."
+                caption += f" Drawn from other runs than those in the tables. {again}"
             shown.append(picture(there[stem], caption))
         elif stem in possible and figure == "history":
             histories.append(name)
@@ -161,11 +166,11 @@ def _figures(sweep: Sweep) -> tuple[str, list[str]]:
     return "\n".join(shown), absent
 
 
-def _runs_of(stem: str, sweep: Sweep, possible: dict[str, Sweep]) -> list[str]:
-    """Returns the keywords that a picture of the runs in the tables can have."""
+def _runs_of(stem: str, sweep: Sweep, possible: dict[str, Sweep]) -> list[Sequence[Run]]:
+    """Returns the runs that a picture can be of, of those in the tables."""
     if stem in figures.OF_ONE_RUN:
-        return [pictures.keywords([run]) for run in sweep.runs]
-    return [pictures.keywords(possible[stem].runs)] if stem in possible else []
+        return [[run] for run in sweep.runs]
+    return [possible[stem].runs] if stem in possible else [[]]
 
 
 def landscape_section(folder: pathlib.Path, problems: list[str]) -> str:

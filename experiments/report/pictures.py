@@ -26,14 +26,19 @@ def signed_by_run(part: Sweep, title: str) -> dict[str, str]:
 
 
 def keywords(runs: Sequence[Run]) -> str:
-    """Returns which runs a picture is of, for its file's metadata: "row1/seed0, row1/seed1"."""
-    return ", ".join(f"{run.name}/seed{run.seed}" for run in runs)
+    """Returns which runs a picture is of, for its file's metadata: "row1/seed0 of 2026-11-25T…"."""
+    return ", ".join(f"{run.name}/seed{run.seed} of {run.environment['started']}" for run in runs)
 
 
-def drawn_of(path: pathlib.Path) -> str:
-    """Returns the keywords of a picture; "" of an earlier version's, and of what is none."""
+def can_be_of(path: pathlib.Path, runs: Sequence[Run]) -> bool:
+    """Returns whether a picture may have been drawn from just these runs, by its file's metadata.
+
+    Those of earlier versions say less (no times), or nothing.
+    """
     try:
         with Image.open(path) as picture:
-            return picture.info.get("Keywords", "")
+            drawn_from = picture.info.get("Keywords", "")
     except (OSError, ValueError, SyntaxError):
-        return ""
+        return True
+    names = ", ".join(f"{run.name}/seed{run.seed}" for run in runs)
+    return drawn_from in ("", names, keywords(runs))

@@ -1,5 +1,6 @@
 """Where the numbers of runs come from, and the commands that make them again."""
 
+import pathlib
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +25,8 @@ def provenance(runs: Sequence[Run]) -> list[str]:
         )
         for env in run.starts:
             facts.setdefault("machine", set()).add(
-                f"{env['devices']} × {env['device']}, {env['cpus']} CPU cores, {env['dtype']}"
+                f"{env['devices']} × {env['device']}, {env['cpus']} CPU core"
+                f"{'s' * (env['cpus'] != 1)}, {env['dtype']}"
             )
             names = ("jaxcifar", "jax", "flax", "optax", "numpy", "python")
             facts.setdefault("versions", set()).add(", ".join(f"{n} {env[n]}" for n in names))
@@ -47,8 +49,10 @@ def commands(sweep: Sweep) -> list[str]:
         runs = sweep.of(name)
         run = runs[0]
         if run.original is None or run.file is None:
-            why = "nothing says which config it was trained by, or whether it was shortened"
-            found.append(f"# {name}: {why}")
+            found.append(f"# {name}: {run.mark}")
+            continue
+        if run.swept and (stem := pathlib.Path(run.file).stem) != name:
+            found.append(f"# {name}: renamed; a sweep of {run.file} resumes what is in {stem}/")
             continue
         if run.swept:
             seeds = ",".join(str(run.seed) for run in runs)

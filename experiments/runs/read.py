@@ -66,7 +66,8 @@ class Run(NamedTuple):
     @property
     def swept(self) -> bool:
         """Whether the folder is of a sweep, rather than of `jaxcifar.main`."""
-        return bool(_SEED.fullmatch(pathlib.Path(os.path.abspath(self.folder)).name))
+        name = pathlib.Path(os.path.abspath(self.folder)).name
+        return bool(_SEED.fullmatch(name)) and not (self.folder / options.ORIGIN).exists()
 
     @property
     def starts(self) -> list[dict[str, Any]]:
@@ -104,12 +105,16 @@ class Run(NamedTuple):
     @property
     def mark(self) -> str:
         """How the run differs from its original; "" for a full run of it."""
-        return marks.mark(self.original, self.config) if self.original else ""
+        if self.original is None:
+            return "nothing says which config it was trained by, or whether it was shortened"
+        return marks.mark(self.original, self.config)
 
     @property
     def options(self) -> list[str]:
         """The options that make such a run of its original, except the seed: ["--config.…=…"]."""
-        return marks.options(self.original, self.config) if self.original else []
+        found = marks.options(self.original, self.config) if self.original else []
+        folder = self.config["data.dir"]  # changes no number, but without it there are no images
+        return found + ([f"--config.data.dir={folder}"] if folder else [])
 
     def steps(self, name: str = "ce") -> np.ndarray:
         """Returns a metric of each training step, [steps]: "loss", "ce" or "accuracy".
@@ -244,15 +249,18 @@ def _sweep(folder: pathlib.Path, runs: list[Run], problems: list[str] | None) ->
         by_name.setdefault(run.name, []).append(run)
     kept: list[Run] = []
     for alike in by_name.values():
-        try:
-            for run in alike[1:]:
-                _check_alike(alike[0], run)
-        except UserError as error:
-            if problems is None:
-                raise
-            problems.append(str(error))
-            alike = alike[:1]
-        kept += alike
+        same: dict[int, Run] = {}  # by seed
+        for run in alike:
+            try:
+                for seed in {*list(same)[:1], run.seed} & same.keys():
+                    _check_alike(same[seed], run)
+            except UserError as error:
+                if problems is None:
+                    raise
+                problems.append(str(error))
+            else:
+                same[run.seed] = run
+        kept += same.values()
     return Sweep(folder, tuple(kept))
 
 

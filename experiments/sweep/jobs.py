@@ -173,9 +173,15 @@ def checked(
             with contextlib.suppress(UserError, OSError):  # damaged: its turn will come
                 saved = about.read(job.workdir)
             if saved:
-                about.check_same_config(saved.config, config, job.workdir)
+                about.check_same_config(saved.config, config, job.workdir, _WAY_OUT)
             jobs.append(job)
     return jobs
+
+
+_WAY_OUT = (
+    "Give the same options as before to resume it, or another --out; a config file of another name "
+    "has a folder of its own."
+)
 
 
 def in_order(jobs: list[Job]) -> list[Job]:

@@ -121,8 +121,16 @@ def of_checkpoint(about: About, progress: dict[str, Any], workdir: pathlib.Path)
 # --- checks -----------------------------------------------------------------------------------
 
 
+RESUME = "Use the same values to resume it, or a new --workdir."
+
+
 def check_same_config(
-    saved: Config, config: Config, workdir: pathlib.Path, *, can_go_on: bool = False
+    saved: Config,
+    config: Config,
+    workdir: pathlib.Path,
+    way_out: str = RESUME,
+    *,
+    can_start_from: bool = False,
 ) -> None:
     """Checks that a run's config computes the same as `config`.
 
@@ -130,7 +138,8 @@ def check_same_config(
       saved: the run's config.
       config: the config to compare with.
       workdir: the run's folder, for the message.
-      can_go_on: whether the message may suggest a new run that starts from this one's weights.
+      way_out: what to do, for the message.
+      can_start_from: whether the message may suggest a new run that starts from its weights.
 
     Raises:
       UserError: it does not; the message lists the differences.
@@ -139,11 +148,11 @@ def check_same_config(
         lines = [
             f"{workdir} holds a run of another config (there -> here):",
             *(f"  {line}" for line in differences(saved.to_dict(), config.to_dict())),
-            "Use the same values to resume it, or a new --workdir.",
+            way_out,
         ]
         if "train.epochs" in changed:
             lines.append("A run keeps its number of epochs, because its schedule depends on it.")
-        if can_go_on and not changed.keys() & {"init_from", "model.name", "model.width"}:
+        if can_start_from and not changed.keys() & {"init_from", "model.name", "model.width"}:
             lines.append(
                 "A new run can start from its weights: "
                 f"--config.init_from={shlex.quote(str(workdir))} --workdir=NEW"

@@ -113,9 +113,19 @@ class RunFolder:
         self._about = self._about or about.read(self.path)
         if self._about is None:
             return None
-        can_go_on = self.checkpoints.last() is not None
-        check_same_config(self._about.config, config, self.path, can_go_on=can_go_on)
         path = self.path / "result.json"
+        can_go_on = self.checkpoints.last() is not None
+        way_out = about.RESUME
+        if not (can_go_on or path.exists() or _epochs_logged(self.path)):
+            way_out = (
+                f"Nothing was trained there: delete {self.path / 'config.json'} to begin anew."
+            )
+        best = None
+        with contextlib.suppress(Damaged):
+            best = self.checkpoints.best()
+        check_same_config(
+            self._about.config, config, self.path, way_out, can_start_from=best is not None
+        )
         if not path.exists():
             return None
         try:

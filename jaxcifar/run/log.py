@@ -3,6 +3,7 @@
 import base64
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -122,10 +123,16 @@ class _Events:
     _SUFFIX = ".jaxcifar"
 
     def __init__(self, folder: pathlib.Path):
-        # Imported here because it imports PyTorch too, if that is installed.
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
-        from tensorboardX.summary import scalar
+        # tensorboardX imports PyTorch if it can, which takes two seconds or more and is of no use
+        # here.
+        hidden = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]
+        try:
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto import event_pb2
+            from tensorboardX.summary import scalar
+        finally:
+            if hidden:
+                del sys.modules["torch"]
 
         # Type checkers do not see its classes, which are made at import.
         self._proto: Any = event_pb2

@@ -30,7 +30,22 @@ def test_another_config_is_refused_by_its_differences(finished):
     with pytest.raises(UserError, match=r"train\.epochs: 2 -> 3") as error:
         run(tiny(train__epochs=3), workdir)
     assert "new --workdir" in str(error.value)
+    assert f"--config.init_from={workdir}" in str(error.value)
     assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_run_without_an_epoch_is_no_start_for_another(stopped):
+    with pytest.raises(UserError, match="new --workdir") as error:
+        run(tiny(train__epochs=3), stopped)
+    assert "init_from" not in str(error.value)
+
+
+def test_a_folder_in_which_nothing_was_trained(tmp_path):
+    """Such as of a run that was stopped while it compiled."""
+    opened(tmp_path)
+    with pytest.raises(UserError, match=r"Nothing was trained there: delete .*config\.json"):
+        run(tiny(train__epochs=3), tmp_path)
 
 
 def test_a_held_workdir_is_refused(tmp_path):

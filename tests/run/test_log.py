@@ -1,5 +1,9 @@
 """The files that a run writes while it trains."""
 
+import importlib.util
+import subprocess
+import sys
+
 import pytest
 from tensorboardX.proto import event_pb2
 
@@ -42,6 +46,15 @@ def test_tensorboard_gets_each_number_of_an_epoch(tmp_path):
         "ema/val_loss": (2, 0.25),
         "gradient/norm": (2, 4.0),
     }
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+def test_pytorch_is_not_loaded_to_write_for_tensorboard(tmp_path):
+    code = (
+        "import pathlib, sys; from jaxcifar.run.log import RunLog; "
+        "RunLog(pathlib.Path(sys.argv[1]), 0).close(); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == 0
 
 
 def test_best_is_the_first_of_equals():

@@ -153,7 +153,7 @@ def test_pictures_of_other_runs_than_the_tables_say_so(tmp_path):
     write_fake_runs(tmp_path, rows=["vgg1", "vgg2"], seeds=1, epochs=50)
     main(["figures", str(tmp_path), "--only=history,fig3"])
     main([str(tmp_path)])
-    other = "Drawn of other runs than the tables are of. Again: "
+    other = "Drawn from other runs than those in the tables. "
     assert other not in (tmp_path / "report.html").read_text()
     write_fake_runs(tmp_path / "more", rows=["vgg1"], seeds=2, epochs=50)
     (tmp_path / "more" / "vgg1" / "seed1").rename(tmp_path / "vgg1" / "seed1")
@@ -169,10 +169,26 @@ def test_pictures_of_other_runs_than_the_tables_say_so(tmp_path):
     assert f"jaxcifar report figures {tmp_path} --only=history" in stale[1]
 
 
+def test_a_picture_of_a_run_that_was_trained_again(tmp_path):
+    write_fake_runs(tmp_path, rows=["vgg1", "vgg5"], seeds=1, epochs=50)
+    main(["figures", str(tmp_path), "--only=history,fig4"])
+    for path in tmp_path.glob("vgg1/seed0/config.json"):
+        path.write_text(path.read_text().replace("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"))
+    shutil.rmtree(tmp_path / "vgg5")
+    main([str(tmp_path)])
+    captions = (tmp_path / "report.html").read_text().split("<figcaption>")[1:]
+    captions = [caption.split("</figcaption>")[0] for caption in captions]
+    other = "Drawn from other runs than those in the tables."
+    (again,) = (caption for caption in captions if "Training history of vgg1." in caption)
+    assert f"{other} To redraw it: " in again
+    (gone,) = (caption for caption in captions if "Fig. 4" in caption)
+    assert gone.endswith(f"{other} Its runs are gone; delete {tmp_path / 'figures' / 'fig4.png'}.")
+
+
 def test_a_picture_of_a_network_may_be_of_any_run_in_the_tables(swept_copy, one_device):
     run = swept_copy / "vgg2" / "seed1"
     assert main(["figures", str(swept_copy), "--only=augment", f"--run={run}"]) == 0
-    other = "Drawn of other runs than the tables are of."
+    other = "Drawn from other runs than those in the tables."
     main([str(swept_copy)])
     assert other not in (swept_copy / "report.html").read_text()
     shutil.rmtree(run)

@@ -99,7 +99,7 @@ def test_a_variation_beside_its_baseline(tmp_path, capsys):
     assert "## Beside row1" in page
     # Seeds 0.1 points apart, two and three. The standard error is √(0.005 / 2 + 0.01 / 3) = 0.0764,
     # with 2.882 degrees of freedom, for which Student's t is 3.257: 0.35 ± 0.249.
-    line = "| wide | model.width 1.0 -> 2.0 | 2, 3 | Val. acc. | 92.99% ± 0.07 | 92.64% ± 0.10 "
+    line = "| wide† | model.width 1.0 -> 2.0 | 2, 3 | Val. acc. | 92.99% ± 0.07 | 92.64% ± 0.10 "
     assert f"{line}| +0.35 | 0.10 … 0.60 |" in page
     assert "Beside row1" in (tmp_path / "table.tex").read_text()
     main(["tables", str(tmp_path)])
@@ -115,15 +115,23 @@ def test_other_images_and_dtypes_are_among_what_differs(tmp_path):
     write_json(path, content)
     main(["tables", str(tmp_path), "--against=row1"])
     page = (tmp_path / "table.md").read_text()
-    assert "| wide | the images, dtype float32 -> bfloat16 | 1, 1 | Val. acc. |" in page
+    assert "| wide† | the images, dtype float32 -> bfloat16 | 1, 1 | Val. acc. |" in page
 
 
 def test_a_sweep_without_the_baseline_says_so(tmp_path, capsys):
     write_fake_runs(tmp_path / "a", rows=["row1", "row2"], seeds=1, epochs=50)
     write_fake_runs(tmp_path / "b", rows=["row2"], seeds=1, epochs=50)
     assert main(["tables", str(tmp_path), "--against=row1"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "to compare" in line]
-    assert lines == [f"{tmp_path / 'b'} has no finished run of row1 to compare its own with."]
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "to compare" in line)
+    assert line.startswith(f"{tmp_path / 'b'} has no finished run of row1, so there is nothing to")
+    assert "--configs beside --rows" in line
+
+
+def test_a_sweep_of_the_baseline_alone_says_so(tmp_path, capsys):
+    """Such as a row that was swept again, into a folder of its own."""
+    write_fake_runs(tmp_path, rows=["row1"], seeds=1, epochs=50)
+    assert main(["tables", str(tmp_path), "--against=row1"]) == 0
+    assert f"{tmp_path} has only row1, so there is nothing to compare." in capsys.readouterr().out
 
 
 def test_holdout_runs_are_compared_by_their_test_accuracy_too(tmp_path):
@@ -161,8 +169,8 @@ def test_each_line_names_its_data_and_whether_a_part_was_held_out(tmp_path):
     write_fake_runs(tmp_path, rows=["b"], epochs=50, **held_out)
     main(["tables", str(tmp_path)])
     page = (tmp_path / "table.md").read_text()
-    assert "| a | cifar10 | ResNet-18 |" in page
-    assert "| b | cifar100, held out | ResNet-18 |" in page
+    assert "| a† | cifar10 | ResNet-18 |" in page
+    assert "| b† | cifar100, held out | ResNet-18 |" in page
     lines = csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text()))
     assert [line["data"] for line in lines] == ["cifar10", "cifar100, held out"]
 
@@ -244,8 +252,8 @@ def test_other_configs_are_shown_without_original_numbers(tmp_path):
     page = (tmp_path / "table.md").read_text()
     assert "## Other configs: results at the best epoch" in page
     shown = "92.64% ± 0.10 | 92.39 … 92.89 | 92.44% ± 0.10"
-    assert f"| wide | ResNet-18 | 3 | Val. acc. | {shown} | – | – |" in page
-    assert "| wide | ResNet-18 | 1,000,000 | – | 41m40s |" in page
+    assert f"| wide† | ResNet-18 | 3 | Val. acc. | {shown} | – | – |" in page
+    assert "| wide† | ResNet-18 | 1,000,000 | – | 41m40s |" in page
     one, other = csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text()))
     assert other["row"] == "wide"
     assert other["val_accuracy_best"] == one["val_accuracy_best"]

@@ -41,7 +41,9 @@ def test_a_name_that_is_no_row_of_the_original_report(swept_copy):
     run = sweep.others.of("vgg9")[0]
     assert run.row is None
     assert run.label == "vgg9"
-    assert run.mark == ""  # nothing says what it started from
+    assert run.mark == sweep.of("vgg9")[1].mark
+    assert run.mark.startswith("SHORTENED: 2 of 50 epochs, 100 images; changed: data.name")
+    assert "# vgg9: renamed; a sweep of vgg2 resumes what is in vgg2/" in commands(sweep)
 
 
 @pytest.mark.parametrize("name", ["config.json", "result.json"])
@@ -221,6 +223,35 @@ def test_runs_of_which_nothing_says_how_they_were_made(tmp_path):
     (line,) = commands(sweep)
     assert line.startswith("# wide: nothing says which config it was trained by")
     assert line in tables.markdown(sweep)
+
+
+def test_a_seed_counts_once(tmp_path):
+    """A folder of another seed, renamed or copied; without problems all others are read."""
+    write_fake_runs(tmp_path, rows=["vgg1"], seeds=3)
+    shutil.copytree(tmp_path / "vgg1" / "seed1", tmp_path / "vgg1" / "seed7")
+    with pytest.raises(UserError, match=r"seed1 and .*seed7 .*not even the seed"):
+        read.sweeps(tmp_path)
+    problems = []
+    (sweep,) = read.sweeps(tmp_path, problems)
+    assert [run.seed for run in sweep.runs] == [0, 1, 2]
+    assert len(problems) == 1
+
+
+def test_a_run_unlike_the_others_leaves_the_others(tmp_path):
+    write_fake_runs(tmp_path, rows=["vgg1"], seeds=3)
+    path = tmp_path / "vgg1" / "seed1" / "config.json"
+    path.write_text(path.read_text().replace('"float32"', '"bfloat16"'))
+    problems = []
+    (sweep,) = read.sweeps(tmp_path, problems)
+    assert [run.seed for run in sweep.runs] == [0, 2]
+    assert ["seed1" in problem for problem in problems] == [True]
+
+
+def test_where_the_images_are_is_part_of_the_command(tmp_path):
+    write_fake_runs(tmp_path, rows=["vgg1"], seeds=1, data__dir="/data/cifar 10")
+    (command,) = commands(read.sweeps(tmp_path)[0])
+    assert "'--config.data.dir=/data/cifar 10'" in command
+    assert read.sweeps(tmp_path)[0].mark("vgg1") == "SHORTENED: 2 of 50 epochs"
 
 
 def test_commands_make_the_same_runs_again(tmp_path):

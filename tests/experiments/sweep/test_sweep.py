@@ -139,7 +139,10 @@ def test_a_full_disk_costs_one_message_a_row(tmp_path, monkeypatch, capsys):
 def test_a_workdir_of_another_config_is_refused_before_any_work(swept_copy, monkeypatch, capsys):
     monkeypatch.setattr(train, "train_and_evaluate", lambda *_, **__: pytest.fail("it started"))
     assert start_sweep(swept_copy, "vgg1,vgg2", "0", "--config.train.epochs=3") == 2
-    assert "train.epochs: 2 -> 3" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "train.epochs: 2 -> 3" in said
+    assert "another --out" in said
+    assert "--workdir" not in said
 
 
 def test_a_held_out_part_needs_no_labels_of_the_test_images(tmp_path, monkeypatch, capsys):
