@@ -25,10 +25,8 @@ def environment(in_force: dict[str, Any], mesh: Mesh | None = None) -> dict[str,
       mesh: the devices in use; None means all of them.
     """
     mesh = mesh or sharding.make_mesh()
-    settings: Any = jax.config  # whose fields a type checker cannot know
     return {
-        "jaxcifar": __version__,  # known even if it is not installed
-        **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
+        **numerics(),
         "python": platform.python_version(),
         "commit": git_commit(),
         "device": mesh.devices.flat[0].device_kind,
@@ -36,12 +34,21 @@ def environment(in_force: dict[str, Any], mesh: Mesh | None = None) -> dict[str,
         "processes": processes.count(),
         "cpus": len(available_cores()),
         "cpu": _cpu() if mesh.devices.flat[0].platform == "cpu" else None,
+        **in_force,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def numerics() -> dict[str, Any]:
+    """Returns the libraries and settings that numbers depend on, of this process."""
+    settings: Any = jax.config  # whose fields a type checker cannot know
+    return {
+        "jaxcifar": __version__,  # known even if it is not installed
+        **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "x64": bool(settings.jax_enable_x64),
         "prng": [settings.jax_default_prng_impl, bool(settings.jax_threefry_partitionable)],
         "matmul_precision": settings.jax_default_matmul_precision or "default",
-        **in_force,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
