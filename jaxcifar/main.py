@@ -125,7 +125,11 @@ def options_help(verb: str) -> str:
     """Returns the options of `jaxcifar train` or `eval`, and a config's fields and defaults."""
     parser = _parser(verb)
     parser.description = parser.epilog = None
-    parser.usage = argparse.SUPPRESS
+    what = "CONFIG" if verb == "train" else "RUN"
+    parser.usage = f"jaxcifar {verb} {what} [options] [--FIELD=VALUE …]"
+    if verb == "eval":
+        about_fields = "Fields change the run's own config, such as --data.dir=DIR: docs/config.md"
+        return "\n".join([parser.format_help().strip(), "", about_fields])
     fields = [f"  --{name}={value}" for name, value in flatten(base_config()).items()]
     about_fields = (
         "Fields of a config, with the defaults that a config may change. docs/config.md explains "

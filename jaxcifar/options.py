@@ -56,8 +56,7 @@ def user_path(text: str) -> pathlib.Path:
         raise BadPath("The path is empty.")
     if re.match(r"[a-z][a-z0-9]+://", text):
         raise BadPath(
-            f"{text!r} is not a local path. Mount the bucket, or use a local path and copy "
-            "the files afterwards."
+            f"{text!r} is not a local path. Give one, and copy the files from or to the bucket."
         )
     try:
         return pathlib.Path(text).expanduser()
@@ -97,7 +96,8 @@ def load(name: str | pathlib.Path) -> Config:
     """
     path = config_file(name)
     if not path.is_file():
-        raise UserError(f"There is no config file {path}.")
+        where = "" if path.is_absolute() else f" in {pathlib.Path.cwd()}"
+        raise UserError(f"There is no config file {path}{where}.")
     if path.suffix != ".py":
         raise UserError(
             f"{path} is not a config file: those are Python (.py). To resume a run, give the "
@@ -116,6 +116,8 @@ def load(name: str | pathlib.Path) -> Config:
         what = f"{type(error).__name__}: {_reason(error)}"
         if isinstance(error, ModuleNotFoundError) and beside.exists():
             what += f" {beside} is not on Python's path: start with PYTHONPATH={path.parent}"
+        elif isinstance(error, ModuleNotFoundError) and f"{error.name}.".startswith("configs."):
+            what += " Start from a config of the package so: jaxcifar.options.load('row9')"
         raise UserError(f"The config file {path} cannot be loaded: {what}") from error
     if not callable(get_config):
         raise UserError(f"The config file {path} has no function get_config().")

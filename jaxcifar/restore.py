@@ -3,12 +3,13 @@
 import pathlib
 from typing import Any
 
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxcifar import data, kernels, programs, sharding
 from jaxcifar.checks import check_config
 from jaxcifar.config import Config
-from jaxcifar.errors import UserError, choose
+from jaxcifar.errors import UserError, choose, note
 from jaxcifar.run.about import (
     About,
     check_finished,
@@ -54,6 +55,11 @@ def _load(
     while True:
         try:
             saved = checkpoints.best() if which == "best" else checkpoints.last()
+            if saved is None and (workdir / "result.json").exists():
+                raise UserError(
+                    f"{workdir} is a finished run without its checkpoints/. Bring them back, or "
+                    "train it again in another folder."
+                )
             if saved is None:
                 raise UserError(
                     f"{workdir} contains no {which} checkpoint yet. Train it for an epoch first."
@@ -120,7 +126,7 @@ def evaluate_workdir(
       workdir: the run's folder.
       which: "best" (highest validation accuracy) or "last".
       config: None means the run's own. Otherwise it may differ from that only in how the
-        evaluation is carried out, such as its batch size or where the data are.
+        evaluation is carried out, such as its batch size, its dtype or where the data are.
       mesh: the devices to use; None means all of them.
 
     Returns:
@@ -134,9 +140,17 @@ def evaluate_workdir(
     about, step, variables = _load(workdir, which, mesh)
     config = about.config if config is None else config
     check_config(config, mesh, training=False)
-    check_same_config(about.config, config, workdir)
+    expected = about.config.copy_and_resolve_references()
+    expected.model.dtype = config.model.dtype
+    check_same_config(expected, config, workdir)
     test = _test_images(about, workdir, config)
     inference = build_inference(config, test, mesh)
+    before, dtype = about.environments[0]["dtype"], jnp.dtype(inference.model.dtype).name
+    if before != dtype:
+        note(
+            f"{workdir} was trained in {before} and is evaluated in {dtype} here; "
+            f"--model.dtype={before} evaluates it as it was trained."
+        )
     scores = programs.evaluate(inference, variables, *programs.on_devices(test, mesh))
     assert scores is not None, "without `stop`, an evaluation always completes"
     return {"checkpoint": which, "step": step, **scores, "data": test.provenance}

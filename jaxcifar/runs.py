@@ -9,6 +9,7 @@ The state is one of
   stale      the other machine has shown none for ten minutes
   failed     the last attempt of a sweep failed; the reason follows
   imported   weights from elsewhere, not trained here
+  measured   by `jaxcifar landscape smoothness`, whose command resumes it if anything is left
   stopped    the command that started it resumes it
   damaged    a file cannot be read; the command that started it may restore it
 """
@@ -71,8 +72,10 @@ def _describe(workdir: pathlib.Path, top: pathlib.Path) -> dict[str, Any]:
                 "last": float(last["val_accuracy"]),
                 "images per second": float(last["images_per_second"]),
             }
-        imported = not about["data"] and not records
-        found["state"] = _state(workdir, "imported" if imported else "stopped")
+        otherwise = "imported" if not about["data"] and not records else "stopped"
+        if (workdir / "settings.json").exists():
+            otherwise = "measured"
+        found["state"] = _state(workdir, otherwise)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # what is there is of no run, or damaged
     return found

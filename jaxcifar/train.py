@@ -25,8 +25,8 @@ from jaxcifar.hooks import Hook, Hooks, Run
 from jaxcifar.run.checkpoint import Damaged, NotFinite, Saved
 from jaxcifar.run.folder import Position, RunFolder
 from jaxcifar.run.log import best_record, score
-from jaxcifar.run.machine import PeakMemory
-from jaxcifar.run.progress import Progress
+from jaxcifar.run.machine import PeakMemory, numerics
+from jaxcifar.run.progress import Progress, say
 from jaxcifar.signals import Stop, interruptible
 from jaxcifar.start import InitialWeights, initial_weights
 from jaxcifar.state import TrainState
@@ -70,10 +70,13 @@ def train_and_evaluate(
     own = ("data.dir", "train.checkpoint_minutes")  # these may differ between hosts
     fields = {name: value for name, value in flatten(config).items() if name not in own}
     processes.check_same("config", fields)
+    processes.check_same("environment", numerics())
     looking_in = Hooks(hooks)
     with RunFolder(pathlib.Path(workdir)) as folder:
         looking_in.call("locked", folder.path)
         if result := folder.result(config):
+            if not quiet and processes.is_first():
+                say(f"{folder.path} is finished: nothing is left to train.")
             return result
         memory = PeakMemory()
         initial = InitialWeights() if folder.last() else initial_weights(config, mesh)

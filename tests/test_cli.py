@@ -74,6 +74,10 @@ def test_every_command_has_help_with_examples(name, capsys):
     said = capsys.readouterr().out
     for example in cli.COMMANDS[name].examples:
         assert f"jaxcifar {name} {example}".rstrip() in said
+    assert "usage:" in said
+    if name == "eval":  # its defaults are those of the run
+        assert "--data.dir=DIR" in said
+        assert "--train.epochs" not in said
     if name == "train":
         assert "--optim.learning_rate=" in said
         assert "--workdir" in said

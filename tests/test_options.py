@@ -61,9 +61,23 @@ def test_a_config_may_start_from_another(tmp_path):
     assert differences(row, config) == ["optim.learning_rate: 0.001 -> 0.0003"]
 
 
-def test_what_is_no_config_file(tmp_path):
+def test_a_config_that_starts_from_another_the_wrong_way(tmp_path):
+    file = tmp_path / "slower.py"
+    file.write_text("from configs_of_mine.row9 import get_config\n")
+    with pytest.raises(UserError) as error:
+        options.load(file)
+    assert "options.load" not in str(error.value)
+    file.write_text("from configs.no_such_row import get_config\n")
+    with pytest.raises(UserError, match=r"Start from .* so: jaxcifar\.options\.load\('row9'\)"):
+        options.load(file)
+
+
+def test_what_is_no_config_file(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="There is no config file"):
         options.load(tmp_path / "none.py")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"There is no config file none.py in {tmp_path}"):
+        options.load("none.py")
     file = tmp_path / "config.json"
     file.write_text("{}")
     with pytest.raises(UserError, match="To resume a run, give the config file"):

@@ -59,6 +59,14 @@ def test_evaluation_of_nothing(tmp_path, stopped):
     assert restore.evaluate_workdir(stopped, "last", mesh=ONE)["step"] == 2
 
 
+def test_a_finished_run_that_came_without_its_checkpoints(finished, tmp_path):
+    """Such as one of the kept results: to train it on would do nothing."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir, ignore=shutil.ignore_patterns("checkpoints"))
+    with pytest.raises(UserError, match=r"finished run without its checkpoints/. Bring them back"):
+        restore.load_variables(workdir, mesh=ONE)
+
+
 def test_test_images_without_labels(finished, monkeypatch):
     def kaggle(name, split, **_):
         raise data.Unlabelled("they have no labels; use --config.data.protocol=holdout")

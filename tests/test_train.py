@@ -451,3 +451,9 @@ def test_bfloat16_trains(tmp_path):
     assert np.isfinite(result["last"]["train_loss"])
     variables = state_of(tmp_path)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
+
+
+def test_a_finished_run_says_that_it_is(finished, capsys):
+    workdir, result = finished
+    assert train.train_and_evaluate(tiny(), workdir, mesh=mesh(1)) == result
+    assert capsys.readouterr().out == f"{workdir} is finished: nothing is left to train.\n"

@@ -245,7 +245,7 @@ TABLE = [
     (PREDICT, "run white.png --checkpoint=first", "invalid choice", "best"),
     (PREDICT, "nowhere white.png", "nowhere contains no run", "Train first"),
     (PREDICT, "gs://b/x white.png", "not a local path"),
-    (PREDICT, "results/vgg1/seed0 white.png", "Train it for an epoch first"),
+    (PREDICT, "results/vgg1/seed0 white.png", "Bring them back, or train it again in another"),
     (RUNS, "nowhere", "There is no folder nowhere. Name one that holds runs"),
     (RUNS, "empty", "empty contains no runs (no config.json below it)"),
     (RUNS, "results other", "nrecognized arguments: other"),

@@ -1,9 +1,10 @@
 """Measures how smooth the loss is: along the gradient while training, and around a trained network.
 
     jaxcifar landscape smoothness --rows=vgg2,vgg6 --out=results/landscape
+    jaxcifar landscape smoothness --configs=mine.py --out=results/landscape
     jaxcifar landscape slice results/table4/vgg6/seed0 --out=results/landscape
 
-`smoothness` trains each row and, every so many steps, measures along the gradient of that step's
+`smoothness` trains each row or config and, every so many steps, measures along the gradient of that step's
 batch (Santurkar et al. 2018, "How Does Batch Normalization Help Optimization?"): the range of the
 loss and of the gradient's change over a range of step sizes, and the largest ratio of the
 gradient's change to the distance. `slice` evaluates the loss around a run's checkpoint along random
@@ -13,33 +14,41 @@ PDF).
 """
 
 import argparse
+import copy
 import math
 import pathlib
 import sys
 
 from experiments.landscape import gradient, slices
-from experiments.runs.configs import parse_rows
+from experiments.runs.configs import named
 from jaxcifar.errors import UserError
 from jaxcifar.kernels import compilation
-from jaxcifar.options import Parser, load, user_path, with_options
+from jaxcifar.options import Parser, config_file, user_path, with_options, write_origin
 from jaxcifar.signals import exit_code
 
 
 def _smoothness_command(arguments: argparse.Namespace, options: list[str]) -> None:
-    rows = parse_rows(arguments.rows)
+    rows = "vgg2,vgg6" if arguments.rows is arguments.configs is None else arguments.rows
+    sources = named(rows, arguments.configs)
     sizes = _step_sizes(arguments.step_sizes)
     for name, value in (("--steps", arguments.steps), ("--every", arguments.every)):
         if value < 0:
             raise UserError(f"{name} is {value}; it must be positive, or 0 to choose.")
     if any(option.startswith("--config.seed") for option in options):
         raise UserError("--config.seed is not an option of smoothness. Give --seed instead.")
-    configs = {row: with_options(load(row), options) for row in rows}
+    configs = [with_options(copy.deepcopy(source.config), options) for source in sources]
     folder = arguments.out / "smoothness"
     how = {"steps": arguments.steps, "every": arguments.every, "step_sizes": sizes}
-    for row, config in configs.items():
+    for source, config in zip(sources, configs, strict=True):
         config.seed = arguments.seed
-        print(f"{row}: {config.model.name} at learning rate {config.optim.learning_rate:g}")
-        gradient.smoothness(config, folder / f"{row}_seed{config.seed}", **how)
+        print(f"{source.name}: {config.model.name} at learning rate {config.optim.learning_rate:g}")
+        workdir = folder / f"{source.name}_seed{config.seed}"
+        begun = (workdir / "settings.json").exists()
+        try:
+            gradient.smoothness(config, workdir, **how)
+        finally:
+            if (workdir / "settings.json").exists() and not begun:
+                write_origin(workdir, source.file or config_file(source.name), source.config)
     print("\n".join(f"wrote {path}" for path in gradient.draw(folder)))
 
 
@@ -95,9 +104,8 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run_command=_smoothness_command)
-    command.add_argument(
-        "--rows", default="vgg2,vgg6", help="the rows to train (default %(default)s)"
-    )
+    command.add_argument("--rows", help="the rows to train (default vgg2,vgg6)")
+    command.add_argument("--configs", help="config files to train: mine.py,others/*.py")
     command.add_argument("--steps", type=int, default=0, help="training steps (0: the row's)")
     every = "steps between measurements (0: a fiftieth of the training)"
     command.add_argument("--every", type=int, default=0, help=every)

@@ -21,8 +21,7 @@ from jax.sharding import Mesh
 from experiments.landscape.settings import check_same
 from experiments.runs import marks, names
 from experiments.runs.provenance import checksum
-from experiments.runs.read import check_keys, read_json, read_records
-from experiments.runs.rows import ROWS
+from experiments.runs.read import check_keys, origin, read_json, read_records
 from experiments.runs.table import Table
 from jaxcifar import programs, sharding, task, train
 from jaxcifar.checks import check_config
@@ -31,7 +30,6 @@ from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import append, replace, write_json
 from jaxcifar.hooks import Hook, Run
 from jaxcifar.kernels import compilation
-from jaxcifar.options import load
 from jaxcifar.run import plots
 from jaxcifar.run.machine import environment
 from jaxcifar.run.progress import duration
@@ -240,6 +238,7 @@ class Measured(NamedTuple):
     settings: dict[str, Any]  # {"steps", "every", "step_sizes"}
     images: dict[str, Any]  # provenance of those it trained on
     environment: dict[str, Any]
+    original: dict[str, Any] | None  # the flat config that options changed; None where unknown
     records: list[dict[str, Any]]  # see `AlongGradient.found`
 
     @property
@@ -255,9 +254,9 @@ class Measured(NamedTuple):
 
     @property
     def note(self) -> str:
-        """Says what sets the measurements apart from their row's full training."""
-        name, config = self.folder.name.rsplit("_seed", 1)[0], self.config
-        parts = [marks.mark(flatten(load(name)), config)] if name in ROWS else []
+        """Says what sets the measurements apart from a full training of their row or config."""
+        config = self.config
+        parts = [marks.mark(self.original, config)] if self.original else []
         whole = config["train.epochs"] * (self.images["images"] // config["train.batch_size"])
         if self.settings["steps"] < whole:
             parts.append(f"SHORTENED: {self.settings['steps']:,} of {whole:,} steps")
@@ -284,7 +283,9 @@ def measured(folder: pathlib.Path) -> list[Measured]:
             keys = ("step", "loss", "gradient_norm", "losses", "gradient_changes")
             check_keys(path.with_name("measurements.jsonl"), record, keys)
         config = flatten(complete(content["config"]))
-        found.append(Measured(path.parent, config, *(content[name] for name in facts), records))
+        original, _ = origin(path.parent.name.rsplit("_seed", 1)[0], path.parent)
+        rest = (content[name] for name in facts)
+        found.append(Measured(path.parent, config, *rest, original, records))
     return found
 
 

@@ -354,7 +354,7 @@ def draw(
 def _needs(name: str, sweep: Sweep) -> str:
     if name in OF_NETWORK:
         return (
-            f"no finished run in {sweep.folder} has its checkpoints/ folder. Train one with the "
-            "sweep, or name one with --run=FOLDER."
+            f"no finished run in {sweep.folder} has its checkpoints/ folder. Train one in "
+            "another folder, or name one with --run=FOLDER."
         )
     return f"it needs finished runs that are not in {sweep.folder}."

@@ -326,7 +326,7 @@ def read_run(folder: pathlib.Path) -> Run:
             f"{len(records)} of {config['train.epochs']} epochs. Delete it and train again."
         )
     name = _places(folder)[0].name
-    original, file = _origin(name, folder)
+    original, file = origin(name, folder)
     records = [log.averaged(record) for record in records]
     return Run(name, folder, config, data, environment, resumed, records, result, original, file)
 
@@ -341,8 +341,16 @@ def _places(run: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     return named, named.parent
 
 
-def _origin(name: str, folder: pathlib.Path) -> tuple[dict[str, Any] | None, str | None]:
-    """Returns the flat config that a run's options changed, and its file; None where unknown."""
+def origin(name: str, folder: pathlib.Path) -> tuple[dict[str, Any] | None, str | None]:
+    """Returns the flat config that options changed, and its file; None where unknown.
+
+    Args:
+      name: of the row or config.
+      folder: of the run, or of a measurement.
+
+    Raises:
+      UserError: origin.json is damaged.
+    """
     path = folder / options.ORIGIN  # of `jaxcifar.main`; a sweep's is beside its seeds' folders
     path = path if path.exists() else _places(folder)[0] / options.ORIGIN
     if name not in ROWS and path.exists():

@@ -274,3 +274,22 @@ def test_measurements_from_before_a_field_are_resumed(tmp_path):
     del content["config"]["optim"]["momentum"]
     path.write_text(json.dumps(content))
     gradient.check_settings(path, config, settings, facts)
+
+
+def test_a_config_of_ones_own_is_measured(tmp_path, monkeypatch):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from jaxcifar.options import load\n\n\ndef get_config():\n    config = load('vgg6')\n"
+        "    config.model.width = 0.05\n    config.data.name = 'synthetic'\n"
+        "    config.train.batch_size = 32\n    return config\n"
+    )
+    out = tmp_path / "out"
+    given = [f"--configs={mine}", f"--out={out}", "--steps=2", "--every=1", "--step-sizes=0.1,0.2"]
+    assert (
+        exit_code(lambda: main(["smoothness", *given, "--config.train.limit_train_images=100"]))
+        == 0
+    )
+    (found,) = gradient.measured(out / "smoothness")
+    assert found.folder.name == "mine_seed0"
+    assert found.config["model.width"] == 0.05
+    assert found.note.startswith("SHORTENED: 100 images; SHORTENED: 2 of ")
