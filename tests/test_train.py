@@ -18,7 +18,7 @@ from jaxcifar.hooks import Hook
 from jaxcifar.run.checkpoint import Checkpointer, Saved
 from jaxcifar.run.folder import RunFolder
 from tests.forked import Forked, environment_of
-from tests.tiny import SignalAt, Slow, Spoil, Watch, run, state_of, tiny, without_times
+from tests.tiny import SignalAt, Slow, Spoil, Watch, mesh, run, state_of, tiny, without_times
 
 ROOT = pathlib.Path(__file__).parent.parent
 
