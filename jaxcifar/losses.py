@@ -13,8 +13,9 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float 
     Args:
       logits: [N, num_classes] float32.
       targets: labels [N], integers, or soft targets [N, num_classes] float32 that sum to 1. A
-        label of num_classes or more is no error: its loss is NaN, or with label smoothing that of
-        an example of no class.
+        label of num_classes or more is no error: its loss is NaN. Nor is a negative one, which
+        counts from the end: −1 is the last class, and not "ignore". With label smoothing either
+        has the loss of an example of no class.
       label_smoothing: α; targets become (1 − α) · target + α / num_classes. Szegedy et al. 2016,
         "Rethinking the Inception Architecture for Computer Vision", section 7.
 
@@ -29,11 +30,12 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float 
             f"The targets are of shape {targets.shape}, and the logits of {logits.shape}. Give "
             f"labels {logits.shape[:-1]} or soft targets {logits.shape}."
         )
+    are_labels = targets.ndim == logits.ndim - 1
     if label_smoothing:
-        if targets.ndim == 1:
+        if are_labels:
             targets = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
         targets = optax.smooth_labels(targets, label_smoothing)
-    if targets.ndim == 1:
+    elif are_labels:
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return optax.softmax_cross_entropy(logits, targets)
 

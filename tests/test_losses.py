@@ -76,3 +76,23 @@ def test_targets_of_another_shape_are_refused(shape, smoothing):
 def test_the_loss_of_a_label_beyond_the_classes_is_not_a_number(label):
     found = losses.cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS).at[2].set(label))
     assert np.isnan(found).tolist() == [False, False, True, False, False, False]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("soft", [False, True])
+def test_examples_may_have_any_axes_or_none(smoothing, soft):
+    targets = jnp.asarray(np.eye(5, dtype=np.float32)[LABELS] if soft else LABELS)
+    logits, loss = jnp.asarray(LOGITS), lambda *pair: losses.cross_entropy(*pair, smoothing)
+    expected = loss(logits, targets)
+    np.testing.assert_allclose(jax.vmap(loss)(logits, targets), expected, rtol=1e-6)
+    np.testing.assert_allclose(loss(logits[1], targets[1]), expected[1], rtol=1e-6)
+    # As many examples in a row as there are classes: the shape of labels is not that of targets.
+    rows = np.arange(25).reshape(5, 5) % 6
+    np.testing.assert_allclose(loss(logits[rows], targets[rows]), expected[rows], rtol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_negative_label_is_not_ignored(smoothing):
+    found = losses.cross_entropy(jnp.asarray(LOGITS), jnp.full(6, -1), smoothing)
+    taken_for = np.zeros((6, 5), np.float32) if smoothing else np.full(6, 4)  # of no class, or last
+    np.testing.assert_array_equal(found, losses.cross_entropy(LOGITS, taken_for, smoothing))
