@@ -9,6 +9,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
+from jaxcifar.errors import UserError
 from jaxcifar.models import initializers, layers
 from jaxcifar.models.network import Network
 
@@ -29,6 +30,7 @@ class VGG(Network):
         init = initializers.xavier_normal(self.normal)
         conv, norm = self.conv(use_bias=True, kernel_init=init), self.norm()
         linear = partial(layers.Linear, kernel_init=init)
+        height, width = x.shape[1:3]
         number = 0
         for stage in STAGES:
             for features in stage:
@@ -38,6 +40,11 @@ class VGG(Network):
                     x = norm(name=f"bn{number}")(x, train=train)
                 x = self.act(x)
             x = layers.max_pool(x)
+        if 0 in x.shape[1:3]:  # else the network would be its last biases
+            raise UserError(
+                f"The images have {height}×{width} pixels, and a VGG halves them {len(STAGES)} "
+                f"times. Give it {2 ** len(STAGES)}×{2 ** len(STAGES)} or more."
+            )
         x = x.reshape(x.shape[0], -1)  # no len(): the batch may be symbolic
         for number in (1, 2):
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)

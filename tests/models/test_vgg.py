@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from jaxcifar.errors import UserError
 from jaxcifar.models import create_model
 from tests.models.shapes import shapes
 
@@ -26,3 +28,15 @@ def test_a_batch_norm_follows_each_convolution():
     assert set(plain["params"]) == {f"conv{i}" for i in range(1, 9)} | {"fc1", "fc2", "fc3"}
     assert set(normed["params"]) == set(plain["params"]) | set(normed["batch_stats"])
     assert all("bias" in plain["params"][name] for name in plain["params"])
+
+
+def test_images_of_which_nothing_would_be_left_are_refused():
+    model = create_model("vgg_a", width=0.125)
+
+    def init(images):
+        return model.init(jax.random.key(0), images, train=False)
+
+    with pytest.raises(UserError, match=r"have 28×40 pixels.*Give it 32×32 or more"):
+        jax.eval_shape(init, jnp.zeros((2, 28, 40, 3)))
+    params = jax.eval_shape(init, jnp.zeros((2, 32, 64, 3)))["params"]
+    assert params["fc1"]["kernel"].shape == (2 * 64, 64)
