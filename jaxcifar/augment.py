@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcifar.errors import choose
+
 Normalize = Callable[[jax.Array], jax.Array]
 
 
@@ -61,6 +63,7 @@ def weak(
     Returns:
       [N, H, W, C] of the same dtype, or what `normalize` returns.
     """
+    choose("flip", flip, FLIPS)
     crop_key, flip_key = jax.random.split(key)
     images = random_crop(
         crop_key, images, padding=padding, padding_mode=padding_mode, platform=platform
@@ -215,6 +218,7 @@ def crop(
     On TPUs a slice at each image's own offset would be a loop over the images; there one of all
     shifts is chosen, first of the rows, then of the columns. The result is the same to the bit.
     """
+    choose("padding_mode", padding_mode, PADDING_MODES)
     _, height, width, channels = images.shape
     pad = (padding, padding)
     mode = "constant" if padding_mode == "zeros" else padding_mode

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxcifar import augment
+from jaxcifar.errors import UserError
 
 KEY = jax.random.key(3)
 IMAGES = jax.random.randint(jax.random.key(0), (64, 32, 32, 3), 0, 256).astype(jnp.uint8)
@@ -282,3 +283,10 @@ def test_views_by_hand():
         np.testing.assert_array_equal(view, by_hand)
     for name in augment.VIEWS:
         assert sum(share for share, _ in augment.views(images, name)) == 1
+
+
+@pytest.mark.parametrize("transform", [augment.weak, augment.strong])
+@pytest.mark.parametrize(("option", "name"), [("flip", "Random"), ("padding_mode", "refelct")])
+def test_a_misspelt_name_is_refused(transform, option, name):
+    with pytest.raises(UserError, match=f"{option} is '{name}'. Did you mean '(random|reflect)'"):
+        jax.eval_shape(lambda: transform(KEY, IMAGES, **{option: name}))
