@@ -139,6 +139,8 @@ def _bits(picture: Image.Image) -> int:
 def pictures(paths: list[pathlib.Path]) -> list[pathlib.Path]:
     """Returns the named files, and the pictures in the named folders, sorted by name.
 
+    Those of a folder have the ending of a picture, and are not hidden.
+
     Raises:
       UserError: a folder contains no pictures.
     """
@@ -147,7 +149,12 @@ def pictures(paths: list[pathlib.Path]) -> list[pathlib.Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _ENDINGS)
+        inside = sorted(
+            p
+            for p in path.iterdir()
+            # A hidden one, such as macOS's ._cat.png, is not a picture, whatever its ending.
+            if p.suffix.lower() in _ENDINGS and not p.name.startswith(".") and p.is_file()
+        )
         if not inside:
             raise UserError(f"The folder {path} contains no pictures ({', '.join(_ENDINGS)}).")
         found += inside

@@ -220,6 +220,15 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path, monkeypatch):
         predict.pictures([tmp_path / "none"])
 
 
+def test_of_a_folder_only_what_can_be_a_picture_is_taken(tmp_path):
+    for name in ("b.PNG", "a.jpg", "._a.jpg", "notes.txt"):  # the third is macOS's
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    assert predict.pictures([tmp_path]) == [tmp_path / "a.jpg", tmp_path / "b.PNG"]
+    # What is named is read, or refused when it is read.
+    assert predict.pictures([tmp_path / "._a.jpg"]) == [tmp_path / "._a.jpg"]
+
+
 @pytest.mark.slow
 def test_the_names_are_those_of_the_checkpoint(finished, tmp_path, capsys):
     """As the network is: config.json may have been changed."""
