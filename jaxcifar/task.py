@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxcifar import augment, data, kernels, losses, models, optim
+from jaxcifar import augment, data, kernels, losses, models, optim, sharding
 from jaxcifar.config import Config
 from jaxcifar.errors import UserError, choose
 
@@ -80,16 +80,19 @@ class Optimization(NamedTuple):
 
     def make(self, hyperparams: Hyperparams, steps_per_epoch: int) -> optax.GradientTransformation:
         """Returns the whole chain."""
+        options = {
+            "momentum": self.momentum,
+            "nesterov": self.nesterov,
+            "weight_decay": hyperparams.weight_decay,
+            "mask": self.mask,
+            "bias_scale": self.bias_scale,
+        }
         return optim.make_optimizer(
             self.name,
             self.make_schedule(hyperparams, steps_per_epoch),
             regularize=self.make_regularizers(hyperparams),
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            weight_decay=hyperparams.weight_decay,
-            mask=self.mask,
-            bias_scale=self.bias_scale,
             clip_norm=self.clip_norm,
+            **{option: options[option] for option in optim.options_of(self.name)},
         )
 
 
@@ -206,7 +209,10 @@ class Task:
 
     def make_optimizer(self, hyperparams: Hyperparams) -> optax.GradientTransformation:
         """Returns the whole chain of the optimizer."""
-        return self.optimization.make(hyperparams, self.steps_per_epoch)
+        optimization = self.optimization
+        if not self.model.batch_norm:  # `jaxcifar.checks.unused` has said so
+            optimization = optimization._replace(bias_scale=1.0)
+        return optimization.make(hyperparams, self.steps_per_epoch)
 
     def cross_entropy(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
         """Returns the loss of each example in training, [N]."""
@@ -244,14 +250,14 @@ def build(config: Config, train: data.Dataset, mesh: Mesh, *, platform: str | No
     Args:
       config: of the run, checked by `jaxcifar.checks.check_config`.
       train: the images that it trains on.
-      mesh: of the devices.
+      mesh: of the devices, of any axes.
       platform: to build for; None is that of the mesh.
 
     Raises:
       UserError: the training set is smaller than a batch, or `train.steps_per_call` does not
         divide an epoch.
     """
-    platform = platform or kernels.platform_of(mesh)
+    inference = build_inference(config, train, mesh, platform=platform)
     if config.train.batch_size > len(train):
         raise UserError(
             f"config.train.batch_size is {config.train.batch_size}, more than the {len(train):,} "
@@ -259,7 +265,7 @@ def build(config: Config, train: data.Dataset, mesh: Mesh, *, platform: str | No
         )
     steps_per_epoch = len(train) // config.train.batch_size
     return Task(
-        inference=build_inference(config, train, mesh, platform=platform),
+        inference=inference,
         augmentation=config.data.augment,
         strengths=_strengths(config),
         alternating_flip=config.augment.flip == "alternating",
@@ -271,7 +277,9 @@ def build(config: Config, train: data.Dataset, mesh: Mesh, *, platform: str | No
         lookahead_steps=config.train.lookahead_steps,
         n_train=len(train),
         batch_size=config.train.batch_size,
-        steps_per_call=_steps_per_call(config.train.steps_per_call, steps_per_epoch, platform),
+        steps_per_call=_steps_per_call(
+            config.train.steps_per_call, steps_per_epoch, inference.platform
+        ),
         log_norms=config.train.log_norms,
     )
 
@@ -285,9 +293,10 @@ def build_inference(
       config: of the network.
       images: with the classes and, where the config has none, the normalisation of those that it
         was trained on.
-      mesh: of the devices.
+      mesh: of the devices, of any axes.
       platform: to build for; None is that of the mesh.
     """
+    mesh = sharding.over(mesh)
     platform = platform or kernels.platform_of(mesh)
     return Inference(
         create_model(config, len(images.class_names), platform),

@@ -1,9 +1,11 @@
 """Optimizers, schedules and regularizers against the written formulas."""
 
 import doctest
+import inspect
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -203,6 +205,38 @@ def test_kernels_are_known_by_their_name():
             optim.kernels_only(params)
 
 
+def test_weights_are_known_in_a_box():
+    """With `nn.with_partitioning` a leaf is the value of a box under the parameter's name."""
+    boxed = nn.Partitioned(jnp.ones((2, 2)), names=(None, None))
+    params = {"fc": {"kernel": boxed, "bias": boxed}, "conv": {"kernel": jnp.ones((2, 2))}}
+    assert jax.tree.leaves(optim.kernels_only(params)) == [True, False, True]
+    added, _ = optim.add_l2(0.5, optim.kernels_only).update(params, optax.EmptyState(), params)
+    assert [leaf[0, 0] for leaf in jax.tree.leaves(added)] == [2, 1, 2]
+
+
+def test_an_update_that_is_none_stays_none():
+    """As in optax, where it is that of a parameter that is not trained."""
+    updates = {"conv": {"kernel": None}, "bn": gradients(0)["bn"]}
+    for tx in (optim.add_l1(0.1), optim.add_l2(0.1), optim.proximal_l1(0.1, 0.5)):
+        found, _ = tx.update(updates, tx.init(PARAMS), PARAMS)
+        expected, _ = tx.update(gradients(0), tx.init(PARAMS), PARAMS)
+        assert found == {"conv": {"kernel": None}, "bn": expected["bn"]}
+
+
+def test_float16_parameters():
+    params = {"kernel": jnp.full(90_000, 1, jnp.float16), "bias": jnp.full(9, 300, jnp.float16)}
+    for mask, expected in ((None, 90_000 + 9 * 300.0**2), (optim.kernels_only, 90_000)):
+        with jax.numpy_dtype_promotion("strict"):
+            assert optim.l2_penalty(params, 1.0, mask) == expected
+    assert optim.l1_penalty(params, 1.0) == 90_000 + 9 * 300
+    # Neither of these strengths is above 0 in float16, and their product is.
+    w = jnp.full(1, 1e-4, jnp.float16)
+    tx = optim.proximal_l1(1e-8, 1e3)
+    updates, _ = tx.update(jnp.zeros_like(w), tx.init(w), w)
+    assert updates.dtype == jnp.float16
+    assert -w < updates < 0
+
+
 def test_transforms_need_the_parameters():
     with pytest.raises(ValueError, match="needs the parameters"):
         optim.add_l1(0.1).update(PARAMS, optax.EmptyState())
@@ -234,6 +268,48 @@ def test_schedule_names():
         optim.cosine_annealing(0.1, 4, 10, per="batch")
     with pytest.raises(UserError, match="Did you mean 'adam'"):
         optim.make_optimizer("adamax", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "users"),
+    [
+        ("adam", "momentum", 0.9, "'sgd'"),
+        ("adamw", "nesterov", True, "'sgd'"),
+        ("adam", "bias_scale", 4.0, "'sgd'"),
+        ("adam", "mask", optim.kernels_only, "'adamw'"),
+        ("sgd", "weight_decay", 0.5, "'adamw'. Leave it out. .* of PyTorch's sgd is l2"),
+    ],
+)
+def test_an_option_that_the_optimizer_does_not_have_is_refused(name, option, value, users):
+    with pytest.raises(UserError, match=f"{option} is .*{name!r}; it is for {users}"):
+        optim.make_optimizer(name, 0.1, **{option: value})
+    unset = inspect.signature(optim.make_optimizer).parameters[option].default
+    optim.make_optimizer(name, 0.1, **{option: unset})
+    if option == "weight_decay":
+        with pytest.raises(UserError, match="weight_decay is"):
+            jax.jit(lambda decay: optim.make_optimizer(name, 0.1, weight_decay=decay).init(()))(0.0)
+
+
+@pytest.mark.parametrize("per", ["epoch", "step"])
+def test_cosine_of_no_epochs_is_over(per):
+    schedule = optim.cosine_annealing(0.1, 0, 10, per)
+    after_warm_up = optim.make_schedule("cosine", 0.1, 5, 10, warmup_epochs=5.0)
+    for step in (0, 7):
+        assert schedule(step) == pytest.approx(0, abs=1e-15)
+        assert jax.jit(schedule)(step) == pytest.approx(0, abs=1e-15)
+        assert after_warm_up(50 + step) == pytest.approx(0, abs=1e-15)
+    assert after_warm_up(49) == 0.1
+
+
+@pytest.mark.parametrize("name", optim.SCHEDULES)
+def test_numbers_may_be_traced_where_the_step_is_not(name):
+    def rate(base, epochs, warm):
+        return optim.make_schedule(name, base, epochs, 10, warm)(27)
+
+    numbers = 0.1, 4.0, 2.0
+    assert jax.jit(rate)(*numbers) == pytest.approx(rate(*numbers), rel=1e-5)
+    alone = jax.jit(lambda epochs: optim.cosine_annealing(0.1, epochs, 10)(27))
+    assert alone(4.0) == pytest.approx(optim.cosine_annealing(0.1, 4.0, 10)(27), rel=1e-5)
 
 
 def test_proximal_l1_by_hand():
@@ -347,9 +423,15 @@ def test_a_learning_rate_for_the_biases_of_normalisation():
     tx = optim.make_optimizer("sgd", 1.0, bias_scale=4.0, regularize=regularize)
     updates, _ = tx.update(gradients, tx.init(params), params)
     np.testing.assert_allclose(updates["norm1"]["bias"], -(4 * 0.5 + 0.1), rtol=1e-6)
-    for name in ("bn1", "norm0", "downsample_bn"):  # of ResNet and VGG, DenseNet, ResNet
+    # Of ResNet and VGG, DenseNet, ResNet; Flax's own.
+    for name in ("bn1", "norm0", "downsample_bn", "BatchNorm_0"):
         updates, _ = tx.update({name: gradients["norm1"]}, tx.init(params), {name: params["norm1"]})
         np.testing.assert_allclose(updates[name]["bias"], -(4 * 0.5 + 0.1), rtol=1e-6)
     updates, _ = tx.update(gradients, tx.init(params), params)
     for leaf in updates["fc"].values():
         np.testing.assert_allclose(leaf, -(0.5 + 0.1), rtol=1e-6)
+    boxed = {"bn": {"bias": nn.Partitioned(jnp.ones(2), names=(None,))}}
+    updates, _ = tx.update(boxed, tx.init(boxed), boxed)
+    np.testing.assert_allclose(updates["bn"]["bias"].value, -(4 + 0.1), rtol=1e-6)
+    with pytest.raises(UserError, match=r"bias_scale is 4\.0, but no parameter is the bias of a"):
+        tx.init({"fc": params["fc"], "batch": {"bias": jnp.ones(2)}})

@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcifar import augment, optim, task
+from jaxcifar import augment, optim, programs, task
 from jaxcifar.config import base_config
 from jaxcifar.errors import UserError
+from jaxcifar.state import TrainState
 from tests.tiny import first_images, mesh, tiny, tiny_task, with_inference
 
 # --- build ------------------------------------------------------------------------------------
@@ -126,6 +127,17 @@ class TooMany:
 
     def __len__(self):
         return self.size
+
+
+def test_the_mesh_may_have_any_axes():
+    made = task.build(tiny(), first_images(100), jax.make_mesh((1, 1), ("batch", "model")))
+    assert made == task.build(tiny(), first_images(100), mesh(1))
+    images, labels = programs.on_devices(first_images(100), made.mesh)
+    state = TrainState(jnp.int32(0), {}, {}, (), jax.random.key(0))
+    order = np.arange(96).reshape(3, 32)
+    found, found_labels = programs.batch(made, state, images, labels, jnp.asarray(order))
+    np.testing.assert_array_equal(found, first_images(32).images)
+    np.testing.assert_array_equal(found_labels, first_images(32).labels)
 
 
 # --- the optimizer, the loss and the views of a config ----------------------------------------
@@ -339,3 +351,12 @@ def test_erased_pixels_are_0_after_preparing():
     shares = erased.mean((1, 2))
     assert shares.min() > 0.01
     assert shares.max() < 0.4
+
+
+def test_a_scale_for_biases_of_norms_has_no_effect_where_there_are_none():
+    """`checks.unused` says so, and the run goes on."""
+    scaled = tiny_task(model__name="vgg_a", optim__name="sgd", optim__bias_scale=64.0)
+    params = {"conv1": {"bias": jnp.ones(2)}}
+    made = scaled.make_optimizer(task.hyperparams(tiny(optim__learning_rate=0.1)))
+    updates, _ = made.update(params, made.init(params), params)
+    np.testing.assert_allclose(updates["conv1"]["bias"], -0.1, rtol=1e-6)

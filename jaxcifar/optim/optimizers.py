@@ -8,8 +8,8 @@ import chex
 import jax
 import optax
 
-from jaxcifar.errors import choose
-from jaxcifar.optim.regularizers import Mask, Regularizer, l1, l2
+from jaxcifar.errors import UserError, choose
+from jaxcifar.optim.regularizers import Mask, Regularizer, l1, l2, names
 
 
 def _adam() -> optax.GradientTransformation:
@@ -50,17 +50,23 @@ def options_of(name: str) -> tuple[str, ...]:
 
 
 def _scale_norm_biases(factor: float) -> optax.GradientTransformation:
-    """Multiplies the updates of the biases of normalisation layers: bn1, norm0, downsample_bn.
+    """Multiplies the updates of the biases of BatchNorm.
 
     At the head of a chain with SGD it is a learning rate of their own, with the decay of all.
     """
 
     def is_one(path: tuple, _: jax.Array) -> bool:
-        *modules, leaf = (str(getattr(key, "key", key)) for key in path)
-        return leaf == "bias" and bool(modules) and bool(re.search(r"(^|_)(bn|norm)", modules[-1]))
+        module, leaf = ["", "", *names(path)][-2:]
+        return leaf == "bias" and bool(re.search(r"(?i)(^|_)(bn|norm|batch_?norm)", module))
 
     def mask(params: chex.ArrayTree) -> chex.ArrayTree:
-        return jax.tree_util.tree_map_with_path(is_one, params)
+        chosen = jax.tree_util.tree_map_with_path(is_one, params)
+        if not any(jax.tree.leaves(chosen)):
+            raise UserError(
+                f"bias_scale is {factor}, but no parameter is the bias of a BatchNorm, which is "
+                "known by a name such as bn1, downsample_bn, norm0 or BatchNorm_0. Leave it out."
+            )
+        return chosen
 
     return optax.masked(optax.scale(factor), mask)
 
@@ -104,11 +110,13 @@ def make_optimizer(
       mask: which parameters decay, see `l1`.
       bias_scale: multiplies the gradients of the biases of BatchNorm before all else, for "sgd".
         With SGD that gives them their own learning rate, while L2 applies to them as to the rest.
+        They are known by their module's name: bn1, downsample_bn, norm0, BatchNorm_0.
       clip_norm: the largest norm of all gradients together, penalties included; longer ones are
         scaled to it, as by PyTorch's clip_grad_norm_. 0 is no limit.
 
     Raises:
-      UserError: there is no such optimizer.
+      UserError: there is no such optimizer, or it does not have an option that is given. From
+        `init`: `bias_scale` is given, and there is no BatchNorm.
     """
     choose("optim.name", name, OPTIMIZERS)
     options = {
@@ -118,6 +126,21 @@ def make_optimizer(
         "mask": mask,
         "bias_scale": bias_scale,
     }
+    for option, value in options.items():
+        unset = inspect.signature(make_optimizer).parameters[option].default
+        # A traced number is given, whatever its value.
+        if option not in options_of(name) and (isinstance(value, jax.Array) or value != unset):
+            users = [other for other in OPTIMIZERS if option in options_of(other)]
+            raise UserError(
+                f"{option} is {value!r}, but the optimizer is {name!r}; it is for "
+                f"{' and '.join(map(repr, users))}. Leave it out."
+                + (
+                    f" The weight_decay of PyTorch's {name} is l2, of half the strength, in "
+                    "regularize."
+                    if option == "weight_decay"
+                    else ""
+                )
+            )
     return optax.chain(
         *([_scale_norm_biases(bias_scale)] if bias_scale != 1 else []),
         *(regularizer.transform for regularizer in regularize),

@@ -75,6 +75,7 @@ def l1(strength: float | jax.Array, mask: Mask | None = None) -> Regularizer:
 
     def value(w: jax.Array) -> jax.Array:
         # |w|, written so that its gradient at 0 is 0: JAX's abs has 1 there.
+        w = _widened(w)
         return _cast(strength, w) * jnp.sum(w * jax.lax.stop_gradient(jnp.sign(w)))
 
     return _regularizer(value, lambda w: _cast(strength, w) * jnp.sign(w), mask)
@@ -92,6 +93,7 @@ def l2(strength: float | jax.Array, mask: Mask | None = None) -> Regularizer:
     """
 
     def value(w: jax.Array) -> jax.Array:
+        w = _widened(w)
         return _cast(strength, w) * jnp.sum(jnp.square(w))
 
     return _regularizer(value, lambda w: 2 * _cast(strength, w) * w, mask)
@@ -100,7 +102,7 @@ def l2(strength: float | jax.Array, mask: Mask | None = None) -> Regularizer:
 def add_l1(strength: float | jax.Array, mask: Mask | None = None) -> optax.GradientTransformation:
     """Adds λ·sign(w), the gradient of λ Σ|w|, to the updates. At w = 0 it adds 0.
 
-    Args: see `l1`.
+    Args: see `l1`. With `optax.inject_hyperparams` a mask needs `static_args="mask"`.
 
     Returns:
       A stateless `optax.GradientTransformation`; its update needs `params`.
@@ -111,7 +113,8 @@ def add_l1(strength: float | jax.Array, mask: Mask | None = None) -> optax.Gradi
 def add_l2(strength: float | jax.Array, mask: Mask | None = None) -> optax.GradientTransformation:
     """Adds 2λ·w, the gradient of λ Σw², to the updates.
 
-    Args: see `l2`, also for the factor 2.
+    Args: see `l2`, also for the factor 2. With `optax.inject_hyperparams` a mask needs
+      `static_args="mask"`.
 
     Returns:
       A stateless `optax.GradientTransformation`; its update needs `params`.
@@ -132,7 +135,8 @@ def proximal_l1(
         tx = optax.chain(optax.sgd(0.1), proximal_l1(1e-4, learning_rate=0.1))
 
     After an optimizer that scales each weight's step, such as Adam, it still gives exact zeros, but
-    the point it converges to is not in general that of the penalized loss.
+    the point it converges to is not in general that of the penalized loss. Where the parameters are
+    float16, t is too, and below 3e-8 it is 0.
 
     Args:
       strength: λ ≥ 0; a number or a traced scalar.
@@ -146,7 +150,8 @@ def proximal_l1(
 
     def shrink(u: jax.Array, w: jax.Array) -> jax.Array:
         target = w + u
-        threshold = _cast(strength, w) * _cast(learning_rate, w)
+        wide = _widened(w)
+        threshold = (_cast(strength, wide) * _cast(learning_rate, wide)).astype(w.dtype)
         target = jnp.sign(target) * jnp.maximum(jnp.abs(target) - threshold, jnp.zeros((), w.dtype))
         return target - w  # exactly −w where the target is 0
 
@@ -170,14 +175,15 @@ def l2_penalty(
 def kernels_only(params: chex.ArrayTree) -> chex.ArrayTree:
     """A mask that chooses convolution and linear weights: no bias, no BatchNorm scale.
 
-    These are the leaves that Flax linen names "kernel". Where weights have other names, give a mask
-    of your own, such as `lambda params: jax.tree.map(lambda w: w.ndim > 1, params)`.
+    These are the leaves that Flax names "kernel", boxed or not (`nn.with_partitioning`). Where
+    weights have other names, give a mask of your own, such as
+    `lambda params: jax.tree.map(lambda w: w.ndim > 1, params)`.
 
     Raises:
       UserError: there is none of that name.
     """
     chosen = jax.tree_util.tree_map_with_path(
-        lambda path, _: bool(path) and getattr(path[-1], "key", None) == "kernel", params
+        lambda path, _: names(path)[-1:] == ["kernel"], params
     )
     if not any(jax.tree.leaves(chosen)):
         raise UserError(
@@ -189,6 +195,17 @@ def kernels_only(params: chex.ArrayTree) -> chex.ArrayTree:
 
 # What config.optim.penalize names.
 MASKS: dict[str, Mask | None] = {"all": None, "kernels": kernels_only}
+
+
+def names(path: tuple) -> list[str]:
+    """Returns the names of modules and their parameter in a leaf's path, without those of a box."""
+    keys = (getattr(entry, "key", None) for entry in path)
+    return [key for key in keys if isinstance(key, str)]
+
+
+def _widened(w: jax.Array) -> jax.Array:
+    """At least float32, since in float16 a sum of many weights is infinite."""
+    return w.astype(jnp.float32) if w.dtype.itemsize < 4 else w
 
 
 def _cast(strength: float | jax.Array, w: jax.Array) -> jax.Array:
@@ -210,7 +227,7 @@ def _regularizer(
 
     def penalty(params: chex.ArrayTree) -> jax.Array:
         terms = jax.tree.map(
-            lambda w, chosen: value(w) if chosen else jnp.zeros((), w.dtype),
+            lambda w, chosen: value(w) if chosen else jnp.zeros(()),
             params,
             _resolve(mask, params),
         )
@@ -230,7 +247,13 @@ def _transform(
         if params is None:
             raise ValueError("update needs the parameters: tx.update(updates, state, params)")
         chosen = _resolve(mask, params)
-        updates = jax.tree.map(lambda u, w, on: change(u, w) if on else u, updates, params, chosen)
+        updates = jax.tree.map(
+            lambda u, w, on: change(u, w) if on and u is not None else u,
+            updates,
+            params,
+            chosen,
+            is_leaf=lambda u: u is None,  # which optax passes on for what is not trained
+        )
         return updates, state
 
     return optax.GradientTransformation(optax.init_empty_state, update)

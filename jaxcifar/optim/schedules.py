@@ -6,10 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from jaxcifar.errors import choose
 
 SCHEDULES = ("cosine", "cosine_per_step", "constant", "triangular")
+
+
+def _numpy_or_jax(step: Any, *numbers: Any) -> Any:
+    """NumPy, which has float64, for a step that is one number, unless another number is traced."""
+    plain = isinstance(step, int | float | np.number)
+    return np if plain and not any(isinstance(n, Tracer) for n in numbers) else jnp
 
 
 def cosine_annealing(
@@ -39,11 +46,13 @@ def cosine_annealing(
     choose("per", per, ("epoch", "step"))
 
     def schedule(step: Any) -> Any:
-        xp: Any = np if isinstance(step, int | float | np.number) else jnp
+        xp = _numpy_or_jax(step, epochs)
         step = xp.asarray(step)
         epoch = step // steps_per_epoch if per == "epoch" else step / steps_per_epoch
         # (1 + cos x)/2 as cos²(x/2): the sum cancels near the end, where float32 would lose it.
-        fraction = xp.minimum(xp.asarray(epoch, float) / epochs, 1.0)
+        epoch = xp.asarray(epoch, float)
+        # Of 0 epochs there is no fraction, and from the first step on it is over.
+        fraction = xp.where(epoch < epochs, epoch / xp.maximum(epochs, 1e-9), 1.0)
         return base_lr * xp.square(xp.cos(np.pi / 2 * fraction))
 
     return schedule
@@ -75,7 +84,7 @@ def triangular(
     """
 
     def schedule(step: Any) -> Any:
-        xp: Any = np if isinstance(step, int | float | np.number) else jnp
+        xp = _numpy_or_jax(step, epochs, peak)
         step = xp.asarray(step, float)
         total = epochs * steps_per_epoch
         # In float32 the product of a share and a number of steps may miss a whole number.
@@ -129,7 +138,7 @@ def make_schedule(
         after = cosine_annealing(base_lr, epochs - warmup_epochs, steps_per_epoch, per)
 
     def schedule(step: Any) -> Any:
-        xp: Any = np if isinstance(step, int | np.integer) else jnp
+        xp = _numpy_or_jax(step, base_lr, epochs, warmup_epochs)
         step = step if xp is np else jnp.asarray(step, float)
         # Whole steps, as in `triangular`: the last of them has the highest rate.
         warm = xp.floor(warmup_epochs * steps_per_epoch + 1e-3)
