@@ -1,9 +1,12 @@
 """Weights to and from PyTorch: names, shapes, errors, and the command. Needs no PyTorch."""
 
 import re
+import subprocess
+import sys
 import zipfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -322,7 +325,7 @@ def test_import_and_export(weights, tmp_path, capsys, one_device):
     assert (config.model.name, config.model.activation, step) == ("vgg_a_bn", "gelu", 0)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded), variables)
     exported = tmp_path / "exported.npz"
-    export.export(workdir, "npz", exported)
+    export.export(str(workdir), "npz", str(exported))
     one, other = np.load(exported), np.load(path)
     assert all(np.array_equal(one[key], other[key]) for key in other.files)
     # Nothing is overwritten.
@@ -390,6 +393,18 @@ def test_a_file_is_recognised_by_its_content(kind, tmp_path, capsys):
     config, _, loaded = restore.load_variables(tmp_path / "run")
     assert (config.data.name, config.data.std) == ("cifar100", (0.2023, 0.1994, 0.2010))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded), variables)
+
+
+def test_bfloat16_is_read_without_jax(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    safetensors.numpy.save_file({"w": np.array([1.5, -2.0], jnp.bfloat16)}, path)
+    code = (
+        "import pathlib, sys; from jaxcifar.interop import files; "
+        "w = files.read(pathlib.Path(sys.argv[1]))['w']; "
+        "print(w.astype(float).tolist(), 'jax' in sys.modules)"
+    )
+    said = subprocess.check_output([sys.executable, "-c", code, path], text=True)
+    assert said == "[1.5, -2.0] False\n"
 
 
 def test_a_deeper_network_does_not_fit():

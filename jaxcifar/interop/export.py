@@ -54,7 +54,7 @@ NEEDS = {
 
 
 def export(
-    workdir: pathlib.Path, to: str, path: pathlib.Path, *, checkpoint: str = "best"
+    workdir: str | pathlib.Path, to: str, path: str | pathlib.Path, *, checkpoint: str = "best"
 ) -> dict[str, Any]:
     """Writes a run's network to `path`, and what must be known to use it to `path`.json.
 
@@ -71,6 +71,7 @@ def export(
       UserError: there is no such checkpoint, the file exists, its folder does not, or what the
         format needs is not installed.
     """
+    workdir, path = pathlib.Path(workdir), pathlib.Path(path)
     module, extra = NEEDS.get(choose("--to", to, FORMATS), ("numpy", ""))
     if importlib.util.find_spec(module) is None:
         raise UserError(f"--to={to} needs {module}: pip install 'jaxcifar[{extra}]'.")
