@@ -67,7 +67,8 @@ def abstract_state(task: Task) -> TrainState:
 def order(task: Task) -> Callable[[jax.Array, int], jax.Array]:
     """Returns (key, epoch) -> the image indices of an epoch's batches [steps, batch] int32.
 
-    Each epoch has its own permutation, which depends only on seed and epoch.
+    Each epoch has its own permutation, which depends only on seed and epoch. A run counts epochs
+    from 1.
     """
 
     def rows_of(key: jax.Array, epoch: jax.Array) -> jax.Array:

@@ -68,7 +68,8 @@ def create_model(
       remat: whether to keep less in memory for the gradients, and to compute more; for networks
         that `can_remat` names.
       platform: that its programs are built for ("cpu", "gpu", "tpu"); None is JAX's default
-        backend. It changes how things are computed, and no result but for rounding.
+        backend. It changes how things are computed, and no result but for rounding. A network
+        with BatchNorm, or for CPUs, has no forward-mode derivative (`jax.jvp`).
 
     Raises:
       UserError: an unknown name or activation, a width that leaves no channel, or `remat` for a
