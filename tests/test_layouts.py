@@ -129,11 +129,16 @@ def test_a_part_of_the_cache_of_keras_is_passed_over(few, tmp_path, monkeypatch,
     assert len(cifar.load(FEW, "train")) == 3
 
 
-def test_a_user_without_a_home_is_told_what_to_name(monkeypatch):
-    monkeypatch.setenv("JAXCIFAR_DATA", "~nobody-here/images")
-    for folder in ("", "~nobody-here/images"):
-        with pytest.raises(UserError, match=r"Set HOME, or name the folder: --config\.data\.dir="):
-            cifar.load(FEW, "test", folder)
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [("~nobody-here/images", "Set HOME, "), ("gs://bucket/images", "is not a local path")],
+)
+def test_a_folder_that_cannot_be_one_is_told_what_to_name(folder, message, monkeypatch):
+    """A user without a home; a bucket."""
+    monkeypatch.setenv("JAXCIFAR_DATA", folder)
+    for given in ("", folder):
+        with pytest.raises(UserError, match=rf"{message}.*--config\.data\.dir="):
+            cifar.load(FEW, "test", given)
 
 
 # --- several in one folder --------------------------------------------------------------------

@@ -12,6 +12,7 @@ from jaxcifar.data.dataset import Dataset, provenance_of
 from jaxcifar.data.source import Read, Source, Unlabelled
 from jaxcifar.data.spec import CIFAR10, CIFAR100, Spec
 from jaxcifar.errors import UserError, note
+from jaxcifar.options import user_path
 
 __all__ = ["CIFAR10", "CIFAR100", "Spec", "default_dir", "load"]
 
@@ -20,15 +21,15 @@ KERAS = "~/.keras/datasets"
 
 def default_dir() -> pathlib.Path:
     """Returns `$JAXCIFAR_DATA`, else ~/.cache/jaxcifar/data."""
-    return _user_path(os.environ.get("JAXCIFAR_DATA") or "~/.cache/jaxcifar/data")
+    return _folder(os.environ.get("JAXCIFAR_DATA") or "~/.cache/jaxcifar/data")
 
 
-def _user_path(text: str) -> pathlib.Path:
+def _folder(text: str) -> pathlib.Path:
     try:
-        return pathlib.Path(text).expanduser()
-    except RuntimeError as error:
+        return user_path(text)
+    except UserError as error:
         raise UserError(
-            f"{text}: {error} Set HOME, or name the folder: --config.data.dir=FOLDER."
+            f"{error} The folder of the images is --config.data.dir=FOLDER or JAXCIFAR_DATA=FOLDER."
         ) from error
 
 
@@ -56,7 +57,7 @@ def load(spec: Spec, split: str, data_dir: str = "") -> Dataset:
       UserError: nothing was found and nothing can be downloaded; only a part was found; or files
         are damaged, or differ between two forms in the same folder.
     """
-    folder = _user_path(data_dir) if data_dir else default_dir()
+    folder = _folder(data_dir) if data_dir else default_dir()
     if data_dir and not folder.is_dir():
         raise UserError(
             f"data.dir is {data_dir!r}, which is not a folder. Name one that exists, or create it."
@@ -65,7 +66,7 @@ def load(spec: Spec, split: str, data_dir: str = "") -> Dataset:
     unnamed = not data_dir and not os.environ.get("JAXCIFAR_DATA")
     if found := _find(spec, folder):
         read, source = _read(spec, found, split)
-    elif unnamed and (found := _find(spec, _user_path(KERAS))):
+    elif unnamed and (found := _find(spec, _folder(KERAS))):
         try:
             read, source = _read(spec, found, split)
         except UserError as error:  # such as half a download
