@@ -1,6 +1,7 @@
 """What can be wrong with a config, or without effect in it, as far as it shows without data."""
 
 import inspect
+import math
 
 from jax.sharding import Mesh
 
@@ -80,11 +81,15 @@ def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = T
             f"{config.train.epochs} epochs (train.epochs). Choose a smaller value."
         )
     devices = mesh.size if mesh else 1
-    for field in ("batch_size", "eval_batch_size") if training else ("eval_batch_size",):
+    fields = ("batch_size", "eval_batch_size") if training else ("eval_batch_size",)
+    shared = math.gcd(*(config.train[field] for field in fields))
+    for field in fields:
         if config.train[field] % devices:
+            fewer = max(number for number in range(1, devices) if shared % number == 0)
             raise UserError(
                 f"config.train.{field} is {config.train[field]}, which {devices} devices cannot "
-                f"share equally. Choose a multiple of {devices}."
+                f"share equally. Use {fewer} of them (such as by CUDA_VISIBLE_DEVICES), or choose "
+                f"a multiple of {devices}."
             )
 
 

@@ -139,6 +139,14 @@ def test_what_has_no_effect_is_named(fields, lines):
     assert checks.unused(config) == lines
 
 
+def test_how_many_of_the_devices_could_share_the_batches():
+    """Another batch size would be another experiment."""
+    for sizes, devices, fewer in (((32, 96), 7, 4), ((32, 100), 8, 4), ((9, 25), 7, 1)):
+        config = tiny(train__batch_size=sizes[0], train__eval_batch_size=sizes[1])
+        with pytest.raises(UserError, match=rf"{devices} devices cannot.* Use {fewer} of them"):
+            checks.check_config(config, mesh(devices))
+
+
 def test_devices_that_cannot_train_may_evaluate():
     config = tiny(train__batch_size=12)
     checks.check_config(config)  # nobody asked about devices
