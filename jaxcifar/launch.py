@@ -85,10 +85,11 @@ def place(
             f"One run over several processes needs {', '.join(missing)}: no launcher (srun, mpirun "
             "or a TPU slice) provides it. --distributed=off runs this process alone."
         )
-    if not re.fullmatch(r".+:\d{1,5}", address) or int(address.rpartition(":")[2]) > 65_535:
+    host_and_port = re.fullmatch(r"(?:\[.+\]|[^:]+):(\d{1,5})", address)
+    if not host_and_port or int(host_and_port[1]) > 65_535:
         raise UserError(
             f"--coordinator_address is {address!r}. Give the host of the first process and a free "
-            "port on it, such as node1:4321."
+            "port on it, such as node1:4321; an IPv6 address in brackets: [fd00::1]:4321."
         )
     if count < 1 or not 0 <= index < count:
         raise UserError(

@@ -152,6 +152,7 @@ def test_a_tpu_machine_that_is_no_slice(metadata):
 def test_flags_come_first():
     assert place({}, "auto", "node1:4321", 2, 1) == Place("node1:4321", 2, 1, None)
     assert place(SLURM, "auto", "node1:4321").address == "node1:4321"
+    assert place({}, "auto", "[fd00::1]:4321", 2, 1).address == "[fd00::1]:4321"
 
 
 @pytest.mark.parametrize(
@@ -163,6 +164,7 @@ def test_flags_come_first():
         (("off", "node1:4321", 2, 0), "excludes --coordinator_address"),
         (("on", "node1", 2, 0), "--coordinator_address is 'node1'"),
         (("on", "node1:99999", 2, 0), "--coordinator_address is 'node1:99999'"),
+        (("on", "fd00::1:4321", 2, 0), r"in brackets: \[fd00::1\]:4321"),
         (("on", "node1:4321", 2, 2), "--process_id is 2"),
         (("on", "node1:4321", 0, 0), "--num_processes is 0"),
     ],
