@@ -14,7 +14,8 @@ that of one ring, where a torus has several. The images per second are therefore
 likely too low than too high.
 
 Options such as --config.data.augment=none change every config. --out gets everything as JSON, after
-each config. Compiling takes minutes for each; one process at a time can use libtpu.
+each config. Compiling takes minutes for each; one process at a time can use libtpu. A config that
+cannot be compiled, such as for want of memory, is named, and makes the exit code 1.
 """
 
 import math
@@ -36,7 +37,7 @@ from experiments.runs.table import Table
 from experiments.scaling import CHIPS, Chip, all_reduce_seconds
 from jaxcifar import checks, data, programs, sharding, task
 from jaxcifar.config import base_config
-from jaxcifar.errors import UserError, choose
+from jaxcifar.errors import UserError, choose, in_short, note
 from jaxcifar.files import write_json
 from jaxcifar.options import Parser, user_path, with_options
 from jaxcifar.run.machine import environment
@@ -279,7 +280,7 @@ def table(content: dict[str, Any]) -> Table:
 # --- the command ------------------------------------------------------------------------------
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("python -m experiments.compile_for", __doc__)
     parser.add_argument("--topology", help="a chip and the shape of a slice: v5e:2x4")
     parser.add_argument("--rows", help="of the original report: 1-12,vgg2")
@@ -306,12 +307,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         "environment": environment({"libtpu": _libtpu_version()}, mesh),
         "results": [],
     }
+    print(table(content), flush=True)  # its head
     for source in sources:
         print(f"compiling {source.name} …", file=sys.stderr, flush=True)
-        content["results"].append(compiled_for(source, mesh, chip))
+        try:
+            result = compiled_for(source, mesh, chip)
+        except jax.errors.JaxRuntimeError as error:  # such as one that needs too much memory
+            note(f"{source.name} cannot be compiled for {arguments.topology}: {in_short(error)}")
+            continue
+        content["results"].append(result)
         if arguments.out:
             write_json(arguments.out, content)
-    print(table(content))
+        print(*str(table(content)).splitlines()[-2:], sep="\n", flush=True)  # its two programs
+    return int(len(content["results"]) < len(sources))
 
 
 def _check(source: Source, mesh: Mesh) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import json
 
 import jax
 import jax.numpy as jnp
@@ -271,36 +272,59 @@ def test_facts_of_a_program_by_hand():
     )
 
 
+TRAINING = {
+    "compile_seconds": 61.0,
+    "memory_bytes": 4 * 2**30,
+    "temporary_bytes": 2**20,
+    "flops": 5e9,
+    "traffic_bytes": 6e9,
+    "collectives": {
+        "all-reduce": {"count": 7, "bytes": 8e6},
+        "all-gather": {"count": 2, "bytes": 3.0},
+    },
+    "seconds": {"arithmetic": 1e-3, "memory": 4e-3, "interconnect": 2e-3},
+}
+RESULT = {
+    "name": "row1",
+    "model": "resnet18",
+    "batch_size": 256,
+    "eval_batch_size": 1024,
+    "training": TRAINING,
+    "evaluation": TRAINING | {"collectives": {}},
+}
+
+
+def test_a_config_that_cannot_be_compiled_costs_no_other(monkeypatch, tmp_path, capsys):
+    """And what is known is there at once."""
+    said = []
+
+    def compiled_for(source, *_):
+        said.append(capsys.readouterr())
+        if source.name == "row2":
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20G of 16G hbm.\nDetails")
+        return RESULT | {"name": source.name}
+
+    monkeypatch.setattr(compile_for, "mesh_of", lambda _: (mesh(8), CHIPS["v5e"]))
+    monkeypatch.setattr(compile_for, "compiled_for", compiled_for)
+    out = tmp_path / "out.json"
+    arguments = ["--topology=v5e:2x4", "--rows=1-3", f"--out={out}"]
+    assert exit_code(lambda: compile_for.main(arguments)) == 1
+    said.append(capsys.readouterr())
+    before, *after = [part.out.splitlines() for part in said]
+    assert before[0].startswith("A step on v5e:2x4")
+    rows = [[line[:8] for line in lines] for lines in after]
+    assert rows == [["| row1 |"] * 2, [], ["| row3 |"] * 2]
+    assert "row2 cannot be compiled for v5e:2x4: JaxRuntimeError: RESOURCE" in said[2].err
+    assert [result["name"] for result in json.loads(out.read_text())["results"]] == ["row1", "row3"]
+
+
 def test_the_report_has_a_line_for_each_program():
-    seconds = {"arithmetic": 1e-3, "memory": 4e-3, "interconnect": 2e-3}
-    training = {
-        "compile_seconds": 61.0,
-        "memory_bytes": 4 * 2**30,
-        "temporary_bytes": 2**20,
-        "flops": 5e9,
-        "traffic_bytes": 6e9,
-        "collectives": {
-            "all-reduce": {"count": 7, "bytes": 8e6},
-            "all-gather": {"count": 2, "bytes": 3.0},
-        },
-        "seconds": seconds,
-    }
-    evaluation = training | {"collectives": {}}
     content = {
         "topology": "v5e:2x4",
         "chip": CHIPS["v5e"]._asdict(),
         "options": ["--config.data.augment=none"],
         "environment": {"devices": 8, "device": "TPU v5 lite"},
-        "results": [
-            {
-                "name": "row1",
-                "model": "resnet18",
-                "batch_size": 256,
-                "eval_batch_size": 1024,
-                "training": training,
-                "evaluation": evaluation,
-            }
-        ],
+        "results": [RESULT],
     }
     title, _, _, _, *lines = str(compile_for.table(content)).splitlines()
     assert title == (
