@@ -10,6 +10,7 @@ module asks JAX how many processes there are.
 import contextlib
 import functools
 import json
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ from jaxcifar.launch import Place
 from jaxcifar.team import Team
 
 _F = TypeVar("_F", bound=Callable)
+
+_PLATFORMS = {"cpu", "cuda", "rocm", "tpu"}
 
 _team: Team | None = None  # None: one process
 _alone = False  # inside `share`, as if there were one process
@@ -147,6 +150,31 @@ def _largest() -> tuple[Mesh, Callable[[jax.Array], jax.Array]]:
 # --- how they start and end -------------------------------------------------------------------
 
 
+class NoDevice(UserError):
+    """JAX cannot use a device, and another start or another machine might."""
+
+
+def devices() -> list[Any]:
+    """Returns the devices of all processes.
+
+    Raises:
+      NoDevice: JAX has no device.
+      UserError: JAX_PLATFORMS is misspelt, or the processes cannot connect their CPUs.
+    """
+    try:
+        with _connecting():
+            return jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        setting = f"JAX_PLATFORMS is {platforms!r}, and " if platforms else ""
+        misspelt = platforms and not set(platforms.split(",")) <= _PLATFORMS
+        raise (UserError if misspelt else NoDevice)(
+            f"{setting}JAX cannot use a device ({str(error) or type(error).__name__}). Unset "
+            "JAX_PLATFORMS to use what is there, set it to cpu to use the CPU, or install jaxcifar "
+            "for the accelerator ('.[cuda12]', '.[cuda13]', '.[tpu]')."
+        ) from error
+
+
 @contextlib.contextmanager
 def together(place: Place | None, seconds: float) -> Iterator[None]:
     """Joins the processes of a run for the duration of a `with` block.
@@ -206,21 +234,31 @@ def _start_jax(team: Team) -> None:
         coordinator_bind_address=f"{'[::]' if socket.has_dualstack_ipv6() else '0.0.0.0'}:{port}",
     )
     team.started = True
-    try:
-        here = jax.local_devices()
-    except RuntimeError as error:
-        if "gloo" not in str(error):
-            raise
-        raise UserError(  # Gloo connects CPUs, by the name of each host
-            f"The name of this host, {socket.gethostname()!r}, does not lead to an address of it "
-            f"({in_short(error)}). Add it to /etc/hosts."
-        ) from error
+    devices()
+    here = jax.local_devices()
     kind = {"JAX": jax.__version__, "devices": len(here), "device": here[0].device_kind}
     check_same("machine", kind)
     # Devices connect when they first exchange something, and on CPUs they have 30 seconds for
     # that: here all are about to. Later exchanges wait for the slowest to compile.
-    while not any(agree("start", 1)):
-        pass
+    with _connecting():
+        while not any(agree("start", 1)):
+            pass
+
+
+@contextlib.contextmanager
+def _connecting() -> Iterator[None]:
+    """Says what may be wrong if Gloo, which connects CPUs by the name of each host, fails."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "gloo" not in str(error).lower():
+            raise
+        raise UserError(
+            f"The processes cannot connect their CPUs ({in_short(error)}). The name of each host, "
+            f"such as {socket.gethostname()!r} of this one, must lead to an address at which the "
+            "others reach it: in /etc/hosts, replace a 127.0.1.1 of that name by the address, or "
+            "add it. They use ports chosen at each start, which no firewall may block."
+        ) from error
 
 
 def check_joined() -> None:
@@ -232,10 +270,11 @@ def check_joined() -> None:
     if (hosts := jax.process_count()) > count():
         raise UserError(
             f"JAX sees the devices of {hosts} processes, but this one was started alone, as on one "
-            "host of a TPU slice. To train, start the command on every host, with "
-            f"--coordinator_address=HOST:PORT, --num_processes={hosts} and --process_id where the "
-            "slice does not say so. Everything else, such as an evaluation, runs in one process: "
-            "with JAX_PLATFORMS=cpu, on the CPUs of this host."
+            "host of a TPU slice. To train one run on all of them, start `jaxcifar train` on every "
+            f"host, with --coordinator_address=HOST:PORT, --num_processes={hosts} and --process_id "
+            "where the slice does not say so; a sweep cannot use a slice of several hosts. "
+            "Everything else, such as an evaluation, runs in one process: with JAX_PLATFORMS=cpu, "
+            "on the CPUs of this host."
         )
 
 

@@ -5,7 +5,6 @@ one device and many give the same numbers except for rounding, and no other code
 many there are.
 """
 
-import os
 from typing import Any
 
 import jax
@@ -16,32 +15,16 @@ from jaxcifar import processes
 from jaxcifar.errors import UserError
 
 BATCH_AXIS = "batch"
-_PLATFORMS = {"cpu", "cuda", "rocm", "tpu"}
-
-
-class NoDevice(UserError):
-    """JAX cannot use a device, and another start or another machine might."""
 
 
 def make_mesh() -> Mesh:
     """Returns a mesh of one axis over all devices of all processes.
 
     Raises:
-      NoDevice: JAX has no device.
-      UserError: JAX_PLATFORMS is misspelt, or JAX sees other processes that this one was not joined
-        with.
+      UserError: JAX has no device, see `jaxcifar.processes.devices`; or it sees other processes
+        that this one was not joined with.
     """
-    try:
-        devices = jax.devices()
-    except (RuntimeError, AssertionError) as error:
-        platforms = os.environ.get("JAX_PLATFORMS", "")
-        setting = f"JAX_PLATFORMS is {platforms!r}, and " if platforms else ""
-        misspelt = platforms and not set(platforms.split(",")) <= _PLATFORMS
-        raise (UserError if misspelt else NoDevice)(
-            f"{setting}JAX cannot use a device ({str(error) or type(error).__name__}). Unset "
-            "JAX_PLATFORMS to use what is there, set it to cpu to use the CPU, or install jaxcifar "
-            "for the accelerator ('.[cuda12]', '.[cuda13]', '.[tpu]')."
-        ) from error
+    devices = processes.devices()
     processes.check_joined()
     return Mesh(np.asarray(devices), (BATCH_AXIS,))
 
@@ -50,7 +33,6 @@ def over(mesh: Mesh | None) -> Mesh:
     """Returns a mesh of one axis over the devices of `mesh`, however it is made; None is all.
 
     Raises:
-      NoDevice: see `make_mesh`.
       UserError: the mesh has no devices; or see `make_mesh`.
     """
     if mesh is None:

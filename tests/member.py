@@ -3,8 +3,8 @@
 It trains `tests.tiny.tiny(**fields)`, and may be told to misbehave: {"place": [address, count,
 index], "workdir", "fields", "wait", "kill": step, "term": step, "raise": step, "where": the method
 of the hook that does so, "who": the process that is killed, stopped or fails, "spoil": step,
-"slow": whether it waits before each step, "images": whether they are others, "term_loading",
-"term_compiling": whether a signal comes then}.
+"slow": whether it waits before each step, "images": whether they are others, "jax": settings of
+JAX, "term_loading", "term_compiling": whether a signal comes then}.
 Without a place it has the one that its launcher gave it.
 """
 
@@ -15,6 +15,8 @@ import signal
 import sys
 import threading
 import time
+
+import jax
 
 from jaxcifar import data, launch, processes, programs, train
 from jaxcifar.hooks import Hook
@@ -51,6 +53,8 @@ def compile_until_stopped(*_):
 
 
 def main(told):
+    for name, value in told.get("jax", {}).items():
+        jax.config.update(name, value)
     if told.get("images"):
         of_all = data.load
 

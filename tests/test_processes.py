@@ -379,16 +379,22 @@ def ip(*arguments):
     subprocess.run(["ip", *arguments], check=True)
 
 
-def test_two_hosts_between_which_the_cable_is_cut(hosts, alone, tmp_path):
-    """Neither hears of the other's end: both must notice that there is silence."""
-    workdir, addresses = tmp_path / "run", [address for address, _ in hosts.values()]
+def on_hosts(hosts, **told):
+    """Starts a process of a run on each host."""
+    (first, _), *_ = hosts.values()
     members = []
     for index, (_, beginning) in enumerate(hosts.values()):
-        told = {"workdir": str(workdir), "fields": FIELDS, "wait": 120, "slow": True}
-        told["place"] = [f"{addresses[0]}:4321", 2, index]
+        told |= {"fields": FIELDS, "wait": 120, "place": [f"{first}:4321", 2, index]}
         command = [*beginning, sys.executable, "-m", "tests.member", json.dumps(told)]
         out = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         members.append(subprocess.Popen(command, cwd=ROOT, env=environment(4), **out))
+    return members
+
+
+def test_two_hosts_between_which_the_cable_is_cut(hosts, alone, tmp_path):
+    """Neither hears of the other's end: both must notice that there is silence."""
+    workdir = tmp_path / "run"
+    members = on_hosts(hosts, workdir=str(workdir), slow=True)
     deadline = time.monotonic() + LIMIT
     while not (workdir / "metrics.jsonl").exists() or not read_lines(workdir / "metrics.jsonl"):
         assert time.monotonic() < deadline
@@ -416,7 +422,28 @@ def test_a_host_whose_name_leads_nowhere(tmp_path):
         ends.append(subprocess.Popen(command, cwd=ROOT, env=environment(1), **out))
     (code, said), (other_code, _) = ends_of(*ends)
     assert (code, other_code) == (2, 2), said
-    assert "The name of this host, 'nowhere.invalid', does not lead to an address of it" in said
+    assert "The name of each host, such as 'nowhere.invalid' of this one, must lead to" in said
+    assert "Traceback" not in said
+
+
+def test_hosts_whose_names_lead_to_themselves(hosts, tmp_path):
+    """As Debian sets them up."""
+    known = tmp_path / "hosts"
+    known.write_text("".join(f"127.0.1.1 {name}\n" for name in hosts) + known.read_text())
+    members = on_hosts(hosts, workdir=str(tmp_path / "run"))
+    ends = ends_of(*members)
+    assert [code for code, _ in ends] == [2, 2], ends
+    assert "must lead to an address at which the others reach it" in ends[0][1]
+    assert "Traceback" not in ends[0][1] + ends[1][1]
+
+
+def test_a_device_that_cannot_be_used_in_a_run_of_several_processes(tmp_path):
+    place = f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=1", "--process_id=0"
+    arguments = ["--config=vgg6", f"--workdir={tmp_path / 'run'}", *OPTIONS, *place]
+    broken = environment(1) | {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+    code, said = end_of(Forked(main.run, arguments, environment=broken, cwd=tmp_path))
+    assert code == 2, said
+    assert "JAX_PLATFORMS is 'cuda', and JAX cannot use a device" in said
     assert "Traceback" not in said
 
 
@@ -446,6 +473,7 @@ def test_divergence_is_told_once(tmp_path):
         ({"images": True}, r"The data \(SHA-256\) of process 1 is not that of process 0"),
         ({"fields": FIELDS | {"seed": 7}}, "The config of process 1 .*seed 0 -> 7"),
         ({"devices": 2}, "The machine of process 1 .*devices 4 -> 2"),
+        ({"jax": {"jax_default_matmul_precision": "highest"}}, "process 1 .* default -> highest"),
     ],
 )
 def test_processes_that_are_not_alike(second, message, tmp_path):

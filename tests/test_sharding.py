@@ -31,7 +31,7 @@ def test_a_mesh_of_any_kind_is_one_axis_over_its_devices():
 
 def test_a_process_of_several_that_was_started_alone_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)  # as on a TPU slice of four hosts
-    ways = "To train, .*--num_processes=4.*an evaluation, .*JAX_PLATFORMS=cpu"
+    ways = "`jaxcifar train` .*--num_processes=4.*a sweep cannot .*JAX_PLATFORMS=cpu"
     with pytest.raises(UserError, match=f"sees the devices of 4 processes, .*{ways}"):
         sharding.make_mesh()
 

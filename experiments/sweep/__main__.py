@@ -47,7 +47,7 @@ from experiments.sweep import shards, slurm, status, workers
 from experiments.sweep.estimates import time_left
 from experiments.sweep.jobs import Job, check_images, checked, in_order, parse_seeds
 from experiments.sweep.training import AGAIN, BROKE, Outcome, Signs, run, share
-from jaxcifar import sharding
+from jaxcifar import processes
 from jaxcifar.cli import CHECKOUT
 from jaxcifar.errors import Interrupted, UserError, note
 from jaxcifar.kernels import compilation
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if error.signum != signal.SIGUSR1 or sign.progressed:
                 raise
             raise Interrupted(error.signum, f"{error} {_NO_STEP}") from error
-        except sharding.NoDevice as error:
+        except processes.NoDevice as error:
             note(str(error))
             return BROKE
         except (UserError, OSError):
