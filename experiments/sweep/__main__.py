@@ -12,6 +12,7 @@ L1, L2, epochs) share one compiled step. `--config.FIELD=VALUE` changes all runs
 
     … --workers=auto                             a process for each GPU of this machine
     … --slurm --tasks=12 --time=4:00:00 --sbatch="--gpus-per-node=1"       an array of Slurm jobs
+    … --slurm … --workers=auto                   … with a process for each GPU of a job's node
     … --shard=3/12                               the fourth of twelve parts, as such a job runs it
     … --status                                   shows the progress of all runs; starts nothing
 
@@ -81,7 +82,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--began", default=uuid.uuid4().hex, help=argparse.SUPPRESS)
     arguments, options = parser.parse_known_args(argv)
     given = [name for name in ("workers", "slurm", "shard", "status") if getattr(arguments, name)]
-    if len(given) > 1:
+    if len(given) > 1 and given not in (["workers", "slurm"], ["workers", "shard"]):
         raise UserError(f"--{given[0]} and --{given[1]} cannot be combined. Give one of them.")
     for name in ("tasks", "time", "sbatch", "print"):
         if getattr(arguments, name) and not arguments.slurm:
@@ -130,7 +131,7 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
     seeds = parse_seeds(arguments.seeds)
     sources = named(arguments.rows, arguments.configs)
     shard = shards.parse_shard(arguments.shard) if arguments.shard is not None else None
-    where = workers.places(arguments.workers) if arguments.workers else []
+    where = workers.places(arguments.workers) if arguments.workers and not arguments.slurm else []
     if where or arguments.slurm or arguments.status:
         jax.config.update("jax_platforms", "cpu")  # the GPUs are for those that train
     command = [sys.executable, str(CHECKOUT / "jaxcifar"), "sweep"]  # works in every folder
@@ -149,12 +150,16 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
         if tasks < 1:
             raise UserError(f"--tasks is {tasks}; give 1 or more.")
         shards.check_count(f"--tasks is {tasks}", tasks, jobs)
+        if arguments.workers:
+            workers.parse(arguments.workers)  # the GPUs are those of the nodes
+            command.append(f"--workers={arguments.workers}")
         return _submit(jobs, command, arguments, shards.plan_of(sources, seeds, options, tasks))
     if shard:
         index, count = shard
         shards.check_count(f"--shard is {arguments.shard}", count, jobs)
         plan = shards.plan_of(sources, seeds, options, count)
         jobs = shards.take(jobs, index, plan, out, keep=not arguments.dry_run)
+        command.append(f"--shard={arguments.shard}")
     jobs = in_order(jobs)
     if not arguments.dry_run:
         check_images([job for job in jobs if job.state != "done"])
@@ -205,7 +210,7 @@ def _submit(
             "--slurm needs --time=…, the limit of each task. A task that reaches it is requeued."
         )
     text = slurm.script(command, out, tasks, arguments.time, arguments.sbatch)
-    shards.check_plan(plan, out)
+    plan = shards.check_plan(plan, out)
     if arguments.print:
         print(text, end="")
         return 0
@@ -214,9 +219,12 @@ def _submit(
         print(f"{status.counts(jobs, out)}; nothing left")
         return 0
     if queued := slurm.queue(out):  # without an answer nothing is submitted
+        left = [any(job.state != "done" for job in part) for part in shards.parts(jobs, plan)]
+        idle = [task for task in range(tasks) if left[task] and task not in queued]
         raise UserError(
             f"Tasks of this sweep are already in the queue: {', '.join(map(str, sorted(queued)))}. "
             "Wait for them, or scancel their job first; --status shows what each is doing."
+            + (f" To start only what is not in it: {slurm.again(idle, out)}" if idle else "")
         )
     alive = [(job, sign) for job in jobs if (sign := signs.running(job.workdir)) and sign.alive]
     if alive:
@@ -226,6 +234,7 @@ def _submit(
             f"on {sign.host} (last sign {duration(sign.age)} ago). Wait for that process, or stop "
             "it; one that was killed counts as dead after ten minutes."
         )
+    check_images([job for job in jobs if job.state != "done"])  # a node may not reach the internet
     if new := shards.kept_plan(out) is None:
         shards.keep_plan(plan, out)  # before the first task, which adds the parts
     try:

@@ -13,6 +13,7 @@ from jaxcifar.files import append, replace
 _WARNING = 180  # seconds before the time limit, at which a task saves; Slurm may be 60 s early
 _SHORTEST = 5  # minutes
 
+_FILE = "sweep.sh"
 _SCRIPT = """\
 #!/bin/bash
 # To submit this by hand, so that --status knows of it once its first task has started:
@@ -128,7 +129,7 @@ def submit(text: str, out: pathlib.Path) -> str:
     """
     folder = out / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "sweep.sh"
+    path = folder / _FILE
     replace(path, text)
     done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True)
     if done.returncode:
@@ -136,6 +137,14 @@ def submit(text: str, out: pathlib.Path) -> str:
     job = done.stdout.strip().split(";")[0]  # ID, or ID;CLUSTER
     append(folder / "jobs", job)
     return job
+
+
+def again(tasks: Sequence[int], out: pathlib.Path) -> str:
+    """Returns a command that submits some tasks of the array of OUT once more."""
+    folder = out / "slurm"
+    script, jobs = (shlex.quote(str(path)) for path in (folder / _FILE, folder / "jobs"))
+    numbers = ",".join(map(str, tasks))
+    return f"sbatch --parsable --array={numbers} {script} | cut -d';' -f1 >> {jobs}"
 
 
 def queue(out: pathlib.Path) -> dict[int, str]:

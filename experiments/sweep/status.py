@@ -9,25 +9,48 @@ from jaxcifar.errors import UserError, note
 from jaxcifar.run import signs
 
 
-def counts(jobs: list[Job], out: pathlib.Path) -> str:
-    """Says how many runs are in each state."""
+def counts(jobs: list[Job], out: pathlib.Path | None = None) -> str:
+    """Says how many runs, of a folder if it is given, are in each state."""
     states = [job.state for job in jobs]
     found = (f"{states.count(state)} {state}" for state in STATES if state in states)
-    return f"{len(jobs)} run{'s' * (len(jobs) != 1)} in {out}: {', '.join(found)}"
+    where = f" in {out}" if out else ""
+    return f"{len(jobs)} run{'s' * (len(jobs) != 1)}{where}: {', '.join(found)}"
 
 
 def table(
-    jobs: list[Job], waiting: dict[pathlib.Path, str] | None = None, *, ages: bool = True
+    jobs: list[Job],
+    waiting: dict[pathlib.Path, str] | None = None,
+    *,
+    ages: bool = True,
+    most: int | None = None,
 ) -> str:
-    """Returns a table of the runs and their progress; for the arguments see `Job.describe`."""
+    """Returns a table of the runs and their progress.
+
+    Args:
+      jobs: the runs.
+      waiting, ages: see `Job.describe`.
+      most: how many lines there is room for; runs that are done, then new ones, are left out.
+    """
     wide = max(6, *(len(job.name) for job in jobs))
-    lines = [f"{'name':<{wide}} {'seed':>4}  {'model':<12} {'epochs':>9}  state"]
+    rows: list[tuple[str, str]] = []
     for job in jobs:
         epochs = f"{len(job.records)}/{job.config.train.epochs}"
         state = job.describe((waiting or {}).get(job.workdir, ""), ages=ages)
         model = job.config.model.name
-        lines.append(f"{job.name:<{wide}} {job.seed:>4}  {model:<12} {epochs:>9}  {state}")
-    return "\n".join(lines)
+        row = f"{job.name:<{wide}} {job.seed:>4}  {model:<12} {epochs:>9}  {state}"
+        rows.append((state, row))
+    surplus, left_out = 0, []
+    if most is not None and len(rows) >= most:
+        surplus = len(rows) + 2 - most  # with the header, and the line that says what is left out
+    for state in ("done", "new"):
+        alike = [row for row in rows if row[0] == state]
+        if gone := alike[max(0, len(alike) - surplus) :]:
+            rows = [row for row in rows if row not in gone]
+            left_out.append(f"{len(gone)} {state}")
+            surplus -= len(gone)
+    header = f"{'name':<{wide}} {'seed':>4}  {'model':<12} {'epochs':>9}  state"
+    end = [f"… {', '.join(left_out)}"] if left_out else []
+    return "\n".join([header, *(line for _, line in rows), *end])
 
 
 def show(jobs: list[Job], out: pathlib.Path) -> None:

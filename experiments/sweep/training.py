@@ -246,9 +246,10 @@ def share(
         for index in range(len(where))
     ]
 
-    def table() -> str:
+    def table(most: int | None) -> str:
         left = time_left(jobs, at_once=len(where), guess=False)
-        return f"{status.table(jobs, ages=False)}\n{left}"
+        rows = status.table(jobs, ages=False, most=most and most - 1)
+        return f"{status.counts(jobs)}; {left}\n{rows}"
 
     try:
         ended = workers.supervise(commands, where, logs, table)

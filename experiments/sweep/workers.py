@@ -36,6 +36,19 @@ class Place(NamedTuple):
         return f"GPU {self.gpu}" if self.gpu else f"cores {','.join(map(str, sorted(self.cores)))}"
 
 
+def parse(text: str) -> int:
+    """Returns the number of workers that --workers asks for; 0 for "auto".
+
+    Raises:
+      UserError: it is neither a number nor "auto".
+    """
+    if text == "auto":
+        return 0
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise UserError(f"--workers is {text!r}; give a number, or auto.")
+
+
 def places(text: str) -> list[Place]:
     """Returns a place for each of the workers that --workers asks for.
 
@@ -48,12 +61,7 @@ def places(text: str) -> list[Place]:
     """
     gpus, cores = _gpus(), available_cores()
     tpus = not gpus and _has_tpus()
-    if text == "auto":
-        count = 1 if tpus else len(gpus) or max(1, len(cores) // _CORES)
-    elif text.isdecimal() and int(text) > 0:
-        count = int(text)
-    else:
-        raise UserError(f"--workers is {text!r}; give a number, or auto.")
+    count = parse(text) or (1 if tpus else len(gpus) or max(1, len(cores) // _CORES))
     if tpus and count > 1:
         raise UserError(
             f"--workers is {count}, but only one process can use the TPUs of this machine. Leave "
@@ -180,7 +188,7 @@ def supervise(
     commands: Sequence[Sequence[str]],
     where: Sequence[Place],
     logs: pathlib.Path,
-    table: Callable[[], str],
+    table: Callable[[int | None], str],
 ) -> list[Worker]:
     """Runs a command at each place until all have ended; returns the workers.
 
@@ -188,7 +196,8 @@ def supervise(
       commands: one for each place.
       where: the places.
       logs: the folder for their output, worker-i.log.
-      table: returns what to show: a terminal shows all of it, other outputs the lines that changed.
+      table: returns what to show, in at most so many lines if a number is given: a terminal shows
+        all of it, other outputs the lines that changed.
 
     Raises:
       Stopped: a signal came; it was passed on, and all workers have ended.
@@ -239,7 +248,7 @@ class _Display:
 
     _EVERY = 2.0  # seconds
 
-    def __init__(self, table: Callable[[], str]):
+    def __init__(self, table: Callable[[int | None], str]):
         self._table, self._shown, self._lines = table, 0.0, [""]
         self._console = console()
         self._live = rich.live.Live(console=self._console, auto_refresh=False)
@@ -259,8 +268,11 @@ class _Display:
     def update(self, *, now: bool = False) -> None:
         if not now and time.monotonic() - self._shown < self._EVERY:
             return
-        self._shown, text = time.monotonic(), self._table()
-        if self._console.is_terminal:
+        live = self._console.is_terminal
+        # The last one stays, and a terminal can scroll back to its beginning.
+        most = self._console.height - 2 if live and not now else None
+        self._shown, text = time.monotonic(), self._table(most)
+        if live:
             self._live.update(rich.text.Text(text), refresh=True)
             return
         before, self._lines = self._lines, text.split("\n")

@@ -17,7 +17,7 @@ from jaxcifar.files import read_lines
 from jaxcifar.run import signs
 from jaxcifar.signals import exit_code, interruptible
 from tests.forked import Forked
-from tests.sweeps import HOST, OPTIONS, pretend, start_sweep, sweep_command
+from tests.sweeps import CIFAR, HOST, OPTIONS, pretend, start_sweep, sweep_command
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -251,6 +251,13 @@ def test_what_the_queue_says(fakes, tmp_path, capsys):
     assert start_sweep(out, *array) == 2
     assert "already in the queue: 0, 1, 2, 3." in capsys.readouterr().err
     assert (out / "slurm" / "jobs").read_text() == "77\n"
+    # One has ended by itself.
+    (fakes / "queue").write_text("".join(f"77|{line}\n" for line in lines[:3]))
+    assert start_sweep(out, *array) == 2
+    again = capsys.readouterr().err.rstrip().partition("To start only what is not in it: ")[2]
+    assert "--array=3 " in again
+    subprocess.run(["bash", "-c", again], check=True)
+    assert (out / "slurm" / "jobs").read_text() == "77\n77\n"
     (fakes / "queue").write_text("")
     (out / "vgg2" / "seed1").mkdir(parents=True)
     with signs.shown(out / "vgg2" / "seed1"):
@@ -262,7 +269,15 @@ def test_what_the_queue_says(fakes, tmp_path, capsys):
     # Without an answer a second array might train the same runs beside the first.
     assert start_sweep(out, *array) == 2
     assert "squeue does not answer (Unable to contact controller)" in capsys.readouterr().err
-    assert (out / "slurm" / "jobs").read_text() == "77\n"
+    assert (out / "slurm" / "jobs").read_text() == "77\n77\n"
+
+
+def test_nothing_is_submitted_without_images(fakes, no_images, tmp_path, capsys):
+    options = (*CIFAR, "--slurm", "--time=1:00:00")
+    assert start_sweep(tmp_path / "out", "vgg2", "0-1", *options) == 2
+    assert capsys.readouterr().err == "jaxcifar: There are no images here.\n"
+    assert not (tmp_path / "out").exists()
+    assert start_sweep(tmp_path / "out", "vgg2", "0-1", *options, "--print") == 0
 
 
 def test_a_dry_run_submits_nothing(fakes, tmp_path, capsys):
@@ -275,6 +290,7 @@ def test_a_dry_run_submits_nothing(fakes, tmp_path, capsys):
 def test_the_script_is_shown_and_nothing_submitted(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     options = ("--slurm", "--time=1-12", "--sbatch=--gpus-per-node=1 -p gpu", "--print")
+    options += ("--workers=64",)  # of GPUs that this machine lacks
     assert start_sweep(tmp_path / "out", "vgg2", "0-2", *options) == 0
     text = capsys.readouterr().out
     assert text.startswith("#!/bin/bash\n# To submit this by hand")
@@ -284,6 +300,7 @@ def test_the_script_is_shown_and_nothing_submitted(tmp_path, monkeypatch, capsys
     for line in ("--array=0-2", "--time=1-12", "--signal=USR1@180", "--gpus-per-node=1 -p gpu"):
         assert f"#SBATCH {line}\n" in text
     (command,) = (line for line in lines if line.endswith('--shard="$SLURM_ARRAY_TASK_ID/3"'))
+    assert "--workers=64" in shlex.split(command)
     python = shlex.split(command)[:2]
     (tmp_path / "jaxcifar").mkdir()  # in a folder where `python -m jaxcifar` would find this
     subprocess.run([*python, "--version"], cwd=tmp_path, check=True)
@@ -323,7 +340,9 @@ def test_times_that_slurm_does_not_write():
         (["--shard="], "give i/N"),
         (["--shard=-1/2"], "give i/N"),
         (["--shard=0/3"], "only 2 runs"),
-        (["--shard=0/2", "--workers=2"], "cannot be combined"),
+        (["--shard=0/2", "--slurm"], "cannot be combined"),
+        (["--workers=2", "--status"], "cannot be combined"),
+        (["--slurm", "--time=1:00:00", "--workers=two"], "a number, or auto"),
         (["--slurm", "--status"], "cannot be combined"),
         (["--tasks=2"], "is for --slurm"),
         (["--slurm", "--time=1:00:00"], "no sbatch"),

@@ -127,7 +127,7 @@ def has(path, text):
 
 def supervise(tmp_path, script, where=ONE):
     commands = [["bash", "-c", script]] * len(where)
-    return workers.supervise(commands, where, tmp_path / "logs", lambda: "")
+    return workers.supervise(commands, where, tmp_path / "logs", lambda _: "")
 
 
 def test_a_worker_that_dies_is_started_again_three_times(tmp_path, capsys):
@@ -227,7 +227,7 @@ def test_an_error_of_the_parent_lets_the_workers_save(tmp_path):
     loop = "for i in {1..30}; do sleep 0.1; done"
     script = f"trap 'sleep 0.5; echo saved; exit 143' TERM; echo ready; {loop}"
 
-    def table():
+    def table(_):
         until(lambda: has(tmp_path / "logs" / "worker-0.log", "ready"))
         raise OSError(errno.ESTALE, "Stale file handle")
 
@@ -246,7 +246,7 @@ def let_a_worker_train_one(tmp_path):
     pretend(jobs[0].config, trained)
     jobs[0].workdir.parent.mkdir(parents=True)
 
-    def table():
+    def table(_):
         text = status.table(jobs)
         shown.touch()
         return text
@@ -263,22 +263,55 @@ def test_what_changed_in_the_table_is_printed(tmp_path, capsys):
     assert [row[-2:] for row in rows] == [["0/2", "new"], ["2/2", "done"]]
 
 
-def test_a_terminal_shows_the_table_in_place(tmp_path, monkeypatch):
+def in_a_terminal(monkeypatch, use):
+    """Returns what `use()` shows in a terminal."""
     reading, terminal = os.openpty()
     os.set_blocking(reading, False)
     monkeypatch.setenv("TERM", "xterm")
     with open(terminal, "w") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
-        let_a_worker_train_one(tmp_path)
+        use()
         monkeypatch.undo()
         printed = b""
         with contextlib.suppress(BlockingIOError):  # a terminal hands over a part at a time
             while True:
                 printed += os.read(reading, 100_000)
     os.close(reading)
-    before, after = printed.decode().split("\x1b[1A", 1)  # it goes back up to the first line
+    return printed.decode()
+
+
+UP = "\x1b[1A"  # it goes back up to the first line
+
+
+def test_a_terminal_shows_the_table_in_place(tmp_path, monkeypatch):
+    printed = in_a_terminal(monkeypatch, lambda: let_a_worker_train_one(tmp_path))
+    before, after = printed.split(UP, 1)
     assert re.search("name .*\n.* 0/2  new", before)
     assert re.search("name .*\n.* 2/2  done", after)
+
+
+def test_a_terminal_shows_what_there_is_room_for(tmp_path, monkeypatch):
+    """And first how much is left; at the end, all of it."""
+    jobs = checked(configs.named("vgg2", None), list(range(20)), tmp_path / "out", OPTIONS)
+    for job in jobs[:9]:
+        pretend(job.config, job.workdir)
+    for job in jobs[9:13]:
+        job.workdir.mkdir(parents=True)
+        (job.workdir / "config.json").write_text("{}")
+    monkeypatch.setenv("LINES", "10")
+    monkeypatch.setenv("COLUMNS", "80")
+    shown, counts = tmp_path / "shown", status.counts
+    monkeypatch.setattr(status, "counts", lambda jobs: shown.touch() or counts(jobs))
+    wait = f"until [ -e {shown} ]; do sleep 0.1; done"
+    told = (jobs, ["bash", "-c", wait], ONE, tmp_path / "logs", training.Signs())
+    printed = in_a_terminal(monkeypatch, lambda: training.share(*told))
+    before, after = printed.split(UP, 1)
+    first, header, *rows, rest, _ = before.splitlines()
+    assert "20 runs: 9 done, 4 to resume, 7 new; " in first
+    assert header.startswith("name")
+    assert [row.split("  ")[-1].strip() for row in rows] == ["to resume"] * 4 + ["new"]
+    assert rest == "… 9 done, 6 new"
+    assert len(re.findall("vgg2 .* [0-2]/2  ", after.rpartition(UP)[2])) == 20
 
 
 # --- a sweep by two of them -------------------------------------------------------------------
@@ -372,6 +405,20 @@ def test_what_workers_ended_with_is_what_the_sweep_ends_with(tmp_path, monkeypat
     assert "RESOURCE_EXHAUSTED" in capsys.readouterr().err
     monkeypatch.setattr(workers, "supervise", functools.partial(broke, tried=False))
     assert start_sweep(tmp_path / "other", "vgg2", "0", "--workers=1") == training.BROKE
+
+
+def test_workers_of_a_shard_train_that_only(tmp_path, monkeypatch):
+    started = []
+
+    def supervise(commands, where, logs, table):
+        started.extend(commands)
+        return []
+
+    monkeypatch.setattr(workers, "supervise", supervise)
+    start_sweep(tmp_path / "out", "vgg2", "0-3", "--shard=1/2", "--workers=1")
+    (command,) = started
+    assert "--shard=1/2" in command
+    assert "--worker=0/1" in command
 
 
 def test_workers_begin_with_different_runs(tmp_path, monkeypatch):
