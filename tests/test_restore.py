@@ -50,6 +50,18 @@ def test_evaluation_by_a_config(finished):
         restore.evaluate_workdir(workdir, "last", tiny(model__width=0.1), mesh=ONE)
 
 
+def test_evaluation_in_another_dtype(finished, tmp_path, capsys):
+    folder = copy(finished[0], tmp_path)
+    content = json.loads((folder / "config.json").read_text())
+    content["environment"]["dtype"] = "bfloat16"  # as if on a GPU
+    (folder / "config.json").write_text(json.dumps(content))
+    restore.evaluate_workdir(folder, mesh=ONE)
+    said = "was trained in bfloat16 and is evaluated in float32 here; --model.dtype=bfloat16"
+    assert said in capsys.readouterr().err
+    restore.evaluate_workdir(folder, config=tiny(model__dtype="bfloat16"), mesh=ONE)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.slow
 def test_evaluation_of_nothing(tmp_path, stopped):
     with pytest.raises(UserError, match="contains no run"):
