@@ -1,8 +1,8 @@
-"""Row 10 of the report's Table 3: DenseNet-201, ReLU, SGD, strong augmentation.
+"""Row 10 of the original report's Table 3: DenseNet-201, ReLU, SGD, strong augmentation.
 
     python -m jaxcifar.main --config=configs/row10.py
 
-Report: training loss 1.6442, validation loss 1.6688, training accuracy 38.93%,
+Its results there: training loss 1.6442, validation loss 1.6688, training accuracy 38.93%,
 validation accuracy 37.87% (the highest of all epochs).
 """
 

@@ -1,8 +1,8 @@
-"""Row 11 of the report's Table 3: DenseNet-201, ReLU, Adam, L1 1e-4, strong augmentation.
+"""Row 11 of the original report's Table 3: DenseNet-201, ReLU, Adam, L1 1e-4, strong augmentation.
 
     python -m jaxcifar.main --config=configs/row11.py
 
-Report: training loss 0.5837, validation loss 0.2882, training accuracy 88.10%,
+Its results there: training loss 0.5837, validation loss 0.2882, training accuracy 88.10%,
 validation accuracy 91.05% (the highest of all epochs).
 Its training loss is taken to contain the penalty.
 """

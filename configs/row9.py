@@ -1,8 +1,8 @@
-"""Row 9 of the report's Table 3: DenseNet-201, GELU, Adam, strong augmentation.
+"""Row 9 of the original report's Table 3: DenseNet-201, GELU, Adam, strong augmentation.
 
     python -m jaxcifar.main --config=configs/row9.py
 
-Report: training loss 0.0847, validation loss 0.2378, training accuracy 97.09%,
+Its results there: training loss 0.0847, validation loss 0.2378, training accuracy 97.09%,
 validation accuracy 95.03% (the highest of all epochs).
 """
 

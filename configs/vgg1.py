@@ -1,8 +1,8 @@
-"""Row 1 of the report's Table 4: VGG-A without BatchNorm at learning rate 3e-3.
+"""Row 1 of the original report's Table 4: VGG-A without BatchNorm at learning rate 3e-3.
 
     python -m jaxcifar.main --config=configs/vgg1.py
 
-Report: training loss 0.6817, validation loss 0.7201, training accuracy 76.80%,
+Its results there: training loss 0.6817, validation loss 0.7201, training accuracy 76.80%,
 validation accuracy 77.02%.
 """
 

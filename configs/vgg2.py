@@ -1,8 +1,8 @@
-"""Row 2 of the report's Table 4: VGG-A without BatchNorm at learning rate 1e-3.
+"""Row 2 of the original report's Table 4: VGG-A without BatchNorm at learning rate 1e-3.
 
     python -m jaxcifar.main --config=configs/vgg2.py
 
-Report: training loss 0.2535, validation loss 0.4730, training accuracy 91.36%,
+Its results there: training loss 0.2535, validation loss 0.4730, training accuracy 91.36%,
 validation accuracy 85.45%.
 """
 

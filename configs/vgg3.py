@@ -1,8 +1,8 @@
-"""Row 3 of the report's Table 4: VGG-A without BatchNorm at learning rate 5e-4.
+"""Row 3 of the original report's Table 4: VGG-A without BatchNorm at learning rate 5e-4.
 
     python -m jaxcifar.main --config=configs/vgg3.py
 
-Report: training loss 0.1168, validation loss 0.5243, training accuracy 96.05%,
+Its results there: training loss 0.1168, validation loss 0.5243, training accuracy 96.05%,
 validation accuracy 87.16%.
 """
 

@@ -1,8 +1,8 @@
-"""Row 4 of the report's Table 4: VGG-A without BatchNorm at learning rate 1e-4.
+"""Row 4 of the original report's Table 4: VGG-A without BatchNorm at learning rate 1e-4.
 
     python -m jaxcifar.main --config=configs/vgg4.py
 
-Report: training loss 0.1537, validation loss 0.5769, training accuracy 94.65%,
+Its results there: training loss 0.1537, validation loss 0.5769, training accuracy 94.65%,
 validation accuracy 84.17%.
 """
 

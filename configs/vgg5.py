@@ -1,8 +1,8 @@
-"""Row 5 of the report's Table 4: VGG-A with BatchNorm at learning rate 3e-3.
+"""Row 5 of the original report's Table 4: VGG-A with BatchNorm at learning rate 3e-3.
 
     python -m jaxcifar.main --config=configs/vgg5.py
 
-Report: training loss 0.2759, validation loss 0.4409, training accuracy 90.51%,
+Its results there: training loss 0.2759, validation loss 0.4409, training accuracy 90.51%,
 validation accuracy 86.24%.
 """
 

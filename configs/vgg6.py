@@ -1,8 +1,8 @@
-"""Row 6 of the report's Table 4: VGG-A with BatchNorm at learning rate 1e-3.
+"""Row 6 of the original report's Table 4: VGG-A with BatchNorm at learning rate 1e-3.
 
     python -m jaxcifar.main --config=configs/vgg6.py
 
-Report: training loss 0.1308, validation loss 0.4331, training accuracy 95.49%,
+Its results there: training loss 0.1308, validation loss 0.4331, training accuracy 95.49%,
 validation accuracy 88.65%.
 """
 

@@ -1,8 +1,8 @@
-"""Row 7 of the report's Table 4: VGG-A with BatchNorm at learning rate 5e-4.
+"""Row 7 of the original report's Table 4: VGG-A with BatchNorm at learning rate 5e-4.
 
     python -m jaxcifar.main --config=configs/vgg7.py
 
-Report: training loss 0.1038, validation loss 0.4352, training accuracy 96.48%,
+Its results there: training loss 0.1038, validation loss 0.4352, training accuracy 96.48%,
 validation accuracy 88.33%.
 """
 

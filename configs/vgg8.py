@@ -1,8 +1,8 @@
-"""Row 8 of the report's Table 4: VGG-A with BatchNorm at learning rate 1e-4.
+"""Row 8 of the original report's Table 4: VGG-A with BatchNorm at learning rate 1e-4.
 
     python -m jaxcifar.main --config=configs/vgg8.py
 
-Report: training loss 0.1227, validation loss 0.5103, training accuracy 95.59%,
+Its results there: training loss 0.1227, validation loss 0.5103, training accuracy 95.59%,
 validation accuracy 86.23%.
 """
 

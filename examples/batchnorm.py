@@ -2,7 +2,11 @@
 # # What does BatchNorm do?
 #
 # VGG-A is trained twice, without and with BatchNorm: at an eighth of the full width, on handwritten
-# digits, in about three minutes on one CPU core. A GPU is used if there is one.
+# digits, in about three minutes on one CPU core. A GPU is used if there is one. As a script,
+#
+#     python examples/batchnorm.py
+#
+# it writes its two pictures into the current folder.
 
 # %%
 # In a notebook, first install the package from the checkout, whose folder is ".." here:
@@ -63,7 +67,7 @@ class AlongGradient(Hook):
 
 
 folder = tempfile.mkdtemp()  # a new one each time, or finished runs would not be trained again
-figure, panels = plt.subplots(1, 2, figsize=(10, 3.5), sharey=True, layout="constrained")
+bands, panels = plt.subplots(1, 2, figsize=(10, 3.5), sharey=True, layout="constrained")
 for axes, (name, label) in zip(panels, NAMES.items(), strict=True):
     print(label)
     config = base_config()
@@ -80,7 +84,9 @@ for axes, (name, label) in zip(panels, NAMES.items(), strict=True):
 
 # %% [markdown]
 # The band is the range of the losses. Where it is narrow and low, steps of all these sizes work
-# about equally well: the gradient can be trusted. Which network gets there first?
+# about equally well: the gradient can be trusted. The network with BatchNorm gets there after about
+# 100 of the 176 steps; the one without has not by the end, where the longest steps still raise its
+# loss to a hundred times what the shortest leave.
 #
 # ## A slice of the loss
 #
@@ -113,11 +119,14 @@ def loss_along(variables, name, distance):
 
 
 distances = jnp.linspace(-1, 1, 3 if QUICK else 21)
-figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
+valleys, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
 for name, label in NAMES.items():
     _, _, variables = restore.load_variables(f"{folder}/{name}")
     loss_at = jax.jit(partial(loss_along, variables, name))
     axes.plot(distances, [loss_at(distance) for distance in distances], label=label)
 axes.set(xlabel="distance, in norms of the filters", ylabel="test loss", yscale="log")
 axes.legend()
+for figure, name in ((bands, "batchnorm_gradient.png"), (valleys, "batchnorm_slice.png")):
+    figure.savefig(name)
+    print("wrote", os.path.abspath(name))
 plt.show()

@@ -9,6 +9,8 @@
 # %%
 # In a notebook, first install the package from the checkout, whose folder is ".." here:
 # %pip install -q ..
+import os
+
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -70,6 +72,8 @@ for axes, (name, w) in zip(panels, fitted.items(), strict=True):
     axes.plot(w, ".", markersize=4)
     axes.set(title=name, xlabel="weight")
 panels[0].set_ylabel("value (grey: the truth)")
+figure.savefig("regularizers.png")
+print("wrote", os.path.abspath("regularizers.png"))
 plt.show()
 
 # %% [markdown]

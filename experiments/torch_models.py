@@ -1,8 +1,8 @@
 """Plain ``torch.nn`` definitions of the CIFAR-10 models, as a yardstick.
 
 Parity tests and the speed benchmark compare the JAX package with these. The file is independent
-on purpose: it is written from the project's architecture facts alone and must not import, or be
-generated from, the package; what both agree on has then been derived twice.
+on purpose: it is written from the papers, without reference to the package, and must not import
+it, or be generated from it; what both agree on has then been derived twice.
 
 Inputs are NCHW, 3x32x32. ``state_dict`` names are torchvision's.
 """

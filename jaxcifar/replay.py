@@ -98,7 +98,7 @@ def replay(
         if np.isfinite(metrics["loss"]).all() and _all_finite(state.variables):
             step += steps
             if step == alone != first:
-                say(f"step {step}: all finite so far, unlike in one call, which rounds differently")
+                say(f"step {step}: finite step by step; the run, in one call, rounded differently")
             if _diverges(task, state, validation, say):
                 return step
             continue

@@ -74,13 +74,13 @@ def commands_in(text):
     """The commands of a block, each as its words."""
     variables, found = {}, []
     for line in text.replace("\\\n", " ").splitlines():
-        for name, value in variables.items():
-            line = line.replace(f"${name}", value)
-        words = shlex.split(line, comments=True)
-        if len(words) == 1 and re.match(r"\w+=", words[0]):
-            name, _, variables_value = words[0].partition("=")
-            variables[name] = variables_value
+        if array := re.fullmatch(r"(\w+)=\((.*)\)", line):
+            variables[array[1]] = array[2]
             continue
+        for name, value in variables.items():
+            line = line.replace(f'"${{{name}[@]}}"', value)
+        assert " #" not in line, f"not a comment in zsh as macOS has it: {line}"
+        words = shlex.split(line)
         while words:
             end = words.index("&&") if "&&" in words else len(words)
             command, words = words[:end], words[end + 1 :]
@@ -241,8 +241,10 @@ def check(command):
         for one in launched:
             check(one)
     elif re.match(r"python[\d.]*$", name):
-        assert rest[0] == "-m", command
-        check_module(rest[1], rest[2:])
+        if rest[0] == "-m":
+            check_module(rest[1], rest[2:])
+        else:  # tests/test_examples.py runs them
+            assert [ROOT / rest[0]] == list((ROOT / "examples").glob(pathlib.Path(rest[0]).name))
     else:
         {
             "jaxcifar": check_jaxcifar,
@@ -310,9 +312,9 @@ def test_a_wrong_command_is_noticed(text, capsys):
 
 
 def test_blocks_are_found():
-    assert commands_in("A=1 b c \\\n  d  # e\n\nx='y z'\nq $x && r") == [
+    assert commands_in("A=1 b c \\\n  d\n\nx=(y 'z z')\nq \"${x[@]}\" && r") == [
         ["b", "c", "d"],
-        ["q", "y", "z"],
+        ["q", "y", "z z"],
         ["r"],
     ]
     text = "\n\n    a b\n      c\n\n    d\nx\n    y\n\n```\ne\n\n    f\n```\nz\n```python\n```\n"
@@ -377,6 +379,7 @@ NOT_RUN = {
     "jaxcifar train *": "minutes to days",
     "jaxcifar sweep *": "hours to days, or a cluster",
     "jaxcifar landscape smoothness *": "the training of two rows",
+    "python examples/*": "run by tests/test_examples.py",
     "python -m jaxcifar.main *": "hours, or a cluster",
     "*python -m experiments.*": "minutes to days, or PyTorch, or libtpu",
     "srun *": "a cluster",
@@ -407,8 +410,8 @@ def test_commands_that_are_run(finished, swept, users_folder, capsys):
     """What the pages do with trained networks and weights, done one after the other."""
     for name in ("quickstart", "row1"):
         shutil.copytree(finished[0], users_folder / "runs" / name)
-    shutil.copytree(swept, users_folder / "results" / "table4")
-    shutil.copytree(swept, users_folder / "results" / "rates")
+    for name in ("table4", "rates", "bn"):
+        shutil.copytree(swept, users_folder / "results" / name)
     (users_folder / "results" / "rates" / "vgg2").rename(
         users_folder / "results" / "rates" / "row9"
     )

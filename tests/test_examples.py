@@ -8,24 +8,35 @@ import runpy
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.sweeps import on_one_device
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
 
-def run(name):
-    """Runs an example as a script; returns its names, and what it printed."""
+def run(name, folder):
+    """Runs an example as a script in a folder; returns its names, and what it printed."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
         patch.setattr(plt, "show", lambda: None)
         patch.setenv("QUICK", "1")
+        patch.chdir(folder)
         return runpy.run_path(str(EXAMPLES / name)), out.getvalue()
 
 
+def pictures(printed):
+    """The pictures that an example says it wrote."""
+    found = [line.removeprefix("wrote ") for line in printed.splitlines() if "wrote " in line]
+    for path in found:
+        with Image.open(path) as picture:
+            assert picture.width > 400
+    return [pathlib.Path(path).name for path in found]
+
+
 @pytest.fixture(scope="module")
-def batchnorm():
+def batchnorm(tmp_path_factory):
     with on_one_device():
-        yield run("batchnorm.py")
+        yield run("batchnorm.py", tmp_path_factory.mktemp("batchnorm"))
     plt.close("all")
 
 
@@ -39,6 +50,7 @@ def test_batchnorm(batchnorm):
         # At distance 0 is the network itself, whose validation loss was printed.
         assert f"epoch 1: loss {losses[len(losses) // 2]:.3f}" in printed
     assert np.shape(found["hook"].found) == (128 // 64, 4)
+    assert pictures(printed) == ["batchnorm_gradient.png", "batchnorm_slice.png"]
 
 
 @pytest.mark.slow
@@ -57,8 +69,9 @@ def test_a_cell_of_batchnorm_can_be_run_again(batchnorm):
 
 
 @pytest.mark.slow
-def test_regularizers():
-    found, _ = run("regularizers.py")
+def test_regularizers(tmp_path):
+    found, printed = run("regularizers.py", tmp_path)
+    assert pictures(printed) == ["regularizers.png"]
     wrong = found["w_true"] == 0
     w = found["fitted"]
     np.testing.assert_array_equal(w["proximal L1"] == 0, wrong)

@@ -8,7 +8,7 @@
     jaxcifar report figures results/ --only=fig2 --run=results/table4/vgg6/seed0
 
 Every number is computed from the runs' metrics.jsonl; a run that was shortened or changed is marked
-everywhere. The page shows the pictures that `figures` and `experiments.landscape` drew before.
+everywhere. The page shows the pictures that `figures` and `jaxcifar landscape` have drawn already.
 `COMMAND --help` has the details.
 """
 

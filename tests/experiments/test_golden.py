@@ -27,7 +27,8 @@ def test_cases_are_possible(case):
 
 def test_each_family_and_option_that_changes_numbers_has_a_case():
     configs = [golden.config_of(case) for case in golden.CASES]
-    assert {config.data.augment for config in configs} == {*AUGMENTATIONS}
-    assert {config.optim.name for config in configs} == {*OPTIMIZERS}
+    missing = "add a case to experiments/golden.py"
+    assert {config.data.augment for config in configs} == {*AUGMENTATIONS}, missing
+    assert {config.optim.name for config in configs} == {*OPTIMIZERS}, missing
     families = {type(create_model(name)) for name in MODELS}
-    assert {type(create_model(config.model.name)) for config in configs} == families
+    assert {type(create_model(config.model.name)) for config in configs} == families, missing
