@@ -105,8 +105,8 @@ def _test_images(about: About, workdir: pathlib.Path, config: Config) -> data.Da
         folder = config.data.dir or data.cifar.default_dir()
         raise UserError(
             f"The test images in {folder} have no labels. The accuracy on the held-out images is "
-            f"in {workdir / 'result.json'}; what is made of test images needs a folder with their "
-            "labels as data.dir."
+            f"in {workdir / 'result.json'}; anything computed from test images needs their labels: "
+            "set data.dir to a folder that has them."
         ) from error
     part = "test" if config.data.protocol == "holdout" else "validation"
     check_images(about.data, {part: test.provenance}, workdir)
