@@ -5,11 +5,11 @@
     jaxcifar landscape slice results/table4/vgg6/seed0 --out=results/landscape
 
 `smoothness` trains each row or config and, every so many steps, measures along the gradient of that
-step's batch (Santurkar et al. 2018, "How Does Batch Normalization Help Optimization?"): the range of
-the loss and of the gradient's change over a range of step sizes, and the largest ratio of the
+step's batch (Santurkar et al. 2018, "How Does Batch Normalization Help Optimization?"): the range
+of the loss and of the gradient's change over a range of step sizes, and the largest ratio of the
 gradient's change to the distance. `slice` evaluates the loss around a run's checkpoint along random
-filter-normalised directions (Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets").
-Both resume where they were stopped, and leave their numbers (JSON lines, NPZ) beside pictures (PNG,
+filter-normalised directions (Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets"). Both
+resume where they were stopped, and leave their numbers (JSON lines, NPZ) beside pictures (PNG,
 PDF).
 """
 
