@@ -15,7 +15,7 @@ likely too low than too high.
 
 Options such as --config.data.augment=none change every config. --out gets everything as JSON, after
 each config. Compiling takes minutes for each; one process at a time can use libtpu. A config that
-cannot be compiled, such as for want of memory, is named, and makes the exit code 1.
+cannot be compiled, for example for lack of memory, is named, and the exit code is then 1.
 """
 
 import math

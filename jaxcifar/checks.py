@@ -1,4 +1,4 @@
-"""What can be wrong with a config, or without effect in it, as far as it shows without data."""
+"""Checks of a config that need no data: impossible values, and settings without effect."""
 
 import inspect
 import math
@@ -22,16 +22,12 @@ _CHOICES = {
     "optim.schedule": optim.SCHEDULES,
     "optim.penalize": optim.MASKS,
 }
-# The fields that only some of those have a use for: {field: (the field that names them, which)}.
+# The fields that only some choices use: {field: (the choosing field, the choices that use it)}.
 _ONLY_FOR = {
     **{
-        f"optim.{option}": (
-            "optim.name",
-            tuple(name for name in optim.OPTIMIZERS if option in optim.options_of(name)),
-        )
-        for name in optim.OPTIMIZERS
-        for option in optim.options_of(name)
-        if option in base_config().optim
+        f"optim.{option}": ("optim.name", users)
+        for option in base_config().optim
+        if (users := tuple(name for name in optim.OPTIMIZERS if option in optim.options_of(name)))
     },
     "optim.start_factor": ("optim.schedule", ("triangular",)),
     "optim.end_factor": ("optim.schedule", ("triangular",)),

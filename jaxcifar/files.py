@@ -1,4 +1,4 @@
-"""Files that no reader, full disk, kill or power cut ever sees half of."""
+"""Atomic writes: nobody reads half a file, even after a kill, a full disk or a power cut."""
 
 import contextlib
 import hashlib

@@ -117,7 +117,7 @@ def load(name: str | pathlib.Path) -> Config:
         if isinstance(error, ModuleNotFoundError) and beside.exists():
             what += f" {beside} is not on Python's path: start with PYTHONPATH={path.parent}"
         elif isinstance(error, ModuleNotFoundError) and f"{error.name}.".startswith("configs."):
-            what += " Start from a config of the package so: jaxcifar.options.load('row9')"
+            what += " To start from a config of the package: jaxcifar.options.load('row9')"
         raise UserError(f"The config file {path} cannot be loaded: {what}") from error
     if not callable(get_config):
         raise UserError(f"The config file {path} has no function get_config().")

@@ -30,7 +30,7 @@ _F = TypeVar("_F", bound=Callable)
 _PLATFORMS = {"cpu", "cuda", "rocm", "tpu"}
 
 _team: Team | None = None  # None: one process
-_alone = False  # inside `share`, as if there were one process
+_alone = False  # True inside `share`, where nested calls behave as in one process
 
 
 def count() -> int:
@@ -132,7 +132,7 @@ def agree(topic: str, *values: int) -> list[int]:
     if topic in _pending:
         found = np.asarray(_pending.pop(topic)).tolist()
         if any(found):
-            return found  # it may already answer what was asked for meanwhile
+            return found  # without another round: it may already cover this request
     mesh, largest = _largest()
     rows = np.asarray([values], np.int32)
     shape, split = (mesh.size, len(values)), NamedSharding(mesh, PartitionSpec("devices"))
@@ -238,8 +238,8 @@ def _start_jax(team: Team) -> None:
     here = jax.local_devices()
     kind = {"JAX": jax.__version__, "devices": len(here), "device": here[0].device_kind}
     check_same("machine", kind)
-    # Devices connect when they first exchange something, and on CPUs they have 30 seconds for
-    # that: here all are about to. Later exchanges wait for the slowest to compile.
+    # Devices connect in their first exchange, which on CPUs times out after 30 seconds. So it is
+    # made here, where all processes are about to: later ones wait for the slowest to compile.
     with _connecting():
         while not any(agree("start", 1)):
             pass
@@ -254,10 +254,10 @@ def _connecting() -> Iterator[None]:
         if "gloo" not in str(error).lower():
             raise
         raise UserError(
-            f"The processes cannot connect their CPUs ({in_short(error)}). The name of each host, "
-            f"such as {socket.gethostname()!r} of this one, must lead to an address at which the "
-            "others reach it: in /etc/hosts, replace a 127.0.1.1 of that name by the address, or "
-            "add it. They use ports chosen at each start, which no firewall may block."
+            f"The processes cannot connect their CPUs ({in_short(error)}). Each host's name, here "
+            f"{socket.gethostname()!r}, must resolve to an address that the others can reach: in "
+            "/etc/hosts, replace a 127.0.1.1 of that name by the address, or add it. The hosts use "
+            "ports chosen at each start, which no firewall may block."
         ) from error
 
 

@@ -46,7 +46,7 @@ def load_variables(
 def _load(
     workdir: pathlib.Path, which: str, mesh: Mesh | None
 ) -> tuple[About, int, dict[str, Any]]:
-    """What `load_variables` does, with all that is known about the run."""
+    """Does what `load_variables` does, and returns all that is known of the run with it."""
     choose("checkpoint", which, WHICH)
     mesh = sharding.over(mesh)
     run = of_run(workdir)
@@ -146,7 +146,7 @@ def evaluate_workdir(
     test = _test_images(about, workdir, config)
     inference = build_inference(config, test, mesh)
     before, dtype = about.environments[0]["dtype"], jnp.dtype(inference.model.dtype).name
-    if before != dtype:
+    if about.data and before != dtype:
         note(
             f"{workdir} was trained in {before} and is evaluated in {dtype} here; "
             f"--model.dtype={before} evaluates it as it was trained."

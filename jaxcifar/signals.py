@@ -53,7 +53,7 @@ def interruptible() -> Iterator[Stop]:
 class _Handler:
     def __init__(self, drain: Callable[[], None] | None = None):
         self.stop = Stop()
-        self.drain = drain  # for that of a command: waits until its thread has seen all signals
+        self.drain = drain  # only that of `exit_code`: waits until its thread has seen all signals
         self.before: dict[int, Any] = {}  # the handlers that it replaced
 
     def __call__(self, signum: int, frame: object) -> None:
@@ -78,12 +78,12 @@ def _handling(handler: _Handler) -> Iterator[Stop]:
         for signum, previous in handler.before.items():
             if isinstance(previous, _Handler) and previous.drain:
                 previous.drain()
-            # That of a C library is None, and cannot be put back.
+            # A handler that C code installed is reported as None, and cannot be put back.
             signal.signal(signum, signal.SIG_DFL if previous is None else previous)
 
 
 def end_by_signals() -> None:
-    """Lets signals end this process at once, with a message, until `exit_code` sees to them."""
+    """Lets signals end this process at once, with a message, until `exit_code` takes over."""
     for signum in _SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, lambda signum, _: leave(128 + signum, _ended_by(signum)))
@@ -109,8 +109,8 @@ def _ended_by_signals(leave: Callable[[int, str], NoReturn]) -> Iterator[None]:
     """Lets signals end the process at once, except inside `interruptible`.
 
     Python's handlers have to wait while XLA compiles, so a thread that is woken by the wake-up
-    descriptor ends the process. (The default actions would do, but for the first process of a
-    container, which the kernel protects from them.)
+    descriptor ends the process. (The default actions would be enough, but the kernel ignores them
+    for the first process of a container.)
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -132,7 +132,7 @@ def _ended_by_signals(leave: Callable[[int, str], NoReturn]) -> Iterator[None]:
     def drain() -> None:
         drained.clear()
         os.write(writable, bytes([mark]))
-        drained.wait(timeout=1)  # in a fork there is no such thread
+        drained.wait(timeout=1)  # not forever: a forked child has no such thread
 
     with _handling(_Handler(drain)):
         thread = threading.Thread(target=watch, daemon=True)

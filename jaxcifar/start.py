@@ -97,10 +97,10 @@ def initial_weights(config: Config, mesh: Mesh) -> InitialWeights:
         )
     protocols = source.data.protocol, config.data.protocol
     if source.data.name == config.data.name and protocols == ("test", "holdout"):
-        lines.append("it was trained on the images that this run holds out for validation")
+        lines.append("that run was trained on the images that this one holds out for validation")
     for field, (there, here) in changed_fields(source.to_dict(), config.to_dict()).items():
         if field.startswith("model.") or field in ("data.mean", "data.std"):
-            lines.append(f"config.{field} was {there!r} there and is {here!r} here")
+            lines.append(f"config.{field} is {here!r}; that run had {there!r}")
     return InitialWeights(unflatten_dict(taken, sep="/"), facts, "\n".join(lines))
 
 
@@ -165,7 +165,7 @@ def run_of_weights(config: Config, workdir: str | pathlib.Path, variables: dict[
         if before is not None and (before.data or folder.last()):
             raise UserError(f"{workdir} already holds a run. Choose another --workdir.")
         # An optimizer's initial state does not depend on the length of an epoch.
-        tx = optimization(config).make(hyperparams(config), steps_per_epoch=1)
+        tx = optimization(config, model).make(hyperparams(config), steps_per_epoch=1)
         state = first_state(
             jax.tree.map(jnp.asarray, variables),
             tx,

@@ -18,7 +18,7 @@ Loss = Callable[[Any, TrainState, jax.Array, jax.Array], tuple[jax.Array, tuple]
 
 
 class Lookahead(NamedTuple):
-    """Every few steps, slow weights move towards the fast ones, which are then reset to them.
+    """Every few steps, slow weights move towards the fast ones, which are then set to them.
 
     Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back", 2019; with slow weights that
     move less and less over the run, and with BatchNorm's statistics treated alike, as in Jordan,
@@ -53,8 +53,8 @@ def make_loss(
 ) -> Loss:
     """Returns loss(params, state, images, labels) -> (cross-entropy, (logits, batch_stats)).
 
-    This is the mean cross-entropy of the batch, in nats, as the next step after `state` sees it: in
-    training mode, with that step's augmentation and dropout, at any parameters.
+    This is the mean cross-entropy of the batch, in nats, as the step that follows `state` computes
+    it (training mode, that step's augmentation and dropout), but at the given `params`.
 
     Args:
       model: a linen module with a `train` argument, with or without BatchNorm state.

@@ -102,7 +102,7 @@ class Inference:
 
     Attributes:
       model: the network.
-      mean, std: [3], that its images are normalised by, in units of 1.
+      mean, std: [3], by which the images, scaled to 0 … 1, are normalised.
       views: of each image, one of `jaxcifar.augment.VIEWS`.
       batch_size: over all devices.
       mesh: the devices.
@@ -188,7 +188,7 @@ class Task:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in the training set; each epoch leaves out another remainder."""
+        """Full batches in the training set; the images left over differ from epoch to epoch."""
         return self.n_train // self.batch_size
 
     @property
@@ -203,16 +203,14 @@ class Task:
     def steps_from(self, step: int) -> int:
         """Returns the number of steps in the call after `step` steps.
 
-        A run that was saved in the middle of a longer call makes single steps up to its end.
+        A run that resumes between two multiples of `steps_per_call`, because that was changed,
+        makes single steps up to the next multiple.
         """
         return 1 if step % self.steps_per_call else self.steps_per_call
 
     def make_optimizer(self, hyperparams: Hyperparams) -> optax.GradientTransformation:
         """Returns the whole chain of the optimizer."""
-        optimization = self.optimization
-        if not self.model.batch_norm:  # `jaxcifar.checks.unused` has said so
-            optimization = optimization._replace(bias_scale=1.0)
-        return optimization.make(hyperparams, self.steps_per_epoch)
+        return self.optimization.make(hyperparams, self.steps_per_epoch)
 
     def cross_entropy(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
         """Returns the loss of each example in training, [N]."""
@@ -316,10 +314,11 @@ def normalization(config: Config, images: data.Dataset) -> dict[str, tuple[float
     }
 
 
-def optimization(config: Config) -> Optimization:
-    """Returns the form of a config's optimizer."""
-    options = config.optim
-    return Optimization(**{field: options[field] for field in Optimization._fields})
+def optimization(config: Config, model: models.Network) -> Optimization:
+    """Returns the form of a config's optimizer for a network."""
+    form = Optimization(**{field: config.optim[field] for field in Optimization._fields})
+    # Where there is nothing to scale, `jaxcifar.checks.unused` says so.
+    return form if model.batch_norm else form._replace(bias_scale=1.0)
 
 
 def hyperparams(config: Config) -> Hyperparams:

@@ -22,8 +22,8 @@ from jaxcifar import signals
 from jaxcifar.errors import Interrupted, UserError, in_short, note, of_file
 from jaxcifar.launch import Place
 
-# Seconds. Even one after the other, these waits are less than the minute within which all processes
-# end after a failure.
+# Seconds. Added up, these waits are shorter than the minute within which all processes end after a
+# failure.
 UNNOTICED = 25  # until the operating system reports that a host is gone
 GRACE = 5  # for the others to end by themselves after one ended unexpectedly
 CAUSE = 3  # for the cause of a failed exchange between devices to become known
@@ -44,7 +44,7 @@ class End(NamedTuple):
 
 
 class Team:
-    """This process's connections: one to each other process in the first, one to it elsewhere.
+    """This process's connections: the first has one to each other process, these one to the first.
 
     Args:
       place: the place of this process.
@@ -52,7 +52,7 @@ class Team:
 
     Attributes:
       place: the place of this process.
-      started: whether JAX has started. Before that, each process says why all end.
+      started: whether JAX has started. Until then, every process says why all end.
 
     Raises:
       UserError: the processes cannot meet.
@@ -190,7 +190,7 @@ class Team:
     def _tell(self, message: dict[str, Any]) -> None:
         for stream in self._peers.values():
             with self._writing, contextlib.suppress(OSError, ValueError):
-                _write(stream, message)  # if that fails, its end will be known in a moment
+                _write(stream, message)  # if this fails, `_listen` will tell that it is gone
 
     def _listen(self, peer: int, stream: Any) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -271,7 +271,7 @@ class Team:
         return cause, agreed
 
     def _ask(self, mine: End, expected: bool) -> tuple[End, bool]:
-        """In another process: returns the same, as the first process decides."""
+        """In the other processes: returns what `_judge` decided in the first."""
         self._tell({"end": mine})
         self._wait(
             VERDICT if mine.code else None,

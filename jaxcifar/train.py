@@ -25,7 +25,7 @@ from jaxcifar.hooks import Hook, Hooks, Run
 from jaxcifar.run.checkpoint import Damaged, NotFinite, Saved
 from jaxcifar.run.folder import Position, RunFolder
 from jaxcifar.run.log import best_record, score
-from jaxcifar.run.machine import PeakMemory, numerics
+from jaxcifar.run.machine import PeakMemory, git_commit, numerics
 from jaxcifar.run.progress import Progress, say
 from jaxcifar.signals import Stop, interruptible
 from jaxcifar.start import InitialWeights, initial_weights
@@ -70,7 +70,7 @@ def train_and_evaluate(
     own = ("data.dir", "train.checkpoint_minutes")  # these may differ between hosts
     fields = {name: value for name, value in flatten(config).items() if name not in own}
     processes.check_same("config", fields)
-    processes.check_same("environment", numerics())
+    processes.check_same("environment", numerics() | {"commit": git_commit()})
     looking_in = Hooks(hooks)
     with RunFolder(pathlib.Path(workdir)) as folder:
         looking_in.call("locked", folder.path)
@@ -165,7 +165,8 @@ def _train_epoch(
     end = (position.epochs_done + 1) * task.steps_per_epoch
     while run.step < end:
         if looking_in.read_state:
-            jax.block_until_ready(run.state)  # a hook would wait for it in time that is not counted
+            # Else a hook that reads it would wait for the step in time that is not counted.
+            jax.block_until_ready(run.state)
         with metrics.paused():
             looking_in.call("before_step", run)
         if _stop_is_agreed(run):
@@ -234,7 +235,10 @@ class _EpochMetrics:
         return bool(calls)
 
     def _add(self, call: dict[str, np.ndarray]) -> None:
-        """Keeps the metrics that all steps of the epoch have: another start may have had others."""
+        """Adds a call's metrics, and drops those that not every step of the epoch has.
+
+        The norms, say, if `train.log_norms` was changed when the run was resumed.
+        """
         steps = self._position.steps
         names = [name for name in call if name in steps or not steps]
         for name in steps.keys() - call.keys():

@@ -68,7 +68,7 @@ def test_a_config_that_starts_from_another_the_wrong_way(tmp_path):
         options.load(file)
     assert "options.load" not in str(error.value)
     file.write_text("from configs.no_such_row import get_config\n")
-    with pytest.raises(UserError, match=r"Start from .* so: jaxcifar\.options\.load\('row9'\)"):
+    with pytest.raises(UserError, match=r"To start from .*: jaxcifar\.options\.load\('row9'\)"):
         options.load(file)
 
 

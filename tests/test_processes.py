@@ -422,7 +422,7 @@ def test_a_host_whose_name_leads_nowhere(tmp_path):
         ends.append(subprocess.Popen(command, cwd=ROOT, env=environment(1), **out))
     (code, said), (other_code, _) = ends_of(*ends)
     assert (code, other_code) == (2, 2), said
-    assert "The name of each host, such as 'nowhere.invalid' of this one, must lead to" in said
+    assert "Each host's name, here 'nowhere.invalid', must resolve to an address" in said
     assert "Traceback" not in said
 
 
@@ -433,7 +433,7 @@ def test_hosts_whose_names_lead_to_themselves(hosts, tmp_path):
     members = on_hosts(hosts, workdir=str(tmp_path / "run"))
     ends = ends_of(*members)
     assert [code for code, _ in ends] == [2, 2], ends
-    assert "must lead to an address at which the others reach it" in ends[0][1]
+    assert "must resolve to an address that the others can reach" in ends[0][1]
     assert "Traceback" not in ends[0][1] + ends[1][1]
 
 

@@ -89,13 +89,13 @@ def test_signs_and_failures_of_sweeps(stopped, tmp_path, monkeypatch):
     assert states(tmp_path) == {"run": "stale: node7 fell silent 1h00m ago"}
 
 
-@pytest.mark.slow
 def test_measurements_along_the_gradient_are_not_stopped_runs(stopped, tmp_path):
     shutil.copytree(stopped, tmp_path / "vgg2_seed0")
     (tmp_path / "vgg2_seed0" / "settings.json").write_text("{}")
     assert states(tmp_path) == {"vgg2_seed0": "measured"}
 
 
+@pytest.mark.slow
 def test_imported_weights(tmp_path):
     config = tiny.tiny()
     variables = tiny.state_of(_trained(tmp_path / "x"))

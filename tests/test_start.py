@@ -164,8 +164,8 @@ def test_another_number_of_classes(first):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"model__activation": "gelu"}, "config.model.activation was 'relu' there and is 'gelu'"),
-        ({"data__mean": (0.5,) * 3}, "config.data.mean was () there and is (0.5, 0.5, 0.5) here"),
+        ({"model__activation": "gelu"}, "config.model.activation is 'gelu'; that run had 'relu'"),
+        ({"data__mean": (0.5,) * 3}, "config.data.mean is (0.5, 0.5, 0.5); that run had ()"),
         ({"data__protocol": "holdout"}, "trained on the images that this run holds out"),
     ],
 )

@@ -23,7 +23,7 @@ from experiments.landscape import gradient, slices
 from experiments.runs.configs import named
 from jaxcifar.errors import UserError
 from jaxcifar.kernels import compilation
-from jaxcifar.options import Parser, config_file, user_path, with_options, write_origin
+from jaxcifar.options import Parser, config_file, user_path, with_options
 from jaxcifar.signals import exit_code
 
 
@@ -43,12 +43,8 @@ def _smoothness_command(arguments: argparse.Namespace, options: list[str]) -> No
         config.seed = arguments.seed
         print(f"{source.name}: {config.model.name} at learning rate {config.optim.learning_rate:g}")
         workdir = folder / f"{source.name}_seed{config.seed}"
-        begun = (workdir / "settings.json").exists()
-        try:
-            gradient.smoothness(config, workdir, **how)
-        finally:
-            if (workdir / "settings.json").exists() and not begun:
-                write_origin(workdir, source.file or config_file(source.name), source.config)
+        original = source.file or config_file(source.name), source.config
+        gradient.smoothness(config, workdir, **how, original=original)
     print("\n".join(f"wrote {path}" for path in gradient.draw(folder)))
 
 

@@ -30,6 +30,7 @@ from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import append, replace, write_json
 from jaxcifar.hooks import Hook, Run
 from jaxcifar.kernels import compilation
+from jaxcifar.options import write_origin
 from jaxcifar.run import plots
 from jaxcifar.run.machine import environment
 from jaxcifar.run.progress import duration
@@ -158,6 +159,7 @@ def smoothness(
     every: int,
     step_sizes: Sequence[float],
     mesh: Mesh | None = None,
+    original: tuple[str | pathlib.Path, Config] | None = None,
 ) -> list[dict[str, Any]]:
     """Trains by `config` and measures at each `every`th step.
 
@@ -169,6 +171,8 @@ def smoothness(
       every: steps between measurements; 0 is a fiftieth of `steps`.
       step_sizes: see `AlongGradient`.
       mesh: of the devices; None is all.
+      original: the config file, and what it returned before options changed it, which tells
+        pictures and tables whether the run was shortened.
 
     Returns:
       The measurements.
@@ -192,6 +196,8 @@ def smoothness(
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_settings(path, config, settings, images.provenance)
+    if original:
+        write_origin(folder, *original)
     hook = AlongGradient(folder, **settings)
     if not hook.complete:
         config = config.copy_and_resolve_references()
@@ -256,7 +262,7 @@ class Measured(NamedTuple):
     def note(self) -> str:
         """Says what sets the measurements apart from a full training of their row or config."""
         config = self.config
-        parts = [marks.mark(self.original, config)] if self.original else []
+        parts = [marks.mark(self.original, config)]
         whole = config["train.epochs"] * (self.images["images"] // config["train.batch_size"])
         if self.settings["steps"] < whole:
             parts.append(f"SHORTENED: {self.settings['steps']:,} of {whole:,} steps")

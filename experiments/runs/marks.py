@@ -53,8 +53,10 @@ def changed(original: dict[str, Any], config: dict[str, Any]) -> list[str]:
     ]
 
 
-def mark(original: dict[str, Any], config: dict[str, Any]) -> str:
-    """Says how a run differs from its original; "" for a full run of it."""
+def mark(original: dict[str, Any] | None, config: dict[str, Any]) -> str:
+    """Says how a run differs from its original, if that is known; "" for a full run of it."""
+    if original is None:
+        return "nothing says which config it was trained by, or whether it was shortened"
     parts = []
     if less := shortened(original, config):
         parts.append(f"SHORTENED: {', '.join(less.values())}")

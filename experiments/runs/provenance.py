@@ -49,10 +49,10 @@ def commands(sweep: Sweep) -> list[str]:
         runs = sweep.of(name)
         run = runs[0]
         if run.original is None or run.file is None:
-            found.append(f"# {name}: {run.mark}")
+            found.append(f"# {name}: {run.mark or run.progress}")
             continue
         if run.swept and (stem := pathlib.Path(run.file).stem) != name:
-            found.append(f"# {name}: renamed; a sweep of {run.file} resumes what is in {stem}/")
+            found.append(f"# {name}: renamed; rename it to {stem} before you resume it")
             continue
         if run.swept:
             seeds = ",".join(str(run.seed) for run in runs)

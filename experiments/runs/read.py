@@ -105,9 +105,7 @@ class Run(NamedTuple):
     @property
     def mark(self) -> str:
         """How the run differs from its original; "" for a full run of it."""
-        if self.original is None:
-            return "nothing says which config it was trained by, or whether it was shortened"
-        return marks.mark(self.original, self.config)
+        return "" if self.imported else marks.mark(self.original, self.config)
 
     @property
     def options(self) -> list[str]:

@@ -12,7 +12,7 @@ L1, L2, epochs) share one compiled step. `--config.FIELD=VALUE` changes all runs
 
     … --workers=auto                             a process for each GPU of this machine
     … --slurm --tasks=12 --time=4:00:00 --sbatch="--gpus-per-node=1"       an array of Slurm jobs
-    … --slurm … --workers=auto                   … with a process for each GPU of a job's node
+    … --slurm --tasks=4 … --workers=auto         … each with a process for each GPU of its node
     … --shard=3/12                               the fourth of twelve parts, as such a job runs it
     … --status                                   shows the progress of all runs; starts nothing
 
@@ -83,7 +83,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     arguments, options = parser.parse_known_args(argv)
     given = [name for name in ("workers", "slurm", "shard", "status") if getattr(arguments, name)]
     if len(given) > 1 and given not in (["workers", "slurm"], ["workers", "shard"]):
-        raise UserError(f"--{given[0]} and --{given[1]} cannot be combined. Give one of them.")
+        raise UserError(f"--{given[-2]} and --{given[-1]} cannot be combined. Give one of them.")
     for name in ("tasks", "time", "sbatch", "print"):
         if getattr(arguments, name) and not arguments.slurm:
             raise UserError(f"--{name} is for --slurm.")
@@ -221,11 +221,14 @@ def _submit(
     if queued := slurm.queue(out):  # without an answer nothing is submitted
         left = [any(job.state != "done" for job in part) for part in shards.parts(jobs, plan)]
         idle = [task for task in range(tasks) if left[task] and task not in queued]
-        raise UserError(
+        message = (
             f"Tasks of this sweep are already in the queue: {', '.join(map(str, sorted(queued)))}. "
             "Wait for them, or scancel their job first; --status shows what each is doing."
-            + (f" To start only what is not in it: {slurm.again(idle, out)}" if idle else "")
         )
+        if idle:  # the script is written again, with the options of this command
+            again = slurm.again(idle, slurm.keep(text, out))
+            message += f" To start only what is not in it: {again}"
+        raise UserError(message)
     alive = [(job, sign) for job in jobs if (sign := signs.running(job.workdir)) and sign.alive]
     if alive:
         job, sign = alive[0]
@@ -234,7 +237,12 @@ def _submit(
             f"on {sign.host} (last sign {duration(sign.age)} ago). Wait for that process, or stop "
             "it; one that was killed counts as dead after ten minutes."
         )
-    check_images([job for job in jobs if job.state != "done"])  # a node may not reach the internet
+    try:  # here, because a node may not reach the internet
+        check_images([job for job in jobs if job.state != "done"])
+    except UserError as error:
+        raise UserError(
+            f"{error} If only the nodes have the images, submit what --print prints."
+        ) from error
     if new := shards.kept_plan(out) is None:
         shards.keep_plan(plan, out)  # before the first task, which adds the parts
     try:

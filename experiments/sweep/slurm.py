@@ -13,7 +13,6 @@ from jaxcifar.files import append, replace
 _WARNING = 180  # seconds before the time limit, at which a task saves; Slurm may be 60 s early
 _SHORTEST = 5  # minutes
 
-_FILE = "sweep.sh"
 _SCRIPT = """\
 #!/bin/bash
 # To submit this by hand, so that --status knows of it once its first task has started:
@@ -121,30 +120,34 @@ def check_sbatch() -> None:
         )
 
 
+def keep(text: str, out: pathlib.Path) -> pathlib.Path:
+    """Writes a script to OUT/slurm/sweep.sh; returns its path."""
+    path = out / "slurm" / "sweep.sh"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, text)
+    return path
+
+
 def submit(text: str, out: pathlib.Path) -> str:
-    """Submits a script, which is kept in OUT/slurm/; returns the job's ID.
+    """Submits a script, which is kept; returns the job's ID.
 
     Raises:
       UserError: Slurm rejects it.
     """
-    folder = out / "slurm"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / _FILE
-    replace(path, text)
+    path = keep(text, out)
     done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"sbatch rejects {path}: {done.stderr.strip()}")
     job = done.stdout.strip().split(";")[0]  # ID, or ID;CLUSTER
-    append(folder / "jobs", job)
+    append(path.with_name("jobs"), job)
     return job
 
 
-def again(tasks: Sequence[int], out: pathlib.Path) -> str:
-    """Returns a command that submits some tasks of the array of OUT once more."""
-    folder = out / "slurm"
-    script, jobs = (shlex.quote(str(path)) for path in (folder / _FILE, folder / "jobs"))
+def again(tasks: Sequence[int], script: pathlib.Path) -> str:
+    """Returns a command that submits some tasks of a kept script's array once more."""
+    file, jobs = (shlex.quote(str(path)) for path in (script, script.with_name("jobs")))
     numbers = ",".join(map(str, tasks))
-    return f"sbatch --parsable --array={numbers} {script} | cut -d';' -f1 >> {jobs}"
+    return f"sbatch --parsable --array={numbers} {file} | cut -d';' -f1 >> {jobs}"
 
 
 def queue(out: pathlib.Path) -> dict[int, str]:

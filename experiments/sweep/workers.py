@@ -273,7 +273,8 @@ class _Display:
         most = self._console.height - 2 if live and not now else None
         self._shown, text = time.monotonic(), self._table(most)
         if live:
-            self._live.update(rich.text.Text(text), refresh=True)
+            shown = rich.text.Text(text, no_wrap=True, overflow="ellipsis")
+            self._live.update(shown, refresh=True)
             return
         before, self._lines = self._lines, text.split("\n")
         self.say([line for line in self._lines if line not in before])

@@ -29,7 +29,7 @@ def _folder(text: str) -> pathlib.Path:
         return user_path(text)
     except UserError as error:
         raise UserError(
-            f"{error} The folder of the images is --config.data.dir=FOLDER or JAXCIFAR_DATA=FOLDER."
+            f"{error} Name the folder of the images by --config.data.dir or JAXCIFAR_DATA."
         ) from error
 
 

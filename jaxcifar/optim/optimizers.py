@@ -60,15 +60,19 @@ def _scale_norm_biases(factor: float) -> optax.GradientTransformation:
         return leaf == "bias" and bool(re.search(r"(?i)(^|_)(bn|norm|batch_?norm)", module))
 
     def mask(params: chex.ArrayTree) -> chex.ArrayTree:
-        chosen = jax.tree_util.tree_map_with_path(is_one, params)
-        if not any(jax.tree.leaves(chosen)):
+        return jax.tree_util.tree_map_with_path(is_one, params)
+
+    scale = optax.masked(optax.scale(factor), mask)
+
+    def init(params: chex.ArrayTree) -> optax.OptState:
+        if not any(jax.tree.leaves(mask(params))):
             raise UserError(
                 f"bias_scale is {factor}, but no parameter is the bias of a BatchNorm, which is "
                 "known by a name such as bn1, downsample_bn, norm0 or BatchNorm_0. Leave it out."
             )
-        return chosen
+        return scale.init(params)
 
-    return optax.masked(optax.scale(factor), mask)
+    return optax.GradientTransformation(init, scale.update)
 
 
 def l1_and_l2(
@@ -134,12 +138,6 @@ def make_optimizer(
             raise UserError(
                 f"{option} is {value!r}, but the optimizer is {name!r}; it is for "
                 f"{' and '.join(map(repr, users))}. Leave it out."
-                + (
-                    f" The weight_decay of PyTorch's {name} is l2, of half the strength, in "
-                    "regularize."
-                    if option == "weight_decay"
-                    else ""
-                )
             )
     return optax.chain(
         *([_scale_norm_biases(bias_scale)] if bias_scale != 1 else []),

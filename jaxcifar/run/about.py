@@ -1,4 +1,4 @@
-"""What the config.json of a run says of it, and whether that allows what is to be done with it."""
+"""Reads a run's config.json, and checks that the run can be resumed, evaluated or replayed here."""
 
 import contextlib
 import json
@@ -93,7 +93,7 @@ def read(workdir: pathlib.Path) -> About | None:
 
 
 def of_run(workdir: pathlib.Path) -> About:
-    """Returns what `read` does.
+    """Returns what `read` does, where there must be a run.
 
     Raises:
       UserError: there is no run, or see `read`.
@@ -107,7 +107,7 @@ def of_run(workdir: pathlib.Path) -> About:
 
 
 def of_checkpoint(about: About, progress: dict[str, Any], workdir: pathlib.Path) -> About:
-    """Returns what the checkpoint says if it says anything, else what config.json does."""
+    """Returns `about`; the checkpoint's copy, with a note, where its config differs from that."""
     there = progress.get("about", about.content)
     if changed := differences(there["config"], about.content["config"]):
         note(
@@ -150,7 +150,7 @@ def check_same_config(
             *(f"  {line}" for line in differences(saved.to_dict(), config.to_dict())),
             way_out,
         ]
-        if "train.epochs" in changed:
+        if "train.epochs" in changed and way_out is RESUME:
             lines.append("A run keeps its number of epochs, because its schedule depends on it.")
         if can_start_from and not changed.keys() & {"init_from", "model.name", "model.width"}:
             lines.append(
@@ -192,8 +192,8 @@ def check_alike(
     check_environment(about.environments[-1], now, workdir, what)
 
 
-# A change in the first changes what a run computes; one in the second changes only rounding, but
-# the difference grows.
+# A change in `_DECISIVE` changes what a run computes; one in `_ROUNDING` only rounding, but that
+# difference grows during training.
 _DECISIVE = {"x64": "jax_enable_x64", "prng": "JAX's random numbers"}
 _ROUNDING = (
     *("device", "devices", "processes", "cpus", "cpu"),

@@ -36,7 +36,7 @@ from jaxcifar.state import TrainState
 _KEPT = 2  # of the newest, beside the best
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written
 _DELETED = ".deleted"  # the end of the name of a folder that is being deleted
-# Failures to read after which what is on the disk may be intact.
+# Read errors that may pass: what is on the disk may be intact.
 _MAY_PASS = {"EACCES", "EPERM", "EIO", "ESTALE", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOMEM"}
 
 
@@ -74,7 +74,7 @@ class _Document(NamedTuple):
 
     progress: dict[str, Any]
     val_accuracy: float | None
-    best: tuple[int, float] | None  # number and accuracy, as far as this checkpoint
+    best: tuple[int, float] | None  # number and accuracy, up to this checkpoint
     digests: dict[str, Digest] | None
 
 
@@ -113,8 +113,8 @@ class Checkpointer:
     def best(self) -> Saved | None:
         """Returns the checkpoint with the highest validation accuracy, the earliest of equals.
 
-        It may be lost or damaged; `restore` finds out. Before the end of the first epoch there is
-        none, except that imported weights, which no images of this run trained, are the best.
+        It may be lost or damaged; `restore` finds out. Before the first epoch is evaluated there is
+        none, except in a run of imported weights: there it is checkpoint 0.
 
         Raises:
           Damaged: the newest evaluated checkpoint, which names the best one, cannot be read.
@@ -158,7 +158,7 @@ class Checkpointer:
         saved = Saved(step, val_accuracy is not None)
         newest = self._writing or self.last()
         if newest and newest.step == step and (newest.evaluated or not saved.evaluated):
-            return  # it has this state, and knows no less about it
+            return  # this step is saved already, and evaluated if it is now
         self.wait()
         found, finite = digests(_parts(sharding.of_this_process(state)))
         if not finite:
@@ -269,7 +269,7 @@ class Checkpointer:
         with self._reading(saved) as path:
             metadata = _metadata(path)
             _check_shapes(path, document, metadata, _parts(like))
-            # A field that is None on both sides may have been added by a later version.
+            # What the checkpoint lacks was added by a later version, and is None here too.
             wanted = {name: tree for name, tree in _parts(like).items() if name in metadata}
             with ocp.StandardCheckpointer(multiprocessing_options=_this_process()) as reader:
                 state = like.replace(**reader.restore(path / "state", wanted))
@@ -460,7 +460,7 @@ def _this_process() -> Any:
     """Lets a process read or write alone, where Orbax would wait for the others of the run."""
     if processes.count() == 1:
         return ocp.options.MultiprocessingOptions()
-    # Each array as a whole, where Orbax would leave shares of it to the other processes.
+    # Each array whole: by default, Orbax writes only this process's share of it.
     whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     ocp.type_handlers.register_type_handler(jax.Array, whole, override=True)
     i = processes.index()

@@ -72,7 +72,8 @@ class RunFolder:
             if folder.name == "checkpoints" and (folder.parent / "config.json").exists():
                 raise UserError(f"The workdir {path} is inside the run in {folder.parent}.")
         self.path = path
-        self.checkpoints = Checkpointer(path / "checkpoints")  # of the first process alone
+        # Only the first process lists and writes them; all restore from them.
+        self.checkpoints = Checkpointer(path / "checkpoints")
         self.saved_at = time.monotonic()  # the last checkpoint, or the start
         self._closing = contextlib.ExitStack()
         self._about: About | None = None  # what config.json says
@@ -134,7 +135,7 @@ class RunFolder:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             wrong = in_short(error)
         if wrong is None:
-            self._write_about()  # a checkpoint's copy may have been used
+            self._write_about()  # it may have been lost, and read from a checkpoint
             return self._mended(result)
         if not can_go_on:
             raise UserError(
@@ -203,7 +204,7 @@ class RunFolder:
             content = before.resumed(now)
         if initial is not None:
             content["init_from"] = initial
-        # A kill may come before the first checkpoint is complete, and after two epochs are logged.
+        # A run that was killed early may have logged two epochs without a complete checkpoint.
         if self.checkpoints.last() is None and (epochs := _epochs_logged(self.path)) > 2:
             raise UserError(
                 f"{self.path} has the logs of {epochs} epochs, and no checkpoint. If checkpoints/ "

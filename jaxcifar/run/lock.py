@@ -54,7 +54,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
                         "have it mounted with locks (Lustre: -o flock)."
                     ) from error
         if not (_is(file.fileno(), workdir / ".lock") and _is(folder, workdir)):
-            # Whoever held it failed before it wrote anything, and deleted what this process locked.
+            # Who held it failed before it wrote anything, and deleted the file locked here.
             raise Busy(f"Another process has just deleted {workdir}. Start again.")
         stack.callback(_delete_if_empty, made)
         signs.clear(workdir)

@@ -27,8 +27,9 @@ class RunLog:
     Args:
       workdir: the run's folder.
       epochs_done: the number of epochs before the checkpoint.
-      saved: the `history` in the checkpoint, from which damaged files are restored; None if an
-        earlier version, which kept none, wrote the checkpoint.
+      saved: the `history` in the checkpoint, from which damaged files are restored; None to read
+        the files instead (a finished run is repaired, or an earlier version, which kept no history,
+        wrote the checkpoint).
 
     Attributes:
       records: the records of the epochs so far.
@@ -125,7 +126,8 @@ class _Events:
     def __init__(self, folder: pathlib.Path):
         # tensorboardX imports PyTorch if it can, which takes two seconds or more and is of no use
         # here.
-        hidden = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]
+        if hidden := "torch" not in sys.modules:
+            sys.modules["torch"] = None  # type: ignore[assignment]
         try:
             from tensorboardX.event_file_writer import EventsWriter
             from tensorboardX.proto import event_pb2

@@ -42,10 +42,11 @@ def environment(in_force: dict[str, Any], mesh: Mesh | None = None) -> dict[str,
 def numerics() -> dict[str, Any]:
     """Returns the libraries and settings that numbers depend on, of this process."""
     settings: Any = jax.config  # whose fields a type checker cannot know
+    flags = os.environ.get("XLA_FLAGS", "").split()
     return {
         "jaxcifar": __version__,  # known even if it is not installed
         **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "xla_flags": " ".join(flag for flag in flags if not flag.startswith("--xla_dump")),
         "x64": bool(settings.jax_enable_x64),
         "prng": [settings.jax_default_prng_impl, bool(settings.jax_threefry_partitionable)],
         "matmul_precision": settings.jax_default_matmul_precision or "default",

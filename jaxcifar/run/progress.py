@@ -15,7 +15,7 @@ Record = dict[str, Any]
 
 
 class _Stdout:
-    """Standard output that may lose its reader, or fill its disk, without ending what runs."""
+    """Standard output whose closed pipe or full disk does not end what runs."""
 
     def write(self, text: str) -> int:
         # What a terminal's encoding lacks, ASCII's for example, must not end the run.
@@ -43,8 +43,8 @@ class _Stdout:
         except OSError as error:
             unread(stdout)
             note(
-                f"Standard output cannot be written to ({error.strerror}). The work goes on, and "
-                "shows no more."
+                f"Standard output cannot be written to ({error.strerror}). The work goes on "
+                "without showing progress."
             )
             return None
 

@@ -66,7 +66,7 @@ def withdraw(workdir: pathlib.Path) -> None:
 
 
 def clear(workdir: pathlib.Path) -> None:
-    """Removes the sign of a process that died; only who has locked the run may say that it did."""
+    """Removes the sign of a process that died; only for who has locked the run."""
     with contextlib.suppress(OSError):
         (workdir / ".running").unlink()
 
@@ -82,7 +82,7 @@ def running(workdir: pathlib.Path) -> Running | None:
     except OSError:  # the run ended meanwhile, or nothing can be said about it
         return None
     here = sign["host"] == socket.gethostname()
-    # An old sign of a process that seems to live here is that of another, from before a reboot.
+    # An old sign does not count even if its process number is in use here: it was used again.
     alive = age < _SILENT and not (here and _is_dead(sign["pid"]))
     return Running(sign["host"], sign["job"], age, alive)
 

@@ -43,7 +43,7 @@ def test_a_name_that_is_no_row_of_the_original_report(swept_copy):
     assert run.label == "vgg9"
     assert run.mark == sweep.of("vgg9")[1].mark
     assert run.mark.startswith("SHORTENED: 2 of 50 epochs, 100 images; changed: data.name")
-    assert "# vgg9: renamed; a sweep of vgg2 resumes what is in vgg2/" in commands(sweep)
+    assert "# vgg9: renamed; rename it to vgg2 before you resume it" in commands(sweep)
 
 
 @pytest.mark.parametrize("name", ["config.json", "result.json"])
