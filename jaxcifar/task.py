@@ -270,7 +270,7 @@ def build(config: Config, train: data.Dataset, mesh: Mesh, *, platform: str | No
         mixup=config.augment.mixup,
         cutmix=config.augment.cutmix,
         label_smoothing=config.train.label_smoothing,
-        optimization=optimization(config),
+        optimization=optimization(config, inference.model),
         ema_decay=config.train.ema_decay,
         lookahead_steps=config.train.lookahead_steps,
         n_train=len(train),

@@ -433,5 +433,9 @@ def test_a_learning_rate_for_the_biases_of_normalisation():
     boxed = {"bn": {"bias": nn.Partitioned(jnp.ones(2), names=(None,))}}
     updates, _ = tx.update(boxed, tx.init(boxed), boxed)
     np.testing.assert_allclose(updates["bn"]["bias"].value, -(4 + 0.1), rtol=1e-6)
+    frozen = {"bn": {"bias": None}, "fc": gradients["fc"]}  # optax passes None on
+    state = tx.init({"bn": {"bias": jnp.ones(2)}, "fc": params["fc"]})
+    updates, _ = tx.update(frozen, state, {"bn": {"bias": jnp.ones(2)}, "fc": params["fc"]})
+    assert updates["bn"]["bias"] is None
     with pytest.raises(UserError, match=r"bias_scale is 4\.0, but no parameter is the bias of a"):
         tx.init({"fc": params["fc"], "batch": {"bias": jnp.ones(2)}})

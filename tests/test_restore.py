@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcifar import data, restore, start
+from jaxcifar import data, restore, start, task
 from jaxcifar.config import base_config, flatten
 from jaxcifar.errors import UserError
 from jaxcifar.files import read_lines
@@ -15,6 +15,7 @@ from jaxcifar.interop import export
 from jaxcifar.interop import torch as interop
 from jaxcifar.run import about
 from jaxcifar.run.checkpoint import Checkpointer
+from jaxcifar.state import abstract_variables
 from tests.tiny import mesh, run, state_of, tiny, without_times
 
 ONE = mesh(1)
@@ -60,6 +61,16 @@ def test_evaluation_in_another_dtype(finished, tmp_path, capsys):
     assert said in capsys.readouterr().err
     restore.evaluate_workdir(folder, config=tiny(model__dtype="bfloat16"), mesh=ONE)
     assert capsys.readouterr().err == ""
+
+
+def test_imported_weights_were_trained_in_no_dtype(tmp_path, capsys):
+    variables = abstract_variables(task.create_model(tiny(), 10, "cpu"))
+    start.run_of_weights(tiny(), tmp_path, jax.tree.map(lambda x: np.ones(x.shape), variables))
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["environment"]["dtype"] = "bfloat16"
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    restore.evaluate_workdir(tmp_path, "last", mesh=ONE)
+    assert "was trained in" not in capsys.readouterr().err
 
 
 @pytest.mark.slow

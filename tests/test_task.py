@@ -208,9 +208,17 @@ DECAYING = {
 def test_every_field_of_an_optimizer_reaches_its_steps(fields, expected):
     """Two epochs of five steps, by the config and with the numbers written in."""
     config = tiny(**fields)
-    made = task.optimization(config).make(task.hyperparams(config), 5)
+    model = task.create_model(config, 10, "cpu")
+    made = task.optimization(config, model).make(task.hyperparams(config), 5)
     found, by_hand = after_eight_steps(made), after_eight_steps(expected())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, by_hand)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("vgg_a_bn", 64.0), ("vgg_a", 1.0)])
+def test_biases_are_scaled_where_there_is_batchnorm(name, scale):
+    """A run without is told that the field has no effect, and trained."""
+    config = tiny(model__name=name, optim__name="sgd", optim__bias_scale=64.0)
+    assert task.optimization(config, task.create_model(config, 10, "cpu")).bias_scale == scale
 
 
 def test_the_loss_of_a_config_smooths_its_labels():

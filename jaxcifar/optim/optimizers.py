@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -55,24 +56,26 @@ def _scale_norm_biases(factor: float) -> optax.GradientTransformation:
     At the head of a chain with SGD it is a learning rate of their own, with the decay of all.
     """
 
-    def is_one(path: tuple, _: jax.Array) -> bool:
+    def is_one(path: tuple) -> bool:
         module, leaf = ["", "", *names(path)][-2:]
         return leaf == "bias" and bool(re.search(r"(?i)(^|_)(bn|norm|batch_?norm)", module))
 
-    def mask(params: chex.ArrayTree) -> chex.ArrayTree:
-        return jax.tree_util.tree_map_with_path(is_one, params)
-
-    scale = optax.masked(optax.scale(factor), mask)
-
     def init(params: chex.ArrayTree) -> optax.OptState:
-        if not any(jax.tree.leaves(mask(params))):
+        if not any(is_one(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)):
             raise UserError(
                 f"bias_scale is {factor}, but no parameter is the bias of a BatchNorm, which is "
                 "known by a name such as bn1, downsample_bn, norm0 or BatchNorm_0. Leave it out."
             )
-        return scale.init(params)
+        return optax.MaskedState(optax.EmptyState())  # as in the checkpoints of earlier versions
 
-    return optax.GradientTransformation(init, scale.update)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params  # which `optax.masked` would compare with updates, of which some may be None
+        scaled = jax.tree_util.tree_map_with_path(
+            lambda path, u: factor * u if is_one(path) else u, updates
+        )
+        return scaled, state
+
+    return optax.GradientTransformation(init, update)
 
 
 def l1_and_l2(
