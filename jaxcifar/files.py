@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -74,7 +75,7 @@ def replacing(path: pathlib.Path, mark: str = "") -> Iterator[pathlib.Path]:
     No reader, full disk, kill or power cut ever leaves half of it.
 
     Args:
-      path: of the file; the other has the same suffix.
+      path: of the file; the other has the same suffix, and in the end the same mode.
       mark: part of the other's name, if several processes may write at the same time.
 
     Raises:
@@ -83,6 +84,8 @@ def replacing(path: pathlib.Path, mark: str = "") -> Iterator[pathlib.Path]:
     temporary = path.with_name(f"{path.stem}.{mark}tmp{path.suffix}")
     try:
         yield temporary
+        with contextlib.suppress(OSError):  # there was none, or the file system keeps no modes
+            shutil.copymode(path, temporary)
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)

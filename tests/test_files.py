@@ -46,6 +46,20 @@ def test_files_are_replaced_whole(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("write", [replace, write_shared])
+def test_a_replaced_file_keeps_its_mode(write, tmp_path):
+    """A group that shares the folder would lose its access."""
+    path, before = tmp_path / "file.json", os.umask(0o077)
+    try:
+        write(path, "one")
+        assert path.stat().st_mode & 0o777 == 0o600
+        path.chmod(0o664)
+        write(path, "other")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o664
+
+
+@pytest.mark.parametrize("write", [replace, write_shared])
 def test_a_file_is_on_the_disk_before_it_takes_its_name_and_then_its_name_is(
     write, tmp_path, monkeypatch
 ):
