@@ -34,8 +34,8 @@ class RunLog:
     Attributes:
       records: the records of the epochs so far.
       events: the path of the TensorBoard file.
-      history: the records, and the metrics of the epochs' steps, JSON-serialisable; checkpoints
-        keep it.
+      history: for each epoch its record, the metrics of its steps and, unless an earlier version
+        logged it, the time of its end; JSON-serialisable, as checkpoints keep it.
 
     Raises:
       UserError: `saved` is None, and an epoch is missing from a file or damaged.
@@ -57,17 +57,17 @@ class RunLog:
             _start(path, "".join(line + "\n" for line in lines))
         self._events = _Events(workdir / "tensorboard")
         self.events = self._events.path
-        for record in self.records:
-            self._events.write(record)
+        for epoch in self.history:
+            self._events.write(epoch["record"], epoch.get("time"))
 
     def write(self, record: Record, steps: Steps) -> None:
         """Appends an epoch: its record, and the metrics of its steps."""
-        epoch = _pack(record, steps)
+        epoch = _pack(record, steps) | {"time": time.time()}
         append(self._steps, _steps_line(epoch))
         append(self._metrics, json.dumps(record))
         self.records.append(record)
         self.history.append(epoch)
-        self._events.write(record)
+        self._events.write(record, epoch["time"])
 
     def close(self) -> None:
         """Closes the TensorBoard file."""
@@ -114,6 +114,8 @@ def _start(path: pathlib.Path, text: str) -> None:
         before = "damaged"
     if text and not before.startswith(text):
         note(f"{path} was damaged, and was restored from the checkpoint.")
+    elif (dropped := before[len(text) :].count("\n")) > 2:  # more than a kill explains
+        note(f"{path}: the checkpoint is older; {dropped} epochs after it were dropped.")
     if before != text or not path.exists():
         replace(path, text)
 
@@ -149,15 +151,16 @@ class _Events:
         start = self._proto.SessionLog(status=self._proto.SessionLog.START)
         self._write(step=1, session_log=start)
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record, at: float | None = None) -> None:
+        """Writes an epoch that ended at the time `at`; None means now."""
         for name, value in record.items():
             if name not in ("epoch", "step"):
                 scalar = self._scalar(name.replace("_", "/", 1), value)
-                self._write(step=record["epoch"], summary=scalar)
+                self._write(at, step=record["epoch"], summary=scalar)
         self._writer.flush()
 
-    def _write(self, **event: Any) -> None:
-        self._writer.write_event(self._proto.Event(wall_time=time.time(), **event))
+    def _write(self, at: float | None = None, **event: Any) -> None:
+        self._writer.write_event(self._proto.Event(wall_time=at or time.time(), **event))
 
     def close(self) -> None:
         self._writer.close()
