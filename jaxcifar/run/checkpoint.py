@@ -37,7 +37,7 @@ _KEPT = 2  # of the newest, beside the best
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written
 _DELETED = ".deleted"  # the end of the name of a folder that is being deleted
 # Read errors that may pass: what is on the disk may be intact.
-_MAY_PASS = {"EACCES", "EPERM", "EIO", "ESTALE", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOMEM"}
+_PASSING = {"EACCES", "EPERM", "EIO", "ESTALE", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOMEM"}
 
 
 class Damaged(UserError):
@@ -153,13 +153,22 @@ class Checkpointer:
 
         Raises:
           NotFinite: a variable of the state is not finite; nothing is saved.
-          UserError: this checkpoint, or the one before it, cannot be written.
+          UserError: this checkpoint, or the one before it, cannot be written. One that was not
+            evaluated is only reported: this one takes its place.
         """
         saved = Saved(step, val_accuracy is not None)
         newest = self._writing or self.last()
         if newest and newest.step == step and (newest.evaluated or not saved.evaluated):
             return  # this step is saved already, and evaluated if it is now
-        self.wait()
+        before = self._writing
+        try:
+            self.wait()
+        except UserError as error:
+            if before is None or before.evaluated:
+                raise
+            note(f"{error} This start goes on, and tries to save the state of step {step} now.")
+            self.close()
+            self.delete_unfinished()
         found, finite = digests(_parts(sharding.of_this_process(state)))
         if not finite:
             raise NotFinite(f"The parameters after step {step} are not finite.")
@@ -174,7 +183,11 @@ class Checkpointer:
             self.directory.mkdir(parents=True, exist_ok=True)
             if self._writer is None:
                 self._writer = ocp.AsyncCheckpointer(
-                    _handler("progress"), multiprocessing_options=_this_process()
+                    _handler("progress"),
+                    async_options=ocp.options.AsyncOptions(
+                        post_finalization_callback=self._sync_unfinished
+                    ),
+                    multiprocessing_options=_this_process(),
                 )
             self._writing = saved
             self._writer.save(
@@ -195,11 +208,16 @@ class Checkpointer:
         saved, self._writing = self._writing, None
         with self._saving(saved) as path:
             self._writer.wait_until_finished()
-            for folder, _, names in os.walk(path):
-                for name in (*names, "."):
-                    sync(pathlib.Path(folder, name))
+            _sync_all(path)  # Orbax writes two small files after `_sync_unfinished`
+            sync(self.directory.parent)
             sync(self.directory)
             self._delete_old()
+
+    def _sync_unfinished(self) -> None:
+        """Syncs what is written before it gets its name, so that a power cut leaves no half."""
+        for path in self.directory.iterdir():
+            if _TEMPORARY in path.name:
+                _sync_all(path)
 
     def close(self) -> None:
         """Waits, then releases what the writer holds."""
@@ -375,7 +393,14 @@ class Checkpointer:
                 raise ValueError("its progress differs from what was saved")
             content["digests"] = {k: Digest(*v) for k, v in content["digests"].items()}
             best = content["best"]
-            return _Document(**content | {"best": best and (best[0], best[1])})
+            document = _Document(**content | {"best": best and (best[0], best[1])})
+            written_as = _written_as(document)
+            if written_as not in (None, saved):
+                raise Damaged(
+                    f"The checkpoint {path} is damaged: it holds checkpoint {written_as.number}, "
+                    f"of step {written_as.step}."
+                )
+            return document
 
     @contextlib.contextmanager
     def _reading(self, saved: Saved) -> Iterator[pathlib.Path]:
@@ -386,7 +411,7 @@ class Checkpointer:
         except UserError:
             raise
         except Exception as error:  # Orbax passes on whatever its storage layers raise
-            if _may_pass(error):
+            if may_pass(error):
                 raise UserError(
                     f"The checkpoint {path} cannot be read now ({in_short(error)}), but it may be "
                     "intact. Try again. If that does not help, move it away, and the one before it "
@@ -398,13 +423,29 @@ class Checkpointer:
             ) from error
 
 
-def _may_pass(error: Exception) -> bool:
+def _written_as(document: _Document) -> Saved | None:
+    """The checkpoint that a document was written for; None if a version without history did."""
+    progress = document.progress
+    if "history" not in progress:
+        return None
+    done = progress["history"][-1]["record"]["step"] if progress["history"] else 0
+    step = done + len(progress["steps"].get("loss", ()))
+    return Saved(step, document.val_accuracy is not None)
+
+
+def _sync_all(top: pathlib.Path) -> None:
+    for folder, _, names in os.walk(top):
+        for name in (*names, "."):
+            sync(pathlib.Path(folder, name))
+
+
+def may_pass(error: Exception) -> bool:
     """Whether an error of reading says nothing certain about what is on the disk."""
     number = error.errno if isinstance(error, OSError) else None
     if found := re.search(r"\[OS error (\d+)", str(error)):  # TensorStore's, in a ValueError
         number = int(found[1])
     if number is not None:
-        return errno.errorcode.get(number) in _MAY_PASS
+        return errno.errorcode.get(number) in _PASSING
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
@@ -433,8 +474,12 @@ def _of_earlier_version(path: pathlib.Path, progress: dict[str, Any]) -> _Docume
     scores = {}
     for other in path.parent.iterdir():
         if _is_number(other.name) and int(other.name) <= int(path.name) and int(other.name) % 2:
-            metrics = json.loads((other / "metrics" / "metrics").read_text())
-            scores[int(other.name)] = float(metrics["val_accuracy"])
+            try:
+                metrics = json.loads((other / "metrics" / "metrics").read_text())
+                scores[int(other.name)] = float(metrics["val_accuracy"])
+            except Exception as error:
+                if other == path or may_pass(error):
+                    raise  # else that checkpoint is damaged, and cannot be the best
     best = max(scores, key=lambda number: (scores[number], -number), default=None)
     return _Document(
         progress, scores.get(int(path.name)), best and (best, scores[best]), digests=None

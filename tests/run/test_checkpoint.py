@@ -1,6 +1,8 @@
 """Checkpoints: the best and the last, and what cannot be restored."""
 
 import errno
+import json
+import os
 import pathlib
 import shutil
 
@@ -49,8 +51,71 @@ def test_a_checkpoint_is_on_the_disk_once_it_is_waited_for(tmp_path, monkeypatch
     checkpoints.save(1, small_state(), {}, 0.5)
     checkpoints.wait()
     assert {str(path) for path in (tmp_path / "c" / "3").rglob("*")} <= set(synced.paths)
-    assert synced.paths[-1] == str(tmp_path / "c")  # the name of its folder
+    assert synced.paths[-2:] == [str(tmp_path), str(tmp_path / "c")]  # the names of their folders
     checkpoints.close()
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    """A power cut in the following epoch would leave the name without its content."""
+    synced, rename, before = Synced(monkeypatch), os.rename, []
+
+    def noted(one, other, **options):
+        if pathlib.Path(other) == tmp_path / "c" / "3":
+            before.extend(synced.paths)
+        rename(one, other, **options)
+
+    monkeypatch.setattr(os, "rename", noted)
+    checkpoints = Checkpointer(tmp_path / "c")
+    checkpoints.save(1, small_state(), {}, 0.5)
+    checkpoints.close()
+    assert [path for path in before if path.endswith("/progress/metadata")]
+    assert [path for path in before if path.endswith("/state/manifest.ocdbt")]
+
+
+def fill_the_disk(monkeypatch, name):
+    """Lets the checkpoint of that name fail once, in the background."""
+    rename = os.rename
+
+    def full(one, other, **options):
+        if pathlib.Path(other).name == name:
+            monkeypatch.undo()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(one, other, **options)
+
+    monkeypatch.setattr(os, "rename", full)
+
+
+def test_a_failed_checkpoint_within_an_epoch_gives_way_to_the_next(tmp_path, monkeypatch, capsys):
+    state, checkpoints = small_state(), Checkpointer(tmp_path / "c")
+    fill_the_disk(monkeypatch, "2")
+    checkpoints.save(1, after(state, 1), {}, None)
+    checkpoints.save(2, after(state, 2), {}, None)
+    checkpoints.wait()
+    assert checkpoints.all() == [Saved(2, evaluated=False)]
+    assert os.listdir(tmp_path / "c") == ["4"]
+    assert "No space left on device" in capsys.readouterr().err
+    fill_the_disk(monkeypatch, "7")
+    checkpoints.save(3, after(state, 3), {}, 0.5)  # it may be the best, and is in no other
+    with pytest.raises(UserError, match=r"c/7 cannot be written: .*No space left"):
+        checkpoints.save(4, after(state, 4), {}, None)
+    checkpoints.close()
+
+
+def test_a_lost_score_of_an_earlier_version_damages_one_checkpoint(tmp_path):
+    checkpoints = Checkpointer(tmp_path / "c")
+    for number, accuracy in ((3, 0.3), (5, 0.5), (7, 0.4)):  # without digests
+        for name in ("progress", "metrics"):
+            (tmp_path / "c" / str(number) / name).mkdir(parents=True)
+        progress = tmp_path / "c" / str(number) / "progress" / "metadata"
+        progress.write_text(json.dumps({"epochs_done": number // 2}))
+        score = tmp_path / "c" / str(number) / "metrics" / "metrics"
+        score.write_text(json.dumps({"val_accuracy": accuracy}))
+    assert checkpoints.best() == Saved(2, evaluated=True)
+    (tmp_path / "c" / "5" / "metrics" / "metrics").write_text("")
+    assert checkpoints.progress(Saved(3, evaluated=True)) == {"epochs_done": 3}
+    assert checkpoints.best() == Saved(3, evaluated=True)
+    with pytest.raises(Damaged, match="c/5 cannot be read"):
+        checkpoints.progress(Saved(2, evaluated=True))
 
 
 def test_what_cannot_be_deleted_stays_without_harm(tmp_path, monkeypatch):
