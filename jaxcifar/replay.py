@@ -1,6 +1,6 @@
 """Recomputes the steps after a run's last checkpoint, to find where numbers stop being finite.
 
-jaxcifar replay WORKDIR
+jaxcifar replay WORKDIR [--data-dir=FOLDER]
 
 The run is only read. A step depends on nothing but the checkpoint and its own number, so the step
 at which the run diverged is reproduced: bit for bit on the same number of CPU cores, elsewhere
@@ -34,7 +34,11 @@ from jaxcifar.task import Task, build, hyperparams
 
 
 def replay(
-    workdir: str | pathlib.Path, *, mesh: Mesh | None = None, say: Callable[[str], None] = print
+    workdir: str | pathlib.Path,
+    *,
+    data_dir: str = "",
+    mesh: Mesh | None = None,
+    say: Callable[[str], None] = print,
 ) -> int | None:
     """Trains from the last checkpoint to the first step that yields a non-finite number.
 
@@ -44,6 +48,7 @@ def replay(
 
     Args:
       workdir: the run's folder.
+      data_dir: the folder of the images; "" is that which the run started with.
       mesh: the devices to use; None means all of them.
       say: called with each line of the report.
 
@@ -61,6 +66,9 @@ def replay(
     if last:
         about = of_checkpoint(about, checkpoints.progress(last), workdir)
     config = about.config
+    config.data.dir = data_dir or config.data.dir
+    if steps := about.environments[-1].get("steps_per_call"):
+        config.train.steps_per_call = steps  # of the last start; others round differently
     check_config(config, mesh)
     splits = train.load_splits(config)
     task = build(config, splits.train, mesh)
@@ -213,11 +221,12 @@ def _report(found: list[_Size]) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("jaxcifar replay", __doc__)
     parser.add_argument("workdir", type=user_path)
+    parser.add_argument("--data-dir", type=user_path, help="the folder of CIFAR, if it has moved")
     arguments = parser.parse_args(argv)
 
     def command() -> None:
         compilation.use_cache()
-        replay(arguments.workdir)
+        replay(arguments.workdir, data_dir=str(arguments.data_dir or ""))
 
     return exit_code(command)
 

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import pathlib
 import subprocess
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcifar import replay, restore, start
+from jaxcifar import data, replay, restore, start
 from jaxcifar.errors import Busy, Interrupted, UserError
 from jaxcifar.files import append, replace, write_shared
 from jaxcifar.hooks import Hook
@@ -194,9 +195,9 @@ def diverging(**fields):
 @pytest.mark.parametrize("steps_per_call", [1, 3])
 def test_divergence_can_be_looked_at(tmp_path, steps_per_call):
     with pytest.raises(UserError, match="is not finite") as error:
-        run(diverging(train__steps_per_call=steps_per_call), tmp_path)
+        run(diverging(train__steps_per_call=steps_per_call, data__dir="/a b"), tmp_path)
     message = str(error.value)
-    assert f"jaxcifar replay {tmp_path}" in message
+    assert f"jaxcifar replay {tmp_path} --data-dir='/a b'. A" in message
     assert "learning rate of the step: 100" in message
     rows = message.rpartition("images of its batch (indices in the training set): ")[2]
     assert len(set(map(int, rows.split(", ")))) == 32
@@ -269,6 +270,26 @@ def test_nothing_is_wrong_with_a_finite_run(tmp_path):
         replay.replay(tmp_path, mesh=ONE)
     with pytest.raises(UserError, match="contains no run"):
         replay.replay(tmp_path / "none", mesh=ONE)
+
+
+def test_a_replay_computes_as_the_last_start_did(tmp_path, monkeypatch, capsys):
+    """From images that have moved, in calls of as many steps."""
+    with pytest.raises(Interrupted):
+        run(tiny(train__epochs=1), tmp_path, SignalAt(1))
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    last = content["environment"] | {"steps_per_call": 3}
+    path.write_text(json.dumps(content | {"resumed": [last]}))
+    looked_in, load = [], data.load
+
+    def noted(*arguments, data_dir="", **options):
+        looked_in.append(data_dir)
+        return load(*arguments, data_dir=data_dir, **options)
+
+    monkeypatch.setattr(data, "load", noted)
+    assert replay.main([str(tmp_path), f"--data-dir={tmp_path}"]) == 0
+    assert set(looked_in) == {str(tmp_path)}
+    assert "steps_per_call" not in capsys.readouterr().err
 
 
 # --- files of others --------------------------------------------------------------------------
