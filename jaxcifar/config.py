@@ -212,8 +212,12 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def complete(saved: dict[str, Any]) -> Config:
+def complete(saved: dict[str, Any], writer: str = "") -> Config:
     """Returns a config saved by this or an earlier version, with today's defaults for new fields.
+
+    Args:
+      saved: the config.
+      writer: the version that saved it, for the message; "" if that is not known.
 
     Raises:
       UserError: it has a field that is unknown today.
@@ -222,9 +226,11 @@ def complete(saved: dict[str, Any]) -> Config:
     with config.ignore_type():
         for field, value in flatten(saved).items():
             if field not in known:
+                which = writer and f" ({writer})"
                 raise UserError(
                     f"The saved config has the field {field!r}, which this version of jaxcifar "
-                    f"does not know.{nearest_field(field)} Use the version that wrote it."
+                    f"does not know.{nearest_field(field)} Use the version that wrote "
+                    f"it{which}."
                 )
             group, _, name = field.rpartition(".")
             place = config[group] if group else config

@@ -230,10 +230,18 @@ def test_a_checkpoint_from_before_the_learning_rate_was_logged(tmp_path, stopped
 def test_a_field_of_a_newer_version_is_refused_by_its_name(tmp_path, finished, stopped, kind):
     workdir = {"finished": finished[0], "stopped": stopped}[kind]
     folder = copy(workdir, tmp_path, lambda config: config["optim"].update(momentun=0.5))
+    environment = {"jaxcifar": "9.1", "commit": "0abc"}
+    change = json.loads((folder / "config.json").read_text())
+    change["environment"] |= environment
+    (folder / "config.json").write_text(json.dumps(change))
+    message = (
+        r"'optim\.momentun'.*Did you mean 'optim\.momentum'.*"
+        r"version that wrote it \(jaxcifar 9\.1, commit 0abc\)\.$"
+    )
     for use in (
         lambda: run(tiny(), folder),
         lambda: restore.evaluate_workdir(folder, "last", mesh=ONE),
         lambda: about.read(folder),
     ):
-        with pytest.raises(UserError, match=r"'optim\.momentun'.*Did you mean 'optim\.momentum'"):
+        with pytest.raises(UserError, match=message):
             use()

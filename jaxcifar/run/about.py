@@ -10,7 +10,7 @@ import jax
 
 from jaxcifar.config import Config, changed_fields, complete, differences
 from jaxcifar.errors import UserError, in_short, note, of_file
-from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
+from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved, may_pass
 
 
 class About(NamedTuple):
@@ -32,7 +32,10 @@ class About(NamedTuple):
           UserError: the config has a field that this version does not know.
           KeyError, TypeError, AttributeError: the content is not that of a config.json.
         """
-        return cls(content, complete(content["config"]))
+        by = content.get("environment", {})
+        parts = {"jaxcifar": by.get("jaxcifar"), "commit": by.get("commit")}
+        writer = ", ".join(f"{name} {value}" for name, value in parts.items() if value)
+        return cls(content, complete(content["config"], writer))
 
     @property
     def data(self) -> dict[str, dict[str, Any]]:
@@ -62,7 +65,7 @@ def read(workdir: pathlib.Path) -> About | None:
 
     Raises:
       UserError: config.json is damaged or missing, and no checkpoint has a copy; or it has a field
-        that this version does not know.
+        that this version does not know; or it cannot be read now, but may be intact.
     """
     path = workdir / "config.json"
     try:
@@ -74,9 +77,9 @@ def read(workdir: pathlib.Path) -> About | None:
         raise UserError(f"{path}: {error}") from error
     except FileNotFoundError:
         wrong = "is missing"
-    except PermissionError as error:
-        raise of_file(error) from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        if isinstance(error, OSError) and may_pass(error):
+            raise of_file(error, path) from error
         wrong = f"is damaged ({in_short(error)})"
     checkpoints = Checkpointer(workdir / "checkpoints")
     for saved in reversed(checkpoints.all()):
@@ -197,7 +200,7 @@ def check_alike(
 _DECISIVE = {"x64": "jax_enable_x64", "prng": "JAX's random numbers"}
 _ROUNDING = (
     *("device", "devices", "processes", "cpus", "cpu"),
-    *("jax", "jaxlib", "xla_flags", "matmul_precision"),
+    *("jax", "jaxlib", "xla_flags", "matmul_precision", "steps_per_call", "remat"),
 )
 _CODE = ("jaxcifar", "commit", "flax", "optax", "numpy")  # may change either, or nothing
 
@@ -224,6 +227,7 @@ def check_environment(
                 f"{workdir} holds a run with {setting} set to {before[name]}, but here it is "
                 f"{now[name]}. Set it as before to resume the run, or choose another --workdir."
             )
+    on_cpu = now["cpu"] is not None  # elsewhere the number of cores changes nothing
     for names, how in (
         (_ROUNDING, "under conditions that change rounding"),
         (_CODE, "by other code"),
@@ -231,7 +235,7 @@ def check_environment(
         changed = [
             f"{name} {before[name]} -> {now[name]}"
             for name in names
-            if name in before and before[name] != now[name]
+            if name in before and before[name] != now[name] and (name != "cpus" or on_cpu)
         ]
         if changed:
             note(f"{what} {how}: {', '.join(changed)}")
@@ -289,6 +293,6 @@ def check_finished(workdir: pathlib.Path, which: str, saved: Saved) -> None:
     if step != saved.step:
         raise UserError(
             f"The {which} checkpoint in {workdir} is of step {saved.step}, but its result.json "
-            f"says {step}: a checkpoint was lost, or result.json is damaged. The command that "
-            "trained the run repairs what can be repaired."
+            f"says {step}: a checkpoint was lost or is older, or result.json is damaged. The "
+            "command that trained the run repairs what can be repaired, or says what cannot."
         )

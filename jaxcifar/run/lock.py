@@ -43,9 +43,14 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno == errno.EWOULDBLOCK:
+                    linked = held is file and os.fstat(file.fileno()).st_nlink > 1
+                    original = (  # as after `cp -al`
+                        ", or in a folder whose .lock is a hard link of this one (delete it if "
+                        "nothing trains here)"
+                    )
                     raise Busy(
-                        f"Another process is training in {workdir}. Wait for it, or choose another "
-                        "--workdir."
+                        f"Another process is training in {workdir}{original if linked else ''}. "
+                        "Wait for it, or choose another --workdir."
                     ) from error
                 if held is file:
                     raise UserError(

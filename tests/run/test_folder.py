@@ -1,7 +1,10 @@
 """The folder of a run: who holds it, and what it refuses."""
 
+import errno
 import fcntl
 import json
+import os
+import pathlib
 import re
 import shutil
 
@@ -10,6 +13,7 @@ import pytest
 from jaxcifar.errors import Busy, UserError
 from jaxcifar.run import about, signs
 from jaxcifar.run.folder import Position, RunFolder
+from jaxcifar.run.machine import environment
 from tests.tiny import mesh, run, tiny
 
 FACTS = {"train": {"sha256": "a", "source": "here"}, "validation": {"sha256": "b", "source": "x"}}
@@ -62,6 +66,20 @@ def test_a_held_workdir_is_refused(tmp_path):
         pass
 
 
+def test_a_copy_of_hard_links_may_be_held_by_its_original(tmp_path):
+    """As `cp -al` makes it."""
+    with RunFolder(tmp_path / "a"):
+        (tmp_path / "b").mkdir()
+        os.link(tmp_path / "a" / ".lock", tmp_path / "b" / ".lock")
+        with pytest.raises(Busy, match=r"/b, or in a folder whose \.lock is a hard link of this"):
+            RunFolder(tmp_path / "b").__enter__()
+        (tmp_path / "b" / ".lock").unlink()
+        with RunFolder(tmp_path / "b"):
+            pass
+        with pytest.raises(Busy, match=r"is training in .*/a\. Wait for it, or choose another"):
+            RunFolder(tmp_path / "a").__enter__()
+
+
 def test_whoever_holds_the_lock_is_not_the_process_that_died(tmp_path):
     """A sweep that was killed leaves a sign, which must not be taken for that of another run."""
     sign = {"host": "node7", "pid": 1, "job": "", "time": "2026-01-01T00:00:00Z"}
@@ -106,6 +124,22 @@ def test_what_changed_since_the_run_began_is_said(tmp_path, capsys, changed, sai
     opened(tmp_path)
     told = capsys.readouterr().err
     assert re.search(said, told) if said else not told
+
+
+def test_what_changes_rounding_and_what_does_not(tmp_path, capsys):
+    now = environment({"steps_per_call": 1, "remat": False}, mesh(1))
+    other = now | {"cpus": 99, "steps_per_call": 13, "remat": True}
+    about.check_environment(other, now, tmp_path)
+    said = capsys.readouterr().err
+    assert "cpus 99 -> " in said
+    assert "steps_per_call 13 -> 1, remat True -> False" in said
+    on_gpu = {"cpu": None}
+    about.check_environment(now | on_gpu | {"cpus": 99}, now | on_gpu, tmp_path)
+    earlier = {
+        name: value for name, value in now.items() if name not in ("steps_per_call", "remat")
+    }
+    about.check_environment(earlier, now, tmp_path)  # of a version that did not record them
+    assert capsys.readouterr().err == ""
 
 
 def test_a_run_of_another_device_is_not_gone_on_with_in_another_dtype(stopped, tmp_path):
@@ -164,6 +198,18 @@ def test_a_damaged_config_is_named(tmp_path):
         path.write_text(text)
         with pytest.raises(UserError, match=r"config\.json is damaged"):
             about.read(tmp_path)
+
+
+def test_a_config_that_cannot_be_read_now_is_no_damaged_one(tmp_path, monkeypatch):
+    """It would be replaced by an older copy."""
+    opened(tmp_path)
+
+    def fail(*_, **__):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(pathlib.Path, "read_text", fail)
+    with pytest.raises(UserError, match=r"config\.json: Stale file handle\.$"):
+        about.read(tmp_path)
 
 
 def test_a_saved_position_does_not_change_with_the_run(tmp_path, monkeypatch):
