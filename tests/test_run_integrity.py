@@ -396,6 +396,34 @@ def test_logs_without_their_checkpoints_are_kept(copied):
         run(tiny(), copied, StopAt(1))
 
 
+def test_older_checkpoints_beside_a_finished_run_are_refused(copied, expected, tmp_path, capsys):
+    """As restored from a backup: what would be trained again is there."""
+    with pytest.raises(Interrupted):
+        run(tiny(), tmp_path / "older", StopAt(2))
+    shutil.rmtree(copied / "checkpoints")
+    shutil.copytree(tmp_path / "older" / "checkpoints", copied / "checkpoints")
+    files = [path for path in copied.rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    with pytest.raises(UserError, match=r"checkpoints/ are older \(step 2 of 9\)\. Bring"):
+        run(tiny(), copied)
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+    for name in ("result.json", "metrics.jsonl"):
+        (copied / name).unlink()
+    run(tiny(), copied)
+    assert numbers(copied) == expected
+    assert "steps.jsonl: the checkpoint is older; 3 epochs after it" in capsys.readouterr().err
+
+
+def test_a_checkpoint_in_the_folder_of_another_is_noticed(stopped):
+    there = stopped / "checkpoints"
+    best = Checkpointer(there).best()
+    for one, other in ((str(best.number), "away"), ("14", str(best.number)), ("away", "14")):
+        (there / one).rename(there / other)
+    for which, holds in (("best", "14, of step 7"), ("last", best.number)):
+        with pytest.raises(UserError, match=f"damaged: it holds checkpoint {holds}"):
+            restore.evaluate_workdir(stopped, which, mesh=ONE)
+
+
 @pytest.mark.slow
 def test_a_result_that_is_not_believed_is_gone_while_the_run_goes_on(expected, copied):
     for number in (18, 19):

@@ -109,7 +109,7 @@ class RunFolder:
 
         Raises:
           UserError: the folder holds a run of another config, or result.json is damaged and there
-            is no checkpoint to restore it from.
+            is no checkpoint to restore it from, or all is intact but the checkpoints are older.
         """
         self._about = self._about or about.read(self.path)
         if self._about is None:
@@ -132,6 +132,8 @@ class RunFolder:
         try:
             result = json.loads(path.read_text())
             wrong = self._contradiction(result)
+        except UserError:  # which is a ValueError
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             wrong = in_short(error)
         if wrong is None:
@@ -167,8 +169,16 @@ class RunFolder:
             if (result["best"], result["last"]) != (best_record(records), records[-1]):
                 return "metrics.jsonl has different numbers"
         last = self.checkpoints.last()
-        if last and "last" in result and last != Saved(result["last"]["step"], evaluated=True):
-            return "the last checkpoint belongs to another step"
+        if last and "last" in result:
+            end, epochs = result["last"]["step"], result["last"]["epoch"]
+            if epochs - last.step * epochs // end > _LOGGED_AHEAD:
+                raise UserError(
+                    f"The run in {self.path} is finished, but its checkpoints/ are older (step "
+                    f"{last.step} of {end}). Bring the newer ones back, or move result.json and "
+                    f"metrics.jsonl away to train again from step {last.step}."
+                )
+            if last != Saved(end, evaluated=True):
+                return "the last checkpoint belongs to another step"
         return None
 
     @processes.on_first
@@ -204,8 +214,8 @@ class RunFolder:
             content = before.resumed(now)
         if initial is not None:
             content["init_from"] = initial
-        # A run that was killed early may have logged two epochs without a complete checkpoint.
-        if self.checkpoints.last() is None and (epochs := _epochs_logged(self.path)) > 2:
+        epochs = _epochs_logged(self.path)
+        if self.checkpoints.last() is None and epochs > _LOGGED_AHEAD:
             raise UserError(
                 f"{self.path} has the logs of {epochs} epochs, and no checkpoint. If checkpoints/ "
                 "is elsewhere, bring it back. To start from the beginning, delete "
@@ -407,6 +417,7 @@ class RunFolder:
 
 
 _LOGS = ("metrics.jsonl", "steps.jsonl")
+_LOGGED_AHEAD = 2  # epochs that a run may have logged when it is killed, without a checkpoint
 
 
 def _digest_of(result: dict[str, Any]) -> str:
