@@ -471,6 +471,8 @@ def _is_number(name: str) -> bool:
 
 def _of_earlier_version(path: pathlib.Path, progress: dict[str, Any]) -> _Document:
     """Reads what versions without digests wrote: "progress", and the accuracy in another file."""
+    if not progress.keys() >= {"epochs_done", "steps", "seconds"}:
+        raise ValueError("its progress is incomplete")
     scores = {}
     for other in path.parent.iterdir():
         if _is_number(other.name) and int(other.name) <= int(path.name) and int(other.name) % 2:
