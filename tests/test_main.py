@@ -265,7 +265,8 @@ def test_the_headline_command(command, tmp_path):
 
     written = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
     again = output(command("--config=small.py", "--config.train.steps_per_call=3"))
-    assert again.splitlines() == lines[-5:]  # the summary alone
+    finished = "runs/small is finished: nothing is left to train."
+    assert again.splitlines() == [finished, *lines[-5:]]  # the summary alone
     del written[workdir / ".lock"]
     assert all(path.stat().st_mtime_ns == before for path, before in written.items())
 

@@ -170,7 +170,7 @@ TABLE = [
     (SWEEP, "--out=x --rows=1 --config.seed=3", "seed", "--seeds"),
     (SWEEP, "--out=x --rows=1 --workers=some --dry-run", "give a number, or auto"),
     (SWEEP, "--out=x --rows=1 --shard=3/2", "give i/N, with i from 0 to N"),
-    (SWEEP, "--out=x --rows=1 --workers=2 --shard=0/2", "cannot be combined"),
+    (SWEEP, "--out=x --rows=1 --workers=2 --status", "--workers and --status cannot be combined"),
     (SWEEP, "--out=x --rows=1 --tasks=2", "--tasks is for --slurm"),
     (SWEEP, "--out=x --rows=1 --tasks=two --slurm", "Argument --tasks: invalid int value"),
     (SWEEP, "--out=file --rows=1 --config.data.name=synthetic", "is a file. Give a folder"),
