@@ -5,11 +5,12 @@ loss and of the gradient's change over a range of step sizes, and the largest ra
 gradient's change to the distance. `experiments.landscape` is the command.
 """
 
+import functools
 import json
 import math
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +50,23 @@ def _distance(one: Any, other: Any = None) -> jax.Array:
     return optax.tree.norm(one if other is None else optax.tree.sub(one, other))
 
 
+@functools.lru_cache(4)  # so that runs that differ in their seed, or are resumed, share it
+def _gradient_of(made: task.Task) -> Callable[..., Any]:
+    """Returns (params, state, images, labels, order) -> ((loss, …), gradient) of a step's batch.
+
+    In float32, however the run trains: a small step changes few of bfloat16's weights.
+    """
+    loss = programs.loss(made, made.model.clone(dtype=jnp.float32))
+
+    def loss_of_batch(params: Any, state: TrainState, *images_labels_order: jax.Array):
+        batch = programs.batch(made, state, *images_labels_order)
+        with jax.default_matmul_precision("float32"):
+            return loss(params, state, *batch)
+
+    gradient = jax.value_and_grad(loss_of_batch, has_aux=True)
+    return compilation.jit(gradient, platform=made.platform)
+
+
 class AlongGradient(Hook):
     """Measures along the gradient of each `every`th step's batch, and keeps what it found.
 
@@ -85,17 +103,7 @@ class AlongGradient(Hook):
         self.found = [record for record in self.found if record["step"] < run.step]
         replace(self._path, "".join(json.dumps(record) + "\n" for record in self.found))
         self._began, self._first = time.monotonic(), run.step
-        # In float32, however the run trains: a small step changes few of bfloat16's weights.
-        of_run = run.task
-        loss = programs.loss(of_run, of_run.model.clone(dtype=jnp.float32))
-
-        def loss_of_batch(params: Any, state: TrainState, *images_labels_order: jax.Array):
-            batch = programs.batch(of_run, state, *images_labels_order)
-            with jax.default_matmul_precision("float32"):
-                return loss(params, state, *batch)
-
-        gradient = jax.value_and_grad(loss_of_batch, has_aux=True)
-        self._gradient = compilation.jit(gradient, platform=of_run.platform)
+        self._gradient = _gradient_of(run.task)
 
     def before_step(self, run: Run) -> None:
         """Measures, where it is time to."""

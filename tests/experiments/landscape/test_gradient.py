@@ -280,8 +280,9 @@ def test_a_config_of_ones_own_is_measured(tmp_path, monkeypatch):
     mine = tmp_path / "mine.py"
     mine.write_text(
         "from jaxcifar.options import load\n\n\ndef get_config():\n    config = load('vgg6')\n"
-        "    config.model.width = 0.05\n    config.data.name = 'synthetic'\n"
-        "    config.train.batch_size = 32\n    return config\n"
+        "    config.data.name = 'synthetic'\n"
+        "    config.model.update(width=0.05, dropout_rate=0.2)\n"
+        "    config.train.update(batch_size=32, eval_batch_size=96)\n    return config\n"
     )
     out = tmp_path / "out"
     given = [f"--configs={mine}", f"--out={out}", "--steps=2", "--every=1", "--step-sizes=0.1,0.2"]
