@@ -69,6 +69,8 @@ def test_slice_by_hand(swept, tmp_path, kind, batch):
         slices.filter_normalized_direction(key, variables["params"])
         for key in jax.random.split(jax.random.key(0), 2)
     )
+    train = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"])[1])
+    evaluate = jax.jit(lambda v, x: model.apply(v, x, train=False))
     for i, j in ((1, 1), (2, 0)):
         a, b = found["coordinates"][[i, j]]
         moved = (one, a), (two, b)
@@ -80,11 +82,10 @@ def test_slice_by_hand(swept, tmp_path, kind, batch):
             zeros = jax.tree.map(jnp.zeros_like, statistics)
             there = {"params": params, "batch_stats": zeros}
             of_batches = [
-                model.apply(there, part, train=True, mutable=["batch_stats"])[1]["batch_stats"]
-                for part in jnp.split(x, len(x) // batch)
+                train(there, part)["batch_stats"] for part in jnp.split(x, len(x) // batch)
             ]
             statistics = jax.tree.map(lambda *s: 10 * sum(s) / len(s), *of_batches)
-        logits = model.apply({"params": params, "batch_stats": statistics}, x, train=False)
+        logits = evaluate({"params": params, "batch_stats": statistics}, x)
         expected = float(losses.cross_entropy(logits, subset.labels).mean())
         assert found["loss"][i, j] == pytest.approx(expected, rel=1e-4)
     assert (tmp_path / "slices" / f"vgg6_seed0_2d_{kind}.png").exists()
