@@ -46,6 +46,15 @@ def test_what_is_drawn(tmp_path, monkeypatch):
     assert list(validation.get_ydata()) == pytest.approx([9, 18, 27])
     assert (best.get_xdata()[0], best.get_ydata()[0]) == (3, pytest.approx(27))
     assert best.get_label() == "best: 27.00% (epoch 3)"
+    # Of two runs, the mean in a band.
+    plot_history([RUN, [record(epoch, 0.2) for epoch in (1, 2, 3)]], "", tmp_path / "history.png")
+    loss = figures[1].axes[0]
+    assert list(loss.lines[1].get_ydata()) == pytest.approx([2.3, 1.2, 2.2 / 3 + 0.1])
+    band = loss.collections[1].get_paths()[0].vertices
+    for epoch in (1, 2, 3):
+        heights = band[band[:, 0] == epoch, 1]
+        edges = heights.min(), heights.max()
+        assert edges == pytest.approx((2.2 / epoch, 2.2 / epoch + 0.2))
 
 
 def test_a_failed_drawing_leaves_no_file(tmp_path):
