@@ -166,7 +166,7 @@ def test_another_number_of_classes(first):
     [
         ({"model__activation": "gelu"}, "config.model.activation is 'gelu'; that run had 'relu'"),
         ({"data__mean": (0.5,) * 3}, "config.data.mean is (0.5, 0.5, 0.5); that run had ()"),
-        ({"data__protocol": "holdout"}, "trained on the images that this run holds out"),
+        ({"data__protocol": "holdout"}, "trained on the images that this one holds out"),
     ],
 )
 def test_what_else_differs_is_said(first, fields, said):
@@ -200,7 +200,7 @@ def test_what_is_no_source(tmp_path, first):
     for name, message in (
         ("nowhere", "nowhere contains no run"),
         ("weights.pt", "a file. Make it a run first: jaxcifar import .* --model=vgg_a_bn"),
-        ("bare", "contains no best checkpoint yet"),
+        ("bare", "is a finished run without its checkpoints"),
     ):
         with pytest.raises(UserError, match=message):
             run(tiny(init_from=str(tmp_path / name)), tmp_path / "next")
