@@ -48,17 +48,44 @@ def eight(swept, tmp_path):
     return out
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are written: {"fig3": …}."""
+    found, save = {}, Figure.savefig
+
+    def saved(self, path, **options):
+        found[path.name.split(".")[0]] = self
+        return save(self, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    return found
+
+
 @pytest.mark.slow
-def test_all_figures_are_drawn(eight):
+def test_all_figures_are_drawn(eight, monkeypatch, drawn):
+    def history(records, title, *paths, real=plots.plot_history, **options):
+        draw = real if paths[0].stem == "history_vgg1" else tiny.write_numbers  # one tells it all
+        draw(records, title, *paths, **options)
+
+    monkeypatch.setattr(plots, "plot_history", history)
     assert main(["figures", str(eight)]) == 0
     folder = eight / "figures"
     names = {*figures.FIGURES, *(f"history_vgg{i}" for i in range(1, 9))} - {"history"}
-    assert {path.stem for path in folder.iterdir()} == names
-    for name in names:
+    written = {f"{name}.{ending}" for name in names for ending in ("png", "pdf")}
+    assert {path.name for path in folder.iterdir()} == written
+    for name in drawn:
         with Image.open(folder / f"{name}.png") as picture:
             pixels = np.asarray(picture.convert("L"))
             assert np.mean(pixels[pixels.shape[0] // 4 :] < 250) > 0.01  # ink below the title
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert names - set(drawn) == {f"history_vgg{i}" for i in range(2, 9)}
+    shown = ("train_ce", 1), ("val_loss", 1), ("train_accuracy", 100), ("val_accuracy", 100)
+    for stem, rows in (("fig3", range(1, 5)), ("fig4", range(5, 9))):
+        for axes, (quantity, scale) in zip(drawn[stem].axes, shown, strict=True):
+            for i, line in zip(rows, axes.lines, strict=True):
+                records = read_lines(eight / f"vgg{i}" / "seed0" / "metrics.jsonl")
+                expected = [scale * record[quantity] for record in records]
+                np.testing.assert_allclose(line.get_ydata(), expected)
 
 
 @pytest.mark.slow
@@ -225,19 +252,6 @@ def test_figure_2_shows_what_the_first_layer_makes(swept, tmp_path, monkeypatch)
     assert config.model.name == "vgg_a_bn"
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are written: {"fig3": …}."""
-    found, save = {}, Figure.savefig
-
-    def saved(self, path, **options):
-        found[path.name.split(".")[0]] = self
-        return save(self, path, **options)
-
-    monkeypatch.setattr(Figure, "savefig", saved)
-    return found
-
-
 @pytest.mark.slow
 def test_pictures_of_several_runs_say_which_were_shortened(tmp_path, drawn):
     write_fake_runs(tmp_path, rows=[f"vgg{i}" for i in (1, 3, 4, 5, 6, 7, 8)], seeds=1, epochs=50)
@@ -358,7 +372,7 @@ def test_predictions_and_confusion(swept):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [10, 20, 21, 100])
-def test_names_of_any_number_of_classes_can_be_read(tmp_path, monkeypatch, drawn, n):
+def test_any_number_of_classes_is_drawn_and_can_be_read(tmp_path, monkeypatch, drawn, n):
     labels = np.arange(10 * n) % n
     test = data.Dataset(
         np.zeros((10 * n, 32, 32, 3), np.uint8),
@@ -381,6 +395,14 @@ def test_names_of_any_number_of_classes_can_be_read(tmp_path, monkeypatch, drawn
         assert len(extents) == n
         assert not any(one.overlaps(other) for one, other in itertools.pairwise(extents))
     assert len(confusion.texts) == (n * n if n <= 20 else 0)
+    # In percent; a class has ten images, of which so many are taken for the first class.
+    taken = 10 * np.array([sum(i % 3 == 0 for i in range(k, 10 * n, n)) for k in range(n)])
+    expected = np.diag(100 - taken)
+    expected[:, 0] += taken
+    np.testing.assert_allclose(confusion.images[0].get_array(), expected)
+    for label, bar in zip(classes.get_yticklabels(), classes.patches, strict=True):
+        number = test.class_names.index(label.get_text())
+        assert bar.get_width() == pytest.approx(expected[number, number])
 
 
 @pytest.mark.slow
