@@ -64,6 +64,7 @@ def tiny_config(protocol: str) -> Config:
     config.optim.learning_rate = 0.01
     config.train.batch_size, config.train.limit_train_images = 32, 100
     config.train.epochs, config.train.checkpoint_minutes = 4, 1e-9
+    config.train.eval_batch_size = 96  # 256 images in 96 + 96 + 64
     return config
 
 
@@ -130,7 +131,7 @@ class Torture:
     @functools.cache  # noqa: B019 (there is one object)
     def sample(self, protocol: str, end: str) -> pathlib.Path:
         """The folder of an undisturbed run, "finished" or "stopped" after ten of twelve steps."""
-        folder, config = self.out / "runs" / f"{protocol}-{end}", tiny_config(protocol)
+        folder, config = self.out / "undisturbed" / f"{protocol}-{end}", tiny_config(protocol)
         if end == "finished":
             train.train_and_evaluate(config, folder, quiet=True)
         elif not (folder / "stopped").exists():
