@@ -14,6 +14,7 @@ from experiments.sweep.__main__ import main as sweep_main
 from jaxcifar import sharding
 from jaxcifar.files import write_json
 from jaxcifar.options import load
+from jaxcifar.run import plots
 from jaxcifar.signals import exit_code
 from tests import tiny
 from tests.forked import environment_of
@@ -41,10 +42,15 @@ def on_one_device():
 
 
 def start_sweep(out, rows="vgg2,vgg6", seeds="0-1", *more):
-    """Runs the command on rows shortened by `OPTIONS`; returns its exit code."""
+    """Runs the command on rows shortened by `OPTIONS`; returns its exit code.
+
+    Each history.png is no more than its numbers.
+    """
     what = [f"--rows={rows}"] if rows else []
     arguments = [*what, f"--seeds={seeds}", f"--out={out}", *OPTIONS, *more]
-    return exit_code(lambda: sweep_main(arguments))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "plot_history", tiny.write_numbers)
+        return exit_code(lambda: sweep_main(arguments))
 
 
 def sweep_command(out, *more):

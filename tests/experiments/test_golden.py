@@ -7,12 +7,14 @@ from jaxcifar.augment import AUGMENTATIONS
 from jaxcifar.checks import check_config
 from jaxcifar.models import MODELS, create_model
 from jaxcifar.optim import OPTIMIZERS
-from tests.tiny import tiny
+from jaxcifar.run import plots
+from tests.tiny import tiny, write_numbers
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
-def test_digests_are_those_of_the_numbers(tmp_path):
+def test_digests_are_those_of_the_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "plot_history", write_numbers)
     first = golden.digests_of(tiny(), tmp_path / "first")
     assert golden.digests_of(tiny(), tmp_path / "again") == first
     losses, variables = golden.digests_of(tiny(optim__learning_rate=0.00101), tmp_path / "other")
