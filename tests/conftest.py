@@ -1,5 +1,6 @@
 """Set-up of all tests: eight CPU devices, strict JAX, a compilation cache, real data if there."""
 
+import functools
 import os
 import pathlib
 import shutil
@@ -28,9 +29,13 @@ import pytest
 from jaxcifar import programs
 from tests.sweeps import on_one_device, start_sweep
 
+# More programs are kept than in a run: most tests come back to those of `tests.tiny.tiny`.
+for _name in ("init", "order", "train", "evaluate_batch", "probabilities_of_batch"):
+    setattr(programs, _name, functools.lru_cache(16)(getattr(programs, _name).__wrapped__))
+
 _CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "xla"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 @pytest.fixture(scope="session")

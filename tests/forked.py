@@ -30,7 +30,7 @@ def environment_of(devices):
     return os.environ | {
         "XLA_FLAGS": flags,
         "JAX_COMPILATION_CACHE_DIR": str(_CACHE),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
     }
 
 
