@@ -3,8 +3,6 @@
 import importlib.util
 import os
 import random
-import subprocess
-import sys
 import warnings
 
 import jax
@@ -14,6 +12,7 @@ import pytest
 from experiments.torture import damage
 from jaxcifar import kernels
 from jaxcifar.kernels import compilation
+from tests.forked import Forked
 from tests.tiny import mesh
 
 
@@ -60,18 +59,19 @@ def test_jit_keeps_the_barriers(fast_compile):
     assert jitted(jnp.ones(3)).tolist() == [3.0] * 3
 
 
+def use_and_print():
+    compilation.use_cache()
+    print(jax.config.jax_compilation_cache_dir)
+
+
 @pytest.mark.slow
 def test_the_cache_is_a_private_folder_or_the_users(tmp_path):
-    script = "import jax; from jaxcifar.kernels.compilation import use_cache; use_cache();"
-    script += "print(jax.config.jax_compilation_cache_dir)"
-
     def run(**variables):
         environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            env=environment | variables, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        return done.stdout.strip(), done.stderr
+        process = Forked(use_and_print, environment=environment | variables, cwd=tmp_path)
+        printed, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+        return printed.strip(), said
 
     folder = tmp_path / ".cache" / "jaxcifar" / "xla"
     assert run(HOME=str(tmp_path)) == (str(folder), "")
@@ -118,25 +118,25 @@ def test_an_entry_is_deleted_only_where_it_is_damaged(tmp_path, monkeypatch, cap
     assert capsys.readouterr().err == said
 
 
+def compile_two():
+    compilation.use_cache()
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+    def thrice(x):
+        return 3 * x
+
+    print(jax.jit(thrice)(2.0), jax.jit(thrice)(jnp.ones(1)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["flip", "half", "empty"])
 def test_a_damaged_entry_is_compiled_again_once(how, tmp_path):
-    script = (
-        "import jax; from jaxcifar.kernels.compilation import use_cache; use_cache()\n"
-        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)\n"
-        "def thrice(x): return 3 * x\n"
-        "print(jax.jit(thrice)(2.0), jax.jit(thrice)(jax.numpy.ones(1)))"
-    )
-
     def said():
-        # As a user's process, which nobody told to keep warnings back.
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"}
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            env=environment | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        assert done.stdout == "6.0 [3.]\n"
-        return done.stderr
+        environment = os.environ | {"HOME": str(tmp_path)}
+        process = Forked(compile_two, environment=environment, cwd=tmp_path)
+        printed, error = process.communicate(timeout=60)
+        assert (process.returncode, printed) == (0, "6.0 [3.]\n"), error
+        return error
 
     assert said() == ""
     entry, other = tmp_path.glob(".cache/jaxcifar/xla/jit_thrice-*-cache")
