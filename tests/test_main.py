@@ -19,9 +19,10 @@ from jaxcifar.errors import Interrupted
 from jaxcifar.files import read_lines
 from jaxcifar.main import Origin, run, summary
 from jaxcifar.options import load
+from jaxcifar.run import plots
 from tests import tiny as small
 from tests.forked import Forked, environment_of
-from tests.sweeps import OPTIONS
+from tests.sweeps import OPTIONS, on_one_device
 from tests.tiny import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -164,30 +165,31 @@ def test_a_command_knows_nothing_of_the_one_before(tmp_path):
     (tmp_path / "small.py").write_text(
         "from tests.tiny import tiny\n\n\ndef get_config():\n    return tiny(train__epochs=1)\n"
     )
-    first = ["--config=small.py", "--workdir=first", "--config.train.batch_size=16"]
+    first = ["--config=small.py", "--workdir=first", "--config.optim.learning_rate=0.5"]
     commands = (first, ["--mode=eval", "--workdir=first"], ["--config=small.py"], ["--help"])
     environment = environment_of(devices=1) | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     out = output(Forked(in_turn, *commands, environment=environment, cwd=tmp_path))
     assert out.count("best epoch 1") == 2
     assert "--start_timeout SECONDS" in out
-    saved = {
-        name: json.loads((tmp_path / name / "config.json").read_text())["config"]["train"]
+    saved = [
+        json.loads((tmp_path / name / "config.json").read_text())["config"]
         for name in ("first", "runs/small")
-    }
-    assert [train["batch_size"] for train in saved.values()] == [16, 32]
+    ]
+    assert [config["optim"]["learning_rate"] for config in saved] == [0.5, 0.001]
     origin = json.loads((tmp_path / "first" / "origin.json").read_text())
-    assert (origin["file"], origin["config"]["train"]["batch_size"]) == ("small.py", 32)
+    assert (origin["file"], origin["config"]["optim"]["learning_rate"]) == ("small.py", 0.001)
 
 
 @pytest.mark.slow
-def test_a_shortened_run_in_a_folder_of_another_name_is_marked(tmp_path):
-    arguments = ["--config=vgg2", "--workdir=runs/short", *OPTIONS]
-    environment = environment_of(devices=1) | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    output(Forked(run, arguments, environment=environment, cwd=tmp_path))
+def test_a_shortened_run_in_a_folder_of_another_name_is_marked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plots, "plot_history", small.write_numbers)
+    with on_one_device():
+        assert run(["--config=vgg6", "--workdir=runs/short", *OPTIONS]) == 0
     report.main(["tables", str(tmp_path / "runs")])
     page = (tmp_path / "runs" / "table.md").read_text()
     assert "† short: SHORTENED: 2 of 50 epochs, 100 images" in page
-    again = f"jaxcifar train vgg2 --workdir={tmp_path / 'runs' / 'short'} "
+    again = f"jaxcifar train vgg6 --workdir={tmp_path / 'runs' / 'short'} "
     (line,) = [line for line in page.splitlines() if line.startswith(again)]
     assert set(OPTIONS) - set(line.split()) == {"--config.train.eval_batch_size=96"}
 
@@ -252,19 +254,40 @@ def output(process, code=0):
 
 @pytest.mark.slow
 def test_the_headline_command(command, tmp_path):
-    """Trains; again returns at once; evaluates; is stopped by SIGTERM and resumed."""
-    trained = output(command("--config=small.py", python=True))
-    workdir = tmp_path / "runs" / "small"
-    result = json.loads((workdir / "result.json").read_text())
+    """Trains, is stopped by SIGTERM and resumed; again returns at once; evaluates."""
+    arguments, workdir = ("--config=small.py", "--config.train.epochs=10"), tmp_path / "runs/small"
+    process = command(*arguments)
+    deadline = time.monotonic() + 240
+    while not read_lines(workdir / "metrics.jsonl"):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    message = output(process, code=128 + signal.SIGTERM)
+    stopped = re.fullmatch(
+        r"jaxcifar: Stopped by SIGTERM and saved at step (\d+) in runs/small\. "
+        r"The same command resumes it\.\n",
+        message,
+    )
+    assert stopped, message
+    assert 3 <= int(stopped[1]) < 30
+
+    trained = output(command(*arguments, python=True))
     lines = trained.splitlines()
     assert re.fullmatch(r"vgg_a_bn \([\d,]+ parameters\) on synthetic \(100 images\), .*", lines[0])
-    assert sum(line.startswith(("epoch 1/2  train", "epoch 2/2  train")) for line in lines) == 2
+    resumed = re.search(rf"resumed after epoch (\d+), step {stopped[1]}\n", trained)
+    assert resumed, trained
+    shown = re.findall(r"^epoch +(\d+)/10  train", trained, re.MULTILINE)
+    assert shown == [str(epoch) for epoch in range(int(resumed[1]) + 1, 11)]
+    records = read_lines(workdir / "metrics.jsonl")
+    assert [record["epoch"] for record in records] == list(range(1, 11))
+    result = json.loads((workdir / "result.json").read_text())
     accuracy = f"{result['best']['val_accuracy']:.2%}"
     assert f"best epoch {result['best']['epoch']}: validation accuracy {accuracy}" in trained
     assert list((tmp_path / "home" / ".cache" / "jaxcifar" / "xla").iterdir())
 
     written = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
-    again = output(command("--config=small.py", "--config.train.steps_per_call=3"))
+    again = output(command(*arguments, "--config.train.steps_per_call=3"))
     finished = "runs/small is finished: nothing is left to train."
     assert again.splitlines() == [finished, *lines[-5:]]  # the summary alone
     del written[workdir / ".lock"]
@@ -274,24 +297,3 @@ def test_the_headline_command(command, tmp_path):
     step = result["best"]["step"]
     assert evaluated.startswith(f"best checkpoint (step {step}): accuracy {accuracy}, loss ")
     assert evaluated.endswith("(256 test images)\n")
-
-    longer = ("--config=small.py", "--config.train.epochs=10", "--workdir=longer")
-    process = command(*longer)
-    deadline = time.monotonic() + 240
-    while not read_lines(tmp_path / "longer" / "metrics.jsonl"):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    message = output(process, code=128 + signal.SIGTERM)
-    stopped = re.fullmatch(
-        r"jaxcifar: Stopped by SIGTERM and saved at step (\d+) in longer\. "
-        r"The same command resumes it\.\n",
-        message,
-    )
-    assert stopped, message
-    assert 3 <= int(stopped[1]) < 30
-    resumed = output(command(*longer))
-    assert re.search(rf"resumed after epoch \d+, step {stopped[1]}\n", resumed)
-    records = read_lines(tmp_path / "longer" / "metrics.jsonl")
-    assert [record["epoch"] for record in records] == list(range(1, 11))
