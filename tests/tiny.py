@@ -135,6 +135,13 @@ class Spoil(Hook):
         self._spoil("before_evaluation", run)
 
 
+class Look(Hook):
+    """Keeps the state that a start begins with."""
+
+    def start(self, run):
+        self.state = jax.device_get(run.state)
+
+
 class Slow(Hook):
     """Waits before each step."""
 
