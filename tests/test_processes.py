@@ -29,7 +29,9 @@ from tests.sweeps import OPTIONS
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parent.parent
 # With Adam, rounding grows: its first steps are the signs of the gradients.
-FIELDS = {"optim__name": "sgd", "optim__learning_rate": 0.01}
+WITH_BN = {"optim__name": "sgd", "optim__learning_rate": 0.01}
+# Half the layers, which learn more slowly; `of_two` shows that BatchNorm is over all processes.
+FIELDS = WITH_BN | {"model__name": "vgg_a", "optim__learning_rate": 0.1}
 LIMIT = 240  # seconds; what ends by itself takes a tenth of it on a quiet machine
 MINUTE = 60  # within which all end after one has
 
@@ -179,8 +181,8 @@ def alone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory):
     """The workdir of a run of two processes, started as any other, and what they printed."""
-    workdir, python = tmp_path_factory.mktemp("of_two") / "run", {"python": True}
-    (code, said), (other_code, other_said) = two(workdir, python, python)
+    workdir, told = tmp_path_factory.mktemp("of_two") / "run", {"python": True, "fields": WITH_BN}
+    (code, said), (other_code, other_said) = two(workdir, told, told)
     assert (code, other_code) == (0, 0), said + other_said
     return workdir, said, other_said
 
@@ -190,8 +192,10 @@ def check_same_numbers(workdir, alone):
     np.testing.assert_allclose(validation(workdir), validation(alone), rtol=1e-5)
 
 
-def test_two_processes_are_one_run(alone, of_two):
+def test_two_processes_are_one_run(of_two, tmp_path):
     workdir, said, other_said = of_two
+    alone = tmp_path / "alone"
+    tiny.run(tiny.tiny(**WITH_BN), alone, devices=8)
     check_same_numbers(workdir, alone)
     # The first one alone speaks.
     assert "8 × cpu" in said
@@ -277,12 +281,13 @@ def test_two_processes_go_on_where_one_was_stopped(alone, tmp_path):
 def test_the_first_fails_and_two_go_on_from_what_it_saved_within_an_epoch(of_two, tmp_path):
     """Only its clock says when to save."""
     workdir = tmp_path / "run"
-    saves_often = {"fields": FIELDS | {"train__checkpoint_minutes": 1e-6}}
-    (code, said), (other_code, other_said) = two(workdir, saves_often | {"raise": 5})
+    told = {"fields": WITH_BN}
+    saves_often = {"fields": WITH_BN | {"train__checkpoint_minutes": 1e-6}}
+    (code, said), (other_code, other_said) = two(workdir, saves_often | {"raise": 5}, told)
     assert (code, other_code, other_said) == (1, 1, "")
     assert "jaxcifar: process 0: failed" in said
     assert "on purpose" in said
-    ends = two(workdir, saves_often)
+    ends = two(workdir, saves_often, told)
     assert [code for code, _ in ends] == [0, 0], ends
     assert "resumed after epoch 1, step 4" in ends[0][1]
     assert losses(workdir) == losses(of_two[0])
@@ -302,8 +307,8 @@ def test_a_killed_process_ends_the_others(alone, tmp_path):
 
 def test_the_devices_are_connected_before_anything_takes_long(tmp_path):
     # Gloo gives them 30 seconds, which is less than processes are apart after compiling.
-    port, raises = free_port(), {"raise": 0}
-    first, second = (Member(port, index, tmp_path / "run", **raises) for index in (0, 1))
+    port, stops = free_port(), {"term_loading": True}
+    first, second = (Member(port, index, tmp_path / "run", **stops) for index in (0, 1))
     assert "[Gloo] Rank 0 is connected" in first.end(gloo=True)[1]
     second.end()
 
