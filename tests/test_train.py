@@ -447,7 +447,7 @@ def test_bfloat16_trains(finished, tmp_path):
     assert np.isfinite(result["last"]["train_loss"])
     assert json.loads((tmp_path / "config.json").read_text())["environment"]["dtype"] == "bfloat16"
     ours, theirs = (read_lines(f / "steps.jsonl")[0]["loss"][0] for f in (tmp_path, finished[0]))
-    assert ours != pytest.approx(theirs, rel=1e-6)  # what rounding in float32 leaves
+    assert ours != pytest.approx(theirs, rel=1e-4)  # as eight devices in float32 are
     assert ours == pytest.approx(theirs, rel=1e-2)
     variables = state_of(tmp_path)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
