@@ -119,6 +119,8 @@ def test_an_entry_is_deleted_only_where_it_is_damaged(tmp_path, monkeypatch, cap
 
 
 def compile_two():
+    # As a user's process, which nobody told to keep warnings back.
+    warnings.simplefilter("default", UserWarning)
     compilation.use_cache()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
