@@ -289,12 +289,12 @@ def test_a_long_title_is_not_cut_off(tmp_path, monkeypatch):
 def test_points_of_several_data_sets_say_which(tmp_path, drawn):
     write_fake_runs(tmp_path, rows=["a", "b"], seeds=1)
     main(["figures", str(tmp_path), "--only=accuracy"])
-    assert {label.get_text() for label in drawn["accuracy"].axes[0].texts} == {"a", "b"}
+    assert {label.get_text() for label in drawn["accuracy"].axes[0].texts} == {"a†", "b†"}
     held_out = {"data__name": "cifar100", "data__protocol": "holdout"}
     write_fake_runs(tmp_path, rows=["c"], seeds=1, **held_out)
     main(["figures", str(tmp_path), "--only=accuracy"])
     labels = {label.get_text() for label in drawn["accuracy"].axes[0].texts}
-    assert labels == {"a (cifar10)", "b (cifar10)", "c (cifar100, held out)"}
+    assert labels == {"a† (cifar10)", "b† (cifar10)", "c† (cifar100, held out)"}
 
 
 def test_a_run_without_errors_is_drawn_too(tmp_path, drawn):
@@ -460,6 +460,6 @@ def test_figures_name_the_model_that_ran(tmp_path, labels, monkeypatch):
     monkeypatch.setattr(plots, "plot_history", history)
     assert main(["figures", str(tmp_path), "--only=history,accuracy"]) == 0
     assert titles[0].startswith("ResNet-50 (VGG row 2†)")
-    assert titles[1].startswith("ResNet-50 (config wide)")
+    assert titles[1].startswith("ResNet-50 (config wide†)")
     assert "ResNet-50" in labels
     assert "VGG-A" not in labels
