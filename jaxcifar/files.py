@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -85,7 +85,7 @@ def replacing(path: pathlib.Path, mark: str = "") -> Iterator[pathlib.Path]:
     try:
         yield temporary
         with contextlib.suppress(OSError):  # there was none, or the file system keeps no modes
-            shutil.copymode(path, temporary)
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode) | stat.S_IWUSR)
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)

@@ -67,8 +67,10 @@ def replay(
         about = of_checkpoint(about, checkpoints.progress(last), workdir)
     config = about.config
     config.data.dir = data_dir or config.data.dir
-    if steps := about.environments[-1].get("steps_per_call"):
-        config.train.steps_per_call = steps  # of the last start; others round differently
+    before = about.environments[-1]  # the last start's, which others round differently from
+    if before["device"] == mesh.devices.flat[0].device_kind and "remat" in before:
+        config.train.steps_per_call = before["steps_per_call"]
+        config.model.remat = "on" if before["remat"] else "off"
     check_config(config, mesh)
     splits = train.load_splits(config)
     task = build(config, splits.train, mesh)

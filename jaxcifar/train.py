@@ -70,7 +70,8 @@ def train_and_evaluate(
     own = ("data.dir", "train.checkpoint_minutes")  # these may differ between hosts
     fields = {name: value for name, value in flatten(config).items() if name not in own}
     processes.check_same("config", fields)
-    processes.check_same("environment", numerics() | {"commit": git_commit()})
+    commit = (git_commit() or "").removesuffix("+") if processes.count() > 1 else ""
+    processes.check_same("environment", numerics() | {"commit": commit})
     looking_in = Hooks(hooks)
     with RunFolder(pathlib.Path(workdir)) as folder:
         looking_in.call("locked", folder.path)

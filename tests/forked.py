@@ -89,9 +89,10 @@ def _call(function, arguments, environment, cwd, output):
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    cache = environment.get("JAX_COMPILATION_CACHE_DIR")  # the parent's may be another
+    jax.config.update("jax_compilation_cache_dir", cache)
     for name, kind in (
         ("jax_platforms", str),
-        ("jax_compilation_cache_dir", str),
         ("jax_persistent_cache_min_compile_time_secs", float),
     ):
         if name.upper() in environment:

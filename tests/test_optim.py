@@ -277,7 +277,12 @@ def test_schedule_names():
         ("adamw", "nesterov", True, "'sgd'"),
         ("adam", "bias_scale", 4.0, "'sgd'"),
         ("adam", "mask", optim.kernels_only, "'adamw'"),
-        ("sgd", "weight_decay", 0.5, "'adamw'. Leave it out. .* of PyTorch's sgd is l2"),
+        (
+            "sgd",
+            "weight_decay",
+            0.5,
+            "'adamw'. Leave it out. In PyTorch's sgd and adam that is l2",
+        ),
     ],
 )
 def test_an_option_that_the_optimizer_does_not_have_is_refused(name, option, value, users):

@@ -31,7 +31,7 @@ from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import append, replace, write_json
 from jaxcifar.hooks import Hook, Run
 from jaxcifar.kernels import compilation
-from jaxcifar.options import write_origin
+from jaxcifar.options import ORIGIN, write_origin
 from jaxcifar.run import plots
 from jaxcifar.run.machine import environment
 from jaxcifar.run.progress import duration
@@ -204,7 +204,7 @@ def smoothness(
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_settings(path, config, settings, images.provenance)
-    if original:
+    if original and not (folder / ORIGIN).exists():  # the file may have been edited since
         write_origin(folder, *original)
     hook = AlongGradient(folder, **settings)
     if not hook.complete:

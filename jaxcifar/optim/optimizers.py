@@ -45,6 +45,11 @@ _OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 OPTIMIZERS = tuple(_OPTIMIZERS)
 
 
+_INSTEAD = {
+    "weight_decay": " In PyTorch's sgd and adam that is l2, of half the strength, in regularize."
+}
+
+
 def options_of(name: str) -> tuple[str, ...]:
     """Returns the arguments of `make_optimizer` that the optimizer `name` uses."""
     return tuple(inspect.signature(_OPTIMIZERS[name]).parameters)
@@ -140,7 +145,7 @@ def make_optimizer(
             users = [other for other in OPTIMIZERS if option in options_of(other)]
             raise UserError(
                 f"{option} is {value!r}, but the optimizer is {name!r}; it is for "
-                f"{' and '.join(map(repr, users))}. Leave it out."
+                f"{' and '.join(map(repr, users))}. Leave it out.{_INSTEAD.get(option, '')}"
             )
     return optax.chain(
         *([_scale_norm_biases(bias_scale)] if bias_scale != 1 else []),

@@ -166,7 +166,8 @@ class Checkpointer:
         except UserError as error:
             if before is None or before.evaluated:
                 raise
-            note(f"{error} This start goes on, and tries to save the state of step {step} now.")
+            why = in_short(error.__cause__ or error)
+            note(f"The checkpoint of step {before.step} was not written: {why}. Another is tried.")
             self.close()
             self.delete_unfinished()
         found, finite = digests(_parts(sharding.of_this_process(state)))

@@ -154,7 +154,11 @@ class RunFolder:
         if not changed:
             return result
         note(f"restored in {self.path}: {', '.join(changed)}")
-        self.start_log(result["last"]["epoch"], from_checkpoint=False)
+        self._history = None  # then the logs, which are intact, are read
+        if last := self.checkpoints.last():
+            with contextlib.suppress(UserError):  # it is damaged
+                self._history = self.checkpoints.progress(last).get("history")
+        self.start_log(result["last"]["epoch"])
         return self.finish(result)
 
     def _contradiction(self, result: dict[str, Any]) -> str | None:
@@ -174,8 +178,8 @@ class RunFolder:
             if epochs - last.step * epochs // end > _LOGGED_AHEAD:
                 raise UserError(
                     f"The run in {self.path} is finished, but its checkpoints/ are older (step "
-                    f"{last.step} of {end}). Bring the newer ones back, or move result.json and "
-                    f"metrics.jsonl away to train again from step {last.step}."
+                    f"{last.step} of {end}). Bring the newer ones back, or delete result.json to "
+                    f"train again from step {last.step}."
                 )
             if last != Saved(end, evaluated=True):
                 return "the last checkpoint belongs to another step"
@@ -328,7 +332,7 @@ class RunFolder:
             )
 
     @processes.on_first
-    def start_log(self, epochs_done: int, *, from_checkpoint: bool = True) -> list[Record]:
+    def start_log(self, epochs_done: int) -> list[Record]:
         """Opens the logs to continue them after `epochs_done` epochs; returns those records.
 
         What the logs say about those epochs is replaced by what the checkpoint recorded, if it was
@@ -337,7 +341,7 @@ class RunFolder:
         Raises:
           UserError: an epoch is missing from the logs, and the checkpoint has no record of it.
         """
-        self._log = RunLog(self.path, epochs_done, self._history if from_checkpoint else None)
+        self._log = RunLog(self.path, epochs_done, self._history)
         self._closing.callback(self._log.close)
         return list(self._log.records)  # the log's own grows with what is logged
 

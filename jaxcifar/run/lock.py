@@ -44,12 +44,12 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
             except OSError as error:
                 if error.errno == errno.EWOULDBLOCK:
                     linked = held is file and os.fstat(file.fileno()).st_nlink > 1
-                    original = (  # as after `cp -al`
-                        ", or in a folder whose .lock is a hard link of this one (delete it if "
-                        "nothing trains here)"
+                    copied = (  # as by `cp -al`
+                        ", or in a folder of which this is a copy by hard links, to whose logs it "
+                        "would write (copy it by cp -a)"
                     )
                     raise Busy(
-                        f"Another process is training in {workdir}{original if linked else ''}. "
+                        f"Another process is training in {workdir}{copied if linked else ''}. "
                         "Wait for it, or choose another --workdir."
                     ) from error
                 if held is file:

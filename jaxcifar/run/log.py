@@ -115,7 +115,7 @@ def _start(path: pathlib.Path, text: str) -> None:
     if text and not before.startswith(text):
         note(f"{path} was damaged, and was restored from the checkpoint.")
     elif (dropped := before[len(text) :].count("\n")) > 2:  # more than a kill explains
-        note(f"{path}: the checkpoint is older; {dropped} epochs after it were dropped.")
+        note(f"{path}: the checkpoint is {dropped} epochs older; these are trained again.")
     if before != text or not path.exists():
         replace(path, text)
 

@@ -78,14 +78,13 @@ def running(workdir: pathlib.Path) -> Running | None:
     if not sign:
         return None
     try:
-        age = time.time() - path.stat().st_mtime
+        age = max(0.0, time.time() - path.stat().st_mtime)
     except OSError:  # the run ended meanwhile, or nothing can be said about it
         return None
     here = sign["host"] == socket.gethostname()
     # An old sign does not count even if its process number is in use here: it was used again.
-    # One from the future is old too: this clock was set back.
-    alive = abs(age) < _SILENT and not (here and _is_dead(sign["pid"]))
-    return Running(sign["host"], sign["job"], max(0.0, age), alive)
+    alive = age < _SILENT and not (here and _is_dead(sign["pid"]))
+    return Running(sign["host"], sign["job"], age, alive)
 
 
 def fail(workdir: pathlib.Path, message: str, start: str = "") -> None:

@@ -43,7 +43,7 @@ def test_more_dropped_epochs_than_a_kill_leaves_are_told(tmp_path, capsys):
     for line, name in zip(
         capsys.readouterr().err.splitlines(), ("metrics.jsonl", "steps.jsonl"), strict=True
     ):
-        assert f"{name}: the checkpoint is older; 3 epochs after it were dropped" in line
+        assert f"{name}: the checkpoint is 3 epochs older; these are trained again" in line
 
 
 def events(folder):

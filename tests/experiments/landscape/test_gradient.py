@@ -294,3 +294,7 @@ def test_a_config_of_ones_own_is_measured(tmp_path, monkeypatch):
     assert found.folder.name == "mine_seed0"
     assert found.config["model.width"] == 0.05
     assert found.note.startswith("SHORTENED: 100 images; SHORTENED: 2 of ")
+    shorter = "    config.train.limit_train_images = 100\n    return config\n"
+    mine.write_text(mine.read_text().replace("    return config\n", shorter))
+    assert exit_code(lambda: main(["smoothness", *given])) == 0  # all is measured
+    assert gradient.measured(out / "smoothness")[0].note == found.note
