@@ -137,7 +137,7 @@ def test_a_folder_that_cannot_be_one_is_told_what_to_name(folder, message, monke
     """A user without a home; a bucket."""
     monkeypatch.setenv("JAXCIFAR_DATA", folder)
     for given in ("", folder):
-        with pytest.raises(UserError, match=rf"{message}.*--config\.data\.dir="):
+        with pytest.raises(UserError, match=rf"{message}.*--config\.data\.dir"):
             cifar.load(FEW, "test", given)
 
 
