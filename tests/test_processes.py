@@ -72,12 +72,9 @@ def end_of(process, seconds=LIMIT, *, gloo=False):
         process.kill()
         pytest.fail(f"it hung, and had said: {process.communicate()}")
     said, before = "".join(printed), None
+    connected = r"\[Gloo\] Rank \d+| is connected to \d+ peer ranks\. [^:\n]*: \d+\n?"
     while not gloo and said != before:  # its threads write into each other's lines
-        before, pattern = (
-            said,
-            r"\[Gloo\] Rank \d+| is connected to \d+ peer ranks\. [^:\n]*: \d+\n?",
-        )
-        said = re.sub(pattern, "", said)
+        before, said = said, re.sub(connected, "", said)
     return process.returncode, said
 
 
