@@ -430,17 +430,6 @@ def test_a_host_whose_name_leads_nowhere(tmp_path):
     assert "Traceback" not in said
 
 
-def test_hosts_whose_names_lead_to_themselves(hosts, tmp_path):
-    """As Debian sets them up."""
-    known = tmp_path / "hosts"
-    known.write_text("".join(f"127.0.1.1 {name}\n" for name in hosts) + known.read_text())
-    members = on_hosts(hosts, workdir=str(tmp_path / "run"))
-    ends = [end_of(member) for member in members]  # Gloo may try again for more than a minute
-    assert [code for code, _ in ends] == [2, 2], ends
-    assert "must resolve to an address that the others can reach" in ends[0][1]
-    assert "Traceback" not in ends[0][1] + ends[1][1]
-
-
 def test_a_device_that_cannot_be_used_in_a_run_of_several_processes(tmp_path):
     place = f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=1", "--process_id=0"
     arguments = ["--config=vgg6", f"--workdir={tmp_path / 'run'}", *OPTIONS, *place]
