@@ -22,6 +22,7 @@ from jaxcifar.errors import Busy, Interrupted, UserError
 from jaxcifar.files import read_lines
 from jaxcifar.launch import Place
 from jaxcifar.run.lock import locked
+from jaxcifar.run.machine import git_commit
 from tests import member, tiny
 from tests.forked import Forked, environment_of
 from tests.sweeps import OPTIONS
@@ -46,11 +47,12 @@ class Member:
     It is a fork of one that has imported all, or with `python` one that starts as any other.
     """
 
-    def __init__(self, port, index, workdir, *, devices=4, python=False, cwd=ROOT, **told):
+    def __init__(self, port, index, workdir, *, devices=4, python=False, cwd=ROOT, env=(), **told):
         told = {"workdir": str(workdir), "fields": FIELDS, "wait": 120} | told
         told["place"] = [f"127.0.0.1:{port}", 2, index]
         if not python:
-            self.process = Forked(member.main, told, environment=environment(devices), cwd=cwd)
+            variables = environment(devices) | dict(env)
+            self.process = Forked(member.main, told, environment=variables, cwd=cwd)
             return
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.member", json.dumps(told)],
@@ -474,6 +476,14 @@ def test_processes_that_are_not_alike(second, message, tmp_path):
     assert code == other_code == 2, said
     assert re.search(message, said)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_processes_of_other_code(tmp_path):
+    if git_commit() is None:
+        pytest.skip("this is no checkout, so that code is known by its version alone")
+    (code, said), (other_code, _) = two(tmp_path / "run", second={"env": {"GIT_DIR": "/nowhere"}})
+    assert code == other_code == 2, said
+    assert "The environment of process 1 is not that of process 0: commit" in said
 
 
 def refused(port, index, workdir, kind):

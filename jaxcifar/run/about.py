@@ -4,6 +4,7 @@ import contextlib
 import json
 import pathlib
 import shlex
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -133,7 +134,8 @@ def check_same_config(
     workdir: pathlib.Path,
     way_out: str = RESUME,
     *,
-    can_start_from: bool = False,
+    empty: bool = False,
+    can_start_from: Callable[[], bool] = lambda: False,
 ) -> None:
     """Checks that a run's config computes the same as `config`.
 
@@ -142,7 +144,8 @@ def check_same_config(
       config: the config to compare with.
       workdir: the run's folder, for the message.
       way_out: what to do, for the message.
-      can_start_from: whether the message may suggest a new run that starts from its weights.
+      empty: whether nothing was trained there, so that the message may suggest to begin anew.
+      can_start_from: whether it may suggest a new run that starts from this one's weights.
 
     Raises:
       UserError: it does not; the message lists the differences.
@@ -151,11 +154,13 @@ def check_same_config(
         lines = [
             f"{workdir} holds a run of another config (there -> here):",
             *(f"  {line}" for line in differences(saved.to_dict(), config.to_dict())),
-            way_out,
+            f"Nothing was trained there: delete {workdir / 'config.json'} to begin anew."
+            if empty
+            else way_out,
         ]
-        if "train.epochs" in changed and way_out is RESUME:
+        if "train.epochs" in changed and not empty:
             lines.append("A run keeps its number of epochs, because its schedule depends on it.")
-        if can_start_from and not changed.keys() & {"init_from", "model.name", "model.width"}:
+        if not changed.keys() & {"init_from", "model.name", "model.width"} and can_start_from():
             lines.append(
                 "A new run can start from its weights: "
                 f"--config.init_from={shlex.quote(str(workdir))} --workdir=NEW"

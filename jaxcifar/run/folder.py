@@ -116,16 +116,12 @@ class RunFolder:
             return None
         path = self.path / "result.json"
         can_go_on = self.checkpoints.last() is not None
-        way_out = about.RESUME
-        if not (can_go_on or path.exists() or _epochs_logged(self.path)):
-            way_out = (
-                f"Nothing was trained there: delete {self.path / 'config.json'} to begin anew."
-            )
-        best = None
-        with contextlib.suppress(Damaged):
-            best = self.checkpoints.best()
         check_same_config(
-            self._about.config, config, self.path, way_out, can_start_from=best is not None
+            self._about.config,
+            config,
+            self.path,
+            empty=not (can_go_on or path.exists() or _epochs_logged(self.path)),
+            can_start_from=self._has_best,
         )
         if not path.exists():
             return None
@@ -146,6 +142,12 @@ class RunFolder:
             )
         note(f"{path} is damaged ({wrong}); it is restored from the last checkpoint.")
         return None
+
+    def _has_best(self) -> bool:
+        try:
+            return self.checkpoints.best() is not None
+        except Damaged:
+            return False
 
     def _mended(self, result: dict[str, Any]) -> dict[str, Any]:
         """Restores the picture and the TensorBoard file if they changed; returns the result."""

@@ -126,8 +126,7 @@ class _Events:
     _SUFFIX = ".jaxcifar"
 
     def __init__(self, folder: pathlib.Path):
-        # tensorboardX imports PyTorch if it can, which takes two seconds or more and is of no use
-        # here.
+        # tensorboardX imports PyTorch if it can, which takes seconds and is of no use here.
         if hidden := "torch" not in sys.modules:
             sys.modules["torch"] = None  # type: ignore[assignment]
         try:

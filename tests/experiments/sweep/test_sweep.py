@@ -142,6 +142,7 @@ def test_a_workdir_of_another_config_is_refused_before_any_work(swept_copy, monk
     said = capsys.readouterr().err
     assert "train.epochs: 2 -> 3" in said
     assert "another --out" in said
+    assert "A run keeps its number of epochs" in said
     assert "--workdir" not in said
 
 
