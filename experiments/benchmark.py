@@ -19,6 +19,7 @@ has, is timed as well.
 import argparse
 import contextlib
 import functools
+import importlib
 import json
 import os
 import statistics
@@ -52,7 +53,7 @@ Timer = Callable[[], float]  # runs some steps, or digests; returns images, or d
 
 def jax_timer(
     model: str, batch: int, dtype: str, augmentation: str, steps: int, remat: str = "auto"
-) -> tuple[Timer, Timer, dict]:
+) -> tuple[Timer, Timer, dict[str, Any]]:
     """Returns timers of the training step and of its state's digest, and facts.
 
     The facts are the seconds to start, the bytes of a step, and the dtype.
@@ -127,6 +128,7 @@ def torch_timer(model: str, batch: int, dtype: str, channels_last: bool, steps: 
     forward = torch.compile(net) if device == "cuda" else net
 
     def make(steps: int) -> None:
+        loss = torch.zeros(())
         for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
             with cast():
@@ -167,7 +169,7 @@ def ceilings() -> dict[str, float]:
     return found | {"copy_gb_per_second": 2 * 4e-9 * array.size / seconds}
 
 
-def _fastest(function: Callable, *args: jax.Array) -> float:
+def _fastest(function: Callable[..., Any], *args: jax.Array) -> float:
     jax.block_until_ready(function(*args))
     seconds = []
     for _ in range(7):
@@ -196,7 +198,7 @@ def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the measurements of one model, JSON-ready."""
     batch, steps = arguments.batch, arguments.steps
     timers: dict[str, Timer] = {}
-    facts: dict[str, dict] = {}
+    facts: dict[str, dict[str, Any]] = {}
     both = arguments.remat and can_remat(model)
     for remat in ("on", "off") if both else ("auto",):
         name = f"jaxcifar, remat {remat}" if both else "jaxcifar"
@@ -284,21 +286,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"There is no folder {arguments.out.parent} to write {arguments.out} in.")
     if arguments.against == "torch":
         try:
-            import torch  # noqa: F401 # pyright: ignore[reportMissingImports]
+            importlib.import_module("torch")
         except ImportError as error:  # before anything is compiled
             raise UserError(
                 f"--against=torch needs PyTorch (pip install 'jaxcifar[torch]'): {error}."
             ) from error
     compilation.use_cache()
     settings = {name: getattr(arguments, name) for name in ("batch", "augment", "steps", "repeats")}
+    results: list[dict[str, Any]] = []
     content = {
         "settings": settings,
         "environment": environment({}) | {"tunables": os.environ.get("GLIBC_TUNABLES")},
         "ceilings": ceilings(),
-        "results": [],
+        "results": results,
     }
     for model in models:
-        content["results"].append(measure(model, arguments))
+        results.append(measure(model, arguments))
         print(f"{model} done", file=sys.stderr, flush=True)
         if arguments.out:
             write_json(arguments.out, content)

@@ -22,7 +22,9 @@ def forward_multiply_adds(model: str, width: float = 1.0) -> int:
     """
     total = 0
 
-    def count(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+    def count(
+        call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
+    ) -> Any:
         nonlocal total
         out = call(*args, **kwargs)
         if isinstance(context.module, Conv | Linear):

@@ -65,11 +65,11 @@ def lowered_step(model: nn.Module, mesh: Mesh) -> Any:
     """Returns the step of a batch of images that are on the devices, to compile."""
     tx = optax.adam(1e-3)
 
-    def init(images: jax.Array) -> tuple:
+    def init(images: jax.Array) -> tuple[Any, ...]:
         variables = model.init(jax.random.key(0), images, train=False)
         return variables, tx.init(variables["params"])
 
-    def step(state: tuple, images: jax.Array, labels: jax.Array) -> tuple:
+    def step(state: tuple[Any, ...], images: jax.Array, labels: jax.Array) -> tuple[Any, ...]:
         variables, opt_state = state
 
         def loss(params: Any) -> tuple[jax.Array, Any]:

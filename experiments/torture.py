@@ -34,7 +34,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import version
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -147,7 +147,7 @@ class Torture:
         return numbers(self.sample(protocol, "finished"))
 
     @functools.cache  # noqa: B019 (there is one object)
-    def evaluated(self, protocol: str, end: str, which: str) -> tuple | str:
+    def evaluated(self, protocol: str, end: str, which: str) -> tuple[Any, ...] | str:
         """What an undisturbed run evaluates to."""
         return _evaluated(self.sample(protocol, end), which)
 
@@ -287,7 +287,7 @@ def _resumed(config: Config, folder: pathlib.Path) -> str:
     return ""
 
 
-def _evaluated(folder: pathlib.Path, which: str) -> tuple | str:
+def _evaluated(folder: pathlib.Path, which: str) -> tuple[Any, ...] | str:
     with _silent():
         try:
             found = restore.evaluate_workdir(folder, which)
@@ -297,7 +297,7 @@ def _evaluated(folder: pathlib.Path, which: str) -> tuple | str:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def _silent() -> Generator[None]:
     """Keeps what is written to stderr, which must be no traceback."""
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
@@ -323,7 +323,7 @@ def _said(folder: pathlib.Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def _process(protocol: str, folder: pathlib.Path) -> Iterator[BaseProcess]:
+def _process(protocol: str, folder: pathlib.Path) -> Generator[BaseProcess]:
     # A fork of a process that has imported everything and initialised nothing: importing takes
     # longer than the whole run.
     context = multiprocessing.get_context("forkserver")
@@ -381,7 +381,7 @@ def where() -> str:
 def table(cases: list[dict[str, Any]]) -> Table:
     """Returns the table at the end: what was done how often, and how it ended."""
     outcomes = (_SAME, _LOST, _REFUSED, _FAILED)
-    rows: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+    rows: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for case in cases:
         rows[case["kind"]].update({"times": case["times"], "runs": 1, case["outcome"]: 1})
     header = ["times", "runs", *outcomes]

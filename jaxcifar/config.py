@@ -191,7 +191,7 @@ def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def changed_fields(one: dict, other: dict) -> dict[str, tuple[Any, Any]]:
+def changed_fields(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Returns {field: (one's value, other's)} for each field that changes what a run computes."""
     one, other = flatten(one), flatten(other)
     pairs = {field: (one.get(field), other.get(field)) for field in {**one, **other}}
@@ -203,7 +203,7 @@ def changed_fields(one: dict, other: dict) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def differences(one: dict, other: dict) -> list[str]:
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Returns "field: a -> b" for each field that changes what a run computes."""
     return [f"{field}: {a!r} -> {b!r}" for field, (a, b) in changed_fields(one, other).items()]
 

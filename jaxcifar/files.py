@@ -7,7 +7,7 @@ import os
 import pathlib
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 
@@ -69,7 +69,7 @@ def write_shared(path: pathlib.Path, content: Any) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path, mark: str = "") -> Iterator[pathlib.Path]:
+def replacing(path: pathlib.Path, mark: str = "") -> Generator[pathlib.Path]:
     """Yields the path of a file to write, which then replaces the one at `path`.
 
     No reader, full disk, kill or power cut ever leaves half of it.

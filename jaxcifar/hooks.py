@@ -9,7 +9,7 @@ train_and_evaluate(config, workdir, hooks=[PrintLoss()])
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -190,7 +190,7 @@ class Hooks:
             _call(hook, name, seen, *args)
 
     @contextmanager
-    def closing(self, run: Run) -> Iterator[None]:
+    def closing(self, run: Run) -> Generator[None]:
         """Calls `close` of every hook at the end of the block, however it ends.
 
         Raises:

@@ -1,10 +1,10 @@
 """Finds out from flags and the environment whether this process is one of several of a run."""
 
+import dataclasses
 import re
 import urllib.request
 import zlib
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from jaxcifar.errors import UserError, choose
 
@@ -12,7 +12,8 @@ MODES = ("auto", "on", "off")
 _PORTS = 61_440, 4_096  # the first and how many: beyond the range of ephemeral ports
 
 
-class Place(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Place:
     """The place of a process among those of its run.
 
     Attributes:

@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, NoReturn, TypeVar, cast
 
 import jax
@@ -25,7 +25,7 @@ from jaxcifar.errors import UserError, in_short, of_file
 from jaxcifar.launch import Place
 from jaxcifar.team import Team
 
-_F = TypeVar("_F", bound=Callable)
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 _PLATFORMS = {"cpu", "cuda", "rocm", "tpu"}
 
@@ -176,7 +176,7 @@ def devices() -> list[Any]:
 
 
 @contextlib.contextmanager
-def together(place: Place | None, seconds: float) -> Iterator[None]:
+def together(place: Place | None, seconds: float) -> Generator[None]:
     """Joins the processes of a run for the duration of a `with` block.
 
     JAX must not have initialised its devices before. If one process fails, all end within a minute
@@ -246,7 +246,7 @@ def _start_jax(team: Team) -> None:
 
 
 @contextlib.contextmanager
-def _connecting() -> Iterator[None]:
+def _connecting() -> Generator[None]:
     """Says what may be wrong if Gloo, which connects CPUs by the name of each host, fails."""
     try:
         yield

@@ -35,7 +35,10 @@ def init(task: Task) -> Callable[..., TrainState]:
     """
 
     def create(
-        seed: jax.Array, hyperparams: Hyperparams, images: jax.Array, weights: dict | None = None
+        seed: jax.Array,
+        hyperparams: Hyperparams,
+        images: jax.Array,
+        weights: dict[str, Any] | None = None,
     ) -> TrainState:
         return create_state(
             task.model,
@@ -169,7 +172,7 @@ def training(task: Task, steps: int) -> Any:
     )
 
 
-def training_arguments(task: Task) -> tuple:
+def training_arguments(task: Task) -> tuple[Any, ...]:
     """Returns the shapes, dtypes and shardings of the arguments of `train`."""
     images = jax.ShapeDtypeStruct((task.n_train, _BYTES), jnp.uint8)
     labels = jax.ShapeDtypeStruct((task.n_train,), jnp.int32)
@@ -196,7 +199,7 @@ def evaluate_batch(inference: Inference, n: int) -> Callable[..., dict[str, jax.
     eval_step = make_eval_step(inference.logits)
     whole = sharding.replicated(inference.mesh)
 
-    def run(variables: dict, images: jax.Array, labels: jax.Array, first: jax.Array):
+    def run(variables: dict[str, Any], images: jax.Array, labels: jax.Array, first: jax.Array):
         rows = first + jnp.arange(inference.batch_size)
         rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(inference.mesh))
         exists = rows < n
@@ -211,10 +214,12 @@ def evaluate_batch(inference: Inference, n: int) -> Callable[..., dict[str, jax.
 
 
 @functools.lru_cache(_KEPT)
-def probabilities_of_batch(inference: Inference) -> Callable[[dict, np.ndarray], jax.Array]:
+def probabilities_of_batch(
+    inference: Inference,
+) -> Callable[[dict[str, Any], np.ndarray], jax.Array]:
     """Returns (variables, images [N, 32, 32, 3] uint8) -> [N, classes] float32, jitted."""
 
-    def run(variables: dict, images: jax.Array) -> jax.Array:
+    def run(variables: dict[str, Any], images: jax.Array) -> jax.Array:
         return jax.nn.softmax(inference.logits(variables, images))
 
     return compilation.jit(run, platform=inference.platform)
@@ -242,7 +247,7 @@ def probabilities(
 
 def evaluate(
     inference: Inference,
-    variables: dict,
+    variables: dict[str, Any],
     images: jax.Array,
     labels: jax.Array,
     stop: Callable[[], bool] = lambda: False,

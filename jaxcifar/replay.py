@@ -96,11 +96,10 @@ def replay(
         raise UserError(
             f"All {end} steps of the run in {workdir} are done: there is none to replay."
         )
-    step, alone, order_of = first, first, -1
+    step = alone = first
     while step < end:
         epoch, place = divmod(step, task.steps_per_epoch)
-        if epoch != order_of:
-            order, order_of = programs.order(task)(state.key, epoch + 1), epoch
+        order = programs.order(task)(state.key, epoch + 1)
         # As the run did; then one by one through the call that is to be looked into.
         steps = 1 if step < alone else task.steps_from(step)
         before = jax.tree.map(jax.numpy.copy, state)  # the call donates `state`
@@ -168,7 +167,9 @@ def _look(
                     names.append(name)
                     values.append(_size(leaf))
 
-        def watch(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+        def watch(
+            call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
+        ) -> Any:
             if context.method_name != "__call__":
                 return call(*args, **kwargs)
             if not context.module.path:

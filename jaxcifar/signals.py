@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, NoReturn
 
 from absl import logging
@@ -37,7 +37,7 @@ class Stop:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Stop]:
+def interruptible() -> Generator[Stop]:
     """Turns signals into a request to stop, for the duration of a `with` block.
 
     Use it for work that an abrupt end would lose. The signals are SIGINT, SIGTERM, SIGHUP, SIGUSR1
@@ -65,7 +65,7 @@ class _Handler:
 
 
 @contextlib.contextmanager
-def _handling(handler: _Handler) -> Iterator[Stop]:
+def _handling(handler: _Handler) -> Generator[Stop]:
     with contextlib.suppress(ValueError):  # outside the main thread, leave signals to the caller
         for signum in _SIGNALS:
             if signal.getsignal(signum) is not signal.SIG_IGN:
@@ -105,7 +105,7 @@ def leave(code: int, text: str) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _ended_by_signals(leave: Callable[[int, str], NoReturn]) -> Iterator[None]:
+def _ended_by_signals(leave: Callable[[int, str], NoReturn]) -> Generator[None]:
     """Lets signals end the process at once, except inside `interruptible`.
 
     Python's handlers have to wait while XLA compiles, so a thread that is woken by the wake-up

@@ -27,20 +27,20 @@ class TrainState(flax.struct.PyTreeNode):
     """
 
     step: jax.Array
-    params: dict
-    batch_stats: dict
+    params: dict[str, Any]
+    batch_stats: dict[str, Any]
     opt_state: optax.OptState
     key: jax.Array
-    ema: dict | None = None
-    slow: dict | None = None
+    ema: dict[str, Any] | None = None
+    slow: dict[str, Any] | None = None
 
     @property
-    def variables(self) -> dict:
+    def variables(self) -> dict[str, Any]:
         """What `model.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
-    def averaged(self) -> dict:
+    def averaged(self) -> dict[str, Any]:
         """The moving average if there is one, else `variables`: what a run is judged by."""
         return self.variables if self.ema is None else self.ema
 
@@ -100,7 +100,7 @@ def first_state(
 
 
 @functools.cache  # tracing a network takes about a second
-def abstract_variables(model: nn.Module) -> dict:
+def abstract_variables(model: nn.Module) -> dict[str, Any]:
     """Returns the shapes and dtypes of a model's {"params", "batch_stats"}. Do not modify it."""
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -14,7 +14,7 @@ from jaxcifar.state import TrainState
 
 Metrics = dict[str, jax.Array]
 # (params, state, images, labels) -> (cross-entropy, (logits, batch_stats)). See `make_loss`.
-Loss = Callable[[Any, TrainState, jax.Array, jax.Array], tuple[jax.Array, tuple]]
+Loss = Callable[[Any, TrainState, jax.Array, jax.Array], tuple[jax.Array, tuple[Any, ...]]]
 
 
 class Lookahead(NamedTuple):
@@ -144,8 +144,8 @@ def make_train_step(
 
 
 def make_eval_step(
-    logits_of: Callable[[dict, jax.Array], jax.Array],
-) -> Callable[[dict, jax.Array, jax.Array, jax.Array], Metrics]:
+    logits_of: Callable[[dict[str, Any], jax.Array], jax.Array],
+) -> Callable[[dict[str, Any], jax.Array, jax.Array, jax.Array], Metrics]:
     """Returns eval_step(variables, images, labels, mask) -> sums over the batch.
 
     Args:
@@ -157,7 +157,7 @@ def make_eval_step(
     """
 
     def eval_step(
-        variables: dict, images: jax.Array, labels: jax.Array, mask: jax.Array
+        variables: dict[str, Any], images: jax.Array, labels: jax.Array, mask: jax.Array
     ) -> Metrics:
         logits = logits_of(variables, images)
         return {

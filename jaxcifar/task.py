@@ -121,7 +121,7 @@ class Inference:
         """Normalises images [N, H, W, C] in 0 … 255: what the model takes."""
         return augment.normalize(images, self.mean, self.std)
 
-    def logits(self, variables: dict, images: jax.Array) -> jax.Array:
+    def logits(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
         """Returns the network's logits [N, classes], averaged over the views of each image.
 
         Args:
@@ -362,7 +362,7 @@ def create_model(config: Config, num_classes: int, platform: str) -> models.Netw
 
 def _strengths(config: Config) -> tuple[tuple[str, Any], ...]:
     """The fields of config.augment that are arguments of the augmentation that is used."""
-    transform: Callable = augment.AUGMENTATIONS[config.data.augment]
+    transform: Callable[..., Any] = augment.AUGMENTATIONS[config.data.augment]
     wanted = inspect.signature(transform).parameters
     given = config.augment.to_dict()
     return tuple(

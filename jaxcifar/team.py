@@ -66,7 +66,7 @@ class Team:
         self._changed = threading.Condition()  # notified when one of these changes
         self._ending = False  # whether the main thread is in end()
         self._writing = threading.Lock()
-        self._inbox: dict[int, queue.Queue] = {}
+        self._inbox: dict[int, queue.Queue[Any]] = {}
         self._peers: dict[int, Any] = {}
         self._accepted: dict[int, socket.socket] = {}
         host, _, port = place.address.rpartition(":")
@@ -315,7 +315,8 @@ def _code_and_text(error: BaseException | None) -> tuple[int, str]:
             return int(error.code or 0) if str(error.code or 0).isdigit() else 1, str(error.code)
         case Exception():
             return 1, f"failed ({in_short(error)})"
-    return 1, f"failed ({type(error).__name__})"
+        case _:
+            return 1, f"failed ({type(error).__name__})"
 
 
 def _write(stream: Any, message: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import pathlib
 import shlex
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import jax
@@ -248,7 +248,7 @@ class _EpochMetrics:
             steps.setdefault(name, []).extend(call[name].tolist())
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> Generator[None]:
         """Excludes what happens inside from the epoch's training time."""
         began = time.monotonic()
         yield

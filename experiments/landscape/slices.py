@@ -226,7 +226,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
         ) from error
 
 
-def _statistics_of(inference: Inference) -> Callable[[dict, jax.Array], dict]:
+def _statistics_of(inference: Inference) -> Callable[[dict[str, Any], jax.Array], dict[str, Any]]:
     """Returns (variables, images) -> BatchNorm statistics: the mean over whole batches.
 
     The images are those of `programs.on_devices`.
@@ -234,12 +234,12 @@ def _statistics_of(inference: Inference) -> Callable[[dict, jax.Array], dict]:
 
     momentum = getattr(inference.model, "momentum", BatchNorm.momentum)
 
-    def of_norm(factor: float) -> Callable[[tuple, jax.Array], jax.Array]:
+    def of_norm(factor: float) -> Callable[[tuple[Any, ...], jax.Array], jax.Array]:
         # A whitening kernel is a statistic too, but of the images, not of the parameters.
         return lambda path, x: factor * x if path[-1].key in ("mean", "var") else x
 
     @functools.partial(compilation.jit, platform=inference.platform)
-    def of_batch(variables: dict, rows: jax.Array) -> dict:
+    def of_batch(variables: dict[str, Any], rows: jax.Array) -> dict[str, Any]:
         # From statistics of zero, one step of the moving average leaves (1 − momentum) · batch.
         zeros = jax.tree_util.tree_map_with_path(of_norm(0.0), variables["batch_stats"])
         inputs = inference.normalize(programs.as_images(rows))
@@ -247,7 +247,7 @@ def _statistics_of(inference: Inference) -> Callable[[dict, jax.Array], dict]:
         _, updates = inference.model.apply(there, inputs, train=True, mutable=["batch_stats"])
         return jax.tree_util.tree_map_with_path(of_norm(1 / (1 - momentum)), updates["batch_stats"])
 
-    def statistics(variables: dict, images: jax.Array) -> dict:
+    def statistics(variables: dict[str, Any], images: jax.Array) -> dict[str, Any]:
         size = min(inference.batch_size, len(images))
         batches = [images[i : i + size] for i in range(0, len(images) - size + 1, size)]
         found = [of_batch(variables, batch) for batch in batches]

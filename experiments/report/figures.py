@@ -22,6 +22,7 @@ import functools
 import math
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -196,7 +197,7 @@ def accuracy(part: Sweep, paths: list[pathlib.Path]) -> None:
     mixed = len({run.data_set for run in part.runs}) > 1
     with plots.drawing(*paths, size=(10, 4.6), **signed(part, title)) as figure:
         panels = figure.subplots(1, 2, sharey=True)
-        labels: tuple[list, list] = ([], [])
+        labels: tuple[list[Any], list[Any]] = ([], [])
         for name in part.names:
             runs = part.of(name)
             value = estimate([100 - 100 * run.best["val_accuracy"] for run in runs])
@@ -247,7 +248,7 @@ def _label(axes: Axes, points: list[tuple[float, float, str]]) -> None:
     """Writes the name of each (y, x, name) beside it, moved apart where names would overlap."""
     to_axes = axes.transData + axes.transAxes.inverted()
     found = [(*to_axes.transform((x, y)), x, y, name) for y, x, name in points]
-    clusters: list[list] = []
+    clusters: list[list[Any]] = []
     width = 0.06 + 0.0135 * max(len(name) for _, _, name in points)  # of the longest, roughly
     for point in sorted(found):
         if not clusters or point[0] - clusters[-1][-1][0] > width:

@@ -43,7 +43,7 @@ def checksum(facts: dict[str, Any]) -> str:
 
 def commands(sweep: Sweep) -> list[str]:
     """Returns the commands that make these runs, or resume them; "# NAME: …" where unknown."""
-    alike: dict[tuple, list[Run]] = {}
+    alike: dict[tuple[Any, ...], list[Run]] = {}
     found = []
     for name in sweep.names:
         runs = sweep.of(name)

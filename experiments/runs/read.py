@@ -299,12 +299,10 @@ def read_run(folder: pathlib.Path) -> Run:
     content = read_json(path)
     try:
         saved, data, environment = content["config"], content["data"], content["environment"]
-        config, resumed = flatten(complete(saved)), list(content.get("resumed", []))
+        resumed, commit = list(content.get("resumed", [])), environment.get("commit")
+        config = flatten(complete(saved, f"commit {commit}"))
     except UserError as error:
-        raise UserError(
-            f"{folder} was written by another version of jaxcifar (commit "
-            f"{environment.get('commit')}): {error} Read it with that version, or move it away."
-        ) from error
+        raise UserError(f"{folder}: {error} Or move the folder away.") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not the config of a run ({error!r}).") from error
     records = read_records(folder / "metrics.jsonl")

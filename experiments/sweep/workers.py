@@ -9,7 +9,7 @@ import pathlib
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
 import rich.live
@@ -117,7 +117,7 @@ class Worker:
         self._command, self._place = command, place
         self.process = self._start()
 
-    def _start(self) -> subprocess.Popen:
+    def _start(self) -> subprocess.Popen[bytes]:
         environment = {"PYTHONUNBUFFERED": "1"}
         if self._place.gpu:
             environment["CUDA_VISIBLE_DEVICES"] = self._place.gpu
@@ -159,7 +159,7 @@ class Worker:
 
 
 @contextlib.contextmanager
-def on_cores(cores: frozenset[int]) -> Iterator[None]:
+def on_cores(cores: frozenset[int]) -> Generator[None]:
     """Restricts processes that are started inside to these cores, from the very beginning."""
     if not cores or not hasattr(os, "sched_setaffinity"):
         yield

@@ -1,6 +1,6 @@
 """Which images a run trains on, validates on and tests on."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ class Splits(NamedTuple):
     test: Dataset | None
 
     @property
-    def provenance(self) -> dict[str, dict]:
+    def provenance(self) -> dict[str, dict[str, Any]]:
         """Where the images come from, by part."""
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: images.provenance for name, images in parts.items() if images is not None}

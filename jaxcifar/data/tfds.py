@@ -87,7 +87,10 @@ def make_builder(spec: Spec, folder: pathlib.Path) -> Any:
                 for record in batches.records(spec, file, path.read_bytes()):
                     labels, pixels = np.split(record, [spec.label_bytes])
                     image = pixels.reshape(3, 32, 32).transpose(1, 2, 0)
-                    example = {"id": f"{split_prefix}{index:05d}", "image": png(image)}
+                    example: dict[str, object] = {
+                        "id": f"{split_prefix}{index:05d}",
+                        "image": png(image),
+                    }
                     keys = self._cifar_info.label_keys
                     yield index, example | dict(zip(keys, labels.tolist(), strict=True))
                     index += 1

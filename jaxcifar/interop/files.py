@@ -5,6 +5,7 @@ loaded.
 """
 
 import argparse
+import importlib
 import pathlib
 import re
 import zipfile
@@ -57,7 +58,7 @@ def _read(path: pathlib.Path) -> Mapping[str, Any]:
             raise UserError(f"{path} is a TorchScript program. Save its state_dict() instead.")
         return _of_torch(path)
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
-        import ml_dtypes  # noqa: F401  # gives NumPy bfloat16; else JAX does, if it is imported
+        importlib.import_module("ml_dtypes")  # gives NumPy bfloat16; else JAX does, if imported
         from safetensors.numpy import load_file
 
         return load_file(path)

@@ -258,7 +258,7 @@ def _by_order(
         layer, _, kind = _plain_name(_torch_name(module, path)).rpartition(".")
         expected.setdefault(layer, {})[kind] = _torch_shape(leaf)
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
-    places: dict[str, list] = {}  # of each layer, by the name that the file has
+    places: dict[str, list[Any]] = {}  # of each layer, by the name that the file has
     for name, entries in given.items():
         layer, _, kind = name.rpartition(".")
         layers.setdefault(layer, {})[kind] = entries[0][1].shape
@@ -286,7 +286,7 @@ def _by_order(
     return renamed
 
 
-def _numbered(layers: dict[str, dict[str, tuple[int, ...]]], places: dict[str, list]) -> bool:
+def _numbered(layers: dict[str, dict[str, tuple[int, ...]]], places: dict[str, list[Any]]) -> bool:
     """Whether the names of any two layers with matrices of equal shapes first differ in a number.
 
     BatchNorms have none: they follow the convolutions that share their names.

@@ -51,7 +51,9 @@ def _is_known(name: str, value: Any) -> bool:
     return True
 
 
-def jit(function: Callable, *, platform: str, fast_compile: bool = False, **kwargs: Any) -> Any:
+def jit(
+    function: Callable[..., Any], *, platform: str, fast_compile: bool = False, **kwargs: Any
+) -> Any:
     """`jax.jit` with `compiler_options`: for whatever runs a model.
 
     Args:

@@ -136,7 +136,7 @@ class Airbench(Network, kw_only=True):
         return head(x) / 9
 
     @nn.nowrap
-    def fitted(self, variables: dict, images: jax.Array) -> dict:
+    def fitted(self, variables: dict[str, Any], images: jax.Array) -> dict[str, Any]:
         """Returns variables whose first layer whitens the patches of the first `IMAGES` images."""
         kernel = whitening_kernel(images[:IMAGES])
         stats = variables["batch_stats"] | {"whitening": {"kernel": kernel}}

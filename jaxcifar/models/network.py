@@ -57,7 +57,7 @@ class Network(nn.Module):
         return partial(layers.BatchNorm, dtype=self.dtype, platform=self.platform, **options)
 
     @nn.nowrap
-    def fitted(self, variables: dict, images: jax.Array) -> dict:
+    def fitted(self, variables: dict[str, Any], images: jax.Array) -> dict[str, Any]:
         """Returns initial variables after a look at the training images: by default the same.
 
         Args:

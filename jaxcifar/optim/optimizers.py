@@ -61,7 +61,7 @@ def _scale_norm_biases(factor: float) -> optax.GradientTransformation:
     At the head of a chain with SGD it is a learning rate of their own, with the decay of all.
     """
 
-    def is_one(path: tuple) -> bool:
+    def is_one(path: tuple[Any, ...]) -> bool:
         module, leaf = ["", "", *names(path)][-2:]
         return leaf == "bias" and bool(re.search(r"(?i)(^|_)(bn|norm|batch_?norm)", module))
 

@@ -45,7 +45,7 @@ By the proximal step of the same penalty, they are exactly 0:
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -197,7 +197,7 @@ def kernels_only(params: chex.ArrayTree) -> chex.ArrayTree:
 MASKS: dict[str, Mask | None] = {"all": None, "kernels": kernels_only}
 
 
-def names(path: tuple) -> list[str]:
+def names(path: tuple[Any, ...]) -> list[str]:
     """Returns the names of modules and their parameter in a leaf's path, without those of a box."""
     keys = (getattr(entry, "key", None) for entry in path)
     return [key for key in keys if isinstance(key, str)]

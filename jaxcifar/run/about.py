@@ -71,7 +71,9 @@ def read(workdir: pathlib.Path) -> About | None:
     path = workdir / "config.json"
     try:
         about = About.of(json.loads(path.read_text()))
-        if isinstance(about.environments[0]["dtype"], str) and isinstance(about.data, dict):
+        if isinstance(about.environments[0]["dtype"], str) and isinstance(
+            about.content["data"], dict
+        ):
             return about
         wrong = "is damaged"
     except UserError as error:
@@ -171,7 +173,7 @@ def check_same_config(
 def check_alike(
     about: About,
     config: Config,
-    provenance: dict[str, dict],
+    provenance: dict[str, dict[str, Any]],
     now: dict[str, Any],
     workdir: pathlib.Path,
     what: str = "resumed",
@@ -268,7 +270,7 @@ def check_initial_weights(
 
 
 def check_images(
-    saved: dict[str, dict], provenance: dict[str, dict], workdir: pathlib.Path
+    saved: dict[str, dict[str, Any]], provenance: dict[str, dict[str, Any]], workdir: pathlib.Path
 ) -> None:
     """Compares the images of a run, split by split, by `jaxcifar.data.Dataset.provenance`.
 

@@ -20,7 +20,7 @@ import pathlib
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 import jax
@@ -147,7 +147,7 @@ class Checkpointer:
                     shutil.rmtree(path, ignore_errors=True)
 
     def save(
-        self, step: int, state: TrainState, progress: dict, val_accuracy: float | None
+        self, step: int, state: TrainState, progress: dict[str, Any], val_accuracy: float | None
     ) -> None:
         """Starts to save the state after `step` steps. Given a `val_accuracy`, it may become best.
 
@@ -250,7 +250,7 @@ class Checkpointer:
         return None
 
     @contextlib.contextmanager
-    def _saving(self, saved: Saved) -> Iterator[pathlib.Path]:
+    def _saving(self, saved: Saved) -> Generator[pathlib.Path]:
         path = self._path(saved)
         try:
             yield path
@@ -272,7 +272,7 @@ class Checkpointer:
 
     # --- restoring ----------------------------------------------------------------------------
 
-    def restore(self, like: TrainState, saved: Saved) -> tuple[TrainState, dict]:
+    def restore(self, like: TrainState, saved: Saved) -> tuple[TrainState, dict[str, Any]]:
         """Returns (state, progress) of a checkpoint, as they were saved.
 
         Args:
@@ -303,8 +303,8 @@ class Checkpointer:
         return state, document.progress
 
     def restore_newest(
-        self, like: TrainState, check: Callable[[Saved, dict], None]
-    ) -> tuple[TrainState, dict, int] | None:
+        self, like: TrainState, check: Callable[[Saved, dict[str, Any]], None]
+    ) -> tuple[TrainState, dict[str, Any], int] | None:
         """Returns (state, progress, damaged) of the newest intact checkpoint.
 
         The `damaged` checkpoints after it are set aside: their folders are renamed.
@@ -404,7 +404,7 @@ class Checkpointer:
             return document
 
     @contextlib.contextmanager
-    def _reading(self, saved: Saved) -> Iterator[pathlib.Path]:
+    def _reading(self, saved: Saved) -> Generator[pathlib.Path]:
         """Yields the folder of a checkpoint; turns errors of reading it into `Damaged`."""
         path = self._path(saved)
         try:

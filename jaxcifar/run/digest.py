@@ -80,7 +80,7 @@ def _sums(parts: dict[str, Any]) -> dict[str, tuple[jax.Array, jax.Array, jax.Ar
 
 
 @functools.cache
-def _compiled(platform: str) -> Callable:
+def _compiled(platform: str) -> Callable[..., Any]:
     return compilation.jit(
         lambda parts: {name: _sum(name, tree) for name, tree in parts.items()}, platform=platform
     )

@@ -125,6 +125,7 @@ class RunFolder:
         )
         if not path.exists():
             return None
+        result: dict[str, Any] = {}
         try:
             result = json.loads(path.read_text())
             wrong = self._contradiction(result)
@@ -191,7 +192,7 @@ class RunFolder:
     def open(
         self,
         config: Config,
-        provenance: dict[str, dict],
+        provenance: dict[str, dict[str, Any]],
         in_force: dict[str, Any],
         mesh: Mesh,
         initial: dict[str, Any] | None = None,
@@ -278,7 +279,7 @@ class RunFolder:
         """
         here: list[TrainState] = []  # in the first process
 
-        def newest() -> list | None:
+        def newest() -> list[Any] | None:
             found = self._newest(sharding.of_this_process(like), steps_per_epoch)
             if found is None:
                 return None

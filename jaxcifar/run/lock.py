@@ -6,7 +6,7 @@ import fcntl
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from jaxcifar import processes
 from jaxcifar.errors import Busy, UserError
@@ -14,7 +14,7 @@ from jaxcifar.run import signs
 
 
 @contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
+def locked(workdir: pathlib.Path) -> Generator[None]:
     """Creates `workdir` and locks it, so that no two runs write to it at the same time.
 
     Both the file .lock and the folder itself are locked. The folder's lock keeps others out even if

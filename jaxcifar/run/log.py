@@ -1,6 +1,7 @@
 """The files that a run writes while it trains, and how to read them."""
 
 import base64
+import contextlib
 import json
 import pathlib
 import sys
@@ -93,12 +94,11 @@ def _steps_line(epoch: dict[str, Any]) -> str:
 
 def _read(path: pathlib.Path, epochs: int) -> list[Record]:
     """Returns the lines of epochs 1 to `epochs` in a file."""
-    try:
+    lines, found = [], []
+    with contextlib.suppress(ValueError, KeyError, TypeError):
         lines = read_lines(path)[:epochs] if epochs else []
-        complete = [line["epoch"] for line in lines] == list(range(1, epochs + 1))
-    except (ValueError, KeyError, TypeError):
-        complete = False
-    if not complete:
+        found = [line["epoch"] for line in lines]
+    if found != list(range(1, epochs + 1)):
         raise UserError(
             f"{path} is damaged: epochs 1 to {epochs} must be in it, and the checkpoint, which an "
             "earlier version wrote, has no copy of them. Start in a new workdir."

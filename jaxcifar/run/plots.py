@@ -2,7 +2,7 @@
 
 import pathlib
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,7 +40,7 @@ _STYLE = {
 @contextmanager
 def drawing(
     *paths: pathlib.Path, size: tuple[float, float], title: str = "", keywords: str = ""
-) -> Iterator[Figure]:
+) -> Generator[Figure]:
     """Yields a figure to draw on, and writes it to each of `paths` at the end.
 
     Args:

@@ -11,7 +11,7 @@ import pathlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 from jaxcifar.files import write_shared
@@ -30,7 +30,7 @@ class Running(NamedTuple):
 
 
 @contextlib.contextmanager
-def shown(workdir: pathlib.Path) -> Iterator[None]:
+def shown(workdir: pathlib.Path) -> Generator[None]:
     """Shows that this process works on the run, for the duration of a `with` block.
 
     A thread renews the sign, because the one that trains may compile or evaluate for an hour.

@@ -102,7 +102,7 @@ def test_a_run_of_another_version(swept_copy):
     content = json.loads(path.read_text())
     content["config"]["optim"]["invented"] = False
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"another version.*optim\.invented"):
+    with pytest.raises(UserError, match=r"optim\.invented.*wrote it \(commit .*move the folder"):
         read.sweeps(swept_copy)
 
 
