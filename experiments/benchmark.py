@@ -11,7 +11,7 @@ the one that training runs. PyTorch's is the plain definition of `experiments/to
 its usual fast settings: both memory formats, in-place activations, and on a GPU `torch.compile` and
 autocast where the dtype is bfloat16. Neither loads data: images are on the device. PyTorch does not
 augment; --augment=none (the default) compares like with like. The memory is what the compiled step
-needs beside its arguments and results; with --remat, DenseNets are timed with `model.remat` on and
+needs besides its arguments and results; with --remat, DenseNets are timed with `model.remat` on and
 off, else with its default. With --digest, the digest of the model's state, which each checkpoint
 has, is timed as well.
 """

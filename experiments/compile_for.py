@@ -180,7 +180,7 @@ def mesh_of(topology: str) -> tuple[Mesh, Chip]:
             ) from error
         if "lockfile" in text or "in use" in text:
             raise UserError(
-                "Another process uses libtpu, and one at a time can: wait for it, or set "
+                "Another process is using libtpu, and only one can at a time: wait for it, or set "
                 f"ALLOW_MULTIPLE_LIBTPU_LOAD=1. ({text})"
             ) from error
         raise UserError(

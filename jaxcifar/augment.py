@@ -505,7 +505,7 @@ def draw_boxes(
 ) -> jax.Array:
     """Draws rectangles [N, 4] int32 (top, left, height, width) for images of `shape` [N, H, W, C].
 
-    Of ten rectangles the first that is smaller than the image is taken. If none is, or where the
+    The first of ten rectangles that is smaller than the image is taken. If none is, or where the
     coin of `probability` says so, its height and width are 0.
     """
     n, height, width, _ = shape

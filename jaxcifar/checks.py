@@ -41,7 +41,7 @@ def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = T
     """Checks everything of a config that can be checked without data.
 
     Args:
-      config: of a run.
+      config: of the run.
       mesh: of the devices that share its batches; None skips the checks that need it.
       training: whether it is to be trained here; devices that cannot train it may evaluate it.
 
@@ -56,9 +56,9 @@ def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = T
     for field, (chooser, users) in _ONLY_FOR.items():
         if given[field] != unset[field] and given[chooser] not in users:
             raise UserError(
-                f"config.{field} is {given[field]!r}, but {chooser} is {given[chooser]!r}; it is "
-                f"for {' and '.join(map(repr, users))}. Set {chooser} to that, or {field} to "
-                f"{unset[field]!r}."
+                f"config.{field} is {given[field]!r}, which is only for "
+                f"{' and '.join(map(repr, users))}, but {chooser} is {given[chooser]!r}. Change "
+                f"{chooser}, or set {field} to {unset[field]!r}."
                 + (
                     f" The weight_decay of PyTorch's {config.optim.name} is optim.l2, of half the "
                     "strength."
@@ -84,8 +84,8 @@ def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = T
             fewer = max(number for number in range(1, devices) if shared % number == 0)
             raise UserError(
                 f"config.train.{field} is {config.train[field]}, which {devices} devices cannot "
-                f"share equally. Use {fewer} of them (such as by CUDA_VISIBLE_DEVICES), or choose "
-                f"a multiple of {devices}."
+                f"share equally. Use {fewer} of them (such as with CUDA_VISIBLE_DEVICES), or "
+                f"choose a multiple of {devices}."
             )
 
 

@@ -64,7 +64,7 @@ def base_config() -> Config:
     #                   set is used once
     config.data.mean = ()  # the mean of each channel by which images are normalised, for pixels
     #                        from 0 to 1; (): that of the training pixels. Set it for weights that
-    #                        were trained with another
+    #                        were trained with a different mean
     config.data.std = ()  # the standard deviation, likewise
     config.data.test_augment = "none"  # views of a test image whose logits are averaged: "none"
     #                   (the image alone) "mirror_translate" (six)
@@ -99,7 +99,7 @@ def base_config() -> Config:
     config.optim.l1 = 0.0  # strength of λ Σ|w|
     config.optim.l2 = 0.0  # strength λ of λ Σw², whose gradient is 2λw: set it to half of PyTorch's
     #                        weight_decay
-    config.optim.penalize = "all"  # which parameters L1, L2 and the decay see: "all" "kernels"
+    config.optim.penalize = "all"  # which parameters L1, L2 and the decay affect: "all" "kernels"
     config.optim.schedule = "cosine"  # "cosine" (stepped per epoch) "cosine_per_step" "constant"
     #                     "triangular" (rises in the warm-up, then falls, both per step)
     config.optim.start_factor = 0.0  # for "triangular" only: the first rate, as a share of the peak
@@ -114,15 +114,16 @@ def base_config() -> Config:
     config.train.epochs = 50  # passes over the training set
     config.train.limit_train_images = 0  # use only the first N; 0: all
     config.train.label_smoothing = 0.0  # share of each target spread evenly over all classes
-    config.train.ema_decay = 0.0  # decay of a moving average of weights and statistics, which then
-    #                               chooses the best epoch; 0: none
+    config.train.ema_decay = 0.0  # decay of a moving average of weights and statistics, by which
+    #                               the best epoch is then chosen; 0: none
     config.train.lookahead_steps = 0  # every this many steps, the weights are set to an average of
     #                                   their past values (Lookahead); 0: never
     config.train.eval_batch_size = 512  # images per evaluation step, over all devices together
     config.train.steps_per_call = 0  # training steps per compiled call; 0: 1 on CPUs, elsewhere the
     #    largest divisor of the epoch's steps up to 50 (batch 256: 39 of 195; batch 512: 1 of 97)
     config.train.log_norms = False  # whether the norms of gradients and updates are logged
-    config.train.checkpoint_minutes = 10.0  # within a long epoch; each epoch's end is always saved
+    config.train.checkpoint_minutes = 10.0  # between saves within a long epoch; each epoch's end is
+    #                                       saved too
     return config
 
 

@@ -75,8 +75,8 @@ def replacing(path: pathlib.Path, mark: str = "") -> Generator[pathlib.Path]:
     No reader, full disk, kill or power cut ever leaves half of it.
 
     Args:
-      path: of the file; the other has the same suffix, and in the end the same mode.
-      mark: part of the other's name, if several processes may write at the same time.
+      path: the file to replace; the one to write has its suffix and, in the end, its mode.
+      mark: part of the name of the one to write, if several processes may write at the same time.
 
     Raises:
       OSError: it cannot be written. The error names `path`, whose content is unchanged.

@@ -29,12 +29,12 @@ class Run:
     """A run in progress. Hooks read it; only the loop writes to it.
 
     Attributes:
-      config, workdir, task, hyperparams: what the run was started with, and as.
+      config, workdir, task, hyperparams: the run's settings, folder, task and traced numbers.
       images, labels: the training set on every device, [N, 3072] uint8 and [N] int32, see
         `jaxcifar.programs.on_devices`; `jaxcifar.programs.batch` takes a step's batch from it.
-      position: how far it is, with the metrics of those of the epoch's steps that were fetched:
-        of all in `before_evaluation`, before that of those that were shown or saved, and of none in
-        `after_epoch`, whose record has their means.
+      position: how far the run is, with the metrics fetched so far of the epoch's steps: all of
+        them in `before_evaluation`; before that, those shown or saved; none in `after_epoch`, whose
+        record has their means.
       step: training steps done.
       state: the state after them. The next step donates its arrays, so a hook must not keep them.
       order: the indices of the images of the epoch's batches [steps_per_epoch, batch].
@@ -74,8 +74,8 @@ class Hook:
         """Before each call of the training program, when `run.step` steps are done.
 
         A call makes `run.task.steps_per_call` steps. The time that this method takes is not counted
-        as training. If it reads the state, see `reads_state`, the devices have finished the call
-        before; else the host prepares a call while they work on the last one.
+        as training. If it reads the state (see `reads_state`), the devices have finished the
+        previous call; else the host prepares a call while they work on that one.
         """
 
     def before_evaluation(self, run: Run) -> None:
@@ -100,7 +100,7 @@ class Profile(Hook):
     The trace is written to the run's folder profile/: for TensorBoard, if its plugin xprof is
     installed, and as perfetto_trace.json.gz, which https://ui.perfetto.dev opens. It holds `steps`
     steps or a few more, because it consists of whole calls of the training program, and fewer if
-    the run ends before. Of several processes the first writes its own.
+    the run ends before. With several processes, the first writes its own.
 
     Args:
       steps: at least 1.
@@ -179,7 +179,7 @@ class Hooks:
         """Calls the method `name` of every hook.
 
         Args:
-          name: of a method of `Hook`.
+          name: a method of `Hook`.
           seen: its first argument: the run, or before there is one its folder.
           args: its other arguments.
 

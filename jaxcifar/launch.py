@@ -94,7 +94,7 @@ def place(
         )
     if count < 1 or not 0 <= index < count:
         raise UserError(
-            f"--num_processes is {count} and --process_id is {index}. They count from 0: of two "
+            f"--num_processes is {count} and --process_id is {index}. Ids count from 0: of two "
             "processes, one is 0 and one is 1."
         )
     return Place(address, count, index, there.local_devices)

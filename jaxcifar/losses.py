@@ -13,9 +13,9 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float 
     Args:
       logits: [N, num_classes] float32.
       targets: labels [N], integers, or soft targets [N, num_classes] float32 that sum to 1. A
-        label that is no class is no error: its loss is NaN, but from −num_classes to −1 it counts
-        from the end (−1 is the last class, and not "ignore"). With label smoothing either has the
-        loss of an example of no class.
+        label out of range is no error: its loss is NaN, but labels from −num_classes to −1 count
+        from the end (−1 is the last class, not "ignore"). With label smoothing, a label out of
+        range or negative counts as a target of zeros.
       label_smoothing: α; targets become (1 − α) · target + α / num_classes. Szegedy et al. 2016,
         "Rethinking the Inception Architecture for Computer Vision", section 7.
 

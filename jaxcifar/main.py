@@ -214,7 +214,7 @@ def _train(arguments: argparse.Namespace, config: Config | None, original: Confi
 
 def _evaluate(arguments: argparse.Namespace, config: Config | None, fields: Sequence[str]) -> None:
     if arguments.profile:
-        raise UserError("--profile traces training steps; --mode=eval makes none.")
+        raise UserError("--profile traces training steps; --mode=eval runs none.")
     if not arguments.workdir:
         raise UserError("--mode=eval needs the folder of a run: --workdir=runs/NAME.")
     workdir = options.user_path(arguments.workdir)

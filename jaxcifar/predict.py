@@ -45,7 +45,7 @@ def predict(workdir: str | pathlib.Path, images: Any, *, checkpoint: str = "best
     """Returns the probability of each class for each image, [N, classes] float32.
 
     Args:
-      workdir: of a run.
+      workdir: the run's folder.
       images: [N, 32, 32, 3] uint8, RGB, not normalised.
       checkpoint: "best" or "last".
 

@@ -111,8 +111,8 @@ def check_same(what: str, values: dict[str, Any]) -> None:
         if changed := {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}:
             shown = [f"{name} {_short(a)} -> {_short(b)}" for name, (a, b) in changed.items()]
             raise UserError(
-                f"The {what} of process {process} is not that of process 0: {', '.join(shown)}. "
-                "All processes of a run need the same."
+                f"Process {process} differs from process 0 in its {what}: {', '.join(shown)}. All "
+                "processes of a run need the same."
             )
 
 
@@ -272,7 +272,7 @@ def check_joined() -> None:
             f"JAX sees the devices of {hosts} processes, but this one was started alone, as on one "
             "host of a TPU slice. To train one run on all of them, start `jaxcifar train` on every "
             f"host, with --coordinator_address=HOST:PORT, --num_processes={hosts} and --process_id "
-            "where the slice does not say so; a sweep cannot use a slice of several hosts. "
+            "where the slice does not provide them; a sweep cannot use a slice of several hosts. "
             "Everything else, such as an evaluation, runs in one process: with JAX_PLATFORMS=cpu, "
             "on the CPUs of this host."
         )

@@ -31,7 +31,7 @@ class Stop:
         return bool(self.reason)
 
     def request(self, reason: str, signum: int = 0) -> None:
-        """Makes the request; of several, the first counts."""
+        """Makes the request; if there are several, the first counts."""
         if not self:
             self.signum, self.reason = signum, reason
 

@@ -305,11 +305,11 @@ def _announce(run: Run, splits: data.Splits, progress: Progress) -> None:
     )
     source, official = (splits.train.provenance[name] for name in ("source", "official"))
     if official:
-        progress.say(f"{source}: verified, the official files")
+        progress.say(f"{source}: verified as the official files")
     if any(part["official"] is False for part in splits.provenance.values()):
         progress.say(
             f"{source}: not verified as the official files (no checksum "
-            "matches); accuracies may not compare with published ones. result.json says so too."
+            "matches); published accuracies may not be comparable. result.json says so too."
         )
     for line in unused(run.config):
         progress.say(f"without effect: {line}")

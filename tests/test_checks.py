@@ -41,11 +41,14 @@ def changed(**fields):
         ({"optim__l2": float("nan")}, r"optim\.l2 is nan"),
         ({"optim__learning_rate": 0.0}, "above 0.0"),
         ({"optim__learning_rate": float("inf")}, "learning_rate is inf"),
-        ({"optim__momentum": 0.9}, "momentum is 0.9, but optim.name is 'adam'; it is for 'sgd'"),
-        ({"optim__nesterov": True}, "nesterov is True, but .* for 'sgd'. Set .*nesterov to False"),
+        (
+            {"optim__momentum": 0.9},
+            "momentum is 0.9, which is only for 'sgd', but optim.name is 'adam'",
+        ),
+        ({"optim__nesterov": True}, "nesterov is True, .* for 'sgd', but .* set .*nesterov to False"),
         (
             {"optim__weight_decay": 0.1},
-            "for 'adamw'. Set .* to 0.0. The weight_decay of .* optim.l2",
+            "for 'adamw', .* to 0.0. The weight_decay of .* optim.l2",
         ),
         ({"optim__warmup_epochs": 50.0}, r"warmup_epochs is 50\.0, but the run has only 50 epochs"),
         ({"optim__clip_norm": -1.0}, "at least 0.0"),

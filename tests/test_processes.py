@@ -465,7 +465,7 @@ def test_divergence_is_told_once(tmp_path):
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        ({"images": True}, r"The data \(SHA-256\) of process 1 is not that of process 0"),
+        ({"images": True}, r"Process 1 differs from process 0 in its data \(SHA-256\)"),
         ({"fields": FIELDS | {"seed": 7}}, "The config of process 1 .*seed 0 -> 7"),
         ({"devices": 2}, "The machine of process 1 .*devices 4 -> 2"),
         ({"jax": {"jax_default_matmul_precision": "highest"}}, "process 1 .* default -> highest"),
@@ -483,7 +483,7 @@ def test_processes_of_other_code(tmp_path):
         pytest.skip("this is no checkout, so that code is known by its version alone")
     (code, said), (other_code, _) = two(tmp_path / "run", second={"env": {"GIT_DIR": "/nowhere"}})
     assert code == other_code == 2, said
-    assert "The environment of process 1 is not that of process 0: commit" in said
+    assert "Process 1 differs from process 0 in its environment: commit" in said
 
 
 def refused(port, index, workdir, kind):

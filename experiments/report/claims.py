@@ -311,7 +311,7 @@ def agrees(mean: float, expected: str, bound: float) -> bool | None:
 
 
 def _conditions(run: Run) -> tuple[Any, ...]:
-    """What must be the same in runs that are compared, beside what makes their rows."""
+    """What must be the same in runs that are compared, besides what makes their rows."""
     images = {part: facts["sha256"] for part, facts in run.data.items()}
     return run.mark, tuple(sorted(images.items())), run.environment["dtype"]
 

@@ -24,7 +24,7 @@ docs/cluster.md says more about these. Exit codes:
     70       runs broke, perhaps because of this process or its device: another may train them
     75       SIGUSR1, the warning before a time limit, came after some steps, and everything is
              saved: start it again
-    138      SIGUSR1 came before any step was made: allow more time
+    138      SIGUSR1 came before any step was done: allow more time
     128 + N  signal N stopped it, everything is saved, and the same command resumes it
 """
 
@@ -93,7 +93,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 _WARNED = 128 + signal.SIGUSR1
-_NO_STEP = "No step was made before that. Allow more time."
+_NO_STEP = "No step was done before that. Allow more time."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,7 +29,7 @@ def _folder(text: str) -> pathlib.Path:
         return user_path(text)
     except UserError as error:
         raise UserError(
-            f"{error} Name the folder of the images by --config.data.dir or JAXCIFAR_DATA."
+            f"{error} Name the folder of the images with --config.data.dir or JAXCIFAR_DATA."
         ) from error
 
 

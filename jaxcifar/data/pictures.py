@@ -184,8 +184,8 @@ def _from_classes(spec: Spec, folder: pathlib.Path, split: str) -> Read:
             found.append((number, label, path))
     if not found and (others := next((folder / split).glob("*/*.*"), None)):
         raise UserError(
-            f"{folder / split} has no .png files, only such as {others.name}. Other formats are "
-            "not read: JPEG, say, has changed the pixels. Put another copy there."
+            f"{folder / split} has no .png files, only files like {others.name}. Other formats are "
+            "not read: JPEG, for one, alters the pixels. Put another copy there."
         )
     require_count(spec, folder / split, split, len(found))
     found.sort()  # the classes in turn, so that the first N images are of all classes

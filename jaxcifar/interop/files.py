@@ -85,7 +85,7 @@ def _of_torch(path: pathlib.Path) -> Mapping[str, Any]:
         # PyTorch's own message, on how to load it anyway, is six lines long.
         if found := re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", str(error)):
             raise UserError(
-                f"{path} contains a {found[1]} beside the weights or instead of them. Loading it "
+                f"{path} contains a {found[1]} besides the weights or instead of them. Loading it "
                 "would run code, which is never done. Save only the weights, where that code is: "
                 "torch.save(model.state_dict(), …)."
             ) from error
@@ -96,7 +96,7 @@ def _of_torch(path: pathlib.Path) -> Mapping[str, Any]:
 
 
 def _allowed() -> list[Any]:
-    """What checkpoints commonly contain beside the weights, and is harmless to load."""
+    """What checkpoints commonly contain besides the weights, and is harmless to load."""
     scalar: Any = np.float64(0).__reduce__()[0]
     array: Any = np.zeros(0).__reduce__()[0]
     dtypes = [type(np.dtype(kind)) for kind in "?bhilBHILefd"]

@@ -69,7 +69,8 @@ def _scale_norm_biases(factor: float) -> optax.GradientTransformation:
         if not any(is_one(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)):
             raise UserError(
                 f"bias_scale is {factor}, but no parameter is the bias of a BatchNorm, which is "
-                "known by a name such as bn1, downsample_bn, norm0 or BatchNorm_0. Leave it out."
+                "recognised by a name such as bn1, downsample_bn, norm0 or BatchNorm_0. Leave it "
+                "out."
             )
         return optax.MaskedState(optax.EmptyState())  # as in the checkpoints of earlier versions
 
@@ -122,7 +123,7 @@ def make_optimizer(
       mask: which parameters decay, see `l1`.
       bias_scale: multiplies the gradients of the biases of BatchNorm before all else, for "sgd".
         With SGD that gives them their own learning rate, while L2 applies to them as to the rest.
-        They are known by their module's name: bn1, downsample_bn, norm0, BatchNorm_0.
+        They are recognised by their module's name: bn1, downsample_bn, norm0, BatchNorm_0.
       clip_norm: the largest norm of all gradients together, penalties included; longer ones are
         scaled to it, as by PyTorch's clip_grad_norm_. 0 is no limit.
 
@@ -144,8 +145,8 @@ def make_optimizer(
         if option not in options_of(name) and (isinstance(value, jax.Array) or value != unset):
             users = [other for other in OPTIMIZERS if option in options_of(other)]
             raise UserError(
-                f"{option} is {value!r}, but the optimizer is {name!r}; it is for "
-                f"{' and '.join(map(repr, users))}. Leave it out.{_INSTEAD.get(option, '')}"
+                f"{option} is {value!r}, which is only for {' and '.join(map(repr, users))}, but "
+                f"the optimizer is {name!r}. Leave it out.{_INSTEAD.get(option, '')}"
             )
     return optax.chain(
         *([_scale_norm_biases(bias_scale)] if bias_scale != 1 else []),

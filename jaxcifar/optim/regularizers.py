@@ -187,7 +187,7 @@ def kernels_only(params: chex.ArrayTree) -> chex.ArrayTree:
     )
     if not any(jax.tree.leaves(chosen)):
         raise UserError(
-            "No parameter is named 'kernel', which is how kernels_only knows weights. Give a mask "
+            "No parameter is named 'kernel', which is how kernels_only finds weights. Give a mask "
             "of your own, such as lambda params: jax.tree.map(lambda w: w.ndim > 1, params)."
         )
     return chosen

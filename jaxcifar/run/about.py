@@ -237,7 +237,7 @@ def check_environment(
     on_cpu = now["cpu"] is not None  # elsewhere the number of cores changes nothing
     for names, how in (
         (_ROUNDING, "under conditions that change rounding"),
-        (_CODE, "by other code"),
+        (_CODE, "with different code"),
     ):
         changed = [
             f"{name} {before[name]} -> {now[name]}"

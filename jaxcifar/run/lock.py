@@ -45,8 +45,8 @@ def locked(workdir: pathlib.Path) -> Generator[None]:
                 if error.errno == errno.EWOULDBLOCK:
                     linked = held is file and os.fstat(file.fileno()).st_nlink > 1
                     copied = (  # as by `cp -al`
-                        ", or in a folder of which this is a copy by hard links, to whose logs it "
-                        "would write (copy it by cp -a)"
+                        ", or in a folder of which this is a hard-linked copy that would share "
+                        "its logs (copy with cp -a)"
                     )
                     raise Busy(
                         f"Another process is training in {workdir}{copied if linked else ''}. "
@@ -55,7 +55,7 @@ def locked(workdir: pathlib.Path) -> Generator[None]:
                 if held is file:
                     raise UserError(
                         f"The file system of {workdir} cannot lock files ({error.strerror}), so "
-                        "that two runs could write there at once. Choose a --workdir elsewhere, or "
+                        "two runs could write there at once. Choose a --workdir elsewhere, or "
                         "have it mounted with locks (Lustre: -o flock)."
                     ) from error
         if not (_is(file.fileno(), workdir / ".lock") and _is(folder, workdir)):

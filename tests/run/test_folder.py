@@ -71,7 +71,7 @@ def test_a_copy_of_hard_links_may_be_held_by_its_original(tmp_path):
     with RunFolder(tmp_path / "a"):
         (tmp_path / "b").mkdir()
         os.link(tmp_path / "a" / ".lock", tmp_path / "b" / ".lock")
-        with pytest.raises(Busy, match=r"/b, or in a folder of which this is a copy by hard links"):
+        with pytest.raises(Busy, match=r"/b, or in a folder of which this is a hard-linked copy"):
             RunFolder(tmp_path / "b").__enter__()
         (tmp_path / "b" / ".lock").unlink()
         with RunFolder(tmp_path / "b"):
@@ -112,7 +112,10 @@ def test_a_folder_that_was_deleted_before_it_was_locked(tmp_path, monkeypatch):
     ("changed", "said"),
     [
         ({}, ""),
-        ({"commit": "0123", "flax": "0.0"}, r"resumed by other code: commit 0123 -> .*, flax 0\.0"),
+        (
+            {"commit": "0123", "flax": "0.0"},
+            r"resumed with different code: commit 0123 -> .*, flax 0\.0",
+        ),
         ({"cpus": 99}, "resumed under conditions that change rounding: cpus 99 -> "),
     ],
 )

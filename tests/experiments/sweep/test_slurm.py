@@ -165,7 +165,7 @@ def test_no_requeue_without_progress(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(train, "train_and_evaluate", stopped)
     assert start_sweep(tmp_path / "out", "vgg2", "0") == 128 + signal.SIGUSR1
-    assert "Stopped. No step was made before that. Allow more" in capsys.readouterr().err
+    assert "Stopped. No step was done before that. Allow more" in capsys.readouterr().err
 
 
 def train_none(arguments, progressed, begun):

@@ -397,7 +397,7 @@ def test_what_workers_ended_with_is_what_the_sweep_ends_with(tmp_path, monkeypat
     for code, expected in ((training.AGAIN, training.AGAIN), (138, 138)):
         monkeypatch.setattr(workers, "supervise", stopped(code))
         assert start_sweep(tmp_path / "out", "vgg2", "0", "--workers=1") == expected
-        assert ("No step was made" in capsys.readouterr().err) == (expected == 138)
+        assert ("No step was done" in capsys.readouterr().err) == (expected == 138)
 
     def broke(commands, where, logs, table, *, tried=True):
         if tried:
