@@ -62,7 +62,7 @@ def jax_timer(
     config.model.name, config.model.dtype, config.model.dropout_rate = model, dtype, 0.0
     config.model.remat = remat
     config.data.name, config.data.augment = "synthetic", augmentation
-    config.train.batch_size = batch
+    config.train.batch_size = config.train.eval_batch_size = batch
     images = data.load("synthetic", "train", size=max(batch * 4, 1024))
     mesh = sharding.make_mesh()
     checks.check_config(config, mesh)
@@ -291,6 +291,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(
                 f"--against=torch needs PyTorch (pip install 'jaxcifar[torch]'): {error}."
             ) from error
+        if (devices := sharding.make_mesh().size) > 1:
+            raise UserError(
+                f"PyTorch is timed on one device, and JAX has {devices} here. Give it one: set "
+                "CUDA_VISIBLE_DEVICES=0."
+            )
     compilation.use_cache()
     settings = {name: getattr(arguments, name) for name in ("batch", "augment", "steps", "repeats")}
     results: list[dict[str, Any]] = []

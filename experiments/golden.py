@@ -24,12 +24,18 @@ from jaxcifar.signals import exit_code
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "resnet18": {
         "model": {"name": "resnet18", "width": 0.0625},
-        "optim": {"l1": 1e-5},
+        "optim": {
+            "l1": 1e-5,
+            "penalize": "kernels",
+            "schedule": "cosine_per_step",
+            "warmup_epochs": 0.5,
+        },
     },
     "resnet50": {
         "model": {"name": "resnet50", "width": 0.0625, "activation": "gelu"},
         "data": {"augment": "strong"},
-        "optim": {"l2": 1e-4},
+        "augment": {"cutmix": 1.0},
+        "optim": {"l2": 1e-4, "schedule": "constant"},
     },
     "densenet121": {
         "model": {"name": "densenet121", "width": 0.125},
@@ -53,7 +59,16 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "airbench94": {
         "model": {"name": "airbench94", "width": 0.25},
-        "augment": {"flip": "alternating"},
+        "augment": {"flip": "alternating", "padding_mode": "reflect", "cutout": 8},
+        "optim": {
+            "name": "sgd",
+            "learning_rate": 0.1,
+            "bias_scale": 8.0,
+            "schedule": "triangular",
+            "warmup_epochs": 0.5,
+            "start_factor": 0.2,
+            "end_factor": 0.07,
+        },
         "train": {"label_smoothing": 0.2, "lookahead_steps": 5},
     },
 }

@@ -137,6 +137,7 @@ def evaluate(
 def train(out: pathlib.Path, data_dir: str, seed: int) -> None:
     """Trains to the last epoch, from the start or after the last epoch that was saved."""
     parts = [data.load("cifar10", name, data_dir=data_dir) for name in ("train", "test")]
+    digests = [part.provenance["sha256"] for part in parts]
     mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (parts[0].mean, parts[0].std))
     (images, labels), (test_images, test_labels) = (
         (
@@ -157,6 +158,8 @@ def train(out: pathlib.Path, data_dir: str, seed: int) -> None:
         saved = torch.load(out / "state.pt", weights_only=True)
         if saved["seed"] != seed:
             raise UserError(f"{out} holds a run of seed {saved['seed']}. Choose another --out.")
+        if saved["images"] != digests:
+            raise UserError(f"{out} holds a run on other images. Choose another --out.")
         records, slow, mirrored = saved["records"], saved["slow"], saved["mirrored"]
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -188,6 +191,7 @@ def train(out: pathlib.Path, data_dir: str, seed: int) -> None:
         torch.save(
             {
                 "seed": seed,
+                "images": digests,
                 "records": records,
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),

@@ -99,6 +99,11 @@ def unused(config: Config) -> list[str]:
         for field in changed_fields(base_config(), config)
         if field.startswith("augment.") and field not in taken
     ]
+    if not config.augment.padding and config.augment.padding_mode != "zeros":
+        lines.append("augment.padding_mode, because augment.padding is 0")
+    strengths = config.optim.l1, config.optim.l2, config.optim.weight_decay
+    if config.optim.penalize != "all" and not any(strengths):
+        lines.append("optim.penalize, because optim.l1, l2 and weight_decay are 0")
     if config.optim.nesterov and not config.optim.momentum:
         lines.append("optim.nesterov, because optim.momentum is 0")
     if config.optim.start_factor and not config.optim.warmup_epochs:

@@ -108,7 +108,9 @@ def load(name: str | pathlib.Path) -> Config:
     assert spec
     module = importlib.util.module_from_spec(spec)
     try:
-        loader.exec_module(module)
+        # Not by exec_module(), which takes an old __pycache__ if the file is of the same second.
+        code = loader.source_to_code(loader.get_data(str(path)), str(path))
+        exec(code, module.__dict__)
         get_config = getattr(module, "get_config", None)
         config = get_config() if callable(get_config) else None
     except (Exception, SystemExit) as error:  # the file's code may raise anything

@@ -172,7 +172,7 @@ def _warn(path: pathlib.Path, size: tuple[int, int]) -> None:
 def _chart(path: pathlib.Path, ranked: list[tuple[str, float]]) -> str:
     """A bar for each class, in characters that the terminal can show."""
     try:
-        "█".encode(sys.stdout.encoding or "ascii")
+        "█".encode(getattr(sys.stdout, "encoding", None) or "ascii")
         mark = "█"
     except UnicodeEncodeError:
         mark = "#"

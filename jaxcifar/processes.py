@@ -27,7 +27,7 @@ from jaxcifar.team import Team
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_PLATFORMS = {"cpu", "cuda", "rocm", "tpu"}
+_PLATFORMS = {"cpu", "cuda", "gpu", "oneapi", "rocm", "tpu"}
 
 _team: Team | None = None  # None: one process
 _alone = False  # True inside `share`, where nested calls behave as in one process

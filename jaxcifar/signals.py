@@ -96,12 +96,17 @@ def _ended_by(signum: int) -> str:
 def leave(code: int, text: str) -> NoReturn:
     """Ends the process at once, from any thread, with a message."""
     try:
-        if sys.stdout is not None and sys.stdout.isatty():
-            print("\x1b[?25h")  # a progress bar hides the cursor
+        show_cursor()
         _flush()
         note(text)
     finally:  # whoever reads its output may be gone
         os._exit(code)
+
+
+def show_cursor() -> None:
+    """Shows the terminal's cursor, which a progress bar hides."""
+    if sys.stdout is not None and sys.stdout.isatty():
+        print("\x1b[?25h")
 
 
 @contextlib.contextmanager

@@ -118,15 +118,15 @@ class Team:
             return
         if process in self._peers and _hung_up(self._accepted[process]):
             del self._peers[process]  # it was started again
-        if process in self._peers or not 0 < process < self.place.count:
-            self._peers[-1] = stream
-            self._refuse(f"Two processes of the run have --process_id={process}.")
         if processes != self.place.count:
-            self._peers[process] = stream
+            self._peers[-1] = stream
             self._refuse(
                 f"Process {process} was started as one of {processes} (--num_processes), process "
                 f"0 as one of {self.place.count}. All need the same."
             )
+        if process in self._peers or not 0 < process < self.place.count:
+            self._peers[-1] = stream
+            self._refuse(f"Two processes of the run have --process_id={process}.")
         _keep_watch(accepted)
         self._peers[process], self._accepted[process] = stream, accepted
 
@@ -233,7 +233,7 @@ class Team:
         Args:
           error: what was raised here, if anything.
         """
-        foreseen = (UserError, Interrupted, OSError, KeyboardInterrupt)
+        foreseen = (UserError, Interrupted, OSError, KeyboardInterrupt, SystemExit)
         expected = error is None or isinstance(error, foreseen)
         mine = End(self.place.index, *_code_and_text(error))
         if not expected and self.is_first:  # the failure of another process may be its cause
@@ -266,7 +266,7 @@ class Team:
             expected and len(ends) == len(self._peers) and all(e.code == mine.code for e in ends)
         )
         if not agreed and not cause.code:
-            cause = self._failed()[0]
+            cause = (self._failed() or [mine])[0]
         self._tell({"agreed": agreed, "end": cause})
         return cause, agreed
 
@@ -290,6 +290,7 @@ class Team:
             self._tell({"end": cause})
             if self.is_first:
                 self._wait(LAST, lambda: len(self._closed) == len(self._peers))
+            signals.show_cursor()
             sys.stdout.flush()
         finally:  # whoever reads its output may be gone, and its disk full
             os._exit(cause.code or 1)

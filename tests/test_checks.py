@@ -45,7 +45,10 @@ def changed(**fields):
             {"optim__momentum": 0.9},
             "momentum is 0.9, which is only for 'sgd', but optim.name is 'adam'",
         ),
-        ({"optim__nesterov": True}, "nesterov is True, .* for 'sgd', but .* set .*nesterov to False"),
+        (
+            {"optim__nesterov": True},
+            "nesterov is True, .* for 'sgd', but .* set .*nesterov to False",
+        ),
         (
             {"optim__weight_decay": 0.1},
             "for 'adamw', .* to 0.0. The weight_decay of .* optim.l2",
@@ -124,6 +127,15 @@ def test_the_defaults_are_possible():
             {"optim__schedule": "triangular", "optim__start_factor": 0.2},
             ["optim.start_factor, because optim.warmup_epochs is 0"],
         ),
+        (
+            {"augment__padding": 0, "augment__padding_mode": "reflect"},
+            ["augment.padding_mode, because augment.padding is 0"],
+        ),
+        (
+            {"optim__penalize": "kernels"},
+            ["optim.penalize, because optim.l1, l2 and weight_decay are 0"],
+        ),
+        ({"optim__penalize": "kernels", "optim__l1": 1e-4}, []),
         (
             {"model__name": "vgg_a", "optim__name": "sgd", "optim__bias_scale": 64.0},
             ["optim.bias_scale, because vgg_a has no BatchNorm"],

@@ -514,9 +514,11 @@ def test_missing_data_set_fails_fast_and_says_the_way_out(tmp_path, monkeypatch)
     with pytest.raises(UserError, match="not a folder"):
         data.load("cifar10", "train", data_dir=str(tmp_path / "none"))
     # Behind a proxy nothing else may be reached, but the proxy can be asked.
-    monkeypatch.setattr(tfds.urllib.request, "getproxies", lambda: {"https": "http://proxy:3128"})
-    with pytest.raises(UserError, match="tfds was asked to download"):
-        data.load("cifar10", "train", data_dir=str(tmp_path))
+    for kind in ("https", "all"):
+        proxies = {kind: "http://proxy:3128"}
+        monkeypatch.setattr(tfds.urllib.request, "getproxies", lambda proxies=proxies: proxies)
+        with pytest.raises(UserError, match="tfds was asked to download"):
+            data.load("cifar10", "train", data_dir=str(tmp_path))
     assert len(asked) == 1
 
 

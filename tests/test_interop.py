@@ -347,6 +347,10 @@ def test_command_refuses(tmp_path, capsys):
     np.savez(tmp_path / "wide.npz", **wide)
     assert interop.main([str(tmp_path / "wide.npz"), *arguments]) == 2
     assert "has 7 classes" in capsys.readouterr().err
+    for dtype, shown in ((jnp.bfloat16, "|V2"), (np.complex64, "complex64")):
+        np.savez(tmp_path / "other.npz", **{"features.0.weight": np.ones((4, 3, 3, 3), dtype)})
+        assert interop.main([str(tmp_path / "other.npz"), *arguments]) == 2
+        assert f"weight is of dtype {shown}. Save it in float32" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.json").exists()
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from jaxcifar import data
-from jaxcifar.data import cifar, splits, tfds
+from jaxcifar.data import cifar, pictures, splits, tfds
 from jaxcifar.data.source import Read
 from jaxcifar.errors import UserError
 from tests.test_data import FEW, FEW100, NAMES, gz, pack, write100, write_binary, write_python
@@ -378,15 +378,31 @@ def test_kaggle(expected, tmp_path, place):
 
 @pytest.mark.parametrize("other", ["archive", "classes"])
 def test_kaggle_beside_another_form(few, expected, tmp_path, other):
-    """Its test images have no labels, and so contradict no others."""
+    """Its test images have no labels, and so contradict no others; the order is the other's."""
     if other == "classes":
         write_classes(tmp_path, expected)
     else:
         write_binary(tmp_path / "cifar-10-batches-bin", few)
-    write_kaggle(tmp_path, expected)
+    images, labels = expected["train"]
+    write_kaggle(tmp_path, {"train": (images[::-1], labels[::-1])})
     for split in ("train", "test"):
         found = cifar.load(FEW, split, str(tmp_path))
         np.testing.assert_array_equal(found.labels, expected[split][1])
+
+
+def test_cifar10_of_kaggle_and_of_hugging_face_is_not_cifar100(expected, tmp_path):
+    images = {split: (x, y.astype(np.int32)) for split, (x, y) in expected.items()}
+    spec = dataclasses.replace(FEW, name="cifar100")
+    write_kaggle(tmp_path, expected)
+    write_parquet(tmp_path / "plain_text", images)
+    assert pictures.find(spec, tmp_path) == []
+    assert len(pictures.find(FEW, tmp_path)) == 2
+
+
+def test_what_macos_adds_is_no_picture(expected, tmp_path):
+    write_classes(tmp_path, expected)
+    (tmp_path / "train" / FEW.class_names[0] / "._1.png").write_bytes(b"\0\5\x16\7")
+    check(tmp_path, expected)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Config files and options that cannot be used: one message each, with the way out."""
 
+import os
 import pathlib
+import sys
 
 import pytest
 
@@ -59,6 +61,20 @@ def test_a_config_may_start_from_another(tmp_path):
     )
     config, row = options.load(file), options.load("row9")
     assert differences(row, config) == ["optim.learning_rate: 0.001 -> 0.0003"]
+
+
+def test_a_config_file_is_read_as_it_is_now(tmp_path, monkeypatch):
+    """Though a saved module of the same second and size would count as the same."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "mine.py"
+    for l2 in (1e-4, 2e-4):
+        file.write_text(
+            "from jaxcifar.options import load\n\n\ndef get_config():\n    config = load('row9')\n"
+            f"    config.optim.l2 = {l2}\n    return config\n"
+        )
+        os.utime(file, (9, 9))
+        assert options.load(file).optim.l2 == l2
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_config_that_starts_from_another_the_wrong_way(tmp_path):

@@ -278,6 +278,9 @@ def test_the_command(finished, tmp_path, capsys):
         found, percent, bar = re.fullmatch(r"  (pattern \d) +(\d+\.\d)%(?: (█+))?", line).groups()
         assert (found, float(percent)) == (name, pytest.approx(100 * p, abs=0.06))
         assert len(bar or "") == pytest.approx(24 * p, abs=0.51)  # which is 24 for certainty
+    with pytest.MonkeyPatch.context() as patch:  # as where it was closed
+        patch.setattr(sys, "stdout", None)
+        assert predict.main([str(workdir), str(folder / "a.png")]) == 0
     assert predict.main([str(tmp_path), str(folder / "a.png")]) == 2
     assert "contains no run" in capsys.readouterr().err
 

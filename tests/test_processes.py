@@ -1,6 +1,7 @@
 """One run over two processes of four devices each: real processes, which meet on this machine."""
 
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -104,6 +105,16 @@ def under_mpirun(**told):
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
+
+
+def test_processes_that_were_told_of_other_numbers_of_them():
+    port = free_port()
+    first = Forked(meet, port, environment=environment(1), cwd=ROOT)
+    with connect(port) as connection:
+        connection.sendall(json.dumps({"jaxcifar": [3, 4]}).encode() + b"\n")
+        code, said = end_of(first)
+    text = "Process 3 was started as one of 4 (--num_processes), process 0 as one of 3."
+    assert (code, said.startswith(text)) == (0, True), said
 
 
 def meet(port):
@@ -264,7 +275,7 @@ def test_the_weights_to_start_from_are_the_same_everywhere(alone, tmp_path):
     workdir, told = tmp_path / "new", {"fields": fields}
     ends = two(workdir, told | {"cwd": str(tmp_path / "first")}, told | {"cwd": str(other)})
     assert [code for code, _ in ends] == [2, 2], ends
-    assert "weights (config.init_from) of process 1" in ends[0][1]
+    assert "Process 1 differs from process 0 in its weights (config.init_from)" in ends[0][1]
     assert not (workdir / "checkpoints").exists()
 
 
@@ -466,9 +477,9 @@ def test_divergence_is_told_once(tmp_path):
     ("second", "message"),
     [
         ({"images": True}, r"Process 1 differs from process 0 in its data \(SHA-256\)"),
-        ({"fields": FIELDS | {"seed": 7}}, "The config of process 1 .*seed 0 -> 7"),
-        ({"devices": 2}, "The machine of process 1 .*devices 4 -> 2"),
-        ({"jax": {"jax_default_matmul_precision": "highest"}}, "process 1 .* default -> highest"),
+        ({"fields": FIELDS | {"seed": 7}}, "Process 1 .* its config: seed 0 -> 7"),
+        ({"devices": 2}, "Process 1 .* its machine: .*devices 4 -> 2"),
+        ({"jax": {"jax_default_matmul_precision": "highest"}}, "Process 1 .* default -> highest"),
     ],
 )
 def test_processes_that_are_not_alike(second, message, tmp_path):
@@ -541,9 +552,44 @@ def test_an_end_that_cannot_be_told_is_an_end(tmp_path, full_disk):
     assert process.returncode == 143
 
 
+def exit_inside(port, code):
+    with processes.together(Place(f"127.0.0.1:{port}", 1, 0), 60):
+        sys.exit(code)
+
+
+@pytest.mark.parametrize("code", [None, 3])
+def test_an_exit_is_an_end(code):
+    process = Forked(exit_inside, free_port(), code, environment=environment(1), cwd=ROOT)
+    ended, said = end_of(process)
+    assert (ended, "Traceback" in said) == (code or 0, False), said
+
+
+def test_the_cursor_is_shown_again(monkeypatch):
+    """That a progress bar has hidden."""
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        team.Team(Place(f"127.0.0.1:{free_port()}", 1, 0), 1).leave(143, "Stopped.")
+    assert (ended.value.code, terminal.getvalue()) == (143, "\x1b[?25h\n")
+
+
+@pytest.mark.parametrize(("platform", "kind"), [("gpu", processes.NoDevice), ("gpus", UserError)])
+def test_a_device_that_breaks_is_not_a_platform_that_is_misspelt(monkeypatch, platform, kind):
+    def broken():
+        raise RuntimeError("no GPU")
+
+    monkeypatch.setenv("JAX_PLATFORMS", platform)
+    monkeypatch.setattr(jax, "devices", broken)
+    with pytest.raises(UserError, match=f"JAX_PLATFORMS is '{platform}'") as error:
+        processes.devices()
+    assert type(error.value) is kind
+
+
 def test_what_only_one_process_has_differs(monkeypatch):
     monkeypatch.setattr(processes, "gather", lambda _: [{"a": 1}, {"a": 1, "b": 2}])
-    with pytest.raises(UserError, match=r"The data of process 1 .*: b None -> 2"):
+    with pytest.raises(UserError, match=r"Process 1 .* its data: .*b None -> 2"):
         processes.check_same("data", {"a": 1})
 
 

@@ -232,6 +232,8 @@ TABLE = [
     (TORCH, "weights.npz --model=resnet18 --workdir=x", "not a PyTorch, safetensors"),
     (TORCH, "weights.npz --model=resnet --workdir=x", "invalid choice", "resnet18"),
     (TORCH, "weights.npz --model=resnet18 --workdir=gs://b/x", "not a local path"),
+    (TORCH, "weights.npz --model=resnet18 --workdir=x --mean=0.5", "'0.5' are not three numbers"),
+    (TORCH, "weights.npz --model=resnet18 --workdir=x --std=a,b,c", "'a,b,c' are not three"),
     (EXPORT, "nowhere --to=npz", "nowhere contains no run"),
     (EXPORT, "results/vgg1/seed0 --to=tflite", "invalid choice: 'tflite'", "safetensors"),
     (EXPORT, "results/vgg1/seed0 --to=npz --checkpoint=any", "invalid choice", "best"),

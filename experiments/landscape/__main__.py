@@ -39,10 +39,12 @@ def _smoothness_command(arguments: argparse.Namespace, options: list[str]) -> No
     configs = [with_options(copy.deepcopy(source.config), options) for source in sources]
     folder = arguments.out / "smoothness"
     how = {"steps": arguments.steps, "every": arguments.every, "step_sizes": sizes}
-    for source, config in zip(sources, configs, strict=True):
+    workdirs = [folder / f"{source.name}_seed{arguments.seed}" for source in sources]
+    for config, workdir in zip(configs, workdirs, strict=True):  # all, before hours with the first
         config.seed = arguments.seed
+        gradient.check(config, workdir, **how)
+    for source, config, workdir in zip(sources, configs, workdirs, strict=True):
         print(f"{source.name}: {config.model.name} at learning rate {config.optim.learning_rate:g}")
-        workdir = folder / f"{source.name}_seed{config.seed}"
         original = source.file or config_file(source.name), source.config
         gradient.smoothness(config, workdir, **how, original=original)
     print("\n".join(f"wrote {path}" for path in gradient.draw(folder)))

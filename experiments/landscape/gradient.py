@@ -101,6 +101,12 @@ class AlongGradient(Hook):
     def start(self, run: Run) -> None:
         """Drops what was measured after the checkpoint that the run resumes from."""
         self.found = [record for record in self.found if record["step"] < run.step]
+        wanted = range(0, min(run.step, self._last + 1), self._every)
+        if [record["step"] for record in self.found] != list(wanted):
+            raise UserError(
+                f"{self._path} lacks measurements before step {run.step}, from which the run goes "
+                f"on. Restore the file, or delete {run.workdir} to measure anew."
+            )
         replace(self._path, "".join(json.dumps(record) + "\n" for record in self.found))
         self._began, self._first = time.monotonic(), run.step
         self._gradient = _gradient_of(run.task)
@@ -190,20 +196,13 @@ def smoothness(
       Interrupted: a signal came; everything so far is saved.
     """
     mesh = sharding.over(mesh)
-    check_config(config, mesh)
-    images = train.load_splits(config).train
-    whole = config.train.epochs * task.build(config, images, mesh).steps_per_epoch
-    if steps > whole:
-        raise UserError(f"--steps is {steps:,}; the config trains for {whole:,}.")
-    steps = steps or whole
-    every = every or max(1, steps // 50)
-    settings = {"steps": steps, "every": every, "step_sizes": list(step_sizes)}
+    settings, images = check(
+        config, folder, steps=steps, every=every, step_sizes=step_sizes, mesh=mesh
+    )
     path = folder / "settings.json"
-    if path.exists():
-        check_settings(path, config, settings, images.provenance)
-    else:
+    if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_settings(path, config, settings, images.provenance)
+        write_settings(path, config, settings, images)
     if original and not (folder / ORIGIN).exists():  # the file may have been edited since
         write_origin(folder, *original)
     hook = AlongGradient(folder, **settings)
@@ -216,6 +215,38 @@ def smoothness(
             if error.signum or not hook.complete:  # else the hook itself asked for the end
                 raise
     return hook.found
+
+
+def check(
+    config: Config,
+    folder: pathlib.Path,
+    *,
+    steps: int,
+    every: int,
+    step_sizes: Sequence[float],
+    mesh: Mesh | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Checks what `smoothness` is to do, without doing anything.
+
+    Returns:
+      The settings, with numbers for each 0, and the provenance of the training images.
+
+    Raises:
+      UserError: the folder holds measurements with other settings, or the config cannot be used.
+    """
+    mesh = sharding.over(mesh)
+    check_config(config, mesh)
+    images = train.load_splits(config).train
+    whole = config.train.epochs * task.build(config, images, mesh).steps_per_epoch
+    if steps > whole:
+        raise UserError(f"--steps is {steps:,}; the config trains for {whole:,}.")
+    steps = steps or whole
+    every = every or max(1, steps // 50)
+    settings = {"steps": steps, "every": every, "step_sizes": list(step_sizes)}
+    path = folder / "settings.json"
+    if path.exists():
+        check_settings(path, config, settings, images.provenance)
+    return settings, images.provenance
 
 
 def write_settings(
@@ -367,7 +398,8 @@ def draw(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _label(one: Measured) -> str:
-    return f"{names.shown(one.config['model.name'])}, {one.folder.name.replace('_', ', ')}"
+    name = ", seed".join(one.folder.name.rsplit("_seed", 1))
+    return f"{names.shown(one.config['model.name'])}, {name}"
 
 
 def _span(one: Measured) -> str:

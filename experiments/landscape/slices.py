@@ -100,7 +100,7 @@ def slice_around(
     *,
     data_dir: str = "",
     mesh: Mesh | None = None,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """Evaluates the loss on a line or a square grid around a run's checkpoint.
 
     Args:
@@ -113,7 +113,7 @@ def slice_around(
     Returns:
       What the file holds: "coordinates" [points], "loss" and "accuracy" [points] or
       [points, points] (the first direction along the first axis), "done" of the same shape, and
-      "settings" and "environment", JSON texts.
+      the dicts "settings" and "environment".
 
     Raises:
       UserError: the file has other settings, the run has no such checkpoint or was trained on
@@ -144,12 +144,13 @@ def slice_around(
     }
     shape = (what.points,) * what.dimensions
     found = _saved(path, settings, shape)
+    if found["done"].all():
+        return read(path)  # not written again: it says what computed it
     path.parent.mkdir(parents=True, exist_ok=True)
 
-    def write() -> dict[str, np.ndarray]:
+    def write() -> None:
         with replacing(path) as temporary:
             np.savez(temporary, **about, **found)
-        return about | found
 
     keys = jax.random.split(jax.random.key(what.seed), what.dimensions)
     directions = [filter_normalized_direction(key, variables["params"]) for key in keys]
@@ -176,9 +177,10 @@ def slice_around(
                 left = duration((now - began) / count * (len(todo) - count))
                 print(f"{count}/{len(todo)} points, {left} left", flush=True)
             if stop:
-                message = f"Stopped; {count} points are saved in {path}. "
+                message = f"Stopped; {found['done'].sum()} points are saved in {path}. "
                 raise Interrupted(stop.signum, message + "Run the same command to resume.")
-    return write()
+    write()
+    return read(path)
 
 
 def _images(workdir: pathlib.Path, config: Config, what: Slice) -> Dataset:
@@ -283,9 +285,9 @@ def run_name(workdir: pathlib.Path) -> str:
     return "_".join(workdir.resolve().parts[-2:])
 
 
-def title_of(found: dict[str, np.ndarray], workdir: pathlib.Path) -> str:
+def title_of(found: dict[str, Any], workdir: pathlib.Path) -> str:
     """Returns the title of a picture of what `slice_around` returned for a run."""
-    settings = json.loads(str(found["settings"]))
+    settings = found["settings"]
     run = run_name(workdir)
     center = tuple(n // 2 for n in found["loss"].shape)
     title = (
@@ -297,10 +299,10 @@ def title_of(found: dict[str, np.ndarray], workdir: pathlib.Path) -> str:
     return f"{title}\n{mark}" if mark else title
 
 
-def draw(found: dict[str, np.ndarray], path: pathlib.Path, title: str) -> list[pathlib.Path]:
+def draw(found: dict[str, Any], path: pathlib.Path, title: str) -> list[pathlib.Path]:
     """Draws what `slice_around` returns, beside its file; returns the pictures' files."""
     paths = plots.png_and_pdf(path.parent, path.stem)
-    settings = json.loads(str(found["settings"]))
+    settings = found["settings"]
     along = found["coordinates"]
     if settings["dimensions"] == 1:
         with plots.drawing(*paths, size=(6, 4), title=title) as figure:

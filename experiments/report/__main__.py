@@ -19,7 +19,7 @@ import sys
 from types import ModuleType
 
 from experiments.report import claims, figures, page, tables
-from experiments.runs.read import Sweep, sweeps
+from experiments.runs.read import Sweep, is_part, sweeps
 from jaxcifar.errors import UserError, choose
 from jaxcifar.files import replace
 from jaxcifar.kernels import compilation
@@ -31,10 +31,15 @@ def _finished(folder: pathlib.Path) -> list[Sweep]:
     """Reads the sweeps below `folder` that have a finished run; prints what is not finished.
 
     Raises:
-      UserError: none has, or runs cannot be read.
+      UserError: none has, runs cannot be read, or the folder is a part of a sweep.
     """
     found, waiting = [], []
     for sweep in sweeps(folder):
+        if is_part(folder, sweep):
+            raise UserError(
+                f"{folder} is a part of {sweep.folder}, whose tables and figures are of all its "
+                f"runs. Give {sweep.folder}."
+            )
         if sweep.finished.runs:
             found.append(sweep)
             continue
@@ -105,9 +110,12 @@ def _figures(arguments: argparse.Namespace) -> int:
     named = runs.get(arguments.run.resolve()) if arguments.run else None
     if arguments.run and named is None:
         raise UserError(f"--run={arguments.run} is not a run below {arguments.folder}.")
-    if named and not (named.folder / "checkpoints").is_dir():
+    needs_network = not {*only}.isdisjoint(figures.OF_NETWORK)
+    if named and needs_network and not (named.folder / "checkpoints").is_dir():
         raise UserError(f"--run={arguments.run} has no checkpoints/ folder to draw from.")
     asked, failed = set(only) != set(figures.FIGURES), False
+    if named and {*only} <= {*figures.OF_ONE_RUN}:
+        found = [sweep for sweep in found if named in sweep.runs]
     for sweep in found:
         chosen = named if named in sweep.runs else figures.choose_run(sweep)
         drawn, missing = figures.draw(sweep, only, chosen, arguments.image)

@@ -136,8 +136,9 @@ def _curves_of_fig5(done: Sweep) -> tuple[int, list[np.ndarray]]:
     Raises:
       UserError: there are none: steps.jsonl is gone or damaged, or the runs' lengths differ.
     """
-    window = max(1, len(done.of(_ROWS_OF_FIG5[0])[0].steps()) // 40)
     seeds = _seeds_of_fig5(done)
+    lengths = [len(run.steps()) for run in done.of(_ROWS_OF_FIG5[0]) if run.seed in seeds]
+    window = max(1, max(lengths, default=0) // 40)
     curves = [done.loss_curves(_ROWS_OF_FIG5, seed, window) for seed in seeds]
     found = [of_rows for of_rows in curves if of_rows is not None]
     if not found:

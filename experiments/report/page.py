@@ -149,7 +149,7 @@ def _figures(sweep: Sweep) -> tuple[str, list[str]]:
             if not any(pictures.can_be_of(there[stem], runs) for runs in candidates):
                 again = f"To redraw it: `{command}`"
                 if stem not in possible:
-                    again = f"Its runs are gone; delete {there[stem]}."
+                    again = f"If those are gone, delete {there[stem]}."
                 caption += f" Drawn from other runs than those in the tables. {again}"
             shown.append(picture(there[stem], caption))
         elif stem in possible and figure == "history":

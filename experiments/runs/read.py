@@ -25,6 +25,7 @@ from jaxcifar.config import complete, flatten
 from jaxcifar.errors import UserError, in_short, of_file
 from jaxcifar.files import read_lines
 from jaxcifar.run import log
+from jaxcifar.run.about import writer_of
 from jaxcifar.run.folder import run_folders
 
 
@@ -236,6 +237,15 @@ def sweeps(folder: str | pathlib.Path, problems: list[str] | None = None) -> lis
     return [_sweep(place, runs, problems) for place, runs in found.items() if runs]
 
 
+def is_part(folder: pathlib.Path, sweep: Sweep) -> bool:
+    """Whether a sweep that was read from `folder` has other runs, outside of it."""
+    part, whole = folder.resolve(), sweep.folder.resolve()
+    return whole in part.parents and any(
+        _places(path)[1].resolve() == whole and not path.resolve().is_relative_to(part)
+        for path in run_folders(whole)
+    )
+
+
 def _is_of_a_measurement(run: pathlib.Path, top: pathlib.Path) -> bool:
     above = [run, *run.parents]
     return any((path / "settings.json").exists() for path in above[: above.index(top) + 1])
@@ -299,8 +309,10 @@ def read_run(folder: pathlib.Path) -> Run:
     content = read_json(path)
     try:
         saved, data, environment = content["config"], content["data"], content["environment"]
-        resumed, commit = list(content.get("resumed", [])), environment.get("commit")
-        config = flatten(complete(saved, f"commit {commit}"))
+        config, resumed = (
+            flatten(complete(saved, writer_of(content))),
+            list(content.get("resumed", [])),
+        )
     except UserError as error:
         raise UserError(f"{folder}: {error} Or move the folder away.") from error
     except (KeyError, TypeError, AttributeError) as error:

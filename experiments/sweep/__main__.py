@@ -81,7 +81,8 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--worker", default="0/1", help=argparse.SUPPRESS)
     parser.add_argument("--began", default=uuid.uuid4().hex, help=argparse.SUPPRESS)
     arguments, options = parser.parse_known_args(argv)
-    given = [name for name in ("workers", "slurm", "shard", "status") if getattr(arguments, name)]
+    exclusive = ("workers", "slurm", "shard", "status")
+    given = [name for name in exclusive if getattr(arguments, name) not in (None, False)]
     if len(given) > 1 and given not in (["workers", "slurm"], ["workers", "shard"]):
         raise UserError(f"--{given[-2]} and --{given[-1]} cannot be combined. Give one of them.")
     for name in ("tasks", "time", "sbatch", "print"):
@@ -131,7 +132,8 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
     seeds = parse_seeds(arguments.seeds)
     sources = named(arguments.rows, arguments.configs)
     shard = shards.parse_shard(arguments.shard) if arguments.shard is not None else None
-    where = workers.places(arguments.workers) if arguments.workers and not arguments.slurm else []
+    at_once = arguments.workers
+    where = workers.places(at_once) if at_once is not None and not arguments.slurm else []
     if where or arguments.slurm or arguments.status:
         jax.config.update("jax_platforms", "cpu")  # the GPUs are for those that train
     command = [sys.executable, str(CHECKOUT / "jaxcifar"), "sweep"]  # works in every folder
@@ -150,9 +152,9 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
         if tasks < 1:
             raise UserError(f"--tasks is {tasks}; give 1 or more.")
         shards.check_count(f"--tasks is {tasks}", tasks, jobs)
-        if arguments.workers:
-            workers.parse(arguments.workers)  # the GPUs are those of the nodes
-            command.append(f"--workers={arguments.workers}")
+        if at_once is not None:
+            workers.parse(at_once)  # the GPUs are those of the nodes
+            command.append(f"--workers={at_once}")
         return _submit(jobs, command, arguments, shards.plan_of(sources, seeds, options, tasks))
     if shard:
         index, count = shard

@@ -62,7 +62,7 @@ def show(jobs: list[Job], out: pathlib.Path) -> None:
     except UserError as error:
         note(f"{error} What is waiting is unknown.")
     try:
-        if queue and plan and 0 < plan["tasks"] <= len(jobs):
+        if queue and plan and ("shards" in plan or 0 < plan["tasks"] <= len(jobs)):
             for index, part in enumerate(shards.parts(jobs, plan)):
                 why = queue.get(index)
                 if why is not None:

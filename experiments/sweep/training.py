@@ -251,20 +251,27 @@ def share(
         rows = status.table(jobs, ages=False, most=most and most - 1)
         return f"{status.counts(jobs)}; {left}\n{rows}"
 
+    earlier = {job.workdir: signs.failed_at(job.workdir) for job in jobs}
+    epochs = sum(len(job.records) for job in jobs)
     try:
         ended = workers.supervise(commands, where, logs, table)
     except workers.Stopped as error:
-        sign.progressed = AGAIN in error.codes
+        # A worker that died after hours of progress may just have been started again.
+        sign.progressed = AGAIN in error.codes or sum(len(job.records) for job in jobs) > epochs
         raise
     failed: Failed = []
     broke: Failed = []
-    untried = broke if any(worker.process.returncode == BROKE for worker in ended) else failed
+    codes = [worker.process.returncode for worker in ended]
+    killed = any(code == BROKE or code < 0 for code in codes)  # the device may be at fault
+    untried = broke if killed else failed
     for job in jobs:
         if job.state == "done":
             continue
         if why := signs.failure(job.workdir, start):
             failed.append((job, why))
-        elif why := signs.failure(job.workdir):
+        elif signs.failed_at(job.workdir) != earlier[job.workdir] and (
+            why := signs.failure(job.workdir)
+        ):
             broke.append((job, why))
         else:
             untried.append((job, f"its worker died, see {logs}"))

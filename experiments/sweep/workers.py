@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import os
 import pathlib
+import pkgutil
 import signal
 import subprocess
 import time
@@ -67,6 +68,11 @@ def places(text: str) -> list[Place]:
             f"--workers is {count}, but only one process can use the TPUs of this machine. Leave "
             "--workers out, or set JAX_PLATFORMS=cpu to train on the cores."
         )
+    if not gpus and count > 1 and _has_amd_gpus():
+        raise UserError(
+            f"Each of {count} workers would use all of AMD's GPUs here. Set CUDA_VISIBLE_DEVICES "
+            "to those to use (0,1,…), one for each worker, or JAX_PLATFORMS=cpu to train on cores."
+        )
     units, what = (gpus, "GPU") if gpus else (cores, "core")
     if count > len(units):
         there = f"{len(units)} {what}{'s' * (len(units) != 1)}"
@@ -100,6 +106,14 @@ def _has_tpus() -> bool:
     wanted = not platforms or "tpu" in platforms.split(",")
     there = any(glob.glob(files) for files in TPU_FILES)
     return wanted and there and importlib.util.find_spec("libtpu") is not None
+
+
+def _has_amd_gpus() -> bool:
+    """Whether JAX would use AMD's GPUs, found out without initialising any."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    wanted = not platforms or bool({"rocm", "gpu"} & set(platforms.split(",")))
+    plugin = any(module.name.startswith("jax_rocm") for module in pkgutil.iter_modules())
+    return wanted and plugin and AMD_FILE.exists()
 
 
 class Worker:

@@ -38,8 +38,8 @@ def load(spec: Spec, split: str, data_dir: str = "") -> Dataset:
 
     Looks in `data_dir` for, in this order: an archive, the folder that it unpacks to, or the same
     files in `data_dir` itself (the binary format, then the Python one; under the official names or
-    Keras'); Hugging Face's Parquet files; Kaggle's pictures with trainLabels.csv; pictures in a
-    folder for each class. If no folder is named and none of these is found, in Keras' cache.
+    Keras'); Hugging Face's Parquet files; pictures in a folder for each class; Kaggle's pictures
+    with trainLabels.csv. If no folder is named and none of these is found, in Keras' cache.
     Otherwise tensorflow-datasets prepares the data set in `data_dir`, and downloads about 160 MB
     the first time.
 

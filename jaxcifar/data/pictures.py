@@ -54,6 +54,11 @@ def _read(spec: Spec, pictures: Iterable[tuple[object, bytes]], count: int) -> n
     return images
 
 
+def _visible(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
+    """Returns the files of a pattern, sorted, without what macOS adds to them: ._cat.png."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
 def _content(path: pathlib.Path) -> tuple[pathlib.Path, bytes]:
     if not path.is_file():  # reading a pipe would block
         raise UserError(f"{path} is missing, or is not a file.")
@@ -67,11 +72,12 @@ def _content(path: pathlib.Path) -> tuple[pathlib.Path, bytes]:
 def _find_parquet(spec: Spec, folder: pathlib.Path) -> list[Source]:
     found = []
     # "plain_text" is the folder in uoft-cs/cifar10, "cifar100" that in uoft-cs/cifar100.
-    for candidate in (folder / "plain_text", folder / spec.name, folder / "data", folder):
+    names = ["plain_text"] * (spec.name == "cifar10") + [spec.name, "data", ""]
+    for candidate in (folder / name for name in names):
         files = {
             split: [
-                *sorted(candidate.glob(f"{split}-*.parquet")),
-                *sorted(candidate.glob(f"{split}/*.parquet")),
+                *_visible(candidate, f"{split}-*.parquet"),
+                *_visible(candidate, f"{split}/*.parquet"),
             ]
             for split in SPLITS
         }
@@ -124,8 +130,8 @@ def _from_parquet(
 
 def _find_kaggle(spec: Spec, folder: pathlib.Path) -> list[Source]:
     table = folder / "trainLabels.csv"
-    if not table.is_file():
-        return []
+    if spec.name != "cifar10" or not table.is_file():
+        return []  # the competition was on CIFAR-10
     twice = folder / "train" / "train"
     pictures = twice if twice.is_dir() else folder / "train"
     missing = [] if pictures.is_dir() else ["train/ (unpack train.7z)"]
@@ -178,7 +184,7 @@ def _find_classes(spec: Spec, folder: pathlib.Path) -> list[Source]:
 def _from_classes(spec: Spec, folder: pathlib.Path, split: str) -> Read:
     found = []
     for label, name in enumerate(spec.class_names):
-        paths = (folder / split / name).glob("*.png")
+        paths = _visible(folder / split / name, "*.png")
         # "10.png" comes after "9.png".
         for number, path in enumerate(sorted(paths, key=lambda path: (len(path.name), path.name))):
             found.append((number, label, path))

@@ -105,7 +105,8 @@ def _require_network(spec: Spec, folder: pathlib.Path) -> None:
       UserError: the host cannot be reached.
     """
     host = urllib.parse.urlsplit(spec.page).hostname or ""
-    if "https" in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
+    proxies = urllib.request.getproxies()
+    if ("https" in proxies or "all" in proxies) and not urllib.request.proxy_bypass(host):
         return  # tfds asks the proxy, and this computer may reach nothing else
     failure: list[OSError] = [TimeoutError("no answer in 5 seconds")]
 

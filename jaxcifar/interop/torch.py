@@ -11,6 +11,7 @@ PyTorch itself is needed only to read its own files.
 """
 
 import argparse
+import contextlib
 import itertools
 import re
 import shlex
@@ -97,7 +98,7 @@ def fit(
     part: str = "",
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Returns (the network that the weights are of, its variables); see `from_torch`."""
-    arrays = {key: _to_numpy(value) for key, value in named_arrays(state_dict, part).items()}
+    arrays = {key: _to_numpy(key, value) for key, value in named_arrays(state_dict, part).items()}
     given: dict[str, list[tuple[str, np.ndarray]]] = {}
     for key, value in arrays.items():
         given.setdefault(_plain_name(key), []).append((key, value))
@@ -374,10 +375,14 @@ def _shapes(module: nn.Module) -> dict[Path, Any]:
 # --- values -----------------------------------------------------------------------------------
 
 
-def _to_numpy(value: Any) -> np.ndarray:
+def _to_numpy(key: str, value: Any) -> np.ndarray:
     if hasattr(value, "detach"):  # a tensor, perhaps on a GPU, perhaps bfloat16
         value = value.detach().cpu().float().numpy()
-    return np.asarray(value, np.float32)
+    value = np.asarray(value)
+    # np.savez makes void of bfloat16, whose kind in NumPy is that of void too.
+    if value.dtype.type is np.void or value.dtype.kind not in "biufV":
+        raise UserError(f"{key} is of dtype {value.dtype}. Save it in float32.")
+    return value.astype(np.float32)
 
 
 def _transposed(array: np.ndarray, *, to_torch: bool) -> np.ndarray:
@@ -433,10 +438,10 @@ def _import(arguments: argparse.Namespace) -> str:
 
 
 def _three_numbers(text: str) -> tuple[float, ...]:
-    numbers = tuple(float(number) for number in text.strip("()").split(","))
-    if len(numbers) != 3:
-        raise ValueError
-    return numbers
+    with contextlib.suppress(ValueError):
+        red, green, blue = map(float, text.strip("()").split(","))
+        return red, green, blue
+    raise argparse.ArgumentTypeError(f"{text!r} are not three numbers, such as 0.5,0.5,0.5")
 
 
 def main(argv: list[str] | None = None) -> int:

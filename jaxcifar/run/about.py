@@ -33,10 +33,7 @@ class About(NamedTuple):
           UserError: the config has a field that this version does not know.
           KeyError, TypeError, AttributeError: the content is not that of a config.json.
         """
-        by = content.get("environment", {})
-        parts = {"jaxcifar": by.get("jaxcifar"), "commit": by.get("commit")}
-        writer = ", ".join(f"{name} {value}" for name, value in parts.items() if value)
-        return cls(content, complete(content["config"], writer))
+        return cls(content, complete(content["config"], writer_of(content)))
 
     @property
     def data(self) -> dict[str, dict[str, Any]]:
@@ -56,6 +53,13 @@ class About(NamedTuple):
     def resumed(self, environment: dict[str, Any]) -> dict[str, Any]:
         """Returns the content after one more start."""
         return self.content | {"resumed": [*self.content.get("resumed", []), environment]}
+
+
+def writer_of(content: dict[str, Any]) -> str:
+    """Returns the version that wrote a config.json, by its content; "" if it does not say so."""
+    by = content.get("environment", {})
+    parts = {"jaxcifar": by.get("jaxcifar"), "commit": by.get("commit")}
+    return ", ".join(f"{name} {value}" for name, value in parts.items() if value)
 
 
 def read(workdir: pathlib.Path) -> About | None:

@@ -106,6 +106,14 @@ def failure(workdir: pathlib.Path, start: str | None = None) -> str:
     return content.get("message", "") if start in (None, content.get("start")) else ""
 
 
+def failed_at(workdir: pathlib.Path) -> int:
+    """Returns when failed.json was written, in nanoseconds; 0 if it is not there."""
+    try:
+        return (workdir / "failed.json").stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def _who() -> dict[str, Any]:
     environ = os.environ
     task = f"{environ.get('SLURM_ARRAY_JOB_ID')}_{environ.get('SLURM_ARRAY_TASK_ID')}"

@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import sys
+import types
 
 import pytest
 
@@ -42,7 +43,14 @@ def test_without_pytorch(monkeypatch, capsys):
     assert "pip install 'jaxcifar[torch]'" in capsys.readouterr().err
 
 
+def test_pytorch_is_not_compared_with_several_devices(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))  # it may not be installed
+    with pytest.raises(UserError, match="timed on one device, and JAX has 8 here"):
+        benchmark.main(["--against=torch", "--models=resnet18"])
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_measurements_beside_the_better_of_pytorchs_layouts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "ceilings", lambda: {"copy_gb_per_second": 5.0})
 
@@ -57,8 +65,7 @@ def test_measurements_beside_the_better_of_pytorchs_layouts(tmp_path, monkeypatc
     monkeypatch.setattr(
         benchmark, "torch_timer", lambda m, b, d, channels_last, s: lambda: rates[channels_last]
     )
-    (tmp_path / "torch.py").touch()  # found where PyTorch is not installed; never imported
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))  # it may not be installed
     out = tmp_path / "speed.json"
     models = "--models=resnet18,densenet121"
     options = ["--against=torch", "--remat", "--digest", "--repeats=1"]

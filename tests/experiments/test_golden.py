@@ -3,10 +3,11 @@
 import pytest
 
 from experiments import golden
-from jaxcifar.augment import AUGMENTATIONS
+from jaxcifar.augment import AUGMENTATIONS, FLIPS, PADDING_MODES
 from jaxcifar.checks import check_config
+from jaxcifar.config import base_config, flatten
 from jaxcifar.models import MODELS, create_model
-from jaxcifar.optim import OPTIMIZERS
+from jaxcifar.optim import MASKS, OPTIMIZERS, SCHEDULES
 from jaxcifar.run import plots
 from tests.tiny import tiny, write_numbers
 
@@ -27,10 +28,27 @@ def test_cases_are_possible(case):
     check_config(golden.config_of(case))
 
 
+CHOICES = {
+    "data.augment": AUGMENTATIONS,
+    "augment.flip": FLIPS,
+    "augment.padding_mode": PADDING_MODES,
+    "optim.name": OPTIMIZERS,
+    "optim.penalize": MASKS,
+    "optim.schedule": SCHEDULES,
+}
+# What is off by default, and changes no number of the state when it is on.
+NUMBERS_STAY = {"train.steps_per_call", "train.log_norms"}
+
+
 def test_each_family_and_option_that_changes_numbers_has_a_case():
     configs = [golden.config_of(case) for case in golden.CASES]
+    given = [flatten(config) for config in configs]
     missing = "add a case to experiments/golden.py"
-    assert {config.data.augment for config in configs} == {*AUGMENTATIONS}, missing
-    assert {config.optim.name for config in configs} == {*OPTIMIZERS}, missing
+    for field, choices in CHOICES.items():
+        assert {fields[field] for fields in given} == {*choices}, missing
+    groups = ("augment.", "optim.", "train.")
+    off = {k for k, v in flatten(base_config()).items() if k.startswith(groups) and not v}
+    on = {field for fields in given for field in off if fields[field]}
+    assert off - on == NUMBERS_STAY, missing
     families = {type(create_model(name)) for name in MODELS}
     assert {type(create_model(config.model.name)) for config in configs} == families, missing

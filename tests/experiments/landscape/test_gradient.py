@@ -3,6 +3,7 @@
 import itertools
 import json
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -250,6 +251,28 @@ def test_a_signal_as_all_is_measured_ends_the_command(tmp_path, monkeypatch):
 def test_impossible_measurements(tmp_path, option, capsys):
     assert exit_code(lambda: main(["smoothness", f"--out={tmp_path}", option])) == 2
     assert option.split("=")[0] in capsys.readouterr().err
+
+
+def test_measurements_that_are_lost_are_missed(tmp_path):
+    """They are not made again, as the run has passed their steps."""
+    hook = gradient.AlongGradient(tmp_path, steps=9, every=2, step_sizes=(0.1,))
+    run = types.SimpleNamespace(step=3, workdir=tmp_path)
+    with pytest.raises(UserError, match=r"measurements\.jsonl lacks measurements before step 3"):
+        hook.start(run)
+
+
+def test_all_configs_are_checked_before_the_first_is_trained(tmp_path, capsys):
+    for name in ("sgd", "adam"):
+        (tmp_path / f"{name}.py").write_text(
+            "from jaxcifar.options import load\n\n\ndef get_config():\n    config = load('vgg2')\n"
+            f"    config.optim.name = '{name}'\n    return config\n"
+        )
+    files = ",".join(str(tmp_path / f"{name}.py") for name in ("sgd", "adam"))
+    out = tmp_path / "out"
+    arguments = ["smoothness", f"--configs={files}", f"--out={out}", "--steps=1", *OPTIONS]
+    assert exit_code(lambda: main([*arguments, "--config.optim.momentum=0.9"])) == 2
+    assert "momentum is 0.9, which is only for 'sgd'" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_checking_settings_writes_nothing(tmp_path):

@@ -93,19 +93,21 @@ def test_slice_by_hand(swept, tmp_path, kind, batch):
 
 
 @pytest.mark.slow
-def test_stopped_slice_goes_on(swept, tmp_path, monkeypatch):
+def test_stopped_slice_goes_on(swept, tmp_path, monkeypatch, capsys):
     run = swept / "vgg2" / "seed0"
     assert cut(run, tmp_path / "whole", "--dimensions=1") == 0
     real, calls = programs.evaluate, []
 
     def counted(*arguments):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) < 3:
             signal.raise_signal(signal.SIGTERM)
         return real(*arguments)
 
     monkeypatch.setattr(programs, "evaluate", counted)
-    assert cut(run, tmp_path / "stopped", "--dimensions=1") == 128 + signal.SIGTERM
+    for saved in (1, 2):
+        assert cut(run, tmp_path / "stopped", "--dimensions=1") == 128 + signal.SIGTERM
+        assert f"Stopped; {saved} point" in capsys.readouterr().err
     assert cut(run, tmp_path / "stopped", "--dimensions=1") == 0
     assert len(calls) == 3  # each point once
     name = "slices/vgg2_seed0_1d_kept.npz"
@@ -118,7 +120,11 @@ def test_stopped_slice_goes_on(swept, tmp_path, monkeypatch):
         )
         np.savez(tmp_path / "stopped" / name, **content | {"settings": json.dumps(changed)})
         assert cut(run, tmp_path / "stopped", "--dimensions=1") == code
-    np.savez(tmp_path / "stopped" / name, **content)
+    # What is complete still says what computed it.
+    by = json.dumps(json.loads(str(content["environment"])) | {"commit": "0123"})
+    np.savez(tmp_path / "stopped" / name, **content | {"environment": by})
+    assert cut(run, tmp_path / "stopped", "--dimensions=1") == 0
+    assert "commit 0123," in slices.caption(tmp_path / "stopped" / name)
     whole, stopped = load(tmp_path / "whole" / name), load(tmp_path / "stopped" / name)
     np.testing.assert_array_equal(whole["loss"], stopped["loss"])
     assert json.loads(str(whole["settings"]))["step"] in (3, 6)

@@ -132,6 +132,9 @@ def test_figure_5_averages_the_seeds_that_all_rows_have(tmp_path, monkeypatch):
     assert "mean of 2 seeds" in titles[0]
     # A row's losses are its training loss times 1 + 0.001 seed: 0 and 1 in both groups.
     np.testing.assert_allclose(lows[0], 0.1168 * 1.0005, rtol=1e-6)
+    (tmp_path / "vgg1" / "seed0" / "steps.jsonl").unlink()  # of 100 steps, as the others
+    assert main(["figures", str(tmp_path), "--only=fig5"]) == 0
+    assert "over 2 steps" in titles[1]
 
 
 @pytest.mark.slow
@@ -217,6 +220,18 @@ def test_a_run_that_is_not_there(swept_copy):
         main(["figures", str(swept_copy), "--run=elsewhere"])
     with pytest.raises(UserError, match="'fig6'"):
         main(["figures", str(swept_copy), "--only=fig6"])
+
+
+def test_one_run_is_drawn_of_one_sweep(tmp_path):
+    """Nothing of another sweep is drawn, and augmentations need no checkpoint."""
+    for name in ("one", "two"):
+        write_fake_runs(tmp_path / name, rows=["row1"], seeds=1, data__name="synthetic")
+    run = f"--run={tmp_path / 'one' / 'row1' / 'seed0'}"
+    assert main(["figures", str(tmp_path), "--only=augment", run]) == 0
+    assert (tmp_path / "one" / "figures" / "augment.png").exists()
+    assert not (tmp_path / "two" / "figures").exists()
+    with pytest.raises(UserError, match="no checkpoints/ folder"):
+        main(["figures", str(tmp_path), "--only=augment,fig2", run])
 
 
 @pytest.mark.slow

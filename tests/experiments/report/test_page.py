@@ -185,7 +185,7 @@ def test_a_picture_of_a_run_that_was_trained_again(tmp_path):
     (again,) = (caption for caption in captions if "Training history of vgg1." in caption)
     assert f"{other} To redraw it: " in again
     (gone,) = (caption for caption in captions if "Fig. 4" in caption)
-    assert gone.endswith(f"{other} Its runs are gone; delete {tmp_path / 'figures' / 'fig4.png'}.")
+    assert gone.endswith(f"{other} If those are gone, delete {tmp_path / 'figures' / 'fig4.png'}.")
 
 
 def test_a_picture_of_a_network_may_be_of_any_run_in_the_tables(swept_copy, one_device):

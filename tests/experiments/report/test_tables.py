@@ -5,6 +5,7 @@ import io
 import json
 import math
 import pathlib
+import shutil
 
 import pytest
 
@@ -12,6 +13,7 @@ from experiments.report import claims, tables
 from experiments.report.__main__ import main
 from experiments.runs import names, read
 from experiments.runs.rows import ROWS
+from jaxcifar.errors import UserError
 from jaxcifar.files import write_json
 from jaxcifar.signals import exit_code
 from tests.sweeps import write_fake_runs
@@ -228,6 +230,19 @@ def test_numbers_as_the_original_report_writes_them(value, text):
 
 
 # --- what the original report does not have ---------------------------------------------------
+
+
+def test_the_tables_of_a_sweep_are_not_replaced_by_those_of_a_part(tmp_path):
+    write_fake_runs(tmp_path, rows=["vgg2", "vgg6"], seeds=1)
+    assert main(["tables", str(tmp_path)]) == 0
+    before = (tmp_path / "table.csv").read_text()
+    for command in ("tables", "claims", "figures"):
+        for part in (tmp_path / "vgg6", tmp_path / "vgg6" / "seed0"):
+            with pytest.raises(UserError, match=f"is a part of {tmp_path}, .*Give {tmp_path}"):
+                main([command, str(part)])
+    assert (tmp_path / "table.csv").read_text() == before
+    shutil.rmtree(tmp_path / "vgg2")
+    assert main(["tables", str(tmp_path / "vgg6")]) == 0  # it is the whole now
 
 
 def test_every_table_names_the_model_that_ran(tmp_path):

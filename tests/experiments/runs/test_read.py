@@ -101,9 +101,12 @@ def test_a_run_of_another_version(swept_copy):
     path = swept_copy / "vgg2" / "seed0" / "config.json"
     content = json.loads(path.read_text())
     content["config"]["optim"]["invented"] = False
-    path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"optim\.invented.*wrote it \(commit .*move the folder"):
-        read.sweeps(swept_copy)
+    for commit, by in (("0123", "jaxcifar 0.0, commit 0123"), (None, "jaxcifar 0.0")):
+        content["environment"] |= {"jaxcifar": "0.0", "commit": commit}
+        path.write_text(json.dumps(content))
+        message = rf"optim\.invented.*wrote it \({by}\)\. Or move the folder"
+        with pytest.raises(UserError, match=message):
+            read.sweeps(swept_copy)
 
 
 @pytest.mark.parametrize("field", ["model.remat", "optim.momentum", "data.dir"])

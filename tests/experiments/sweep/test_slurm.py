@@ -1,5 +1,6 @@
 """Sweeps on Slurm: the script (run by bash, Slurm's commands faked), and what is refused."""
 
+import json
 import os
 import pathlib
 import shlex
@@ -61,7 +62,7 @@ def fakes(tmp_path, monkeypatch):
         (folder / name).write_text(f"#!/bin/bash\n{text}\n")
         (folder / name).chmod(0o755)
     (folder / "queue").touch()
-    (folder / "job").write_text(JOB.format(state="CANCELLED", preempted="None"))
+    (folder / "job").write_text(JOB.format(state="RUNNING", preempted="None"))
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     monkeypatch.setenv("FAKES", str(folder))
     return folder
@@ -120,6 +121,7 @@ def test_a_task_is_requeued_before_its_time_limit_and_its_run_is_the_serial_one(
     ("code", "state", "preempted", "requeued", "restarts"),
     [
         (training.AGAIN, "RUNNING", "None", True, "9"),  # saved before the time limit
+        (training.AGAIN, "CANCELLED", "None", False, ""),  # while it saved
         (138, "RUNNING", "None", False, ""),  # so soon that nothing was saved
         (training.BROKE, "RUNNING", "None", True, ""),
         (training.BROKE, "RUNNING", "None", True, "2"),
@@ -246,6 +248,11 @@ def test_what_the_queue_says(fakes, tmp_path, capsys):
     (fakes / "queue").write_text("".join(f"77|{line}\n" for line in lines))
     turn = "waiting: for its turn in a task that runs"
     assert states(out, what, capsys) == [turn, "waiting: pending", "waiting: Priority", turn]
+    parts = {"shards": [[f"vgg2/seed{seed}"] for seed in range(4)]}  # as the first task keeps them
+    plan = json.loads((out / "sweep.json").read_text())
+    (out / "sweep.json").write_text(json.dumps(plan | parts))
+    assert states(out, ("vgg2", "2"), capsys) == ["waiting: Priority"]
+    (out / "sweep.json").write_text(json.dumps(plan))
     assert start_sweep(out, *array) == 2
     assert "already in the queue: 0, 1, 2, 3." in capsys.readouterr().err
     assert (out / "slurm" / "jobs").read_text() == "77\n"
@@ -342,6 +349,9 @@ def test_times_that_slurm_does_not_write():
         (["--shard=0/2", "--slurm"], "cannot be combined"),
         (["--workers=2", "--status"], "cannot be combined"),
         (["--slurm", "--time=1:00:00", "--workers=two"], "a number, or auto"),
+        (["--slurm", "--time=1:00:00", "--workers="], "a number, or auto"),
+        (["--workers="], "a number, or auto"),
+        (["--workers=", "--status"], "cannot be combined"),
         (["--slurm", "--status"], "cannot be combined"),
         (["--tasks=2"], "is for --slurm"),
         (["--slurm", "--time=1:00:00"], "no sbatch"),

@@ -21,7 +21,7 @@ from experiments.sweep.__main__ import main as sweep_main
 from experiments.sweep.jobs import checked
 from jaxcifar import train
 from jaxcifar.errors import Interrupted, UserError
-from jaxcifar.files import read_lines
+from jaxcifar.files import append, read_lines
 from jaxcifar.run import signs
 from jaxcifar.signals import exit_code
 from tests.forked import Forked, environment_of
@@ -82,6 +82,23 @@ def test_tpus_are_for_one_process(machine, tmp_path, monkeypatch):
     assert workers.places("auto") == workers.places("1")
     with pytest.raises(UserError, match="--workers is 2, but only one process can use the TPUs"):
         workers.places("2")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert len(workers.places("2")) == 2
+
+
+def test_workers_do_not_share_the_gpus_of_amd(machine, tmp_path, monkeypatch):
+    kfd = tmp_path / "kfd"
+    monkeypatch.setattr(workers, "AMD_FILE", kfd)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "jax_rocm7_plugin.py").touch()
+    assert len(workers.places("auto")) == 2  # without such a GPU, all workers are on the cores
+    kfd.touch()
+    with pytest.raises(UserError, match="Each of 2 workers would use all of AMD's GPUs"):
+        workers.places("2")
+    assert len(workers.places("1")) == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert workers.places("auto") == [workers.Place(gpu="0"), workers.Place(gpu="1")]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert len(workers.places("2")) == 2
 
@@ -399,17 +416,30 @@ def test_what_workers_ended_with_is_what_the_sweep_ends_with(tmp_path, monkeypat
         assert start_sweep(tmp_path / "out", "vgg2", "0", "--workers=1") == expected
         assert ("No step was done" in capsys.readouterr().err) == (expected == 138)
 
-    def broke(commands, where, logs, table, *, tried=True):
+    def after_an_epoch(*arguments):  # of a worker that died since, and was started again
+        (tmp_path / "out" / "vgg2" / "seed0").mkdir(parents=True)
+        append(tmp_path / "out" / "vgg2" / "seed0" / "metrics.jsonl", "{}")
+        stopped(138)(*arguments)
+
+    monkeypatch.setattr(workers, "supervise", after_an_epoch)
+    assert start_sweep(tmp_path / "out", "vgg2", "0", "--workers=1") == training.AGAIN
+
+    def broke(code, commands, where, logs, table, *, tried=True):
         if tried:
             signs.fail(tmp_path / "out" / "vgg2" / "seed0", "RuntimeError: RESOURCE_EXHAUSTED")
-        process = types.SimpleNamespace(returncode=training.BROKE)
+        process = types.SimpleNamespace(returncode=code)
         return [types.SimpleNamespace(process=process, log=logs / "worker-0.log", said="")]
 
-    monkeypatch.setattr(workers, "supervise", broke)
+    monkeypatch.setattr(workers, "supervise", functools.partial(broke, training.BROKE))
     assert start_sweep(tmp_path / "out", "vgg2", "0", "--workers=1") == training.BROKE
     assert "RESOURCE_EXHAUSTED" in capsys.readouterr().err
-    monkeypatch.setattr(workers, "supervise", functools.partial(broke, tried=False))
-    assert start_sweep(tmp_path / "other", "vgg2", "0", "--workers=1") == training.BROKE
+    for code in (training.BROKE, -signal.SIGABRT):
+        monkeypatch.setattr(workers, "supervise", functools.partial(broke, code, tried=False))
+        assert start_sweep(tmp_path / "other", "vgg2", "0", "--workers=1") == training.BROKE
+    # What failed yesterday is not why a worker could not start today.
+    monkeypatch.setattr(workers, "supervise", functools.partial(broke, 2, tried=False))
+    assert start_sweep(tmp_path / "out", "vgg2", "0", "--workers=1") == 2
+    assert "A worker could not start" in capsys.readouterr().err
 
 
 def test_workers_of_a_shard_train_that_only(tmp_path, monkeypatch):
