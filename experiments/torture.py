@@ -178,6 +178,8 @@ class Torture:
                     outcome, said = _LOST, ours[wrong]
                 elif wrong:
                     outcome, said = _FAILED, f"other {wrong}"
+            if outcome != _SAME and kind.startswith("SIG"):  # only damage may cost anything
+                outcome = _FAILED
         except Interrupted:  # the torture itself is asked to end: the case is done again
             raise
         except Exception:  # whatever it is, it is what is looked for
@@ -225,7 +227,11 @@ class Torture:
                     _wait(process, folder, random)
                     process.kill()
                     process.join()
-                if process.exitcode == -signal.SIGKILL:
+                if process.exitcode not in (0, -signal.SIGKILL):
+                    raise AssertionError(
+                        f"exit code {process.exitcode}: {_said(folder).read_text()}"
+                    )
+                if process.exitcode:
                     yield
 
         return self.run(f"SIGKILL {number}", "SIGKILL", protocol, disturb)

@@ -1,6 +1,7 @@
 """Atomic writes: nobody reads half a file, even after a kill, a full disk or a power cut."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -118,6 +119,10 @@ def sync(path: pathlib.Path) -> None:
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
+    except OSError as error:
+        # Some file systems, such as folders shared with a virtual machine, have nothing to sync.
+        if error.errno != errno.EINVAL or not path.is_dir():
+            raise
     finally:
         os.close(opened)
 

@@ -8,6 +8,7 @@ train_and_evaluate(config, workdir, hooks=[PrintLoss()])
 """
 
 import dataclasses
+import errno
 import pathlib
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -184,7 +185,8 @@ class Hooks:
           args: its other arguments.
 
         Raises:
-          RuntimeError: a hook raised anything but `UserError`, `Interrupted` or `OSError`.
+          RuntimeError: a hook raised anything but `UserError`, `Interrupted` or the `OSError` of a
+            file or disk.
         """
         for hook in self._hooks:
             _call(hook, name, seen, *args)
@@ -218,12 +220,17 @@ class Hooks:
         return errors
 
 
+_OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
 def _call(hook: Hook, name: str, seen: Run | pathlib.Path, *args: Any) -> None:
     try:
         getattr(hook, name)(seen, *args)
-    except (UserError, Interrupted, OSError):  # of a full disk, the run says where
+    except (UserError, Interrupted):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and (error.filename or error.errno in _OF_DISKS):
+            raise  # it says itself what is wrong with the file, or the run does
         workdir, when = seen, "before the first step"
         if isinstance(seen, Run):
             workdir, when = seen.workdir, f"at step {seen.step}"

@@ -200,6 +200,8 @@ def _file(name: str) -> pathlib.Path:
 def _train(arguments: argparse.Namespace, config: Config | None, original: Config | None) -> None:
     if config is None:
         raise UserError("Name a config file, such as --config=configs/quickstart.py.")
+    if arguments.checkpoint != "best":
+        raise UserError(f"--checkpoint={arguments.checkpoint} is for --mode=eval.")
     file = _file(arguments.config)
     workdir = options.user_path(arguments.workdir or f"runs/{file.stem}")
     profile = Profile(arguments.profile) if arguments.profile else None

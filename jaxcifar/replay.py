@@ -23,7 +23,14 @@ from jaxcifar.checks import check_config
 from jaxcifar.errors import UserError
 from jaxcifar.kernels import compilation
 from jaxcifar.options import Parser, user_path
-from jaxcifar.run.about import check_alike, check_initial_weights, of_checkpoint, of_run
+from jaxcifar.run.about import (
+    About,
+    check_alike,
+    check_initial_weights,
+    note_changes,
+    of_checkpoint,
+    of_run,
+)
 from jaxcifar.run.checkpoint import Checkpointer
 from jaxcifar.run.digest import leaves
 from jaxcifar.run.machine import environment
@@ -63,11 +70,16 @@ def replay(
     workdir, mesh = pathlib.Path(workdir), sharding.over(mesh)
     about, checkpoints = of_run(workdir), Checkpointer(workdir / "checkpoints")
     last = checkpoints.last()
+    before = about.environments[-1]
     if last:
-        about = of_checkpoint(about, checkpoints.progress(last), workdir)
+        progress = checkpoints.progress(last)
+        about = of_checkpoint(about, progress, workdir)
+        if (
+            "about" in progress
+        ):  # by the start that computed it, from which others round differently
+            before = About.of(progress["about"]).environments[-1]
     config = about.config
     config.data.dir = data_dir or config.data.dir
-    before = about.environments[-1]  # the last start's, which others round differently from
     if before["device"] == mesh.devices.flat[0].device_kind and "remat" in before:
         config.train.steps_per_call = before["steps_per_call"]
         config.model.remat = "on" if before["remat"] else "off"
@@ -76,7 +88,8 @@ def replay(
     task = build(config, splits.train, mesh)
     if about.data:  # imported weights have none
         now = environment(task.in_force, mesh)
-        check_alike(about, config, splits.provenance, now, workdir, "replayed")
+        check_alike(about, config, splits.provenance, now, workdir)
+        note_changes(before, now, "replayed")
     numbers = sharding.replicate(hyperparams(config), mesh)
     images, labels = programs.on_devices(splits.train, mesh)
     validation = programs.on_devices(splits.validation, mesh)

@@ -23,6 +23,10 @@ from jaxcifar.state import abstract_variables
 from jaxcifar.task import build_inference, create_model
 
 WHICH = ("best", "last")
+_AS_TRAINED = (
+    "An evaluation may change how it is carried out (data.dir, model.dtype, train.eval_batch_size, "
+    "…), not the network or its images. Leave the rest as it is."
+)
 
 
 def load_variables(
@@ -76,8 +80,9 @@ def _load(
             if saved == tried or saved in checkpoints.all():
                 other = "last" if which == "best" else "best"
                 raise UserError(
-                    f"{error} The {other} checkpoint may be intact: --checkpoint={other}. The "
-                    "command that trained the run resumes from the newest intact one."
+                    f"{error} The {other} checkpoint may be intact: eval, predict, export and "
+                    f"landscape slice take --checkpoint={other}. The command that trained the run "
+                    "resumes from the newest intact one."
                 ) from error
             tried = saved  # a run in progress may have replaced it meanwhile
 
@@ -142,7 +147,7 @@ def evaluate_workdir(
     check_config(config, mesh, training=False)
     expected = about.config.copy_and_resolve_references()
     expected.model.dtype = config.model.dtype
-    check_same_config(expected, config, workdir)
+    check_same_config(expected, config, workdir, _AS_TRAINED)
     test = _test_images(about, workdir, config)
     inference = build_inference(config, test, mesh)
     before, dtype = about.environments[0]["dtype"], jnp.dtype(inference.model.dtype).name

@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import pathlib
+import socket
 import sys
 from typing import Any
 
@@ -91,7 +92,9 @@ def _state(workdir: pathlib.Path, otherwise: str) -> str:
         return "running"
     if why := signs.failure(workdir):
         return f"failed: {why.splitlines()[0]}"
-    return f"stale: {sign.host} fell silent {duration(sign.age)} ago" if sign else otherwise
+    if sign and sign.host != socket.gethostname():  # here, a process without the lock is dead
+        return f"stale: {sign.host} fell silent {duration(sign.age)} ago"
+    return otherwise
 
 
 def _locked(workdir: pathlib.Path) -> bool:

@@ -1,8 +1,10 @@
 """Files that no reader ever sees half of, and that a power cut leaves."""
 
+import errno
 import json
 import os
 import pathlib
+import stat
 
 import pytest
 
@@ -71,6 +73,25 @@ def test_a_file_is_on_the_disk_before_it_takes_its_name_and_then_its_name_is(
     content, *rest = synced.paths
     assert pathlib.Path(content).parent == tmp_path
     assert rest == ["renamed", str(tmp_path)]
+
+
+def test_a_file_system_that_cannot_sync_names(tmp_path, monkeypatch):
+    """Such as folders that a virtual machine shares with its host."""
+
+    def fsync(opened):
+        if stat.S_ISDIR(os.fstat(opened).st_mode) or broken:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    broken = False
+    monkeypatch.setattr(os, "fsync", fsync)
+    replace(tmp_path / "file", "text")
+    assert (tmp_path / "file").read_text() == "text"
+    broken = True
+    with pytest.raises(OSError, match="Invalid argument"):
+        append(tmp_path / "file", "more")
+    with pytest.raises(OSError, match="Invalid argument"):
+        replace(tmp_path / "file", "other")
+    assert (tmp_path / "file").read_text().startswith("text")
 
 
 def test_a_line_is_on_the_disk_once_it_is_appended(tmp_path, monkeypatch):

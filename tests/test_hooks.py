@@ -1,5 +1,6 @@
 """Hooks: what they see and when, how they stop a run, and what becomes of one that fails."""
 
+import errno
 import gzip
 import json
 import signal
@@ -280,6 +281,14 @@ def test_a_hook_that_fails_is_named(finished, tmp_path, method, step):
     run(tiny(), tmp_path)
     ours, theirs = (read_lines(f / "metrics.jsonl") for f in (tmp_path, finished[0]))
     assert without_times(ours) == without_times(theirs)
+
+
+def test_a_hook_that_finds_no_server_is_named_and_one_that_finds_no_room_is_not(tmp_path):
+    with pytest.raises(RuntimeError, match=r"hook Raise\.locked failed.*refused"):
+        run(tiny(), tmp_path, Raise("locked", ConnectionRefusedError(111, "refused")))
+    for error in (OSError(errno.ENOSPC, "No space left"), FileNotFoundError(2, "no", "a/b")):
+        with pytest.raises(UserError, match=r"No space left|a/b"):
+            run(tiny(), tmp_path, Raise("locked", error))
 
 
 @pytest.mark.slow

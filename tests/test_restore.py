@@ -48,8 +48,9 @@ def test_evaluation_by_a_config(finished):
     workdir, result = finished
     found = restore.evaluate_workdir(workdir, "last", tiny(train__eval_batch_size=64), mesh=mesh(8))
     assert found["accuracy"] == result["last"]["val_accuracy"]
-    with pytest.raises(UserError, match=r"model\.width: 0\.05 -> 0\.1"):
+    with pytest.raises(UserError, match=r"model\.width: 0\.05 -> 0\.1") as error:
         restore.evaluate_workdir(workdir, "last", tiny(model__width=0.1), mesh=ONE)
+    assert "resume" not in str(error.value)
 
 
 def test_evaluation_in_another_dtype(finished, tmp_path, capsys):

@@ -350,6 +350,31 @@ def test_no_whole_checkpoint_is_one_message_and_nothing_is_changed(stopped):
 
 
 @pytest.mark.slow
+def test_a_start_that_was_refused_is_none(stopped, tmp_path, capsys):
+    """What rounds otherwise is said of the start that computed the checkpoint."""
+    checkpoints, aside = stopped / "checkpoints", tmp_path / "aside"
+    newest = max(map(int, os.listdir(checkpoints)))
+    about = json.loads((stopped / "config.json").read_text())
+    about["environment"]["cpus"] = 99
+    (stopped / "config.json").write_text(json.dumps(about))
+    rewrite(stopped, newest, about=about)
+    shutil.copytree(checkpoints, aside)
+    for number in os.listdir(checkpoints):
+        flip_arrays(stopped, number)
+    before = (stopped / "config.json").read_bytes()
+    with pytest.raises(UserError, match="nothing was changed"):
+        run(tiny(), stopped)
+    assert (stopped / "config.json").read_bytes() == before
+    assert "cpus" not in capsys.readouterr().err
+    shutil.rmtree(checkpoints)
+    aside.rename(checkpoints)
+    with pytest.raises(Interrupted):
+        run(tiny(), stopped, StopAt(8))
+    assert "resumed under conditions that change rounding: cpus 99 -> " in capsys.readouterr().err
+    assert len(json.loads((stopped / "config.json").read_text())["resumed"]) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("best", "how", "message"),
     [
@@ -383,7 +408,7 @@ def test_a_lost_last_checkpoint_is_not_taken_for_the_one_before(expected, copied
     assert numbers(copied) == expected
 
 
-def test_logs_without_their_checkpoints_are_kept(copied):
+def test_logs_without_their_checkpoints_are_kept(copied, capsys):
     """As where checkpoints/ is not mounted, or was purged: nothing is changed."""
     (copied / "result.json").unlink()
     shutil.move(copied / "checkpoints", copied / "elsewhere")
@@ -391,9 +416,11 @@ def test_logs_without_their_checkpoints_are_kept(copied):
     with pytest.raises(UserError, match=r"logs of 3 epochs, and no checkpoint.*metrics\.jsonl"):
         run(tiny(), copied)
     assert {path: path.read_bytes() for path in copied.glob("*.json*")} == before
-    (copied / "metrics.jsonl").unlink()
+    lines = (copied / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copied / "metrics.jsonl").write_text("".join(lines[:2]))  # as a kill may leave it
     with pytest.raises(Interrupted):
         run(tiny(), copied, StopAt(1))
+    assert "no checkpoint in" in capsys.readouterr().err
 
 
 def test_older_checkpoints_beside_a_finished_run_are_refused(copied, expected, tmp_path, capsys):

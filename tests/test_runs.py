@@ -87,6 +87,9 @@ def test_signs_and_failures_of_sweeps(stopped, tmp_path, monkeypatch):
     hour_ago = time.time() - 3600
     os.utime(workdir / ".running", (hour_ago, hour_ago))
     assert states(tmp_path) == {"run": "stale: node7 fell silent 1h00m ago"}
+    signs.give(workdir)
+    os.utime(workdir / ".running", (hour_ago, hour_ago))  # a dead process of this machine
+    assert states(tmp_path) == {"run": "stopped"}
 
 
 def test_measurements_along_the_gradient_are_not_stopped_runs(stopped, tmp_path):

@@ -18,7 +18,7 @@ import rich.text
 
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.run.machine import available_cores
-from jaxcifar.run.progress import console
+from jaxcifar.run.progress import console, is_live
 from jaxcifar.signals import interruptible
 
 _RESTARTS = 3  # of each worker
@@ -268,7 +268,7 @@ class _Display:
         self._live = rich.live.Live(console=self._console, auto_refresh=False)
 
     def __enter__(self) -> "_Display":
-        if self._console.is_terminal:
+        if is_live(self._console):
             self._live.start()
         return self
 
@@ -282,7 +282,7 @@ class _Display:
     def update(self, *, now: bool = False) -> None:
         if not now and time.monotonic() - self._shown < self._EVERY:
             return
-        live = self._console.is_terminal
+        live = is_live(self._console)
         # The last one stays, and a terminal can scroll back to its beginning.
         most = self._console.height - 2 if live and not now else None
         self._shown, text = time.monotonic(), self._table(most)

@@ -164,7 +164,7 @@ def check_same_config(
             if empty
             else way_out,
         ]
-        if "train.epochs" in changed and not empty:
+        if "train.epochs" in changed and not empty and way_out is RESUME:
             lines.append("A run keeps its number of epochs, because its schedule depends on it.")
         if not changed.keys() & {"init_from", "model.name", "model.width"} and can_start_from():
             lines.append(
@@ -180,9 +180,10 @@ def check_alike(
     provenance: dict[str, dict[str, Any]],
     now: dict[str, Any],
     workdir: pathlib.Path,
-    what: str = "resumed",
 ) -> None:
-    """Checks that a run would compute here what it computed before; a change of rounding is noted.
+    """Checks that a run would compute here what it computed before, but for rounding.
+
+    Settings of JAX that an earlier version did not record are not compared.
 
     Args:
       about: of the run.
@@ -190,7 +191,6 @@ def check_alike(
       provenance: where the images of each split come from.
       now: see `jaxcifar.run.machine.environment`.
       workdir: the run's folder, for the message.
-      what: is done with the run, for the note.
 
     Raises:
       UserError: the images, the dtype or settings of JAX differ.
@@ -203,7 +203,13 @@ def check_alike(
             "it was started on, or choose another --workdir."
         )
     check_images(about.data, provenance, workdir)
-    check_environment(about.environments[-1], now, workdir, what)
+    last = about.environments[-1]
+    for name, setting in _DECISIVE.items():
+        if last.get(name, now[name]) != now[name]:
+            raise UserError(
+                f"{workdir} holds a run with {setting} set to {last[name]}, but here it is "
+                f"{now[name]}. Set it as before to resume the run, or choose another --workdir."
+            )
 
 
 # A change in `_DECISIVE` changes what a run computes; one in `_ROUNDING` only rounding, but that
@@ -216,28 +222,15 @@ _ROUNDING = (
 _CODE = ("jaxcifar", "commit", "flax", "optax", "numpy")  # may change either, or nothing
 
 
-def check_environment(
-    before: dict[str, Any], now: dict[str, Any], workdir: pathlib.Path, what: str = "resumed"
-) -> None:
-    """Compares the environment of a run that is resumed with the one before.
+def note_changes(before: dict[str, Any], now: dict[str, Any], what: str = "resumed") -> None:
+    """Tells the user what differs from where a checkpoint was computed: rounding, and the code.
 
-    A difference that only changes rounding is reported, as is other code. What an earlier version
-    did not record is not compared.
+    What an earlier version did not record is not compared.
 
     Args:
       before, now: see `jaxcifar.run.machine.environment`.
-      workdir: the run's folder, for the message.
-      what: is done with the run, for the note.
-
-    Raises:
-      UserError: the run would compute something else.
+      what: is done with the run.
     """
-    for name, setting in _DECISIVE.items():
-        if before.get(name, now[name]) != now[name]:
-            raise UserError(
-                f"{workdir} holds a run with {setting} set to {before[name]}, but here it is "
-                f"{now[name]}. Set it as before to resume the run, or choose another --workdir."
-            )
     on_cpu = now["cpu"] is not None  # elsewhere the number of cores changes nothing
     for names, how in (
         (_ROUNDING, "under conditions that change rounding"),

@@ -16,7 +16,13 @@ from jaxcifar.config import Config
 from jaxcifar.errors import UserError, in_short, note, of_file
 from jaxcifar.files import file_digest, read_lines, walk, write_json
 from jaxcifar.run import about
-from jaxcifar.run.about import About, check_alike, check_initial_weights, check_same_config
+from jaxcifar.run.about import (
+    About,
+    check_alike,
+    check_initial_weights,
+    check_same_config,
+    note_changes,
+)
 from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
 from jaxcifar.run.digest import sha256
 from jaxcifar.run.lock import check_shared, locked
@@ -197,7 +203,9 @@ class RunFolder:
         mesh: Mesh,
         initial: dict[str, Any] | None = None,
     ) -> None:
-        """Records this start of the run in config.json, and opens the checkpoints.
+        """Opens the checkpoints, and records this start of the run in config.json.
+
+        Where there are checkpoints, `restore` records it, once one of them is accepted.
 
         Args:
           config: the run's config.
@@ -231,7 +239,8 @@ class RunFolder:
         self._about = About.of(content)
         self._closing.callback(self.checkpoints.close)
         self.checkpoints.delete_unfinished()  # first, as the disk may be full
-        self._write_about()
+        if self.checkpoints.last() is None:  # else `restore` may refuse them, and nothing changes
+            self._write_about()
 
     def _write_about(self) -> None:
         """Writes config.json, unless that is its content."""
@@ -312,6 +321,11 @@ class RunFolder:
                 note(f"there is no checkpoint in {self.path}: the run starts from the beginning")
             return None
         state, progress, damaged = found
+        now = self._about.environments[-1]
+        by = progress.get("about", {"data": {}})
+        if by["data"]:  # else it is of an earlier version, or of imported weights
+            note_changes(About.of(by).environments[-1], now)
+        self._write_about()
         self._history = progress.get("history")
         # Some may have been set aside by a start that was killed before it saved their number.
         aside = len(list(self.checkpoints.directory.glob("damaged-*")))

@@ -76,7 +76,9 @@ def git_commit() -> str | None:
     def git(*args: str) -> str:
         # Without optional locks, as a kill or a full disk could leave one in the user's repository.
         command = ["git", "--no-optional-locks", "-C", str(here), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=True
+        ).stdout.strip()
 
     try:
         # In an installed package the enclosing repository, if any, is another project's.

@@ -57,6 +57,11 @@ def console(*, quiet: bool = False) -> rich.console.Console:
     )
 
 
+def is_live(console: rich.console.Console) -> bool:
+    """Whether lines on it can be replaced; with FORCE_COLOR, rich takes a file for a terminal."""
+    return console.file.isatty() and not console.is_dumb_terminal
+
+
 def say(text: str) -> None:
     """Prints a line on such a console."""
     console().print(text, markup=False)
@@ -70,7 +75,8 @@ class Progress:
     def __init__(self, epochs: int, steps_per_epoch: int, epochs_done: int, quiet: bool = False):
         self._console = console(quiet=quiet)
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
-        self._every = self._EVERY_TERMINAL if self._console.is_terminal else self._EVERY_PLAIN
+        self._live = is_live(self._console)
+        self._every = self._EVERY_TERMINAL if self._live else self._EVERY_PLAIN
         self._shown = self._started = time.monotonic()
         self._first_step: int | None = None
         self._bar = rich.progress.Progress(
@@ -78,7 +84,7 @@ class Progress:
             rich.progress.BarColumn(bar_width=24),
             rich.progress.TextColumn("{task.fields[status]}"),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._live,
             transient=True,
         )
         self._task = self._bar.add_task(
@@ -128,7 +134,7 @@ class Progress:
         )
         name = f"epoch {epoch + 1}/{self._epochs}"
         self._bar.update(self._task, completed=step, description=name, status=text)
-        if not self._console.is_terminal:
+        if not self._live:
             self.say(f"{name}  {text}")
 
     def epoch(self, record: Record) -> None:

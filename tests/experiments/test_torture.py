@@ -70,6 +70,20 @@ def test_damaged_files(tmp_path, one_device, capsys):
     assert (kept / "result.json").exists()
 
 
+@pytest.mark.parametrize(("kind", "outcome"), [("SIGKILL", "FAILED"), ("bit", "refused")])
+def test_what_stops_a_run_must_cost_nothing(tmp_path, one_device, kind, outcome):
+    """Only what is damaged may be refused."""
+
+    def disturb(folder, random):
+        folder.mkdir()
+        (folder / "checkpoints").touch()  # a file, which is refused
+        yield
+
+    tortured = torture.Torture(tmp_path, seed=0)
+    tortured.run(f"{kind} 0", kind, "test", disturb)
+    assert json.loads(tortured.cases.read_text())["outcome"] == outcome
+
+
 def test_every_changed_number_is_noticed():
     expected = {"metrics": [{"epoch": 1, "val_loss": 2.0}], "best": 1, "last checkpoint": (6, b"a")}
     assert torture.differences(dict(expected), expected) == ""

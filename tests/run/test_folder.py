@@ -119,29 +119,26 @@ def test_a_folder_that_was_deleted_before_it_was_locked(tmp_path, monkeypatch):
         ({"cpus": 99}, "resumed under conditions that change rounding: cpus 99 -> "),
     ],
 )
-def test_what_changed_since_the_run_began_is_said(tmp_path, capsys, changed, said):
-    opened(tmp_path)
-    path = tmp_path / "config.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"environment": content["environment"] | changed}))
-    opened(tmp_path)
+def test_what_changed_since_a_checkpoint_is_said(capsys, changed, said):
+    now = environment({"steps_per_call": 1, "remat": False}, mesh(1))
+    about.note_changes(now | changed, now)
     told = capsys.readouterr().err
     assert re.search(said, told) if said else not told
 
 
-def test_what_changes_rounding_and_what_does_not(tmp_path, capsys):
+def test_what_changes_rounding_and_what_does_not(capsys):
     now = environment({"steps_per_call": 1, "remat": False}, mesh(1))
     other = now | {"cpus": 99, "steps_per_call": 13, "remat": True}
-    about.check_environment(other, now, tmp_path)
+    about.note_changes(other, now)
     said = capsys.readouterr().err
     assert "cpus 99 -> " in said
     assert "steps_per_call 13 -> 1, remat True -> False" in said
     on_gpu = {"cpu": None}
-    about.check_environment(now | on_gpu | {"cpus": 99}, now | on_gpu, tmp_path)
+    about.note_changes(now | on_gpu | {"cpus": 99}, now | on_gpu)
     earlier = {
         name: value for name, value in now.items() if name not in ("steps_per_call", "remat")
     }
-    about.check_environment(earlier, now, tmp_path)  # of a version that did not record them
+    about.note_changes(earlier, now)  # of a version that did not record them
     assert capsys.readouterr().err == ""
 
 

@@ -32,6 +32,17 @@ def test_commit(monkeypatch):
     assert machine.git_commit() is None
 
 
+def test_names_of_files_that_are_no_text(monkeypatch):
+    real = subprocess.run
+
+    def run(command, **how):
+        changed = ["printf", r"?? gr\377\337e"] if "status" in command else ["echo", "0123"]
+        return real(changed, **how)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert machine.git_commit() == "0123+"
+
+
 def test_the_users_repository_is_only_read():
     """`git status` would write its index anew, and a kill or a full disk leave the lock there."""
     here = pathlib.Path(machine.__file__)

@@ -62,8 +62,24 @@ def test_lines_where_there_is_no_terminal(monkeypatch, capsys):
     assert "cross-entropy" not in plain  # without a penalty it is the loss
 
 
+@pytest.mark.parametrize(
+    "surroundings", [{"FORCE_COLOR": "1"}, {"TERM": "dumb", "isatty": True}], ids=["file", "dumb"]
+)
+def test_lines_where_a_line_cannot_be_replaced(monkeypatch, capsys, surroundings):
+    """A file in which colours are wanted, and a terminal that knows no more than lines."""
+    if surroundings.pop("isatty", False):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for name, value in surroundings.items():
+        monkeypatch.setenv(name, value)
+    said = shown(monkeypatch, capsys)
+    assert len(said) == 4
+    assert not any("\x1b[2K" in line for line in said)
+    assert "step 7/10" in said[1]
+
+
 def test_a_terminal_shows_that_it_compiles_and_then_no_more(monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     shows = Progress(4, 10, 0)
     with shows:
         pass
