@@ -158,7 +158,7 @@ def train(out: pathlib.Path, data_dir: str, seed: int) -> None:
         saved = torch.load(out / "state.pt", weights_only=True)
         if saved["seed"] != seed:
             raise UserError(f"{out} holds a run of seed {saved['seed']}. Choose another --out.")
-        if saved["images"] != digests:
+        if saved.get("images", digests) != digests:
             raise UserError(f"{out} holds a run on other images. Choose another --out.")
         records, slow, mirrored = saved["records"], saved["slow"], saved["mirrored"]
         model.load_state_dict(saved["model"])

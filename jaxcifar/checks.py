@@ -99,7 +99,8 @@ def unused(config: Config) -> list[str]:
         for field in changed_fields(base_config(), config)
         if field.startswith("augment.") and field not in taken
     ]
-    if not config.augment.padding and config.augment.padding_mode != "zeros":
+    unpadded = "augment.padding" in taken and not config.augment.padding
+    if unpadded and config.augment.padding_mode != "zeros":
         lines.append("augment.padding_mode, because augment.padding is 0")
     strengths = config.optim.l1, config.optim.l2, config.optim.weight_decay
     if config.optim.penalize != "all" and not any(strengths):

@@ -220,7 +220,10 @@ class Hooks:
         return errors
 
 
-_OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+# Errors of files and pipes, even if they do not name the file.
+_OF_FILES = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.EPIPE)
+}
 
 
 def _call(hook: Hook, name: str, seen: Run | pathlib.Path, *args: Any) -> None:
@@ -229,8 +232,10 @@ def _call(hook: Hook, name: str, seen: Run | pathlib.Path, *args: Any) -> None:
     except (UserError, Interrupted):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and (error.filename or error.errno in _OF_DISKS):
-            raise  # it says itself what is wrong with the file, or the run does
+        # urllib's errors of a server have its address as their file, but no number.
+        number = error.errno if isinstance(error, OSError) else None
+        if number and (number in _OF_FILES or error.filename):  # pyright: ignore
+            raise
         workdir, when = seen, "before the first step"
         if isinstance(seen, Run):
             workdir, when = seen.workdir, f"at step {seen.step}"

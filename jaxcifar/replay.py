@@ -24,7 +24,6 @@ from jaxcifar.errors import UserError
 from jaxcifar.kernels import compilation
 from jaxcifar.options import Parser, user_path
 from jaxcifar.run.about import (
-    About,
     check_alike,
     check_initial_weights,
     note_changes,
@@ -70,16 +69,11 @@ def replay(
     workdir, mesh = pathlib.Path(workdir), sharding.over(mesh)
     about, checkpoints = of_run(workdir), Checkpointer(workdir / "checkpoints")
     last = checkpoints.last()
-    before = about.environments[-1]
     if last:
-        progress = checkpoints.progress(last)
-        about = of_checkpoint(about, progress, workdir)
-        if (
-            "about" in progress
-        ):  # by the start that computed it, from which others round differently
-            before = About.of(progress["about"]).environments[-1]
+        about = of_checkpoint(about, checkpoints.progress(last), workdir)
     config = about.config
     config.data.dir = data_dir or config.data.dir
+    before = about.environments[-1]  # the last start's, which others round differently from
     if before["device"] == mesh.devices.flat[0].device_kind and "remat" in before:
         config.train.steps_per_call = before["steps_per_call"]
         config.model.remat = "on" if before["remat"] else "off"

@@ -147,7 +147,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(found, indent=2))
     else:
-        console = Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False)
+        terminal = sys.stdout is not None and sys.stdout.isatty()
+        console = Console(width=None if terminal else 200, markup=False, emoji=False)
         console.print(table(found), soft_wrap=True)
     return 0
 

@@ -266,7 +266,7 @@ class Team:
             expected and len(ends) == len(self._peers) and all(e.code == mine.code for e in ends)
         )
         if not agreed and not cause.code:
-            cause = (self._failed() or [mine])[0]
+            cause = self._failed()[0]
         self._tell({"agreed": agreed, "end": cause})
         return cause, agreed
 

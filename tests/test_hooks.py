@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import signal
+import urllib.error
 from types import SimpleNamespace
 
 import jax
@@ -286,6 +287,10 @@ def test_a_hook_that_fails_is_named(finished, tmp_path, method, step):
 def test_a_hook_that_finds_no_server_is_named_and_one_that_finds_no_room_is_not(tmp_path):
     with pytest.raises(RuntimeError, match=r"hook Raise\.locked failed.*refused"):
         run(tiny(), tmp_path, Raise("locked", ConnectionRefusedError(111, "refused")))
+    answer = urllib.error.HTTPError("https://a/b", 500, "Internal", {}, None)
+    with pytest.raises(RuntimeError, match=r"hook Raise\.locked failed.*500"):
+        run(tiny(), tmp_path, Raise("locked", answer))
+    answer.close()
     for error in (OSError(errno.ENOSPC, "No space left"), FileNotFoundError(2, "no", "a/b")):
         with pytest.raises(UserError, match=r"No space left|a/b"):
             run(tiny(), tmp_path, Raise("locked", error))

@@ -702,6 +702,7 @@ def test_what_rounds_otherwise_is_said_and_what_is_random_otherwise_refused(stop
     other |= {"device": "Gamma", "devices": 3, "matmul_precision": "high", "commit": "abc"}
     here = content["environment"] | other
     path.write_text(json.dumps(content | {"environment": here}))
+    rewrite(stopped, 14, about=content | {"environment": here})
     with pytest.raises(Interrupted):
         run(tiny(), stopped, StopAt(7))
     said = capsys.readouterr().err

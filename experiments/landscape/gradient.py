@@ -34,7 +34,7 @@ from jaxcifar.kernels import compilation
 from jaxcifar.options import ORIGIN, write_origin
 from jaxcifar.run import plots
 from jaxcifar.run.machine import environment
-from jaxcifar.run.progress import duration
+from jaxcifar.run.progress import duration, say
 from jaxcifar.state import TrainState
 
 # Step sizes of plain gradient descent: half to four times 0.1, the range of Santurkar et al.
@@ -133,7 +133,7 @@ class AlongGradient(Hook):
         )
         beta = effective_smoothness(record, self._sizes)
         text = f"step {run.step}/{self._steps}  loss {record['loss']:.4f}  β {beta:.3g}"
-        print(f"{text}{left}", flush=True)
+        say(f"{text}{left}")
 
     def _along(self, run: Run) -> dict[str, Any]:
         rest = run.state, run.images, run.labels, run.order

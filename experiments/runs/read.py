@@ -240,9 +240,10 @@ def sweeps(folder: str | pathlib.Path, problems: list[str] | None = None) -> lis
 def is_part(folder: pathlib.Path, sweep: Sweep) -> bool:
     """Whether a sweep that was read from `folder` has other runs, outside of it."""
     part, whole = folder.resolve(), sweep.folder.resolve()
+    # Only where a run of it can be: above it there may be a whole home folder.
+    files = (*whole.glob("*/config.json"), *whole.glob("*/*/config.json"))
     return whole in part.parents and any(
-        _places(path)[1].resolve() == whole and not path.resolve().is_relative_to(part)
-        for path in run_folders(whole)
+        _places(file.parent)[1] == whole and not file.is_relative_to(part) for file in files
     )
 
 
@@ -309,10 +310,8 @@ def read_run(folder: pathlib.Path) -> Run:
     content = read_json(path)
     try:
         saved, data, environment = content["config"], content["data"], content["environment"]
-        config, resumed = (
-            flatten(complete(saved, writer_of(content))),
-            list(content.get("resumed", [])),
-        )
+        config = flatten(complete(saved, writer_of(content)))
+        resumed = list(content.get("resumed", []))
     except UserError as error:
         raise UserError(f"{folder}: {error} Or move the folder away.") from error
     except (KeyError, TypeError, AttributeError) as error:

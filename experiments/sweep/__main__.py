@@ -86,7 +86,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     if len(given) > 1 and given not in (["workers", "slurm"], ["workers", "shard"]):
         raise UserError(f"--{given[-2]} and --{given[-1]} cannot be combined. Give one of them.")
     for name in ("tasks", "time", "sbatch", "print"):
-        if getattr(arguments, name) and not arguments.slurm:
+        if getattr(arguments, name) not in (None, False, "") and not arguments.slurm:
             raise UserError(f"--{name} is for --slurm.")
     if arguments.slurm and arguments.dry_run:
         raise UserError("--slurm submits, and --dry-run does nothing. Give --print, or --status.")

@@ -29,7 +29,7 @@ _SCRIPT = """\
 #SBATCH --output="{output}"
 {options}
 # USR1 comes before the time limit: the task saves, exits with 75, and is requeued here, unless it
-# made no step (138) or was cancelled meanwhile. 70 may be the fault of this node, and so may the
+# made no step (138). 70 may be the fault of this node, and so may the
 # end by another signal, or by want of memory (253): it is requeued, unless the task has been
 # restarted three times, for whatever reason. SIGTERM (143) means scancel, after which no one should
 # requeue it, or preemption. Slurm requeues preempted tasks itself, but not those that end within
@@ -47,7 +47,7 @@ is() {{
     scontrol --oneliner show job "$task" | grep -q " JobState=$1"
 }}
 case $code in
-    75) ! is CANCELLED ;;
+    75) true ;;
     143) is "RUNNING .* PreemptTime=[0-9]" ;;
     70 | 134 | 135 | 136 | 137 | 139 | 253) [ "${{SLURM_RESTART_COUNT:-0}}" -lt 3 ] && is RUNNING ;;
     *) false ;;

@@ -58,7 +58,8 @@ def places(text: str) -> list[Place]:
         cores.
 
     Raises:
-      UserError: it is neither, there are fewer GPUs or cores, or more than one for TPUs.
+      UserError: it is neither, there are fewer GPUs or cores, more than one for TPUs, or more than
+        one where AMD's GPUs are not named.
     """
     gpus, cores = _gpus(), available_cores()
     tpus = not gpus and _has_tpus()

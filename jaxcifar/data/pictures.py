@@ -188,7 +188,7 @@ def _from_classes(spec: Spec, folder: pathlib.Path, split: str) -> Read:
         # "10.png" comes after "9.png".
         for number, path in enumerate(sorted(paths, key=lambda path: (len(path.name), path.name))):
             found.append((number, label, path))
-    if not found and (others := next((folder / split).glob("*/*.*"), None)):
+    if not found and (others := next(iter(_visible(folder / split, "*/*.*")), None)):
         raise UserError(
             f"{folder / split} has no .png files, only files like {others.name}. Other formats are "
             "not read: JPEG, for one, alters the pixels. Put another copy there."

@@ -382,7 +382,7 @@ def _to_numpy(key: str, value: Any) -> np.ndarray:
     # np.savez makes void of bfloat16, whose kind in NumPy is that of void too.
     if value.dtype.type is np.void or value.dtype.kind not in "biufV":
         raise UserError(f"{key} is of dtype {value.dtype}. Save it in float32.")
-    return value.astype(np.float32)
+    return value.astype(np.float32, copy=False)
 
 
 def _transposed(array: np.ndarray, *, to_torch: bool) -> np.ndarray:

@@ -74,10 +74,8 @@ def read(workdir: pathlib.Path) -> About | None:
     """
     path = workdir / "config.json"
     try:
-        about = About.of(json.loads(path.read_text()))
-        if isinstance(about.environments[0]["dtype"], str) and isinstance(
-            about.content["data"], dict
-        ):
+        about = About.of(content := json.loads(path.read_text()))
+        if isinstance(about.environments[0]["dtype"], str) and isinstance(content["data"], dict):
             return about
         wrong = "is damaged"
     except UserError as error:

@@ -321,10 +321,11 @@ class RunFolder:
                 note(f"there is no checkpoint in {self.path}: the run starts from the beginning")
             return None
         state, progress, damaged = found
-        now = self._about.environments[-1]
-        by = progress.get("about", {"data": {}})
-        if by["data"]:  # else it is of an earlier version, or of imported weights
-            note_changes(About.of(by).environments[-1], now)
+        *earlier, now = self._about.environments
+        if by := progress.get("about"):  # else an earlier version wrote it
+            earlier = About.of(by).environments if by["data"] else []  # of imported weights
+        if earlier:
+            note_changes(earlier[-1], now)
         self._write_about()
         self._history = progress.get("history")
         # Some may have been set aside by a start that was killed before it saved their number.

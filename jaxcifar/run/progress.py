@@ -59,7 +59,7 @@ def console(*, quiet: bool = False) -> rich.console.Console:
 
 def is_live(console: rich.console.Console) -> bool:
     """Whether lines on it can be replaced; with FORCE_COLOR, rich takes a file for a terminal."""
-    return console.file.isatty() and not console.is_dumb_terminal
+    return console.is_terminal and console.file.isatty() and not console.is_dumb_terminal
 
 
 def say(text: str) -> None:

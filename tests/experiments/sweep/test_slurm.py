@@ -121,7 +121,6 @@ def test_a_task_is_requeued_before_its_time_limit_and_its_run_is_the_serial_one(
     ("code", "state", "preempted", "requeued", "restarts"),
     [
         (training.AGAIN, "RUNNING", "None", True, "9"),  # saved before the time limit
-        (training.AGAIN, "CANCELLED", "None", False, ""),  # while it saved
         (138, "RUNNING", "None", False, ""),  # so soon that nothing was saved
         (training.BROKE, "RUNNING", "None", True, ""),
         (training.BROKE, "RUNNING", "None", True, "2"),
