@@ -10,8 +10,8 @@ program needs, the arithmetic and the memory traffic of a step, its collectives,
 arithmetic, memory and interconnect need, the longest in bold. All of it is computed, nothing
 measured. Only the arithmetic's time is a bound that no run can beat. The memory's time is too long,
 because XLA's estimate of the traffic includes arrays that stay on the chip; the interconnect's is
-that of one ring, where a torus has several. The images per second are therefore an estimate, more
-likely too low than too high.
+that of one ring, where a torus has several, without the latency of each all-reduce. The images per
+second are therefore an estimate, more likely too low than too high.
 
 Options such as --config.data.augment=none change every config. --out gets everything as JSON, after
 each config. Compiling takes minutes for each; one process at a time can use libtpu. A config that
@@ -164,7 +164,7 @@ def mesh_of(topology: str) -> tuple[Mesh, Chip]:
       UserError: there is no such topology, or libtpu is missing or busy.
     """
     family, _, shape = topology.partition(":")
-    choose("The chip in --topology", family, CHIPS)
+    choose("The chip in --topology", family, [name for name in CHIPS if name[0] == "v"])
     if not re.fullmatch(r"\d+(x\d+)+", shape):
         raise UserError(f"--topology is {topology!r}; give a chip and a shape, such as v5e:2x4.")
     # Else libtpu asks a server of Google's cloud, for minutes, what machine this is.

@@ -29,7 +29,7 @@ from jaxcifar.state import abstract_variables
 
 
 class Chip(NamedTuple):
-    """The published figures of a chip.
+    """The published figures of a TPU or GPU.
 
     Attributes:
       flops: peak, in bfloat16, per second.
@@ -54,6 +54,8 @@ CHIPS = {
     "v5p": Chip(459e12, 95 * 2**30, 2765e9, 2 * 100e9),
     # docs.cloud.google.com/tpu/docs/v6e: 800 GB/s, both ways together, over 4 ports.
     "v6e": Chip(918e12, 32 * 2**30, 1638e9, 2 * 100e9),
+    # nvidia.com/en-us/data-center/h100, SXM, without sparsity; NVLink 4: 900 GB/s, both ways.
+    "h100": Chip(989e12, 80e9, 3350e9, 450e9),
 }
 
 
@@ -62,13 +64,7 @@ def all_reduce_seconds(size: float, devices: int, ring: float) -> float:
     return 2 * (devices - 1) / devices * size / ring
 
 
-# Bytes per second that one device sends.
-LINKS = {
-    "10 Gbit/s": 1.25e9,
-    "100 Gbit/s": 12.5e9,
-    "v5e ring": CHIPS["v5e"].ring,
-    "NVLink 4": 450e9,  # nvidia.com/en-us/data-center/h100: 900 GB/s, both ways together
-}
+LINKS = {"10 Gbit/s": 1.25e9, "100 Gbit/s": 12.5e9}  # bytes per second that one device sends
 
 
 @functools.lru_cache
@@ -114,18 +110,19 @@ def break_even(model: str, link: float, devices: int, flops: float) -> float:
 
 
 def scaling(devices: int, chip: str, utilization: float, batch: int | None = None) -> Table:
-    """Returns a table of all models, for each link: the efficiency with `batch` images per device.
+    """Returns a table of all models: the efficiency with `batch` images per device, for each link.
 
-    Without a batch, it has the one at which the efficiency is one half. The exchange is taken to
-    begin when the arithmetic has ended.
+    The links are LINKS and the chip's own ring. Without a batch, the table has the one at which the
+    efficiency is one half. The exchange is taken to begin when the arithmetic has ended; the
+    latency of each all-reduce is left out.
     """
-    flops = CHIPS[chip].flops * utilization
+    flops, links = CHIPS[chip].flops * utilization, LINKS | {f"{chip} ring": CHIPS[chip].ring}
     header = ["model", "parameters", "all-reduced per step", "GFLOP per image"]
-    header += [f"{'efficiency' if batch else 'half at'} ({link})" for link in LINKS]
+    header += [f"{'efficiency' if batch else 'half at'} ({link})" for link in links]
     lines = []
     for model in MODELS:
         params, size = exchanged(model)
-        halves = [break_even(model, link, devices, flops) for link in LINKS.values()]
+        halves = [break_even(model, link, devices, flops) for link in links.values()]
         lines.append(
             [
                 model,
@@ -144,8 +141,8 @@ def scaling(devices: int, chip: str, utilization: float, batch: int | None = Non
         else "Images per device at which the all-reduce takes half the time"
     )
     title = (
-        f"{what}: {devices} devices, each at {utilization:.0%} of a {chip} chip's peak; computed, "
-        "not measured"
+        f"{what}: {devices} devices ({chip}), each at {utilization:.0%} of its peak; computed, not "
+        "measured"
     )
     return Table(title, header, lines)
 

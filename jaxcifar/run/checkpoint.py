@@ -506,11 +506,13 @@ def _handler(*json_items: str) -> ocp.CompositeCheckpointHandler:
 
 def _this_process() -> Any:
     """Lets a process read or write alone, where Orbax would wait for the others of the run."""
+    if jax.device_count() > 1:
+        # Each array whole. By default, Orbax writes only this process's share of it; and of that a
+        # slice from each device, which takes a program of its own for each shape.
+        whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+        ocp.type_handlers.register_type_handler(jax.Array, whole, override=True)
     if processes.count() == 1:
         return ocp.options.MultiprocessingOptions()
-    # Each array whole: by default, Orbax writes only this process's share of it.
-    whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
-    ocp.type_handlers.register_type_handler(jax.Array, whole, override=True)
     i = processes.index()
     return ocp.options.MultiprocessingOptions(i, {i}, barrier_sync_key_prefix=f"process{i}")
 

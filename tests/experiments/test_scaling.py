@@ -57,6 +57,7 @@ def test_scaling_names_every_model(models, capsys):
     assert exit_code(lambda: main([])) == 0
     out = capsys.readouterr().out
     assert "computed, not measured" in out
+    assert "half at (v5e ring) |" in out
     assert all(f"| {model} |" in out for model in models)
     assert len(models) == 5
 

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcifar import sharding
 from jaxcifar.errors import UserError
 from jaxcifar.models import create_model
 from jaxcifar.optim import make_optimizer
 from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
 from jaxcifar.state import create_state
-from tests.tiny import Synced
+from tests.tiny import Synced, mesh
 
 
 def small_state(width=0.05, optimizer="sgd", step=0):
@@ -44,6 +45,21 @@ def test_the_best_and_the_two_newest_are_kept(tmp_path):
     assert [Saved.of(number) for number in (5, 12)] == [best, last]
     assert reader.restore(state, best)[1] == {"at": 2}
     assert {int(p.name) for p in (tmp_path / "c").iterdir() if p.name.isdigit()} == {5, 11, 12}
+
+
+def test_a_checkpoint_of_several_devices_is_not_cut_into_slices(tmp_path, caplog):
+    """Which would compile a program for each shape and device, at each start."""
+    state = sharding.replicate(small_state(width=0.0625), mesh(8))
+    checkpoints = Checkpointer(tmp_path / "c")
+    with jax.log_compiles():
+        checkpoints.save(0, state, {}, None)
+        checkpoints.close()
+    assert not [text for text in caplog.messages if "slice" in text]
+    assert jax.tree.all(
+        jax.tree.map(
+            np.array_equal, checkpoints.restore(state, Saved(0, False))[0].params, state.params
+        )
+    )
 
 
 def test_a_checkpoint_is_on_the_disk_once_it_is_waited_for(tmp_path, monkeypatch):
