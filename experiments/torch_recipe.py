@@ -163,6 +163,7 @@ def train(out: pathlib.Path, data_dir: str, seed: int) -> None:
         records, slow, mirrored = saved["records"], saved["slow"], saved["mirrored"]
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
+        _write(records, out)  # which may have been lost, or not written yet
     for epoch in range(len(records), EPOCHS):
         began, generator = time.monotonic(), torch.Generator().manual_seed(1000 * seed + epoch)
         order = torch.randperm(len(images), generator=generator)
@@ -201,7 +202,11 @@ def train(out: pathlib.Path, data_dir: str, seed: int) -> None:
             out / "state.tmp",
         )
         (out / "state.tmp").replace(out / "state.pt")
-        replace(out / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in records))
+        _write(records, out)
+
+
+def _write(records: list[dict[str, float]], out: pathlib.Path) -> None:
+    replace(out / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in records))
 
 
 def main(argv: list[str] | None = None) -> int:

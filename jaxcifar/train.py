@@ -303,14 +303,17 @@ def _announce(run: Run, splits: data.Splits, progress: Progress) -> None:
         f"({len(splits.train):,} images), {mesh.size} × {mesh.devices.flat[0].device_kind}, "
         f"in {run.workdir}"
     )
-    source, official = (splits.train.provenance[name] for name in ("source", "official"))
-    if official:
-        progress.say(f"{source}: verified as the official files")
-    if any(part["official"] is False for part in splits.provenance.values()):
+    parts = splits.provenance
+    others = [part for part, facts in parts.items() if facts["official"] is False]
+    sources = " and ".join(dict.fromkeys(parts[part]["source"] for part in others or parts))
+    if others:
+        which = "" if len(others) == len(parts) else f", {' and '.join(others)} images"
         progress.say(
-            f"{source}: not verified as the official files (no checksum "
-            "matches); published accuracies may not be comparable. result.json says so too."
+            f"{sources}{which}: not verified as the official files (no checksum matches); "
+            "published accuracies may not be comparable. result.json says so too."
         )
+    elif parts["train"]["official"]:
+        progress.say(f"{sources}: verified as the official files")
     for line in unused(run.config):
         progress.say(f"without effect: {line}")
     if run.step:

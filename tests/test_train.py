@@ -1,5 +1,6 @@
 """Whole runs: what they leave, resuming, refusing, and that they compute what they say."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -82,6 +83,30 @@ class Pictures(Hook):
     def after_epoch(self, run, record):
         path = run.workdir / "history.png"
         self.seen.append(path.read_bytes() if path.is_file() else None)
+
+
+@pytest.mark.parametrize(
+    ("official", "said"),
+    [
+        ({"train": True, "test": True}, "here: verified as the official files"),
+        ({"train": True, "test": False}, "here, validation images: not verified as the official"),
+        ({"train": False, "test": False}, "here: not verified as the official files"),
+        ({"train": None, "test": None}, None),
+    ],
+)
+def test_a_run_says_which_images_are_official(tmp_path, monkeypatch, capsys, official, said):
+    load = data.load
+
+    def known(*arguments, **options):
+        images = load(*arguments, **options)
+        facts = {"official": official[images.provenance["split"]], "source": "here"}
+        return dataclasses.replace(images, provenance=images.provenance | facts)
+
+    monkeypatch.setattr(data, "load", known)
+    with pytest.raises(Interrupted):
+        train.train_and_evaluate(tiny(), tmp_path, hooks=[SignalAt(0)], mesh=mesh(1))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "verified" in line]
+    assert [line.startswith(said) for line in lines] == ([True] if said else [])
 
 
 @pytest.mark.slow
