@@ -4,15 +4,12 @@ With -m, a folder named jaxcifar within the current one would be taken for the p
 """
 
 import pathlib
-import signal
 import sys
 
 if not __package__:  # python DIR/jaxcifar, which puts DIR/jaxcifar where -m has the current folder
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
     sys.path.append("")  # the current folder, where config files may import from
 
-from jaxcifar.cli import main
+from jaxcifar.cli import command
 
-code = main()
-signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a time limit no longer matters
-sys.exit(code)
+command()

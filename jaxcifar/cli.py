@@ -7,9 +7,10 @@ Each runs the command of a module, which also works by itself: `jaxcifar train r
 import importlib
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from jaxcifar.errors import UserError, nearest
 
@@ -215,6 +216,13 @@ def _run(words: list[str]) -> int:
     return getattr(module, command.function)(command.translate(arguments)) or 0
 
 
+def command() -> NoReturn:
+    """Ends this process with the exit code of its command."""
+    code = main()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a time limit no longer matters
+    sys.exit(code)
+
+
 def find_experiments(command: str) -> None:
     """Makes experiments/ importable, whatever the current folder.
 
@@ -231,4 +239,4 @@ def find_experiments(command: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

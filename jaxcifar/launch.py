@@ -62,8 +62,9 @@ def place(
         return None
     # Open MPI first: in a Slurm job, mpirun and what it starts are part of a Slurm step too.
     found = _open_mpi(environment) or _slurm(environment)
-    on_cpus = environment.get("JAX_PLATFORMS", "").split(",")[0] == "cpu"
-    if mode == "on" or not on_cpus:  # on CPUs each host of a TPU slice is by itself, unless asked
+    if mode == "on" or not _on_cpus(
+        environment
+    ):  # on CPUs each host of a TPU slice is by itself, unless asked
         found = found or _tpu_slice(environment)
     if mode == "auto" and not given and (found is None or found.count == 1):
         return None
@@ -181,12 +182,18 @@ def _metadata(environment: Mapping[str, str], key: str) -> str:
         return ""
 
 
+def _on_cpus(environment: Mapping[str, str]) -> bool:
+    return environment.get("JAX_PLATFORMS", "").split(",")[0] == "cpu"
+
+
 def _gpus(environment: Mapping[str, str], processes: int, local: int) -> tuple[int, ...] | None:
     """Which of the GPUs that it sees a process uses; None means all of them.
 
     Raises:
       UserError: the processes of a host see the same GPUs and cannot share them equally.
     """
+    if _on_cpus(environment):
+        return None
     visible = environment.get("CUDA_VISIBLE_DEVICES", environment.get("ROCR_VISIBLE_DEVICES"))
     if visible is None:  # no GPUs, or all of the host's: one for each process, or all for one
         return (local,) if processes > 1 else None

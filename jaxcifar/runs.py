@@ -10,7 +10,8 @@ The state is one of
   failed     the last attempt of a sweep failed; the reason follows
   imported   weights from elsewhere, not trained here
   measured   by `jaxcifar landscape smoothness`, whose command resumes it if anything is left
-  stopped    the command that started it resumes it
+  stopped    the command that started it resumes it (on macOS, also a run that is being trained
+             by `jaxcifar train`)
   damaged    a file cannot be read; the command that started it may restore it
 """
 

@@ -169,3 +169,11 @@ def test_fields_reach_a_run_and_its_evaluation(tmp_path):
     assert (config["train"]["epochs"], config["seed"]) == (1, 3)
     assert list((tmp_path / "out" / "profile").rglob("perfetto_trace.json.gz"))
     assert run("eval", "out", "--train.eval_batch_size=256").startswith("best checkpoint (step 3)")
+
+
+def test_a_warning_of_the_time_limit_after_the_end_changes_nothing():
+    """It comes while Python ends."""
+    late = "import atexit, os, signal, sys; atexit.register(os.kill, os.getpid(), signal.SIGUSR1); "
+    late += "sys.argv = ['jaxcifar', '--version']; from jaxcifar.cli import command; command()"
+    done = subprocess.run([sys.executable, "-c", late], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

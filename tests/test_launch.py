@@ -70,6 +70,8 @@ def test_tasks_of_a_node_share_its_gpus():
     assert place(uneven | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}).local_devices == (2, 3)
     with pytest.raises(UserError, match="see 3 GPUs, which they cannot share"):
         place(tasks | {"CUDA_VISIBLE_DEVICES": "0,1,2"})
+    on_cpus = {"CUDA_VISIBLE_DEVICES": "0,1,2", "JAX_PLATFORMS": "cpu"}
+    assert place(tasks | on_cpus).local_devices is None
 
 
 def test_open_mpi_4():

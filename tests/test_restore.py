@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcifar import data, restore, start, task
+from jaxcifar import data, restore, sharding, start, task
 from jaxcifar.config import base_config, flatten
 from jaxcifar.errors import UserError
 from jaxcifar.files import read_lines
 from jaxcifar.interop import export
 from jaxcifar.interop import torch as interop
 from jaxcifar.run import about
-from jaxcifar.run.checkpoint import Checkpointer
+from jaxcifar.run.checkpoint import Checkpointer, Saved
 from jaxcifar.run.digest import sha256
 from jaxcifar.state import abstract_variables
 from tests.tiny import Look, mesh, run, state_of, tiny, without_times
@@ -142,6 +142,15 @@ def test_imported_weights_are_the_start(finished, tmp_path):
     look = Look()
     assert run(tiny(), tmp_path, look)["last"]["epoch"] == 2
     jax.tree.map(np.testing.assert_array_equal, look.state.variables, jax.device_get(variables))
+
+
+def test_weights_are_imported_where_the_devices_could_not_share_a_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh(3))
+    config = base_config()
+    config.model.name, config.model.width = "vgg_a", 0.05
+    variables = abstract_variables(task.create_model(config, 10, "cpu"))
+    start.run_of_weights(config, tmp_path, jax.tree.map(lambda x: np.ones(x.shape), variables))
+    assert Checkpointer(tmp_path / "checkpoints").last() == Saved(0, False)
 
 
 @pytest.mark.slow

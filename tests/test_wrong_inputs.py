@@ -115,6 +115,7 @@ TABLE = [
     (MAIN, "--config=good.py --start_timeout=-1", "--start_timeout is -1.0; give seconds"),
     (MAIN, "--mode=eval --workdir=run --profile=3", "--mode=eval runs none"),
     (MAIN, "--config=quickstart --checkpoint=last", "--checkpoint=last is for --mode=eval"),
+    (MAIN, f"{MADE} --workdir=", "The path is empty"),
     (MAIN, "--config=good.py --wrokdir=x", "Did you mean '--workdir'?"),
     # Names and numbers that only a config as a whole shows to be wrong.
     (MAIN, f"{MADE} --config.model.name=resnet20", "model.name is 'resnet20'", "resnet50"),

@@ -382,7 +382,10 @@ def draw(folder: pathlib.Path) -> list[pathlib.Path]:
             for axes, quantity in ((panels[0], "losses"), (panels[1], "gradient_changes")):
                 values = np.array([record[quantity] for record in one.records])
                 plots.gap(axes, steps, values.T, label=label, **band)
-            panels[2].plot(steps, one.betas, label=label, **style)
+                if len(steps) == 1:  # the gap is none
+                    axes.vlines(steps, values.min(1), values.max(1), color=style["color"])
+            few = {"marker": "o", "markersize": 3.5} if len(steps) <= 12 else {}
+            panels[2].plot(steps, one.betas, label=label, **style, **few)
         panels[0].set_title("loss: lowest to highest")
         panels[1].set_title("gradient: ‖∇ there − ∇ here‖")
         panels[2].set_title("effective β-smoothness")

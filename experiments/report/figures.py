@@ -258,16 +258,17 @@ def _label(axes: Axes, points: list[tuple[float, float, str]]) -> None:
     for cluster in clusters:
         cluster.sort(key=lambda point: point[1])
         heights = np.array([point[1] for point in cluster])
+        apart = min(0.045, 1 / len(cluster))  # so that all have room
         for i in range(1, len(heights)):  # up from the lowest, then down from the top edge
-            heights[i] = max(heights[i], heights[i - 1] + 0.045)
+            heights[i] = max(heights[i], heights[i - 1] + apart)
         for i in reversed(range(len(heights))):
-            above = heights[i + 1] - 0.045 if i + 1 < len(heights) else 1.0
+            above = heights[i + 1] - apart if i + 1 < len(heights) else 1.0
             heights[i] = min(heights[i], above)
         right = max(point[0] for point in cluster) + 0.04
         for height, (_, _, x, y, name) in zip(heights, cluster, strict=True):
             line = {"arrowstyle": "-", "color": "0.6", "lw": 0.5}
             at = {"xytext": (right, height), "textcoords": "axes fraction", "va": "center"}
-            axes.annotate(name, (x, y), **at, arrowprops=line, fontsize=8)
+            axes.annotate(name, (x, y), **at, arrowprops=line, fontsize=8 * apart / 0.045)
 
 
 # --- all of them ------------------------------------------------------------------------------

@@ -202,7 +202,9 @@ def against_table(sweep: Sweep, base: str) -> Table:
             found = difference(*both)
             lines.append(
                 [
-                    *(_number(runs[0]), what or NONE, f"{len(runs)}, {len(others)}", metric.title),
+                    # Not the number, which Tables 3 and 4 have in common.
+                    runs[0].name + ("†" if runs[0].mark else ""),
+                    *(what or NONE, f"{len(runs)}, {len(others)}", metric.title),
                     *(_show(estimate(of_each), metric) for of_each in both),
                     metric.text(found.mean, "+"),
                     _show_interval(found, metric),

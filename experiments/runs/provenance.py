@@ -46,22 +46,21 @@ def commands(sweep: Sweep) -> list[str]:
     alike: dict[tuple[Any, ...], list[Run]] = {}
     found = []
     for name in sweep.names:
-        runs = sweep.of(name)
-        run = runs[0]
-        if run.original is None or run.file is None:
-            found.append(f"# {name}: {run.mark or run.progress}")
-            continue
-        if run.swept and (stem := pathlib.Path(run.file).stem) != name:
-            found.append(f"# {name}: renamed; rename it to {stem} before you resume it")
-            continue
-        if run.swept:
-            seeds = ",".join(str(run.seed) for run in runs)
-            key = seeds, sweep.folder, tuple(run.options)
-            alike.setdefault(key, []).append(run)
-            continue
-        seed = [f"--config.seed={run.seed}"] if run.seed != run.original["seed"] else []
-        given = [run.file, f"--workdir={run.folder}", *run.options, *seed]
-        found.append(shlex.join(["jaxcifar", "train", *given]))
+        swept = [run for run in sweep.of(name) if run.swept and not run.imported]
+        for run in sweep.of(name):
+            if run in swept[1:]:
+                continue
+            if run.imported or run.original is None or run.file is None:
+                found.append(f"# {name}: {run.mark or run.progress}")
+            elif run not in swept:
+                seed = [f"--config.seed={run.seed}"] if run.seed != run.original["seed"] else []
+                given = [run.file, f"--workdir={run.folder}", *run.options, *seed]
+                found.append(shlex.join(["jaxcifar", "train", *given]))
+            elif (stem := pathlib.Path(run.file).stem) != name:
+                found.append(f"# {name}: renamed; rename it to {stem} before you resume it")
+            else:
+                seeds = ",".join(str(run.seed) for run in swept)
+                alike.setdefault((seeds, sweep.folder, tuple(run.options)), []).append(run)
     for (seeds, out, options), runs in alike.items():
         rows = ",".join(run.name for run in runs if run.row)
         files = ",".join(run.file for run in runs if run.file and not run.row)

@@ -239,7 +239,8 @@ def sweeps(folder: str | pathlib.Path, problems: list[str] | None = None) -> lis
 
 def is_part(folder: pathlib.Path, sweep: Sweep) -> bool:
     """Whether a sweep that was read from `folder` has other runs, outside of it."""
-    part, whole = folder.resolve(), sweep.folder.resolve()
+    # Not resolved: a row may be a link to another disk.
+    part, whole = (pathlib.Path(os.path.abspath(path)) for path in (folder, sweep.folder))
     # Only where a run of it can be: above it there may be a whole home folder.
     files = (*whole.glob("*/config.json"), *whole.glob("*/*/config.json"))
     return whole in part.parents and any(

@@ -1,5 +1,6 @@
 """The loss along the gradient: that it is what training saw, and resumes where it was stopped."""
 
+import contextlib
 import itertools
 import json
 import signal
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from experiments.landscape import gradient
@@ -186,6 +188,25 @@ def write_measurements(folder, name, steps=(0, 8)):
     record = {"loss": 2.0, "gradient_norm": 1.0, "losses": [2.0, 3.0], "gradient_changes": [1, 20]}
     lines = "".join(json.dumps({"step": step} | record) + "\n" for step in steps)
     (folder / name / "measurements.jsonl").write_text(lines)
+
+
+def test_one_measurement_can_be_seen(tmp_path, monkeypatch):
+    drawn, drawing = [], plots.drawing
+
+    @contextlib.contextmanager
+    def kept(*arguments, **options):
+        with drawing(*arguments, **options) as figure:
+            yield figure
+            drawn.append([(axes.lines, axes.collections) for axes in figure.axes])
+
+    monkeypatch.setattr(plots, "drawing", kept)
+    write_measurements(tmp_path, "vgg6_seed0", steps=(0,))
+    gradient.draw(tmp_path)
+    (losses, changes, smoothness), (low, high) = drawn[0], (2.0, 3.0)
+    for (_, collections), values in ((losses, (low, high)), (changes, (1, 20))):
+        (bar,) = (each for each in collections if isinstance(each, LineCollection))
+        assert [point[1] for point in bar.get_segments()[0]] == list(values)
+    assert smoothness[0][0].get_marker() == "o"
 
 
 def test_what_stands_beside_an_axis_is_not_on_its_neighbour(tmp_path, monkeypatch):

@@ -222,6 +222,18 @@ def test_a_run_that_is_not_there(swept_copy):
         main(["figures", str(swept_copy), "--only=fig6"])
 
 
+@pytest.mark.slow
+def test_any_number_of_runs_has_its_names_in_the_picture(tmp_path, drawn):
+    write_fake_runs(tmp_path, rows=[f"rate_{i:02d}" for i in range(40)], seeds=1)
+    assert main(["figures", str(tmp_path), "--only=accuracy"]) == 0
+    for axes in drawn["accuracy"].axes:
+        heights = sorted(text.xyann[1] for text in axes.texts)
+        assert len(heights) == 40
+        assert 0 <= heights[0]
+        assert heights[-1] <= 1
+        assert np.diff(heights).min() == pytest.approx(1 / 40)
+
+
 def test_one_run_is_drawn_of_one_sweep(tmp_path):
     """Nothing of another sweep is drawn, and augmentations need no checkpoint."""
     for name in ("one", "two"):

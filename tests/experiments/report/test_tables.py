@@ -108,6 +108,12 @@ def test_a_variation_beside_its_baseline(tmp_path, capsys):
     assert "Beside row1" not in (tmp_path / "table.md").read_text()
 
 
+def test_rows_of_both_tables_beside_one_go_by_their_names(tmp_path):
+    write_fake_runs(tmp_path, rows=["row1", "row9", "vgg1"], seeds=1)
+    (sweep,) = read.sweeps(tmp_path)
+    assert {line[0] for line in tables.against_table(sweep, "row9").lines} == {"row1†", "vgg1†"}
+
+
 def test_other_images_and_dtypes_are_among_what_differs(tmp_path):
     write_fake_runs(tmp_path, rows=["row1", "wide"], seeds=1, epochs=50)
     path = tmp_path / "wide" / "seed0" / "config.json"
@@ -240,6 +246,10 @@ def test_the_tables_of_a_sweep_are_not_replaced_by_those_of_a_part(tmp_path):
         for part in (tmp_path / "vgg6", tmp_path / "vgg6" / "seed0"):
             with pytest.raises(UserError, match=f"is a part of {tmp_path}, .*Give {tmp_path}"):
                 main([command, str(part)])
+    (tmp_path / "vgg6").rename(elsewhere := tmp_path.with_name("on_another_disk"))
+    (tmp_path / "vgg6").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="is a part of"):
+        main(["tables", str(tmp_path / "vgg6")])
     assert (tmp_path / "table.csv").read_text() == before
     shutil.rmtree(tmp_path / "vgg2")
     assert main(["tables", str(tmp_path / "vgg6")]) == 0  # it is the whole now

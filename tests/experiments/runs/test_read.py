@@ -283,6 +283,31 @@ def test_commands_make_the_same_runs_again(tmp_path):
     assert config.augment.erasing_area == (0.02, 0.4)
 
 
+def test_each_seed_that_was_trained_by_itself_has_a_command(tmp_path):
+    """As on a TPU slice, on which a sweep does not run."""
+    write_fake_runs(tmp_path, rows=["row9"], seeds=3)
+    for seed in range(3):
+        options.write_origin(
+            tmp_path / "row9" / f"seed{seed}", options.config_file("row9"), load("row9")
+        )
+    (sweep,) = read.sweeps(tmp_path)
+    for seed, command in enumerate(commands(sweep)):
+        assert f"jaxcifar train row9 --workdir={tmp_path}/row9/seed{seed} " in command
+        assert (f"--config.seed={seed}" in command) == (seed > 0)
+    for seed in (1, 2):
+        (tmp_path / "row9" / f"seed{seed}" / options.ORIGIN).unlink()
+    trained, swept = commands(read.sweeps(tmp_path)[0])
+    assert trained == commands(sweep)[0]
+    assert swept.startswith("jaxcifar sweep --rows=row9 --seeds=1,2 ")
+
+
+def test_imported_weights_have_no_command(tmp_path):
+    write_fake_runs(tmp_path, rows=["row1"], seeds=1)
+    path = tmp_path / "row1" / "seed0" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": {}}))
+    assert commands(read.sweeps(tmp_path)[0]) == ["# row1: imported weights, not trained"]
+
+
 @pytest.mark.parametrize("here", [".", "vgg6", "vgg6/seed0"])
 @pytest.mark.parametrize("given", [".", ".."])
 def test_runs_seen_from_within(tmp_path, monkeypatch, here, given):
