@@ -229,7 +229,7 @@ def test_any_number_of_runs_has_its_names_in_the_picture(tmp_path, drawn):
     for axes in drawn["accuracy"].axes:
         heights = sorted(text.xyann[1] for text in axes.texts)
         assert len(heights) == 40
-        assert 0 <= heights[0]
+        assert heights[0] >= 0
         assert heights[-1] <= 1
         assert np.diff(heights).min() == pytest.approx(1 / 40)
 
