@@ -67,7 +67,7 @@ def test_code_in_a_file_is_refused_and_never_run(network, tmp_path, zipped):
     path, folder = tmp_path / "weights.pt", tmp_path / "made"
     saved = {"net": network.state_dict(), "more": Code(folder)}
     torch.save(saved, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=r"mkdir beside the weights .* run code, which is never"):
+    with pytest.raises(UserError, match=r"mkdir besides the weights .* run code, which is never"):
         read(path)
     assert not folder.exists()
 
