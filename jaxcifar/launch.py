@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Mapping
@@ -178,7 +179,9 @@ def _metadata(environment: Mapping[str, str], key: str) -> str:
     try:
         with direct.open(request, timeout=10) as answer:
             return answer.read().decode().strip()
-    except OSError:
+    except OSError as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it is the answer, too
         return ""
 
 

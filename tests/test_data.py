@@ -442,7 +442,7 @@ def doubled(times):
         ([0] * 19 + [10], "record 19 has the label 10"),
         ([0] * 19 + [-1], "record 19 has the label -1"),
         ([0] * 19 + [2**70], "record 19 has the label 1180591620717411303424"),
-        ([0] * 19 + [10**5000], "integer string conversion"),
+        ([0] * 19 + [10**5000], "4300"),
         ([0] * 19 + [[0]], "record 19 has the label [0]"),
         ([0] * 19 + [doubled(25)], "[[...], [...]]"),
         (np.full(20, np.nan), "record 0 has the label nan"),
