@@ -7,7 +7,6 @@ Each runs the command of a module, which also works by itself: `jaxcifar train r
 import importlib
 import os
 import pathlib
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -219,8 +218,9 @@ def _run(words: list[str]) -> int:
 def command() -> NoReturn:
     """Ends this process with the exit code of its command."""
     code = main()
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a time limit no longer matters
-    sys.exit(code)
+    from jaxcifar.signals import finish  # on Windows, `main` has ended before this
+
+    finish(code)
 
 
 def find_experiments(command: str) -> None:

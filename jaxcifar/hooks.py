@@ -226,15 +226,18 @@ _OF_FILES = {
 }
 
 
+def _is_of_a_file(error: OSError) -> bool:
+    # urllib's errors of a server have its address as their file, but no number.
+    return bool(error.errno) and (error.filename is not None or error.errno in _OF_FILES)
+
+
 def _call(hook: Hook, name: str, seen: Run | pathlib.Path, *args: Any) -> None:
     try:
         getattr(hook, name)(seen, *args)
     except (UserError, Interrupted):
         raise
     except Exception as error:
-        # urllib's errors of a server have its address as their file, but no number.
-        number = error.errno if isinstance(error, OSError) else None
-        if number and (number in _OF_FILES or error.filename):  # pyright: ignore
+        if isinstance(error, OSError) and _is_of_a_file(error):
             raise
         workdir, when = seen, "before the first step"
         if isinstance(seen, Run):

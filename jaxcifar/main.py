@@ -15,8 +15,6 @@ import argparse
 import copy
 import os
 import pathlib
-import signal
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +26,7 @@ from jaxcifar.kernels import compilation
 from jaxcifar.run import about
 from jaxcifar.run.log import averaged
 from jaxcifar.run.progress import duration
-from jaxcifar.signals import exit_code
+from jaxcifar.signals import exit_code, finish
 
 
 class Origin(Hook):
@@ -282,6 +280,4 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    code = run()
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a time limit no longer matters
-    sys.exit(code)
+    finish(run())

@@ -11,7 +11,6 @@ from jaxcifar.checks import check_config
 from jaxcifar.config import Config
 from jaxcifar.errors import UserError, choose, note
 from jaxcifar.run.about import (
-    AS_TRAINED,
     About,
     check_finished,
     check_images,
@@ -24,6 +23,10 @@ from jaxcifar.state import abstract_variables
 from jaxcifar.task import build_inference, create_model
 
 WHICH = ("best", "last")
+_AS_TRAINED = (
+    "An evaluation may change how it is carried out (data.dir, model.dtype, train.eval_batch_size, "
+    "…), not the network or its images. Leave the rest as it is."
+)
 
 
 def load_variables(
@@ -144,7 +147,7 @@ def evaluate_workdir(
     check_config(config, mesh, training=False)
     expected = about.config.copy_and_resolve_references()
     expected.model.dtype = config.model.dtype
-    check_same_config(expected, config, workdir, AS_TRAINED)
+    check_same_config(expected, config, workdir, _AS_TRAINED)
     test = _test_images(about, workdir, config)
     inference = build_inference(config, test, mesh)
     before, dtype = about.environments[0]["dtype"], jnp.dtype(inference.model.dtype).name

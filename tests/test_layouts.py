@@ -256,6 +256,7 @@ def write_classes(folder, expected, spec=FEW):
 def test_jpeg_in_a_folder_for_each_class(expected, tmp_path):
     for path in write_classes(tmp_path, expected).glob("*/*/*.png"):
         path.rename(path.with_suffix(".jpg"))
+        path.with_name(".DS_Store").touch()
     with pytest.raises(UserError, match=r"no \.png files, only files like \d+\.jpg"):
         cifar.load(FEW, "train", str(tmp_path))
 

@@ -39,14 +39,15 @@ def _smoothness_command(arguments: argparse.Namespace, options: list[str]) -> No
     configs = [with_options(copy.deepcopy(source.config), options) for source in sources]
     folder = arguments.out / "smoothness"
     how = {"steps": arguments.steps, "every": arguments.every, "step_sizes": sizes}
-    workdirs = [folder / f"{source.name}_seed{arguments.seed}" for source in sources]
-    for config, workdir in zip(configs, workdirs, strict=True):  # all, before hours with the first
+    plans = []  # of all configs, before hours with the first
+    for source, config in zip(sources, configs, strict=True):
         config.seed = arguments.seed
-        gradient.check(config, workdir, **how)
-    for source, config, workdir in zip(sources, configs, workdirs, strict=True):
-        print(f"{source.name}: {config.model.name} at learning rate {config.optim.learning_rate:g}")
+        plans.append(gradient.plan(config, folder / f"{source.name}_seed{config.seed}", **how))
+    for source, plan in zip(sources, plans, strict=True):
+        model, optim = plan.config.model, plan.config.optim
+        print(f"{source.name}: {model.name} at learning rate {optim.learning_rate:g}")
         original = source.file or config_file(source.name), source.config
-        gradient.smoothness(config, workdir, **how, original=original)
+        gradient.smoothness(plan, original)
     print("\n".join(f"wrote {path}" for path in gradient.draw(folder)))
 
 

@@ -165,7 +165,17 @@ def effective_smoothness(record: dict[str, Any], step_sizes: Sequence[float]) ->
     return float(np.max(np.divide(record["gradient_changes"], distances)))  # NaN if one is
 
 
-def smoothness(
+class Plan(NamedTuple):
+    """What is to be measured, see `plan`."""
+
+    config: Config
+    folder: pathlib.Path
+    settings: dict[str, Any]  # {"steps", "every", "step_sizes"}
+    images: dict[str, Any]  # the provenance of those it trains on
+    mesh: Mesh
+
+
+def plan(
     config: Config,
     folder: pathlib.Path,
     *,
@@ -173,63 +183,16 @@ def smoothness(
     every: int,
     step_sizes: Sequence[float],
     mesh: Mesh | None = None,
-    original: tuple[str | pathlib.Path, Config] | None = None,
-) -> list[dict[str, Any]]:
-    """Trains by `config` and measures at each `every`th step.
+) -> Plan:
+    """Checks what `smoothness` is to do, and writes nothing.
 
     Args:
       config: of the run; its own learning rate trains, `step_sizes` only measure.
-      folder: of the run; gets settings.json and measurements.jsonl too. An interrupted call
-        resumes.
+      folder: of the run.
       steps: training steps; 0 is all that the config says.
       every: steps between measurements; 0 is a fiftieth of `steps`.
       step_sizes: see `AlongGradient`.
       mesh: of the devices; None is all.
-      original: the config file, and what it returned before options changed it, which tells
-        pictures and tables whether the run was shortened.
-
-    Returns:
-      The measurements.
-
-    Raises:
-      UserError: the folder holds measurements with other settings, or the config cannot be used.
-      Interrupted: a signal came; everything so far is saved.
-    """
-    mesh = sharding.over(mesh)
-    settings, images = check(
-        config, folder, steps=steps, every=every, step_sizes=step_sizes, mesh=mesh
-    )
-    path = folder / "settings.json"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_settings(path, config, settings, images)
-    if original and not (folder / ORIGIN).exists():  # the file may have been edited since
-        write_origin(folder, *original)
-    hook = AlongGradient(folder, **settings)
-    if not hook.complete:
-        config = config.copy_and_resolve_references()
-        config.train.steps_per_call = 1  # so that each step can be measured
-        try:
-            train.train_and_evaluate(config, folder, hooks=[hook], mesh=mesh)
-        except Interrupted as error:
-            if error.signum or not hook.complete:  # else the hook itself asked for the end
-                raise
-    return hook.found
-
-
-def check(
-    config: Config,
-    folder: pathlib.Path,
-    *,
-    steps: int,
-    every: int,
-    step_sizes: Sequence[float],
-    mesh: Mesh | None = None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Checks what `smoothness` is to do, without doing anything.
-
-    Returns:
-      The settings, with numbers for each 0, and the provenance of the training images.
 
     Raises:
       UserError: the folder holds measurements with other settings, or the config cannot be used.
@@ -246,7 +209,43 @@ def check(
     path = folder / "settings.json"
     if path.exists():
         check_settings(path, config, settings, images.provenance)
-    return settings, images.provenance
+    return Plan(config, folder, settings, images.provenance, mesh)
+
+
+def smoothness(
+    plan: Plan, original: tuple[str | pathlib.Path, Config] | None = None
+) -> list[dict[str, Any]]:
+    """Trains as planned, and measures at each `every`th step; an interrupted call resumes.
+
+    Args:
+      plan: see `plan`; its folder gets settings.json and measurements.jsonl beside the run's files.
+      original: the config file, and what it returned before options changed it, which tells
+        pictures and tables whether the run was shortened.
+
+    Returns:
+      The measurements.
+
+    Raises:
+      UserError: measurements are lost, or a loss is not finite.
+      Interrupted: a signal came; everything so far is saved.
+    """
+    config, folder, settings, images, mesh = plan
+    path = folder / "settings.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_settings(path, config, settings, images)
+    if original and not (folder / ORIGIN).exists():  # the file may have been edited since
+        write_origin(folder, *original)
+    hook = AlongGradient(folder, **settings)
+    if not hook.complete:
+        config = config.copy_and_resolve_references()
+        config.train.steps_per_call = 1  # so that each step can be measured
+        try:
+            train.train_and_evaluate(config, folder, hooks=[hook], mesh=mesh)
+        except Interrupted as error:
+            if error.signum or not hook.complete:  # else the hook itself asked for the end
+                raise
+    return hook.found
 
 
 def write_settings(

@@ -55,7 +55,7 @@ from jaxcifar.kernels import compilation
 from jaxcifar.options import Parser, user_path
 from jaxcifar.run import signs
 from jaxcifar.run.progress import duration, say
-from jaxcifar.signals import exit_code, leave
+from jaxcifar.signals import exit_code, finish, leave
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -82,11 +82,11 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--began", default=uuid.uuid4().hex, help=argparse.SUPPRESS)
     arguments, options = parser.parse_known_args(argv)
     exclusive = ("workers", "slurm", "shard", "status")
-    given = [name for name in exclusive if getattr(arguments, name) not in (None, False)]
+    given = [name for name in exclusive if getattr(arguments, name) != parser.get_default(name)]
     if len(given) > 1 and given not in (["workers", "slurm"], ["workers", "shard"]):
         raise UserError(f"--{given[-2]} and --{given[-1]} cannot be combined. Give one of them.")
     for name in ("tasks", "time", "sbatch", "print"):
-        if getattr(arguments, name) not in (None, False, "") and not arguments.slurm:
+        if getattr(arguments, name) != parser.get_default(name) and not arguments.slurm:
             raise UserError(f"--{name} is for --slurm.")
     if arguments.slurm and arguments.dry_run:
         raise UserError("--slurm submits, and --dry-run does nothing. Give --print, or --status.")
@@ -262,4 +262,4 @@ def _submit(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main())

@@ -130,10 +130,6 @@ def of_checkpoint(about: About, progress: dict[str, Any], workdir: pathlib.Path)
 
 
 RESUME = "Use the same values to resume it, or a new --workdir."
-AS_TRAINED = (
-    "An evaluation may change how it is carried out (data.dir, model.dtype, train.eval_batch_size, "
-    "…), not the network or its images. Leave the rest as it is."
-)
 
 
 def check_same_config(
@@ -166,7 +162,7 @@ def check_same_config(
             if empty
             else way_out,
         ]
-        if "train.epochs" in changed and not empty and way_out is not AS_TRAINED:
+        if "train.epochs" in changed and not empty:
             lines.append("A run keeps its number of epochs, because its schedule depends on it.")
         if not changed.keys() & {"init_from", "model.name", "model.width"} and can_start_from():
             lines.append(

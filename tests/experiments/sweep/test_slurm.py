@@ -353,6 +353,7 @@ def test_times_that_slurm_does_not_write():
         (["--workers=", "--status"], "cannot be combined"),
         (["--slurm", "--status"], "cannot be combined"),
         (["--tasks=2"], "is for --slurm"),
+        (["--tasks=0"], "is for --slurm"),
         (["--slurm", "--time=1:00:00"], "no sbatch"),
         (["--slurm"], "needs --time"),
         (["--slurm", "--time=0:04:00"], "5 minutes or more"),
