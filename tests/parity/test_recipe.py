@@ -1,5 +1,6 @@
 """The recipe of configs/fast.py beside its training in PyTorch, experiments/torch_recipe.py."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcifar import losses, optim, options
+from jaxcifar import data, losses, optim, options
+from jaxcifar.errors import UserError
 from jaxcifar.interop.torch import from_torch, to_torch
 from jaxcifar.models import create_model
 from jaxcifar.models.airbench import whitening_kernel
@@ -176,3 +178,22 @@ def test_ten_steps_in_float64():
         np.testing.assert_allclose(found[name] / scale, expected / scale, atol=1e-6, err_msg=name)
         compared += 1
     assert compared == 15
+
+
+@pytest.mark.slow
+def test_pytorchs_run_writes_lost_metrics_again_and_knows_its_images(tmp_path, monkeypatch):
+    narrow = functools.partial(torch_recipe.create_model, width=0.0625)
+    shown = data.load("synthetic", "train", size=8)
+    for name, value in (("EPOCHS", 1), ("BATCH", 4), ("create_model", narrow)):
+        monkeypatch.setattr(torch_recipe, name, value)
+    monkeypatch.setattr(data, "load", lambda *_, **__: shown)
+    torch_recipe.train(tmp_path, "", seed=0)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    assert '"val_accuracy":' in before
+    (tmp_path / "metrics.jsonl").unlink()  # as a kill between the two files leaves it
+    torch_recipe.train(tmp_path, "", seed=0)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    other = dataclasses.replace(shown, provenance=shown.provenance | {"sha256": "0123"})
+    monkeypatch.setattr(data, "load", lambda *_, **__: other)
+    with pytest.raises(UserError, match="holds a run on other images"):
+        torch_recipe.train(tmp_path, "", seed=0)
