@@ -87,7 +87,7 @@ class BatchNorm(nn.Module):
         ra_mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
         ra_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
         if train:
-            mean, var = known or moments(x, self.platform)
+            mean, var = known or moments(x, self.platform, near=ra_mean.value)
             if not self.is_initializing():
                 n = x.size // x.shape[-1]
                 correction = n / (n - 1) if n > 1 else 1.0
