@@ -120,7 +120,7 @@ def base_config() -> Config:
     #                                   their past values (Lookahead); 0: never
     config.train.eval_batch_size = 512  # images per evaluation step, over all devices together
     config.train.steps_per_call = 0  # training steps per compiled call; 0: 1 on CPUs, elsewhere the
-    #    largest divisor of the epoch's steps up to 50 (batch 256: 39 of 195; batch 512: 1 of 97)
+    #    divisor of the epoch's steps nearest to 50 (batch 256: 39 of 195; batch 512: all 97)
     config.train.log_norms = False  # whether the norms of gradients and updates are logged
     config.train.checkpoint_minutes = 10.0  # between saves within a long epoch; each epoch's end is
     #                                       saved too

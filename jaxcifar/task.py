@@ -376,7 +376,7 @@ def _steps_per_call(wanted: int, steps_per_epoch: int, platform: str) -> int:
     divisors = [n for n in range(1, steps_per_epoch + 1) if steps_per_epoch % n == 0]
     if wanted == 0:
         # On CPUs a convolution inside a loop is hundreds of times slower.
-        return 1 if platform == "cpu" else max(n for n in divisors if n <= 50)
+        return 1 if platform == "cpu" else min(divisors, key=lambda n: abs(n - 50))
     if wanted not in divisors:
         raise UserError(
             f"config.train.steps_per_call is {wanted}; it must divide the {steps_per_epoch} steps "
