@@ -108,7 +108,9 @@ def test_a_task_is_built_for_its_platform(platform, dtype, steps):
     assert built.in_force == {"dtype": dtype, "steps_per_call": steps, "remat": False}
 
 
-@pytest.mark.parametrize(("images", "steps"), [(5120, 40), (100, 3), (1632, 51), (3104, 97), (3232, 1)])
+@pytest.mark.parametrize(
+    ("images", "steps"), [(5120, 40), (100, 3), (1632, 51), (3104, 97), (3232, 1)]
+)
 def test_steps_per_call_divide_the_epoch(images, steps):
     """The divisor nearest to 50: of 160, 3, 51, 97 and 101."""
     made = task.build(tiny(), TooMany(images), mesh(1), platform="tpu")

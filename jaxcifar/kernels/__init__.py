@@ -2,9 +2,9 @@
 
 Each piece equals a one-line definition, which its docstring gives and a test compares it with.
 `conv`, `winograd` and the barriers are for CPUs alone; elsewhere XLA's own operations run. `norm`,
-`features` and `draw` run everywhere: their gradients keep the input in its own dtype, where
-automatic differentiation would keep more of it in float32. They have no forward-mode derivative
-(`jax.jvp`), and on CPUs most convolutions of `conv` have none either.
+`features`, `activation` and `draw` run everywhere: their gradients keep the input in its own dtype,
+where automatic differentiation would keep more of it in float32. They have no forward-mode
+derivative (`jax.jvp`), and on CPUs most convolutions of `conv` have none either.
 
 Under `jax.jit` all of them see the whole of a batch that is split over devices. Inside
 `jax.shard_map`, which must be told check_vma=False, moments are those of each device's part, and

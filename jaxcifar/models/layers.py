@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcifar.kernels.activation import gelu
 from jaxcifar.kernels.conv import conv2d
 from jaxcifar.kernels.features import Features
 from jaxcifar.kernels.norm import at_least_float32, moments, scale_and_shift
@@ -14,7 +15,7 @@ from jaxcifar.models.initializers import Initializer, xavier_normal
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
-    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "silu": nn.silu,
     "leaky_relu": nn.leaky_relu,
     "mish": jax.nn.mish,
