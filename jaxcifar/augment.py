@@ -1,4 +1,6 @@
-"""Augmentation on the device: pure functions of a key and a batch, every image its own draw.
+"""Augmentation on the device: pure functions of a key and a batch.
+
+Each image has its own draw, except that mixup and CutMix draw once per batch.
 
 Most transforms come as a pair: `random_crop(key, images)` draws and applies; `crop(images,
 offsets)` applies what it is given. The draws and the arithmetic are torchvision's; what differs
@@ -53,8 +55,8 @@ def weak(
       images: [N, H, W, C] of any dtype.
       padding: added on each side before the crop, in pixels.
       padding_mode: what is added, one of PADDING_MODES; see `crop`.
-      flip: one of FLIPS. "random" mirrors here; with "alternating" the images were mirrored
-        before, see `alternating_flip`.
+      flip: one of FLIPS. "random" mirrors each image with probability 1/2. "alternating" mirrors
+        nothing here: apply `alternating_flip` to the images first.
       cutout: side of the square that is set to 0, in pixels; 0 is none.
       normalize: applied before the cutout, such as `normalize` with a mean and a deviation;
         nothing by default.
@@ -95,11 +97,11 @@ def strong(
     normalize: Normalize = _unchanged,
     platform: str = "",
 ) -> jax.Array:
-    """`weak`, then color jitter, random rotation, random affine and random erasing to 0.
+    """`weak`, then color jitter, random rotation, random affine, and random erasing with 0.
 
     The rotation and the affine transform are composed and resampled once. torchvision, applying
     one after the other, rounds to the nearest pixel twice, and cuts the rotated image to its frame
-    before it is moved: some pixels at the border are black there, and show the image here.
+    before it is moved, so some border pixels are black in its result and part of the image here.
 
     Args:
       key: a PRNG key.
@@ -215,8 +217,9 @@ def crop(
 
     The padding is zeros, or with padding_mode "reflect" the image mirrored at its outermost pixels.
 
-    On TPUs a slice at each image's own offset would be a loop over the images; there one of all
-    shifts is chosen, first of the rows, then of the columns. The result is the same to the bit.
+    With platform "tpu" one of all shifts is chosen, first of the rows, then of the columns, because
+    a slice at each image's own offset would be a loop over the images there. The result is the
+    same to the bit.
     """
     choose("padding_mode", padding_mode, PADDING_MODES)
     _, height, width, channels = images.shape

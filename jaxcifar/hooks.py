@@ -1,10 +1,15 @@
 """Hooks, which look into a run while it trains: measurements, profilers, tests.
 
-class PrintLoss(Hook):
-    def after_epoch(self, run, record):
-        print(record["val_loss"])
+A hook overrides the methods that it needs:
 
-train_and_evaluate(config, workdir, hooks=[PrintLoss()])
+    from jaxcifar.hooks import Hook
+    from jaxcifar.train import train_and_evaluate
+
+    class PrintLoss(Hook):
+        def after_epoch(self, run, record):
+            print(record["val_loss"])
+
+    train_and_evaluate(config, workdir, hooks=[PrintLoss()])
 """
 
 import dataclasses
@@ -33,9 +38,9 @@ class Run:
       config, workdir, task, hyperparams: the run's settings, folder, task and traced numbers.
       images, labels: the training set on every device, [N, 3072] uint8 and [N] int32, see
         `jaxcifar.programs.on_devices`; `jaxcifar.programs.batch` takes a step's batch from it.
-      position: how far the run is, with the metrics fetched so far of the epoch's steps: all of
-        them in `before_evaluation`; before that, those shown or saved; none in `after_epoch`, whose
-        record has their means.
+      position: how far the run is. `position.steps` has the metrics of the epoch's steps as far as
+        they have been fetched: during the epoch, those already shown or saved; in
+        `before_evaluation`, all; in `after_epoch`, none, because the record has their means.
       step: training steps done.
       state: the state after them. The next step donates its arrays, so a hook must not keep them.
       order: the indices of the images of the epoch's batches [steps_per_epoch, batch].
@@ -59,8 +64,8 @@ class Hook:
     """Override the methods you need. All are called by the thread that trains.
 
     Attributes:
-      reads_state: whether `before_step` reads `run.state`. If it does not, the host need not wait
-        for the devices before each call.
+      reads_state: set it to False if `before_step` does not read `run.state`; the host then need
+        not wait for the devices before each call.
     """
 
     reads_state = True

@@ -1,7 +1,7 @@
 """The training loop: a config and a folder in, a trained network and its history out.
 
-A run gives the same numbers however often it is stopped and resumed, because everything random
-depends only on the seed and the step.
+Everything random depends only on the seed and the step, so a run that is stopped and resumed draws
+the same numbers. docs/reliability.md says where its results are equal to the bit.
 """
 
 import contextlib

@@ -11,8 +11,8 @@ weights become exactly 0, where `add_l1` only brings them near it.
 `l1` and `l2` make a penalty and its gradient together, for code that reports the one and trains by
 the other.
 
-A worked example: recover a linear model of which three weights in twenty are not 0, from forty
-observations of it, by minimizing ½ ‖xw − y‖² / n + λ Σ|w| (the lasso; Tibshirani 1996).
+A worked example: recover a linear model with three non-zero weights out of twenty from forty
+observations, by minimizing ½ ‖xw − y‖² / n + λ Σ|w| (the lasso; Tibshirani 1996).
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from jaxcifar.optim import add_l1, proximal_l1
@@ -29,7 +29,7 @@ observations of it, by minimizing ½ ‖xw − y‖² / n + λ Σ|w| (the lasso;
     ...     (w, _), _ = jax.lax.scan(step, (w, tx.init(w)), length=steps)
     ...     return w
 
-By subgradient, the weights that should be 0 keep crossing it, and end near it:
+With subgradient steps, the weights that should be 0 keep crossing 0, and end near it:
 
     >>> w = fit(optax.chain(add_l1(0.01), optax.sgd(0.1)))
     >>> bool(jnp.abs(w - w_true).max() < 0.05), int(jnp.sum(jnp.abs(w) > 0.01))
@@ -37,7 +37,7 @@ By subgradient, the weights that should be 0 keep crossing it, and end near it:
     >>> int(jnp.sum(w == 0)) < 17
     True
 
-By the proximal step of the same penalty, they are exactly 0:
+With the proximal step of the same penalty, they become exactly 0:
 
     >>> w = fit(optax.chain(optax.sgd(0.1), proximal_l1(0.01, learning_rate=0.1)))
     >>> bool(jnp.abs(w - w_true).max() < 0.05), int(jnp.sum(w == 0))
@@ -84,7 +84,7 @@ def l1(strength: float | jax.Array, mask: Mask | None = None) -> Regularizer:
 def l2(strength: float | jax.Array, mask: Mask | None = None) -> Regularizer:
     """Returns λ Σw² and its gradient, 2λ·w.
 
-    With the factor 2: `optax.add_decayed_weights(s)`, and PyTorch's weight_decay=s, are
+    Note the factor 2: `optax.add_decayed_weights(s)`, and PyTorch's weight_decay=s, correspond to
     `add_l2(s / 2)`.
 
     Args:
