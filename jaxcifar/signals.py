@@ -96,7 +96,7 @@ def _ended_by(signum: int) -> str:
 def leave(code: int, text: str) -> NoReturn:
     """Ends the process at once, from any thread, with a message."""
     try:
-        show_cursor()
+        release_terminal()
         _flush()
         note(text)
     finally:  # whoever reads its output may be gone
@@ -109,8 +109,11 @@ def finish(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def show_cursor() -> None:
-    """Shows the terminal's cursor, which a progress bar hides."""
+def release_terminal() -> None:
+    """Takes stdout and stderr back from a progress bar, and shows the cursor, which it hides."""
+    # rich puts files of its own around them, which let no control sequence pass.
+    sys.stdout = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+    sys.stderr = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
     if sys.stdout is not None and sys.stdout.isatty():
         print("\x1b[?25h")
 

@@ -290,7 +290,7 @@ class Team:
             self._tell({"end": cause})
             if self.is_first:
                 self._wait(LAST, lambda: len(self._closed) == len(self._peers))
-            signals.show_cursor()
+            signals.release_terminal()
             sys.stdout.flush()
         finally:  # whoever reads its output may be gone, and its disk full
             os._exit(cause.code or 1)

@@ -1,5 +1,6 @@
 """How a run shows its progress: a live bar in a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -67,6 +68,14 @@ def say(text: str) -> None:
     console().print(text, markup=False)
 
 
+def _is_same_terminal() -> bool:
+    """Whether stdout and stderr are one terminal."""
+    try:
+        return os.ttyname(sys.stdout.fileno()) == os.ttyname(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 class Progress:
     """Shows a run in a `with` block: while it compiles, and in another one while it trains."""
 
@@ -75,7 +84,7 @@ class Progress:
     def __init__(self, epochs: int, steps_per_epoch: int, epochs_done: int, quiet: bool = False):
         self._console = console(quiet=quiet)
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
-        self._live = is_live(self._console)
+        self._live = not quiet and is_live(self._console)
         self._every = self._EVERY_TERMINAL if self._live else self._EVERY_PLAIN
         self._shown = self._started = time.monotonic()
         self._first_step: int | None = None
@@ -86,6 +95,8 @@ class Progress:
             console=self._console,
             disable=not self._live,
             transient=True,
+            # What goes to a file, or to another terminal, must not be shown above the bar instead.
+            redirect_stderr=_is_same_terminal(),
         )
         self._task = self._bar.add_task(
             f"epoch {min(epochs_done + 1, epochs)}/{epochs}",

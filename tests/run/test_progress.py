@@ -1,14 +1,19 @@
 """What a run shows while it trains."""
 
+import contextlib
 import io
 import os
 import pty
+import select
 import sys
+import time
 
 import pytest
 
+from jaxcifar.errors import note
 from jaxcifar.run import progress
 from jaxcifar.run.progress import Progress, duration
+from jaxcifar.signals import release_terminal
 
 RECORD = {
     **{"epoch": 1, "step": 10, "train_loss": 2.5, "train_ce": 2.25, "train_accuracy": 0.25},
@@ -95,6 +100,61 @@ def test_a_terminal_shows_that_it_compiles_and_then_no_more(monkeypatch, capsys)
 
 def test_quiet_shows_nothing(monkeypatch, capsys):
     assert shown(monkeypatch, capsys, quiet=True) == []
+
+
+@contextlib.contextmanager
+def a_terminal(monkeypatch):
+    """Puts both streams on one; what it yields returns what it has been sent since."""
+    monkeypatch.setenv("TERM", "xterm")
+    reader, writer = pty.openpty()
+
+    def sent():
+        said, end = b"", time.monotonic() + 0.3
+        while (left := end - time.monotonic()) > 0:  # a bar never stops
+            if select.select([reader], [], [], left)[0]:
+                said += os.read(reader, 2**16)
+        return said.decode()
+
+    with os.fdopen(writer, "w") as stream, os.fdopen(os.dup(writer), "w") as other:
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", other)
+        yield sent
+    os.close(reader)
+
+
+def test_a_quiet_bar_on_a_terminal_hides_nothing_else(monkeypatch):
+    """What hooks print, and what the run has to tell."""
+    with a_terminal(monkeypatch) as sent, Progress(4, 10, 0, quiet=True) as shows:
+        shows.started(0)
+        print("from a hook", flush=True)
+        note("a repair")
+        assert sent().splitlines() == ["from a hook", "jaxcifar: a repair"]
+
+
+def test_errors_go_where_they_are_sent_while_a_bar_is_shown(monkeypatch, tmp_path):
+    with a_terminal(monkeypatch) as sent:
+        with Progress(4, 10, 0):
+            note("both on the terminal")
+        assert "jaxcifar: both on the terminal" in sent()
+        with open(tmp_path / "errors", "w") as errors:
+            monkeypatch.setattr(sys, "stderr", errors)
+            with Progress(4, 10, 0):
+                note("a repair")
+        assert "a repair" not in sent()
+    assert (tmp_path / "errors").read_text() == "jaxcifar: a repair\n"
+
+
+def test_a_terminal_is_given_back_from_within_a_bar(monkeypatch):
+    """When a signal ends the process while it compiles."""
+    with a_terminal(monkeypatch) as sent, Progress(4, 10, 0):
+        assert "\x1b[?25l" in sent()  # hidden
+        release_terminal()
+        sys.stdout.flush()
+        note("Stopped.")
+        said = sent()  # which the bar goes on to, until the process ends
+        assert said.startswith("\x1b[?25h\r\n")  # and shown
+        assert "jaxcifar: Stopped.\r\n" in said
+        assert "\x1b[?25l" not in said
 
 
 @pytest.mark.parametrize("terminal", [False, True])
