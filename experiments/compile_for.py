@@ -217,9 +217,7 @@ def facts(compiled: Any, seconds: float, chip: Chip, devices: int) -> dict[str, 
 def compiled_for(source: Source, mesh: Mesh, chip: Chip) -> dict[str, Any]:
     """Compiles a config's training and evaluation programs; returns what is reported of them."""
     config = source.config
-    which, limit = config.data, config.train.limit_train_images
-    sizes = data.splits_without_images(which.name, which.dir, protocol=which.protocol, limit=limit)
-    made = task.build(config, sizes.train, mesh)
+    made, sizes = _task(source, mesh)
     began = time.monotonic()
     training = programs.train(made, made.steps_per_call)
     middle = time.monotonic()
@@ -322,9 +320,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(len(content["results"]) < len(sources))
 
 
+def _task(source: Source, mesh: Mesh) -> tuple[task.Task, data.Splits]:
+    which, limit = source.config.data, source.config.train.limit_train_images
+    sizes = data.splits_without_images(which.name, which.dir, protocol=which.protocol, limit=limit)
+    return task.build(source.config, sizes.train, mesh), sizes
+
+
 def _check(source: Source, mesh: Mesh) -> None:
     try:
         checks.check_config(source.config, mesh)
+        _task(source, mesh)
     except UserError as error:
         raise UserError(f"{source.file or source.name}: {error}") from error
 

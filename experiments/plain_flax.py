@@ -35,7 +35,7 @@ class PlainResNet18(nn.Module):
 
     Attributes:
       fast_variance: BatchNorm's variance from one pass over its input, which is Flax's default, or
-        about the mean, which is jaxcifar's.
+        about the mean, from two. (jaxcifar's is about the running mean, from one.)
     """
 
     fast_variance: bool = True

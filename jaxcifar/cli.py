@@ -146,7 +146,7 @@ COMMANDS = {
         "experiments.landscape.__main__",
         "measure the loss along the gradient, or around a network",
         ("slice results/table4/vgg6/seed0 --out=results/landscape",),
-        lambda arguments: _fields(arguments, outside=()),  # it has a --seed of its own
+        lambda arguments: _fields(arguments, outside=("init_from",)),  # it has a --seed of its own
     ),
 }
 

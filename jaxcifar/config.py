@@ -23,11 +23,13 @@ Config = Any  # an ml_collections.ConfigDict, whose fields a type checker cannot
 
 
 class _Group(ConfigDict):
-    """Fields that keep their kind: ml_collections takes True for 1.0."""
+    """Fields that keep their kind: ml_collections takes True for 1.0, and keeps np.float64."""
 
     def __setitem__(self, key: str, value: Any) -> None:
         if isinstance(value, bool) and isinstance(self.get(key), float):
             raise TypeError(f"{key} is {value}; it must be a number, such as {self[key]!r}.")
+        if isinstance(value, float):  # np.float64 too, which no option could change later
+            value = float(value)
         super().__setitem__(key, value)
 
 
@@ -122,8 +124,8 @@ def base_config() -> Config:
     config.train.steps_per_call = 0  # training steps per compiled call; 0: 1 on CPUs, elsewhere the
     #    divisor of the epoch's steps nearest to 50 (batch 256: 39 of 195; batch 512: all 97)
     config.train.log_norms = False  # whether the norms of gradients and updates are logged
-    config.train.checkpoint_minutes = 10.0  # between saves within a long epoch; each epoch's end is
-    #                                       saved too
+    config.train.checkpoint_minutes = 10.0  # between saves within a long epoch (and between calls);
+    #                                       each epoch's end is saved too
     return config
 
 

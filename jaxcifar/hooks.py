@@ -247,7 +247,12 @@ def _call(hook: Hook, name: str, seen: Run | pathlib.Path, *args: Any) -> None:
         workdir, when = seen, "before the first step"
         if isinstance(seen, Run):
             workdir, when = seen.workdir, f"at step {seen.step}"
+        then = (
+            f"The run is complete: {workdir} has its result.json, and hooks are not called again."
+            if name == "end"
+            else f"The same command resumes the run in {workdir} from its last checkpoint."
+        )
         raise RuntimeError(
             f"The hook {type(hook).__name__}.{name} failed {when} ({type(error).__name__}: "
-            f"{error}). The same command resumes the run in {workdir} from its last checkpoint."
+            f"{error}). {then}"
         ) from error

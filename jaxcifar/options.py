@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 from ml_collections.config_dict import RequiredValueError
 
 from jaxcifar.config import Config, base_config, check_type, flatten, meant_by, validate
@@ -129,6 +129,8 @@ def load(name: str | pathlib.Path) -> Config:
             f"get_config() of {path} returns {kind}, not a config. Start from "
             "jaxcifar.config.base_config(), and return it."
         )
+    if isinstance(config, FrozenConfigDict):
+        config = ConfigDict(config)  # options change it
     try:
         validate(config)
     except (UserError, RequiredValueError) as error:  # the latter of a placeholder
@@ -165,6 +167,14 @@ def with_options(config: Config, options: Sequence[str]) -> Config:
     Raises:
       UserError: an option is unknown, or its value has the wrong type.
     """
+    for name, bracket, _ in (option.partition("[") for option in options):
+        if bracket and "=" not in name:
+            raise UserError(
+                f"{name}[…] is a part of a field. Give the whole of it: {name}=VALUE,VALUE,…"
+            )
+    # What is given twice counts the second time; absl would join the values of a tuple.
+    last = {option.partition("=")[0]: i for i, option in enumerate(options) if "=" in option}
+    options = [o for i, o in enumerate(options) if last.get(o.partition("=")[0], i) == i]
     values, argv = flags.FlagValues(), ["", *options]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)

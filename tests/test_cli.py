@@ -86,6 +86,7 @@ def test_every_command_has_help_with_examples(name, capsys):
 def test_paths_and_values_are_no_fields():
     given = ["slice", "../a.b/seed0", "--extent", "1.5", "--seed=1", "--configs", "mine/wide.py"]
     assert cli.COMMANDS["landscape"].translate(given) == given
+    assert cli.COMMANDS["landscape"].translate(["--init_from=a"]) == ["--config.init_from=a"]
     given = ["--rows", "9", "--out", "results/v1.0", "--config.optim.l1=0.1", "--optim.l2=1"]
     assert cli.COMMANDS["sweep"].translate(given) == [*given[:-1], "--config.optim.l2=1"]
 

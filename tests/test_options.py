@@ -114,6 +114,8 @@ def test_what_is_no_config_file(tmp_path, monkeypatch):
         (["--train.log-norms=True"], r"Did you mean --config\.train\.log_norms=True\?"),
         (["--epochs=3"], r"Did you mean --config\.train\.epochs=3\?"),
         (["surplus"], "'surplus' is not an option"),
+        (["--config.data.mean[0]=0.5"], r"a part of a field\..*: --config\.data\.mean=VALUE,"),
+        (["--config.train.epochs[0]=5"], r"a part of a field"),
     ],
 )
 def test_options_that_cannot_be_used(given, message):
@@ -130,6 +132,35 @@ def test_options_that_cannot_be_used(given, message):
 )
 def test_only_what_is_wrong_is_suggested_otherwise(given, hints):
     assert options.hint(given).count("Did you mean") == hints
+
+
+def test_what_is_given_twice_counts_the_second_time():
+    given = ["--config.data.mean=0.5,0.5,0.5", "--config.train.epochs=3", "--config.train.epochs=4"]
+    config = options.with_options(base_config(), [*given, "--config.data.mean=0.4,0.3,0.2"])
+    assert (tuple(config.data.mean), config.train.epochs) == ((0.4, 0.3, 0.2), 4)
+    assert (
+        tuple(options.with_options(base_config(), [*given, "--config.data.mean=()"]).data.mean)
+        == ()
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "return FrozenConfigDict(config)",
+        "config.optim.learning_rate = np.float64(1e-3)\n    return config",
+        "config.optim = {**config.optim, 'learning_rate': np.float64(1e-3)}\n    return config",
+    ],
+)
+def test_options_change_what_a_file_has_made_its_own_way(tmp_path, line):
+    text = "import numpy as np\nfrom ml_collections import FrozenConfigDict\n" + CHANGED.format(
+        "pass"
+    )
+    (tmp_path / "mine.py").write_text(text.replace("return config\n", f"{line}\n"))
+    config = options.load(tmp_path / "mine.py")
+    assert type(config.optim.learning_rate) is float
+    changed = options.with_options(config, ["--config.optim.learning_rate=0.5"])
+    assert changed.optim.learning_rate == 0.5
 
 
 def test_options_change_a_config():

@@ -236,18 +236,20 @@ def _statistics_of(inference: Inference) -> Callable[[dict[str, Any], jax.Array]
 
     momentum = getattr(inference.model, "momentum", BatchNorm.momentum)
 
-    def of_norm(factor: float) -> Callable[[tuple[Any, ...], jax.Array], jax.Array]:
+    def of_norm(path: tuple[Any, ...], old: jax.Array, new: jax.Array) -> jax.Array:
         # A whitening kernel is a statistic too, but of the images, not of the parameters.
-        return lambda path, x: factor * x if path[-1].key in ("mean", "var") else x
+        known = path[-1].key in ("mean", "var")
+        return (new - momentum * old) / (1 - momentum) if known else new
 
     @functools.partial(compilation.jit, platform=inference.platform)
     def of_batch(variables: dict[str, Any], rows: jax.Array) -> dict[str, Any]:
-        # From statistics of zero, one step of the moving average leaves (1 − momentum) · batch.
-        zeros = jax.tree_util.tree_map_with_path(of_norm(0.0), variables["batch_stats"])
+        # A step of the moving average adds (1 − momentum) · batch. It starts from the network's
+        # own means, because accelerators compute the variance about them.
+        stats = variables["batch_stats"]
         inputs = inference.normalize(programs.as_images(rows))
-        there = variables | {"batch_stats": zeros}
-        _, updates = inference.model.apply(there, inputs, train=True, mutable=["batch_stats"])
-        return jax.tree_util.tree_map_with_path(of_norm(1 / (1 - momentum)), updates["batch_stats"])
+        _, updates = inference.model.apply(variables, inputs, train=True, mutable=["batch_stats"])
+        new = updates["batch_stats"]
+        return jax.tree_util.tree_map_with_path(of_norm, stats, new)
 
     def statistics(variables: dict[str, Any], images: jax.Array) -> dict[str, Any]:
         size = min(inference.batch_size, len(images))

@@ -19,6 +19,7 @@ import sys
 from types import ModuleType
 
 from experiments.report import claims, figures, page, tables
+from experiments.runs import provenance
 from experiments.runs.read import Sweep, is_part, sweeps
 from jaxcifar.errors import UserError, choose
 from jaxcifar.files import replace
@@ -47,7 +48,10 @@ def _finished(folder: pathlib.Path) -> list[Sweep]:
         if begun:
             states = ", ".join(f"{run.name} seed {run.seed}: {run.progress}" for run in begun)
             waiting.append(
-                f"No run in {sweep.folder} is finished ({states}). Start the sweep again."
+                "\n  ".join(
+                    [f"No run in {sweep.folder} is finished ({states}). To go on:"]
+                    + provenance.commands(sweep)
+                )
             )
         waiting += [
             f"{run.folder} holds imported weights, not trained. Evaluate them: jaxcifar eval "
@@ -109,6 +113,9 @@ def _figures(arguments: argparse.Namespace) -> int:
     runs = {run.folder.resolve(): run for sweep in found for run in sweep.runs}
     named = runs.get(arguments.run.resolve()) if arguments.run else None
     if arguments.run and named is None:
+        there = [run.folder.resolve() for sweep in sweeps(arguments.folder) for run in sweep.runs]
+        if arguments.run.resolve() in there:
+            raise UserError(f"Of the runs beside --run={arguments.run}, none is finished yet.")
         raise UserError(f"--run={arguments.run} is not a run below {arguments.folder}.")
     needs_network = not {*only}.isdisjoint(figures.OF_NETWORK)
     if named and needs_network and not (named.folder / "checkpoints").is_dir():

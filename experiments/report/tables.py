@@ -290,7 +290,8 @@ def comma_separated(sweep: Sweep, against: str = "") -> str:
             found = values(runs, metric)
             cells.append(f"{estimate(found).mean:.6g}" if found else "")
         seconds = [run.train_seconds for run in runs]
-        official = all(data["official"] for run in runs for data in run.data.values())
+        known = {data["official"] for run in runs for data in run.data.values()} - {None}
+        official = all(known) if known else ""
         cells += [f"{estimate(seconds).mean:.1f}", official, "; ".join(run.shortened), run.mark]
         writer.writerow(cells)
     return text.getvalue()

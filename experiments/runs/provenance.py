@@ -48,7 +48,9 @@ def commands(sweep: Sweep) -> list[str]:
     for name in sweep.names:
         swept = [run for run in sweep.of(name) if run.swept and not run.imported]
         for run in sweep.of(name):
-            if run in swept[1:]:
+            # Seeds that were trained with other options, --data.dir for example, have their own.
+            same = [other for other in swept if other.options == run.options]
+            if run in same[1:]:
                 continue
             if run.imported or run.original is None or run.file is None:
                 found.append(f"# {name}: {run.mark or run.progress}")
@@ -59,7 +61,7 @@ def commands(sweep: Sweep) -> list[str]:
             elif (stem := pathlib.Path(run.file).stem) != name:
                 found.append(f"# {name}: renamed; rename it to {stem} before you resume it")
             else:
-                seeds = ",".join(str(run.seed) for run in swept)
+                seeds = ",".join(str(other.seed) for other in same)
                 alike.setdefault((seeds, sweep.folder, tuple(run.options)), []).append(run)
     for (seeds, out, options), runs in alike.items():
         rows = ",".join(run.name for run in runs if run.row)

@@ -342,11 +342,20 @@ def read_run(folder: pathlib.Path) -> Run:
 def _places(run: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     """Returns the folder NAME/ of a run, and that of its sweep."""
     whole = pathlib.Path(os.path.abspath(run))
-    up = 2 if _SEED.fullmatch(whole.name) else 1
+    up = 2 if _SEED.fullmatch(whole.name) and _is_a_seed(whole) else 1
     if len(run.parts) < up or ".." in run.parts[-up:]:  # "." and ".." have no name
         run = whole
     named = run.parent if up == 2 else run
     return named, named.parent
+
+
+def _is_a_seed(folder: pathlib.Path) -> bool:
+    """Whether a folder seedN is one of a config's, rather than a --workdir of that name."""
+    path = folder / options.ORIGIN
+    try:
+        return not path.exists() or pathlib.Path(read_json(path)["file"]).stem == folder.parent.name
+    except (UserError, KeyError, TypeError):  # it is damaged, which is said when it is needed
+        return True
 
 
 def origin(name: str, folder: pathlib.Path) -> tuple[dict[str, Any] | None, str | None]:

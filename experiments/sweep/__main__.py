@@ -46,7 +46,7 @@ import jax
 from experiments.runs.configs import named
 from experiments.sweep import shards, slurm, status, workers
 from experiments.sweep.estimates import time_left
-from experiments.sweep.jobs import Job, check_images, checked, in_order, parse_seeds
+from experiments.sweep.jobs import Job, check_images, checked, groups, in_order, parse_seeds
 from experiments.sweep.training import AGAIN, BROKE, Outcome, Signs, run, share
 from jaxcifar import processes
 from jaxcifar.cli import CHECKOUT
@@ -152,6 +152,7 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
         if tasks < 1:
             raise UserError(f"--tasks is {tasks}; give 1 or more.")
         shards.check_count(f"--tasks is {tasks}", tasks, jobs)
+        groups(jobs, "gpu")  # what no task could train is said here, and not by each of them
         if at_once is not None:
             workers.parse(at_once)  # the GPUs are those of the nodes
             command.append(f"--workers={at_once}")

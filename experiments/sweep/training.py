@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import pathlib
-import socket
 import time
 import traceback
 import uuid
@@ -116,7 +115,8 @@ def run(jobs: list[Job], start: str, sign: Signs) -> Outcome:
         for _, job in waiting  # a sign is of a process that trains it now, or that died of it
         if signs.failure(job.workdir) or signs.running(job.workdir)
     }
-    waiting.sort(key=lambda entry: entry[1].workdir in again)
+    # Then those first whose last attempt is the longest ago, so that none keeps others from theirs.
+    waiting.sort(key=lambda entry: (entry[1].workdir in again, signs.tried_at(entry[1].workdir)))
     patience = _Patience()
     while waiting:
         busy, before = [], len(waiting)
@@ -210,8 +210,8 @@ class _Patience:
 def _without_sign(job: Job) -> str:
     """Says who locked a run without a sign of life since; "" if somebody may be training it."""
     sign = signs.running(job.workdir)
-    # `jaxcifar train` shows none; and on this host a dead process holds no lock.
-    if sign is None or sign.alive or sign.host == socket.gethostname():
+    # `jaxcifar train` shows none; and on this machine a dead process holds no lock.
+    if sign is None or sign.alive or sign.here:
         return ""
     return (
         f"{job} is locked by a process on {sign.host} that fell silent {duration(sign.age)} ago. "

@@ -28,7 +28,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcifar import data, start
 from jaxcifar.config import base_config
-from jaxcifar.errors import UserError, note
+from jaxcifar.errors import UserError, in_short, note
 from jaxcifar.interop.files import named_arrays, read
 from jaxcifar.models import ACTIVATIONS, MODELS, create_model
 from jaxcifar.models.airbench import Airbench
@@ -377,7 +377,14 @@ def _shapes(module: nn.Module) -> dict[Path, Any]:
 
 def _to_numpy(key: str, value: Any) -> np.ndarray:
     if hasattr(value, "detach"):  # a tensor, perhaps on a GPU, perhaps bfloat16
-        value = value.detach().cpu().float().numpy()
+        if value.is_complex():
+            raise UserError(f"{key} is complex. Save it in float32.")
+        try:
+            value = value.detach().cpu().float().numpy()
+        except Exception as error:  # sparse, quantized, or without values (device "meta")
+            raise UserError(
+                f"{key} cannot be read ({in_short(error)}). Save it as a dense tensor of float32."
+            ) from error
     value = np.asarray(value)
     # np.savez makes void of bfloat16, whose kind in NumPy is that of void too.
     if value.dtype.type is np.void or value.dtype.kind not in "biufV":

@@ -69,7 +69,7 @@ def create_model(
         that `can_remat` names.
       platform: that its programs are built for ("cpu", "gpu", "tpu"); None is JAX's default
         backend. It changes how things are computed, and no result but for rounding. A network
-        with BatchNorm, or for CPUs, has no forward-mode derivative (`jax.jvp`).
+        with BatchNorm or GELU, or for CPUs, has no forward-mode derivative (`jax.jvp`).
 
     Raises:
       UserError: an unknown name or activation, a width that leaves no channel, or `remat` for a

@@ -59,9 +59,10 @@ class BatchNorm(nn.Module):
 
     In training it normalises by the mean and the biased variance of the batch, and moves the
     running statistics towards its mean and unbiased variance, as PyTorch does (`flax.linen` takes
-    the biased one): ra ← momentum · ra + (1 − momentum) · batch. Statistics and scale are float32
-    whatever the dtype of the input. Over a sharded batch they are those of the whole batch under
-    `jax.jit`, and each device's own inside `jax.shard_map`; see `jaxcifar.kernels`.
+    the biased one): ra ← momentum · ra + (1 − momentum) · batch. On accelerators the variance is
+    computed about the running mean, see `jaxcifar.kernels.norm.moments`. Statistics and scale are
+    float32 whatever the dtype of the input. Over a sharded batch they are those of the whole batch
+    under `jax.jit`, and each device's own inside `jax.shard_map`; see `jaxcifar.kernels`.
 
     Attributes:
       momentum: 0.9 here is momentum=0.1 in PyTorch's convention.

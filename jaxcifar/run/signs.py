@@ -5,6 +5,7 @@ last attempt failed, and is deleted when the next one begins.
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -27,6 +28,7 @@ class Running(NamedTuple):
     job: str  # of Slurm, "77_3"; "" elsewhere
     age: float  # seconds
     alive: bool  # it is probably still running
+    here: bool  # on this machine, since its last boot, and in this container
 
 
 @contextlib.contextmanager
@@ -81,10 +83,13 @@ def running(workdir: pathlib.Path) -> Running | None:
         age = max(0.0, time.time() - path.stat().st_mtime)
     except OSError:  # the run ended meanwhile, or nothing can be said about it
         return None
-    here = sign["host"] == socket.gethostname()
+    # Containers that take each other's place have the same name, and the same process number.
+    who = _who()
+    machine = sign.get("machine", who["machine"])  # earlier versions did not write it
+    here = (sign["host"], machine) == (who["host"], who["machine"])
     # An old sign does not count even if its process number is in use here: it was used again.
     alive = age < _SILENT and not (here and _is_dead(sign["pid"]))
-    return Running(sign["host"], sign["job"], age, alive)
+    return Running(sign["host"], sign["job"], age, alive, here)
 
 
 def fail(workdir: pathlib.Path, message: str, start: str = "") -> None:
@@ -114,12 +119,37 @@ def failed_at(workdir: pathlib.Path) -> int:
         return 0
 
 
+def tried_at(workdir: pathlib.Path) -> int:
+    """Returns when the run was last tried and not finished, in nanoseconds; 0 if never."""
+    try:
+        last = (workdir / ".running").stat().st_mtime_ns
+    except OSError:
+        last = 0
+    return max(last, failed_at(workdir))
+
+
 def _who() -> dict[str, Any]:
     environ = os.environ
     task = f"{environ.get('SLURM_ARRAY_JOB_ID')}_{environ.get('SLURM_ARRAY_TASK_ID')}"
     job = task if "SLURM_ARRAY_JOB_ID" in environ else environ.get("SLURM_JOB_ID", "")
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "time": started}
+    return {
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "pid": os.getpid(),
+        "job": job,
+        "time": started,
+    }
+
+
+@functools.cache
+def _machine() -> str:
+    """Identifies this boot of the machine, and this container; "" where nothing does."""
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
 
 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:

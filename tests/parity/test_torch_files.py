@@ -52,6 +52,24 @@ def test_other_dtypes(network, tmp_path, dtype):
     check(tmp_path / "weights.pt", weights)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (torch.Tensor.to_sparse, "cannot be read"),
+        (lambda x: x.to("meta"), "cannot be read"),
+        (lambda x: x.to(torch.complex64), "is complex. Save it in float32."),
+    ],
+    ids=["sparse", "meta", "complex"],
+)
+@pytest.mark.filterwarnings("ignore:Casting complex")
+def test_tensors_that_are_no_arrays_of_numbers_are_named(network, tmp_path, change, message):
+    weights = network.state_dict()
+    name = next(iter(weights))
+    torch.save(weights | {name: change(weights[name])}, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=f"{name} {message}"):
+        check(tmp_path / "weights.pt", weights)
+
+
 class Code:
     """Makes a folder when it is unpickled."""
 

@@ -188,9 +188,30 @@ def test_several_sweeps_and_one_that_is_not_finished(tmp_path, capsys):
     write_fake_runs(tmp_path / "b", rows=["row1"], epochs=50, seeds=1)
     (tmp_path / "b" / "row1" / "seed0" / "result.json").unlink()
     main(["tables", str(tmp_path)])
-    assert "No run in " + str(tmp_path / "b") in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"No run in {tmp_path / 'b'} is finished (row1 seed 0: epoch 50 of 50)" in said
+    assert f"\n  jaxcifar sweep --rows=row1 --seeds=0 --out={tmp_path / 'b'}" in said
+    assert (
+        exit_code(lambda: main(["figures", str(tmp_path), f"--run={tmp_path}/b/row1/seed0"])) == 2
+    )
+    assert "Of the runs beside --run=" in capsys.readouterr().err
     assert (tmp_path / "a" / "table.md").exists()
     assert not (tmp_path / "b" / "table.md").exists()
+
+
+@pytest.mark.parametrize(("official", "cell"), [(True, "True"), (False, "False"), (None, "")])
+def test_the_csv_says_whether_the_images_are_official_where_there_are_such(
+    tmp_path, official, cell
+):
+    write_fake_runs(tmp_path, rows=["row1"], seeds=1)
+    path = tmp_path / "row1" / "seed0" / "config.json"
+    content = json.loads(path.read_text())
+    for part in content["data"].values():
+        part["official"] = official
+    path.write_text(json.dumps(content))
+    main(["tables", str(tmp_path)])
+    (line,) = csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text()))
+    assert line["data_official"] == cell
 
 
 def test_latex_is_balanced_and_escaped(swept_copy):

@@ -301,6 +301,30 @@ def test_each_seed_that_was_trained_by_itself_has_a_command(tmp_path):
     assert swept.startswith("jaxcifar sweep --rows=row9 --seeds=1,2 ")
 
 
+def test_a_workdir_called_seed_is_a_run_of_its_own(tmp_path):
+    """`jaxcifar train vgg6 --workdir=runs/seed3`, which is not of a config "runs"."""
+    write_fake_runs(tmp_path, rows=["vgg6"], seeds=1)
+    folder = (tmp_path / "vgg6").rename(tmp_path / "runs") / "seed0"
+    options.write_origin(folder, options.config_file("vgg6"), load("vgg6"))
+    (sweep,) = read.sweeps(tmp_path / "runs")
+    assert (sweep.folder, [run.name for run in sweep.runs]) == (tmp_path / "runs", ["seed0"])
+    assert commands(sweep)[0].startswith(f"jaxcifar train vgg6 --workdir={folder} ")
+
+
+def test_seeds_with_other_options_have_their_own_command(tmp_path):
+    """As where the images are elsewhere on another machine."""
+    write_fake_runs(tmp_path, rows=["vgg1"], seeds=3)
+    path = tmp_path / "vgg1" / "seed1" / "config.json"
+    content = json.loads(path.read_text())
+    content["config"]["data"]["dir"] = "/scratch"
+    path.write_text(json.dumps(content))
+    one, other = commands(read.sweeps(tmp_path)[0])
+    assert "--seeds=0,2 " in one
+    assert "data.dir" not in one
+    assert "--seeds=1 " in other
+    assert "--config.data.dir=/scratch" in other
+
+
 def test_imported_weights_have_no_command(tmp_path):
     write_fake_runs(tmp_path, rows=["row1"], seeds=1)
     path = tmp_path / "row1" / "seed0" / "config.json"

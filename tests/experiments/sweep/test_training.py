@@ -199,6 +199,28 @@ def test_what_broke_is_tried_last_when_the_sweep_is_started_again(tmp_path, monk
     assert "The same command tries again." in capsys.readouterr().err
 
 
+def test_those_that_always_break_keep_none_from_its_turn(tmp_path, monkeypatch):
+    """One whose disk was full, or whose node died, while it was first."""
+    out, rows = tmp_path / "out", "vgg1,vgg2,vgg6"
+    for names in (["vgg1", "vgg2"], ["vgg1", "vgg2", "vgg6"]):
+        monkeypatch.setattr(train, "train_and_evaluate", broken(*names)[0])
+        assert start_sweep(out, rows, "0") == training.BROKE
+    monkeypatch.setattr(train, "train_and_evaluate", broken("vgg1", "vgg2")[0])
+    assert start_sweep(out, rows, "0") == 1
+    assert (out / "vgg6" / "seed0" / "result.json").exists()
+
+
+def test_a_container_in_place_of_a_dead_one_is_another_machine(tmp_path):
+    """On Kubernetes it has its name and its process number, perhaps on another node."""
+    signs.give(tmp_path)
+    assert signs.running(tmp_path)[3:] == (True, True)
+    sign = json.loads((tmp_path / ".running").read_text())
+    (tmp_path / ".running").write_text(json.dumps(sign | {"machine": "another"}))
+    assert signs.running(tmp_path)[3:] == (True, False)
+    os.utime(tmp_path / ".running", (time.time() - 7200,) * 2)
+    assert signs.running(tmp_path)[3:] == (False, False)
+
+
 @pytest.mark.parametrize("host", [HOST, "node7"])
 def test_a_run_that_ended_its_process_is_tried_last(tmp_path, monkeypatch, host):
     """By a segmentation fault, say. If it does so again, the others are trained by then."""
