@@ -307,11 +307,16 @@ def weights(tmp_path):
 
 def test_what_is_assumed_is_of_the_network(tmp_path, capsys, one_device):
     path, options = tmp_path / "weights.npz", ["--activation=gelu"]
-    for name, stem in (("airbench94", "a 2×2 whitening layer"), ("resnet18", "a 3×3 stem")):
+    for name, what in (
+        ("airbench94", "a 2×2 whitening layer without padding; BatchNorm's ε of 1e-12; logits div"),
+        ("resnet18", "a 3×3 stem of stride 1, no pooling; BatchNorm's ε of 1e-05; gelu"),
+        ("resnet50", "a 3×3 stem of stride 1, no pooling; the stride of a bottleneck in its 3×3"),
+        ("vgg_a", "five poolings; gelu"),
+    ):
         np.savez(path, **interop.to_torch(name, random_variables(name, width=0.125)))
         workdir = f"--workdir={tmp_path / name}"
         assert interop.main([str(path), f"--model={name}", *options, workdir]) == 0
-        assert f"weights do not say it: {stem}" in capsys.readouterr().out
+        assert f"weights do not say it: {what}" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -33,6 +33,8 @@ from jaxcifar.interop.files import named_arrays, read
 from jaxcifar.models import ACTIVATIONS, MODELS, create_model
 from jaxcifar.models.airbench import Airbench
 from jaxcifar.models.densenet import DenseNet
+from jaxcifar.models.layers import BatchNorm
+from jaxcifar.models.resnet import BottleneckBlock
 from jaxcifar.models.vgg import STAGES, VGG
 from jaxcifar.options import Parser, user_path
 from jaxcifar.signals import exit_code
@@ -432,16 +434,26 @@ def _import(arguments: argparse.Namespace) -> str:
     config.data.mean, config.data.std = arguments.mean, arguments.std
     start.run_of_weights(config, arguments.workdir, variables)
     known, workdir = data.without_images(name), shlex.quote(str(arguments.workdir))
-    of_kind = {VGG: "five poolings", Airbench: "a 2×2 whitening layer without padding"}
-    stem = of_kind.get(type(module), "a 3×3 stem of stride 1, no pooling")
     return (
         f"{arguments.file} is now a run in {arguments.workdir}: {arguments.model}, width "
         f"{config.model.width:g}, {classes} classes.\nAssumed, because weights do not say it: "
-        f"{stem}; {arguments.activation}; RGB images, normalised by mean "
+        f"{_assumed(module)}; {arguments.activation}; RGB images, normalised by mean "
         f"{arguments.mean or known.mean} and std {arguments.std or known.std} (--mean, --std); the "
         f"classes of {name} in their order.\nTo evaluate it: jaxcifar eval {workdir}\nTo train on "
         f"from it, by a config of this network: jaxcifar train CONFIG --init_from={workdir}"
     )
+
+
+def _assumed(module: nn.Module) -> str:
+    """What weights of the same names and shapes may have been trained with otherwise."""
+    if isinstance(module, Airbench):
+        return "a 2×2 whitening layer without padding; BatchNorm's ε of 1e-12; logits divided by 9"
+    found = "five poolings" if isinstance(module, VGG) else "a 3×3 stem of stride 1, no pooling"
+    if getattr(module, "block", None) is BottleneckBlock:
+        found += "; the stride of a bottleneck in its 3×3 convolution"
+    if getattr(module, "batch_norm", False):
+        found += f"; BatchNorm's ε of {BatchNorm.epsilon:g}"
+    return found
 
 
 def _three_numbers(text: str) -> tuple[float, ...]:
