@@ -248,7 +248,8 @@ def _call(hook: Hook, name: str, seen: Run | pathlib.Path, *args: Any) -> None:
         if isinstance(seen, Run):
             workdir, when = seen.workdir, f"at step {seen.step}"
         then = (
-            f"The run is complete: {workdir} has its result.json, and hooks are not called again."
+            f"The run is complete: {workdir} has its result.json. No hook's `end` is called again, "
+            "and those of the hooks after this one were not."
             if name == "end"
             else f"The same command resumes the run in {workdir} from its last checkpoint."
         )

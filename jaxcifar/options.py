@@ -167,15 +167,19 @@ def with_options(config: Config, options: Sequence[str]) -> Config:
     Raises:
       UserError: an option is unknown, or its value has the wrong type.
     """
-    for name, bracket, _ in (option.partition("[") for option in options):
-        if bracket and "=" not in name:
+    # What is given twice counts the second time, but absl would join the values of a tuple.
+    joined = [f"--config.{name}" for name, v in flatten(config).items() if isinstance(v, tuple)]
+    last, kept = {option.partition("=")[0]: i for i, option in enumerate(options)}, []
+    for i, option in enumerate(options):
+        name, equals, _ = option.partition("=")
+        field, bracket, _ = name.partition("[")
+        if bracket and field.startswith("--config."):
             raise UserError(
-                f"{name}[…] is a part of a field. Give the whole of it: {name}=VALUE,VALUE,…"
+                f"{field}[…] is a part of a field. Give the whole of it: {field}=VALUE,VALUE,…"
             )
-    # What is given twice counts the second time; absl would join the values of a tuple.
-    last = {option.partition("=")[0]: i for i, option in enumerate(options) if "=" in option}
-    options = [o for i, o in enumerate(options) if last.get(o.partition("=")[0], i) == i]
-    values, argv = flags.FlagValues(), ["", *options]
+        if not equals or name not in joined or last[name] == i:
+            kept.append(option)
+    values, argv = flags.FlagValues(), ["", *kept]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         rest = values(argv)

@@ -19,7 +19,6 @@ import contextlib
 import json
 import os
 import pathlib
-import socket
 import sys
 from typing import Any
 
@@ -93,7 +92,7 @@ def _state(workdir: pathlib.Path, otherwise: str) -> str:
         return "running"
     if why := signs.failure(workdir):
         return f"failed: {why.splitlines()[0]}"
-    if sign and sign.host != socket.gethostname():  # here, a process without the lock is dead
+    if sign and not sign.here:  # here, a process without the lock is dead
         return f"stale: {sign.host} fell silent {duration(sign.age)} ago"
     return otherwise
 

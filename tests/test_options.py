@@ -142,6 +142,13 @@ def test_what_is_given_twice_counts_the_second_time():
         tuple(options.with_options(base_config(), [*given, "--config.data.mean=()"]).data.mean)
         == ()
     )
+    given = [
+        "--config.train.log_norms=False",
+        "--config.train.log_norms",
+        "--config.train.epochs=3",
+    ]
+    config = options.with_options(base_config(), [*given, "--config.train.epochs", "4"])
+    assert (config.train.log_norms, config.train.epochs) == (True, 4)
 
 
 @pytest.mark.parametrize(

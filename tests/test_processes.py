@@ -138,7 +138,7 @@ def test_a_process_that_is_started_again_takes_the_place_of_the_first(hangs_up, 
     port = free_port()
     first = Forked(meet, port, environment=environment(1), cwd=ROOT)
     with contextlib.ExitStack() as connections:
-        for number, index in enumerate((1, 1, 2)):
+        for number, index in enumerate(started):
             connection = connect(port)
             connections.callback(connection.close)
             connection.sendall(json.dumps({"jaxcifar": [index, 3]}).encode() + b"\n")

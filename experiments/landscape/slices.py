@@ -236,20 +236,23 @@ def _statistics_of(inference: Inference) -> Callable[[dict[str, Any], jax.Array]
 
     momentum = getattr(inference.model, "momentum", BatchNorm.momentum)
 
-    def of_norm(path: tuple[Any, ...], old: jax.Array, new: jax.Array) -> jax.Array:
-        # A whitening kernel is a statistic too, but of the images, not of the parameters.
+    # A whitening kernel is a statistic too, but of the images, not of the parameters.
+    def before(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        return jnp.zeros_like(x) if path[-1].key == "var" else x
+
+    def of_batch_alone(path: tuple[Any, ...], old: jax.Array, new: jax.Array) -> jax.Array:
         known = path[-1].key in ("mean", "var")
         return (new - momentum * old) / (1 - momentum) if known else new
 
     @functools.partial(compilation.jit, platform=inference.platform)
     def of_batch(variables: dict[str, Any], rows: jax.Array) -> dict[str, Any]:
-        # A step of the moving average adds (1 − momentum) · batch. It starts from the network's
-        # own means, because accelerators compute the variance about them.
-        stats = variables["batch_stats"]
+        # A step of the moving average adds (1 − momentum) · batch: to variances of zero, and to the
+        # network's own means, because accelerators compute the variance about them.
+        stats = jax.tree_util.tree_map_with_path(before, variables["batch_stats"])
         inputs = inference.normalize(programs.as_images(rows))
-        _, updates = inference.model.apply(variables, inputs, train=True, mutable=["batch_stats"])
-        new = updates["batch_stats"]
-        return jax.tree_util.tree_map_with_path(of_norm, stats, new)
+        there = variables | {"batch_stats": stats}
+        _, updates = inference.model.apply(there, inputs, train=True, mutable=["batch_stats"])
+        return jax.tree_util.tree_map_with_path(of_batch_alone, stats, updates["batch_stats"])
 
     def statistics(variables: dict[str, Any], images: jax.Array) -> dict[str, Any]:
         size = min(inference.batch_size, len(images))

@@ -350,12 +350,23 @@ def _places(run: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
 
 
 def _is_a_seed(folder: pathlib.Path) -> bool:
-    """Whether a folder seedN is one of a config's, rather than a --workdir of that name."""
-    path = folder / options.ORIGIN
-    try:
-        return not path.exists() or pathlib.Path(read_json(path)["file"]).stem == folder.parent.name
-    except (UserError, KeyError, TypeError):  # it is damaged, which is said when it is needed
+    """Whether a folder seedN is one of a config's, rather than a --workdir of that name.
+
+    One that was trained by itself is, if its parent has the name of its config file, or holds other
+    seeds of that.
+    """
+
+    def file(folder: pathlib.Path) -> str:
+        try:
+            return read_json(folder / options.ORIGIN)["file"]
+        except (UserError, OSError, KeyError, TypeError):  # damaged, which is said where it matters
+            return ""
+
+    if not (folder / options.ORIGIN).exists():
         return True
+    beside = [file(other) for other in folder.parent.glob("seed*") if other != folder]
+    mine = file(folder)
+    return mine in ("", *beside) or pathlib.Path(mine).stem == folder.parent.name
 
 
 def origin(name: str, folder: pathlib.Path) -> tuple[dict[str, Any] | None, str | None]:

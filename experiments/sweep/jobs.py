@@ -199,7 +199,10 @@ def groups(jobs: list[Job], platform: str | None = None) -> list[list[Job]]:
     mesh = sharding.make_mesh()
     found: dict[task.Task, list[Job]] = {}
     for job in jobs:
-        shared = task.build(job.config, job.images.train, mesh, platform=platform)
+        try:
+            shared = task.build(job.config, job.images.train, mesh, platform=platform)
+        except UserError as error:
+            raise UserError(f"{job.source.file or job.name}: {error}") from error
         found.setdefault(shared, []).append(job)
     return list(found.values())
 

@@ -68,10 +68,10 @@ def say(text: str) -> None:
     console().print(text, markup=False)
 
 
-def _is_same_terminal() -> bool:
-    """Whether stdout and stderr are one terminal."""
+def _share_a_file() -> bool:
+    """Whether stdout and stderr are the same file, or terminal."""
     try:
-        return os.ttyname(sys.stdout.fileno()) == os.ttyname(sys.stderr.fileno())
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -96,7 +96,7 @@ class Progress:
             disable=not self._live,
             transient=True,
             # What goes to a file, or to another terminal, must not be shown above the bar instead.
-            redirect_stderr=_is_same_terminal(),
+            redirect_stderr=_share_a_file(),
         )
         self._task = self._bar.add_task(
             f"epoch {min(epochs_done + 1, epochs)}/{epochs}",

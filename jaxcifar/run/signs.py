@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from jaxcifar.files import write_shared
 
 EVERY = 10.0  # seconds, between two touches
+_OF_NO_CONTAINER = "pid:[4026531836]"  # the kernel's first namespace of process numbers
 _SILENT = 600.0  # seconds after which a run no longer counts as running
 
 
@@ -28,7 +29,7 @@ class Running(NamedTuple):
     job: str  # of Slurm, "77_3"; "" elsewhere
     age: float  # seconds
     alive: bool  # it is probably still running
-    here: bool  # on this machine, since its last boot, and in this container
+    here: bool  # on this machine, and in this container
 
 
 @contextlib.contextmanager
@@ -144,12 +145,13 @@ def _who() -> dict[str, Any]:
 
 @functools.cache
 def _machine() -> str:
-    """Identifies this boot of the machine, and this container; "" where nothing does."""
+    """Identifies this container, within this boot of its machine; "" outside one."""
     try:
+        namespace = os.readlink("/proc/self/ns/pid")
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
+    return "" if namespace == _OF_NO_CONTAINER else f"{boot} {namespace}"
 
 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:

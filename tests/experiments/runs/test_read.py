@@ -311,6 +311,17 @@ def test_a_workdir_called_seed_is_a_run_of_its_own(tmp_path):
     assert commands(sweep)[0].startswith(f"jaxcifar train vgg6 --workdir={folder} ")
 
 
+def test_seeds_of_a_variation_that_were_trained_one_by_one_are_seeds(tmp_path):
+    """`jaxcifar train vgg6 --optim.l2=1e-4 --seed=1 --workdir=runs/decayed/seed1`."""
+    write_fake_runs(tmp_path, rows=["vgg6"], seeds=2)
+    whole = (tmp_path / "vgg6").rename(tmp_path / "decayed")
+    for seed in range(2):
+        options.write_origin(whole / f"seed{seed}", options.config_file("vgg6"), load("vgg6"))
+    (sweep,) = read.sweeps(tmp_path)
+    assert (sweep.folder, sweep.names) == (tmp_path, ["decayed"])
+    assert [run.seed for run in sweep.runs] == [0, 1]
+
+
 def test_seeds_with_other_options_have_their_own_command(tmp_path):
     """As where the images are elsewhere on another machine."""
     write_fake_runs(tmp_path, rows=["vgg1"], seeds=3)

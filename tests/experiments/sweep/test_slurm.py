@@ -359,7 +359,10 @@ def test_times_that_slurm_does_not_write():
         (["--slurm", "--time=0:04:00"], "5 minutes or more"),
         (["--slurm", "--time=1:00:00", "--tasks=3"], "only 2 runs"),
         (["--slurm", "--time=1:00:00", "--tasks=0"], "1 or more"),
-        (["--slurm", "--time=1:00:00", "--config.train.steps_per_call=2"], "it must divide the 3"),
+        (
+            ["--slurm", "--time=1:00:00", "--config.train.steps_per_call=2"],
+            "vgg2: config.train.steps_per_call is 2",
+        ),
     ],
 )
 def test_what_cannot_be_starts_nothing(tmp_path, monkeypatch, capsys, options, message):
