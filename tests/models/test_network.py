@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
+from jaxcifar import augment, data
 from jaxcifar.errors import UserError
+from jaxcifar.kernels.norm import moments
 from jaxcifar.models import MODELS, Network, can_remat, create_model
 from jaxcifar.models.densenet import DenseNet
-from jaxcifar.models.layers import ACTIVATIONS, Conv, Linear
+from jaxcifar.models.layers import ACTIVATIONS, BatchNorm, Conv, Linear
 from jaxcifar.models.resnet import BasicBlock, BottleneckBlock, ResNet
 from jaxcifar.models.vgg import VGG
 from jaxcifar.models.wideresnet import WideResNet
@@ -238,6 +241,38 @@ class Two(Network):
     def __call__(self, x, *, train):
         x = self.conv()(int(8 * self.width), 3, 2, name="conv")(x)
         return self.act(self.norm()(name="norm")(x, train=train)).mean((1, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg_a_bn", "resnet18", "wideresnet28_10", "airbench94"])
+def test_variances_of_the_first_step_are_exact_on_accelerators_too(name):
+    """There they are computed about the running mean, which is still 0."""
+    key = jax.random.key(0)
+    train = data.load("synthetic", "train").images[:64]
+    x = augment.normalize(train, train.mean((0, 1, 2)) / 255, train.std((0, 1, 2)) / 255)
+    model = create_model(name, width=0.25 if name != "wideresnet28_10" else 0.1, platform="cpu")
+    variables = jax.jit(model.init, static_argnames="train")(key, x[:1], train=False)
+
+    @jax.jit
+    def normalised(variables, x):
+        seen = []
+
+        def watch(function, args, kwargs, context):
+            if isinstance(context.module, BatchNorm):
+                zero = jnp.zeros(args[0].shape[-1])
+                seen.append((args[0], moments(args[0], "gpu", near=zero)[1]))
+            return function(*args, **kwargs)
+
+        with nn.intercept_methods(watch):
+            model.apply(variables, x, train=True, mutable="batch_stats", rngs={"dropout": key})
+        return seen
+
+    found = normalised(variables, x)
+    leaves = flatten_dict(variables["batch_stats"])
+    assert len(found) == sum(path[-1] == "mean" for path in leaves) > 0
+    for values, var in found:
+        exact = np.asarray(values, np.float64).var(tuple(range(values.ndim - 1)))
+        np.testing.assert_allclose(var, exact, rtol=2e-6)
 
 
 def test_the_fields_of_a_network_reach_its_layers():
