@@ -412,6 +412,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 0.")
     share_compiled(arguments.out / "xla")
     torture = Torture(arguments.out, arguments.seed)
+    for protocol in ("test", "holdout"):
+        torture.expected(protocol)  # before any case, of which it would be a failure
     _until(arguments.kills, torture.killed)
     for name in _SIGNALS:
         _until(arguments.signals, functools.partial(torture.signalled, name))
