@@ -318,6 +318,15 @@ def test_a_config_that_cannot_be_compiled_costs_no_other(monkeypatch, tmp_path, 
     assert [result["name"] for result in json.loads(out.read_text())["results"]] == ["row1", "row3"]
 
 
+def test_a_config_that_cannot_be_built_is_named_before_any_is_compiled(monkeypatch, capsys):
+    """195 steps of row 1 can be divided by 39, the 48 of the recipe cannot."""
+    monkeypatch.setattr(compile_for, "mesh_of", lambda _: (mesh(8), CHIPS["v5e"]))
+    monkeypatch.setattr(compile_for, "compiled_for", lambda *_: pytest.fail("it compiles"))
+    what = ["--rows=1", "--configs=fast", "--config.train.steps_per_call=39"]
+    assert exit_code(lambda: compile_for.main(["--topology=v5e:2x4", *what])) == 2
+    assert "fast.py: config.train.steps_per_call is 39" in capsys.readouterr().err
+
+
 def test_the_report_has_a_line_for_each_program():
     content = {
         "topology": "v5e:2x4",
