@@ -34,8 +34,7 @@ report: .venv/installed
 		$$(ls -d $(OUT)/table4/$$row/seed* | head -1) --out=$(OUT)/landscape; done
 	$(BIN)/jaxcifar report $(OUT)
 
-docs: .venv/installed
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+docs: .venv/installed-docs
 	$(BIN)/python docs/build.py
 	$(BIN)/mkdocs build --quiet --strict
 
@@ -53,12 +52,8 @@ lint: .venv/installed-dev
 	$(BIN)/pip install --quiet -c constraints.txt -e .
 	touch $@
 
-.venv/installed-test: .venv/installed
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
-	touch $@
-
-.venv/installed-dev: .venv/installed
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+.venv/installed-%: .venv/installed
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[$*]'
 	touch $@
 
 clean:

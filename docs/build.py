@@ -4,11 +4,9 @@ python docs/build.py
 mkdocs build
 """
 
-import ast
 import json
 import pathlib
 import re
-import tokenize
 from typing import Any
 
 HERE = pathlib.Path(__file__).parent
@@ -33,23 +31,16 @@ be changed when a run is resumed.
 _HEAD = ["| field | default | range | meaning |", "|---|---|---|---|"]
 
 
-def meanings(source: pathlib.Path = ROOT / "jaxcifar" / "config.py") -> dict[str, str]:
+def meanings() -> dict[str, str]:
     """Returns {field or group: its comment} of the assignments in `base_config`."""
-    with source.open("rb") as file:
-        tokens = list(tokenize.tokenize(file.readline))
-    comments = {
-        token.start[0]: (token.string.lstrip("# ").strip(), token.line.lstrip().startswith("#"))
-        for token in tokens
-        if token.type == tokenize.COMMENT
-    }
-    found = {}
-    for node in ast.walk(ast.parse(source.read_text())):
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).startswith("config."):
-            line = node.lineno
-            parts = [comments.get(line, ("", False))[0]]
-            while comments.get(line := line + 1, ("", False))[1]:  # comments on their own lines
-                parts.append(comments[line][0])
-            found[ast.unparse(node.targets[0]).removeprefix("config.")] = " ".join(parts).strip()
+    found, field = {}, ""
+    for line in (ROOT / "jaxcifar" / "config.py").read_text().splitlines():
+        if match := re.match(r"    config\.([\w.]+) = .*?(?:  # (.*))?$", line):
+            field, found[match[1]] = match[1], match[2] or ""
+        elif field and (more := re.match(r" +# *(.*)", line)):  # comments on their own lines
+            found[field] = f"{found[field]} {more[1]}".strip()
+        else:
+            field = ""
     return found
 
 

@@ -23,9 +23,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -73,60 +73,8 @@ COLLECTIVES = (
     "collective-broadcast",
     "ragged-all-to-all",
 )
-_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(")
-_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)|_computations=\{([^}]*)\}")
+_INSTRUCTION = re.compile(r"^ *(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(", re.MULTILINE)
 _SHAPE = re.compile(r"\b(pred|token|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
-
-
-class Instruction(NamedTuple):
-    """An instruction of a compiled program."""
-
-    opcode: str
-    size: int  # bytes of its result
-    calls: tuple[str, ...]  # names of computations
-    line: str
-
-
-class Hlo(NamedTuple):
-    """A compiled program: its computations by name, and which is the entry."""
-
-    computations: dict[str, list[Instruction]]
-    entry: str
-
-    def reachable(self, start: str) -> Iterator[Instruction]:
-        """Every instruction of a computation and of those that it calls, each once."""
-        todo, seen = [start], {start}
-        while todo:
-            for instruction in self.computations.get(todo.pop(), []):
-                yield instruction
-                new = [name for name in instruction.calls if name not in seen]
-                seen.update(new)
-                todo += new
-
-    @property
-    def loops(self) -> list[str]:
-        """The bodies of the entry's own loops; on TPUs, the one over steps is the only one."""
-        found = []
-        for instruction in self.computations[self.entry]:
-            if instruction.opcode == "while":
-                found += re.findall(r"body=%?([\w.\-]+)", instruction.line)
-        return found
-
-
-def parse(text: str) -> Hlo:
-    """Reads what `compiled.as_text()` returns."""
-    computations: dict[str, list[Instruction]] = {}
-    entry, current = "", []
-    for line in text.splitlines():
-        if header := _COMPUTATION.match(line):
-            current = computations.setdefault(header[2], [])
-            entry = header[2] if header[1] else entry
-        elif match := _INSTRUCTION.match(line):
-            called = ",".join("".join(groups) for groups in _CALLED.findall(line))
-            names = tuple(name.strip().lstrip("%") for name in called.split(",") if name.strip())
-            current.append(Instruction(match[2], size_of(match[1]), names, line.strip()))
-    return Hlo(computations, entry)
 
 
 def size_of(shape: str) -> int:
@@ -139,18 +87,21 @@ def size_of(shape: str) -> int:
     return total
 
 
-def collectives(hlo: Hlo) -> dict[str, list[int]]:
+def collectives(text: str) -> dict[str, list[int]]:
     """Returns the bytes that each collective of a program yields, by kind.
 
     Those in a loop count once, however often it runs, as in XLA's own figures.
+
+    Args:
+      text: what `compiled.as_text()` returns.
     """
     found: dict[str, list[int]] = {}
-    for instruction in hlo.reachable(hlo.entry):
+    for result, opcode in _INSTRUCTION.findall(text):
         # An asynchronous one starts with a tuple of its operand and its result, except for an
         # all-reduce; what is done has the result's size.
-        kind = instruction.opcode.removesuffix("-done")
+        kind = opcode.removesuffix("-done")
         if kind in COLLECTIVES:
-            found.setdefault(kind, []).append(instruction.size)
+            found.setdefault(kind, []).append(size_of(result))
     return found
 
 
@@ -198,7 +149,7 @@ def facts(compiled: Any, seconds: float, chip: Chip, devices: int) -> dict[str, 
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     kept = memory.argument_size_in_bytes
     fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    found = collectives(parse(compiled.as_text()))
+    found = collectives(compiled.as_text())
     # XLA counts a loop's body once, however often it runs: these are of one step.
     flops, traffic = cost["flops"], cost["bytes accessed"]
     reduced = sum(found.get("all-reduce", []))

@@ -10,6 +10,7 @@ Inputs are NCHW, 3x32x32. ``state_dict`` names are torchvision's.
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -378,14 +379,5 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def create(
-    name: str,
-    *,
-    num_classes: int = 10,
-    activation: str = "relu",
-    dropout_rate: float = 0.0,
-    width: float = 1.0,
-) -> nn.Module:
-    return MODELS[name](
-        num_classes=num_classes, activation=activation, dropout_rate=dropout_rate, width=width
-    )
+def create(name: str, **options: Any) -> nn.Module:
+    return MODELS[name](**options)

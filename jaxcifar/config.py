@@ -49,8 +49,8 @@ def base_config() -> Config:
     #                 VGG: before the two hidden linear layers; Wide ResNet: in each block; Airbench
     #                 has none
     config.model.width = 1.0  # multiplies every channel count
-    config.model.remat = "auto"  # DenseNet: "on" needs a third of the memory and recomputes cheap
-    #               layers; "off"; "auto": "on" on CPUs, where it is also faster, else "off"
+    config.model.remat = "auto"  # DenseNet: "on" needs a third of the memory or less and recomputes
+    #               cheap layers; "off"; "auto": "on" on CPUs, where it is also faster, else "off"
     config.model.dtype = "auto"  # of the computation: "float32" "bfloat16"; "auto": bfloat16 on
     #        GPUs and TPUs. Parameters, statistics and logits are always float32. Products of
     #        float32 are in TF32 on GPUs and bfloat16 on TPUs, unless JAX_DEFAULT_MATMUL_PRECISION
@@ -61,12 +61,12 @@ def base_config() -> Config:
     config.data.dir = ""  # the folder of CIFAR; "": $JAXCIFAR_DATA, else ~/.cache/jaxcifar/data
     config.data.augment = "weak"  # "none"; "weak": random crop and flip, and cutout if it is on;
     #    "strong": random crop, flip, color jitter, rotation, shift and erasing
-    config.data.protocol = "test"  # "test": the best epoch is chosen on the test set, as in the
-    #                   original report; "holdout": on a tenth of the training set, and the test
-    #                   set is used once
+    config.data.protocol = "test"  # "test": the best epoch is chosen on the test set, as in
+    #                   Table 3 of the original report; "holdout": on a tenth of the training set,
+    #                   and the test set is used once
     config.data.mean = ()  # the mean of each channel by which images are normalised, for pixels
-    #                        from 0 to 1; (): that of the training pixels. Set it for weights that
-    #                        were trained with a different mean
+    #                        from 0 to 1; (): that of the training pixels, for CIFAR of the official
+    #                        ones. Set it for weights that were trained with a different mean
     config.data.std = ()  # the standard deviation, likewise
     config.data.test_augment = "none"  # views of a test image whose logits are averaged: "none"
     #                   (the image alone) "mirror_translate" (six)

@@ -254,10 +254,7 @@ def summary(result: dict[str, Any], config: Config, workdir: str | pathlib.Path)
             f"loss {test['loss']:.4f} ({test['images']:,} images)"
         )
     elif config.data.protocol == "test":
-        lines.append(
-            "(validated on the test set, which also chose the best epoch, as in the original "
-            "report)"
-        )
+        lines.append("(validated on the test set, which also chose the best epoch)")
     took = [
         f"training {duration(result['train_seconds'])}",
         f"compiling {duration(result['compile_seconds'])}",

@@ -54,7 +54,7 @@ def replay(
 
     Args:
       workdir: the run's folder.
-      data_dir: the folder of the images; "" is that which the run started with.
+      data_dir: the folder of the images; "" is that of the run's last start.
       mesh: the devices to use; None means all of them.
       say: called with each line of the report.
 

@@ -135,9 +135,9 @@ def _check_fit(
 
 
 def run_of_weights(config: Config, workdir: str | pathlib.Path, variables: dict[str, Any]) -> None:
-    """Creates a run that starts from given variables, at step 0 and epoch 0.
+    """Creates a run of given variables, at step 0 and epoch 0.
 
-    The run can be evaluated as it is, or trained from there.
+    It can be evaluated and exported, and other runs can start from it (`config.init_from`).
 
     Args:
       config: the run's config.

@@ -397,11 +397,10 @@ def _diverged(what: str, step: int, run: Run, folder: RunFolder) -> UserError:
     optimization, numbers = run.task.optimization, hyperparams(run.config)
     rate = float(optimization.make_schedule(numbers, steps_per_epoch)(step - 1))
     indices = np.asarray(run.order)[(step - 1) % steps_per_epoch]
-    moved = run.config.data.dir and f" --data-dir={shlex.quote(run.config.data.dir)}"
     return UserError(
         f"{what} is not finite (epoch {(step - 1) // steps_per_epoch + 1}). {kept} "
         "To find the first number that is not finite, here or in the gradient of the step before: "
-        f"jaxcifar replay {shlex.quote(str(run.workdir))}{moved}. A smaller "
+        f"jaxcifar replay {shlex.quote(str(run.workdir))}. A smaller "
         f"optim.learning_rate than {run.config.optim.learning_rate:g}, in another workdir, may "
         "help.\n"
         f"  learning rate of the step: {rate:.6g}\n"

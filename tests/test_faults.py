@@ -190,9 +190,9 @@ def diverging(**fields):
 @pytest.mark.parametrize("steps_per_call", [1, 3])
 def test_divergence_can_be_looked_at(tmp_path, steps_per_call):
     with pytest.raises(UserError, match="is not finite") as error:
-        run(diverging(train__steps_per_call=steps_per_call, data__dir="/a b"), tmp_path)
+        run(diverging(train__steps_per_call=steps_per_call), tmp_path)
     message = str(error.value)
-    assert f"jaxcifar replay {tmp_path} --data-dir='/a b'. A" in message
+    assert f"jaxcifar replay {tmp_path}. A" in message
     assert "learning rate of the step: 100" in message
     rows = message.rpartition("images of its batch (indices in the training set): ")[2]
     assert len(set(map(int, rows.split(", ")))) == 32
@@ -240,7 +240,8 @@ def test_an_evaluation_that_diverges_can_be_looked_at(tmp_path):
     variables["batch_stats"]["bn1"]["mean"] = np.full_like(
         variables["batch_stats"]["bn1"]["mean"], -3e38
     )
-    start.run_of_weights(config, tmp_path / "run", variables)
+    start.run_of_weights(config, tmp_path / "weights", variables)
+    config.init_from = str(tmp_path / "weights")
     with pytest.raises(UserError, match="validation loss after epoch 1 is not finite"):
         run(config, tmp_path / "run")
     for stop in (None, SignalAt(3, where="before_evaluation")):

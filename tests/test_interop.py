@@ -195,6 +195,9 @@ def test_of_two_networks_in_a_file_one_is_chosen():
         jax.tree.map(np.testing.assert_array_equal, found, expected)
     with pytest.raises(UserError, match=r"'net'\. There are: model \(22\), ema \(22\)"):
         interop.from_torch("vgg_a", both, part="net")
+    for part in ("ema", "state_dict.ema"):  # as in Lightning's checkpoints
+        found = interop.from_torch("vgg_a", {"epoch": 3, "state_dict": both}, part=part)
+        jax.tree.map(np.testing.assert_array_equal, found, other)
 
 
 @pytest.mark.parametrize("numbers", [(0, 2, 4), (0, 3, 6), (1, 4, 6)])

@@ -137,7 +137,7 @@ def test_summary_of_a_run_validated_on_the_test_set():
     assert summary(RESULT, tiny(), "runs/x").split("\n") == [
         "best epoch 7: validation accuracy 91.23%, loss 0.3141",
         "last epoch 9: validation accuracy 90.00%, loss 0.4000",
-        "(validated on the test set, which also chose the best epoch, as in the original report)",
+        "(validated on the test set, which also chose the best epoch)",
         "training 1h02m, compiling 31s, peak memory 3.0 GiB",
         "everything is in runs/x: result.json, metrics.jsonl, history.png, …",
     ]

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcifar import data, replay, restore, sharding, start
+from jaxcifar import data, replay, restore, sharding
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
@@ -472,16 +472,6 @@ def test_a_result_stays_until_the_run_goes_on(copied):
     with pytest.raises(UserError, match="All checkpoints"):
         run(tiny(), copied)
     assert (copied / "result.json").read_bytes() == before
-
-
-@pytest.mark.slow
-def test_damaged_imported_weights_keep_no_run_from_going_on(finished, tmp_path, capsys):
-    start.run_of_weights(tiny(), tmp_path, state_of(finished))
-    with pytest.raises(Interrupted):
-        run(tiny(), tmp_path, StopAt(1))
-    flip(tmp_path / "checkpoints" / "0" / "progress" / "metadata")
-    assert run(tiny(), tmp_path)["last"]["epoch"] == 3
-    assert "set aside as damaged-0-1" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -100,7 +100,6 @@ def main(argv: list[str] | None = None) -> None:
         "smoothness",
         help="along the gradient, while training",
         epilog="Fields of the config (--optim.l2=1e-4): docs/config.md or jaxcifar train --help",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run_command=_smoothness_command)
     command.add_argument("--rows", help="the rows to train (default vgg2,vgg6)")

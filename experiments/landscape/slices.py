@@ -123,6 +123,7 @@ def slice_around(
     mesh = sharding.over(mesh)
     config, step, variables = restore.load_variables(workdir, what.checkpoint, mesh=mesh)
     config.model.dropout_rate = 0.0  # statistics are of the network as it is evaluated
+    config.data.test_augment = "none"  # the loss is of the images themselves
     config.data.dir = data_dir or config.data.dir
     images = _images(workdir, config, what)
     inference = build_inference(config, images, mesh)

@@ -162,7 +162,6 @@ def main(argv: list[str] | None = None) -> int:
             name,
             help=text.partition("\n")[0],
             description=text,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.set_defaults(run_command=COMMANDS[name])
         command.add_argument(

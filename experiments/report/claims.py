@@ -344,7 +344,8 @@ def _judged(item: Comparison, done: Sweep) -> dict[str, Any]:
     except UserError as error:
         return record | {"verdict": "no runs", "damage": str(error)}
     if math.isnan(effect.mean):
-        logged = " with steps.jsonl" if any(of == "loss gap" for _, of in item.terms) else ""
+        logged = f", with as many steps (at least {SMOOTHING_STEPS}) in steps.jsonl"
+        logged = logged if any(of == "loss gap" for _, of in item.terms) else ""
         return record | {"verdict": "no runs", "missing": [f"a seed that all have{logged}"]}
     alike = len({_conditions(done.of(name)[0]) for name in item.rows}) == 1
     word = verdict(effect, item.expected, item.bound) if alike else "undecided"

@@ -107,16 +107,6 @@ def _vgg_history(part: Sweep, paths: list[pathlib.Path], rows: Sequence[str], ti
         panels[0, 0].legend(fontsize=8)
 
 
-def fig3(part: Sweep, paths: list[pathlib.Path]) -> None:
-    """Draws the histories of VGG-A without BatchNorm."""
-    _vgg_history(part, paths, WITHOUT_BN, "VGG-A without batch normalization")
-
-
-def fig4(part: Sweep, paths: list[pathlib.Path]) -> None:
-    """Draws the histories of VGG-A with BatchNorm."""
-    _vgg_history(part, paths, WITH_BN, "VGG-A with batch normalization")
-
-
 # --- figure 5 ---------------------------------------------------------------------------------
 
 
@@ -283,8 +273,10 @@ OF_NETWORK: dict[str, Drawer] = {  # they need a checkpoint
 }
 FIGURES: dict[str, Drawer] = {
     "history": history,
-    "fig3": fig3,
-    "fig4": fig4,
+    "fig3": functools.partial(
+        _vgg_history, rows=WITHOUT_BN, title="VGG-A without batch normalization"
+    ),
+    "fig4": functools.partial(_vgg_history, rows=WITH_BN, title="VGG-A with batch normalization"),
     "fig5": fig5,
     "accuracy": accuracy,
     "augment": network.augmentations,

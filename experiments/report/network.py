@@ -12,13 +12,14 @@ import numpy as np
 import scipy.stats
 
 from experiments.report.pictures import signed_by_run
+from experiments.runs.images import training_images
 from experiments.runs.read import Run, Sweep
-from jaxcifar import augment, data, programs, restore, sharding
+from jaxcifar import augment, programs, restore, sharding
 from jaxcifar.config import Config
 from jaxcifar.data import Dataset
 from jaxcifar.errors import UserError
 from jaxcifar.models import layers
-from jaxcifar.run import plots
+from jaxcifar.run import about, plots
 from jaxcifar.task import Inference, build_inference
 
 
@@ -219,14 +220,12 @@ def mistakes(part: Sweep, paths: list[pathlib.Path]) -> None:
 
 def augmentations(part: Sweep, paths: list[pathlib.Path]) -> None:
     """Draws what each transform, with the run's strengths, does to eight training images."""
-    config, group = part.runs[0].config, "augment."
-    train_set = data.load(config["data.name"], "train", data_dir=config["data.dir"])
+    (run,) = part.runs
+    config = about.of_run(run.folder).config
+    config.data.dir = run.config["data.dir"]
+    train_set = training_images(run.folder, config)
     images = train_set.images[:8]
-    given = {
-        field.removeprefix(group): value
-        for field, value in config.items()
-        if field.startswith(group)
-    }
+    given = config.augment.to_dict()
     mean = 255 * jnp.asarray(train_set.mean)[None, None, None]
 
     def recipe(transform: Callable[..., jax.Array], key: jax.Array, images: jax.Array) -> jax.Array:

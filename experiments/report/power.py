@@ -1,5 +1,6 @@
 """How many seeds would decide a comparison, if effect and spread are as they were found."""
 
+import bisect
 import functools
 from collections.abc import Callable, Sequence
 
@@ -20,13 +21,9 @@ def seeds_needed(chance_of: Callable[[int], float]) -> int | None:
     Returns:
       None where `MOST` seeds are not enough.
     """
-    if chance_of(MOST) < POWER:
-        return None
-    few, enough = 1, MOST
-    while enough - few > 1:
-        n = (few + enough) // 2
-        few, enough = (few, n) if chance_of(n) >= POWER else (n, enough)
-    return enough
+    counts = range(MOST + 1)
+    n = bisect.bisect_left(counts, True, lo=2, key=lambda n: chance_of(n) >= POWER)
+    return n if n in counts else None
 
 
 def imagined(mean: float, std: float, n: int, stream: int) -> np.ndarray:

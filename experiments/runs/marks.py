@@ -1,7 +1,8 @@
 """How a run's config differs from the one it started from.
 
 Both are flat ({"model.name": …}). The seed never counts, nor do the fields that change only how a
-run is carried out.
+run is carried out. `model.dtype` does not count either: "auto" means another dtype on each kind of
+device, and the one in force is in a run's environment.
 """
 
 from typing import Any
@@ -18,8 +19,9 @@ _TRAIN_IMAGES = {  # (data.name, data.protocol): all that a run can train on
 
 
 def differing(original: dict[str, Any], config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns {field: (original value, value)} for each field that differs, except the seed."""
-    return {f: pair for f, pair in changed_fields(original, config).items() if f != "seed"}
+    """Returns {field: (original value, value)} for each field that differs and counts."""
+    found = changed_fields(original, config)
+    return {f: pair for f, pair in found.items() if f not in ("seed", "model.dtype")}
 
 
 def shortened(original: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
@@ -68,7 +70,9 @@ def mark(original: dict[str, Any] | None, config: dict[str, Any]) -> str:
 def options(original: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """Returns the options that make such a run of its original: ["--config.…=…", …]."""
     found = []
-    for field, (_, value) in differing(original, config).items():
+    for field, (_, value) in changed_fields(original, config).items():
+        if field == "seed":
+            continue
         value = tuple(value) if isinstance(value, list) else value  # as it came back from JSON
         found.append(f"--config.{field}={value}")
     return found

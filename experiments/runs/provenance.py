@@ -19,7 +19,7 @@ def provenance(runs: Sequence[Run]) -> list[str]:
                 f"{data['name']}, {data['images']:,}, {kind}, sha256 {data['sha256'][:12]}…"
             )
         facts.setdefault("protocol", set()).add(
-            "best epoch chosen on the test set, as in the original report"
+            "best epoch chosen on the test set"
             if run.config["data.protocol"] == "test"
             else "best epoch chosen on a tenth of the training set"
         )

@@ -119,7 +119,8 @@ def named_arrays(weights: Mapping[str, Any], part: str = "") -> dict[str, Any]:
 
     Args:
       weights: name -> array, tensor or a mapping of such.
-      part: a prefix; only names that begin with it and a dot are taken.
+      part: a prefix; only names that begin with it and a dot are taken, whether or not what all
+        names begin with comes before it.
 
     Raises:
       UserError: there are no arrays.
@@ -128,20 +129,26 @@ def named_arrays(weights: Mapping[str, Any], part: str = "") -> dict[str, Any]:
         found = _flat(weights)
     except RecursionError as error:
         raise UserError("The file has a dictionary that contains itself.") from error
-    if part:
-        chosen = {
-            name.removeprefix(f"{part}."): value
-            for name, value in found.items()
-            if name.startswith(f"{part}.")
-        }
-        if not chosen:
-            raise UserError(f"No name begins with {part!r}. There are: {_beginnings(found)}.")
-        found = chosen
     if not found:
         raise UserError("The file contains no named arrays: it is not a state_dict.")
+    inside = _unwrapped(found)
+    if part:
+        chosen = _below(part, inside) or _below(part, found)
+        if not chosen:
+            raise UserError(f"No name begins with {part!r}. There are: {_beginnings(inside)}.")
+        inside = _unwrapped(chosen)
+    return inside
+
+
+def _unwrapped(found: dict[str, Any]) -> dict[str, Any]:
     while all("." in name for name in found) and len({n.partition(".")[0] for n in found}) == 1:
         found = {name.partition(".")[2]: value for name, value in found.items()}
     return found
+
+
+def _below(part: str, found: dict[str, Any]) -> dict[str, Any]:
+    part = f"{part}."
+    return {n.removeprefix(part): value for n, value in found.items() if n.startswith(part)}
 
 
 def _flat(weights: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

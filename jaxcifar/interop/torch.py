@@ -422,6 +422,11 @@ def _import(arguments: argparse.Namespace) -> str:
         raise UserError(f"{arguments.file}: {error}") from error
     classes: int = module.num_classes  # pyright: ignore
     name = arguments.data or _DATA_OF_CLASSES.get(classes)
+    if all(data.num_classes(known) != classes for known in data.DATASETS):
+        raise UserError(
+            f"{arguments.file} has {classes} classes, which no data set here has; CONTRIBUTING.md "
+            "says how to add one."
+        )
     if name is None or data.num_classes(name) != classes:
         raise UserError(
             f"{arguments.file} has {classes} classes, but {name or 'cifar10'} has "

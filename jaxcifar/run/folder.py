@@ -6,6 +6,7 @@ import json
 import math
 import pathlib
 import re
+import shlex
 import time
 from typing import Any
 
@@ -114,12 +115,18 @@ class RunFolder:
         folder, does not count.
 
         Raises:
-          UserError: the folder holds a run of another config, or result.json is damaged and there
-            is no checkpoint to restore it from, or all is intact but the checkpoints are older.
+          UserError: the folder holds a run of another config or imported weights, or result.json is
+            damaged and there is no checkpoint to restore it from, or all is intact but the
+            checkpoints are older.
         """
         self._about = self._about or about.read(self.path)
         if self._about is None:
             return None
+        if not self._about.data:
+            raise UserError(
+                f"{self.path} holds imported weights, which stay as they are. A new run can start "
+                f"from them: --config.init_from={shlex.quote(str(self.path))} --workdir=NEW"
+            )
         path = self.path / "result.json"
         can_go_on = self.checkpoints.last() is not None
         check_same_config(
@@ -223,10 +230,10 @@ class RunFolder:
         content = {"config": config.to_dict(), "data": provenance, "environment": now}
         before = self._about or about.read(self.path)
         check_initial_weights(before and before.init_from, initial, self.path)
-        # A run made of imported weights has no images until it is trained.
-        if before is not None and before.data:
+        if before is not None and before.data:  # else imported weights, and maybe not completely
             check_alike(before, config, provenance, now, self.path)
             content = before.resumed(now)
+            content["config"]["data"]["dir"] = config.data.dir  # where eval and others will look
         if initial is not None:
             content["init_from"] = initial
         epochs = _epochs_logged(self.path)
@@ -323,7 +330,7 @@ class RunFolder:
         state, progress, damaged = found
         *earlier, now = self._about.environments
         if by := progress.get("about"):  # else an earlier version wrote it
-            earlier = About.of(by).environments if by["data"] else []  # of imported weights
+            earlier = About.of(by).environments
         if earlier:
             note_changes(earlier[-1], now)
         self._write_about()

@@ -143,15 +143,12 @@ def test_the_augmentations_drawn_are_those_of_the_run(swept, tmp_path, monkeypat
     content = json.loads((run / "config.json").read_text())
     content["config"]["augment"] |= {"padding_mode": "reflect", "flip": "alternating"}
     (run / "config.json").write_text(json.dumps(content))
-    lines, imshow, load = [], Axes.imshow, data.load
+    lines, imshow = [], Axes.imshow
     corner = np.full((8, 32, 32, 3), 100, np.uint8)
     corner[:, :16, :16] = 200  # at the left, until an image is mirrored
 
-    def marked(*arguments, **options):
-        found = load(*arguments, **options)
-        return dataclasses.replace(found, images=corner)
-
-    monkeypatch.setattr(data, "load", marked)
+    marked = dataclasses.replace(data.load("synthetic", "train"), images=corner)
+    monkeypatch.setattr(network, "training_images", lambda *_: marked)
     monkeypatch.setattr(Axes, "imshow", lambda self, x: lines.append(x) or imshow(self, x))
     network.augmentations(of_run(run), [tmp_path / "augment.png"])
     weak = np.array(lines[-16:-8])
@@ -186,11 +183,13 @@ def test_figures_without_the_images(swept_copy, monkeypatch, capsys):
 def test_other_images_than_those_of_the_run_are_not_drawn(swept_copy, capsys):
     run = swept_copy / "vgg6" / "seed0"
     content = json.loads((run / "config.json").read_text())
-    content["data"]["validation"]["sha256"] = "0123"
+    content["data"]["train"]["sha256"] = content["data"]["validation"]["sha256"] = "0123"
     (run / "config.json").write_text(json.dumps(content))
     shutil.rmtree(swept_copy / "vgg6" / "seed1")  # runs of one name must be alike
-    assert main(["figures", str(swept_copy), "--only=confusion", f"--run={run}"]) == 1
-    assert "holds a run on other validation images" in capsys.readouterr().out
+    assert main(["figures", str(swept_copy), "--only=confusion,augment", f"--run={run}"]) == 1
+    printed = capsys.readouterr().out
+    assert "holds a run on other validation images" in printed
+    assert "holds a run on other train images" in printed
     assert not list((swept_copy / "figures").iterdir())
 
 
@@ -238,7 +237,11 @@ def test_one_run_is_drawn_of_one_sweep(tmp_path):
     """Nothing of another sweep is drawn, and augmentations need no checkpoint."""
     for name in ("one", "two"):
         write_fake_runs(tmp_path / name, rows=["row1"], seeds=1, data__name="synthetic")
-    run = f"--run={tmp_path / 'one' / 'row1' / 'seed0'}"
+    path = tmp_path / "one" / "row1" / "seed0" / "config.json"
+    content = json.loads(path.read_text())
+    content["data"]["train"] = data.load("synthetic", "train").provenance
+    path.write_text(json.dumps(content))
+    run = f"--run={path.parent}"
     assert main(["figures", str(tmp_path), "--only=augment", run]) == 0
     assert (tmp_path / "one" / "figures" / "augment.png").exists()
     assert not (tmp_path / "two" / "figures").exists()

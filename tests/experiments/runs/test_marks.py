@@ -19,6 +19,7 @@ def of(epochs=50, images=0, **fields):
     ("original", "run", "mark"),
     [
         (of(), of(seed=7, data__dir="/data"), ""),
+        (of(), of(model__dtype="float32"), ""),  # the one in force is in the environment
         (of(), of(epochs=3, images=1000), "SHORTENED: 3 of 50 epochs, 1,000 of 50,000 images"),
         (of(), of(epochs=60), "changed: train.epochs 50 -> 60"),
         (of(), of(images=50_000), ""),
