@@ -256,6 +256,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "environment": environment({"libtpu": _libtpu_version()}, mesh),
         "results": [],
     }
+    if arguments.out:
+        write_json(arguments.out, content)  # before the first minutes are spent
     print(table(content), flush=True)  # its head
     for source in sources:
         print(f"compiling {source.name} …", file=sys.stderr, flush=True)
@@ -265,9 +267,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             note(f"{source.name} cannot be compiled for {arguments.topology}: {in_short(error)}")
             continue
         content["results"].append(result)
+        print(*str(table(content)).splitlines()[-2:], sep="\n", flush=True)  # its two programs
         if arguments.out:
             write_json(arguments.out, content)
-        print(*str(table(content)).splitlines()[-2:], sep="\n", flush=True)  # its two programs
     return int(len(content["results"]) < len(sources))
 
 

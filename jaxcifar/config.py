@@ -88,7 +88,8 @@ def base_config() -> Config:
     config.augment.erasing_area = (0.02, 0.33)  # area of that rectangle, as a share of the image:
     #                                             smallest, largest
     config.augment.erasing_ratio = (0.3, 3.3)  # its height / width: smallest, largest
-    config.augment.mixup = 0.0  # the α of Beta(α, α), which draws the mixing weight; 0: no mixing
+    config.augment.mixup = 0.0  # the α of Beta(α, α), which draws the mixing weight; 0: no mixing.
+    #              The training accuracy is by an image's own label, often that of its smaller part
     config.augment.cutmix = 0.0  # the same, for the area that is pasted. If both are on, each batch
     #                              draws one of them
 

@@ -12,7 +12,12 @@ class UserError(ValueError):
     """An error that the user can fix, in a config, a command or a file; its message says how.
 
     Commands print the message without a traceback, and exit with code 2.
+
+    Attributes:
+      agreed: whether all processes of the run raise it together.
     """
+
+    agreed = False
 
 
 class Busy(UserError):
@@ -20,7 +25,13 @@ class Busy(UserError):
 
 
 class Interrupted(Exception):
-    """A signal stopped the work, which was saved; the same command resumes it."""
+    """A signal stopped the work, which was saved; the same command resumes it.
+
+    Attributes:
+      agreed: whether all processes of the run raise it together.
+    """
+
+    agreed = False
 
     def __init__(self, signum: int, message: str):
         super().__init__(message)

@@ -128,7 +128,7 @@ def sync(path: pathlib.Path) -> None:
 
 
 def file_digest(path: pathlib.Path) -> str | None:
-    """Returns the SHA-256 of a file; None if it cannot be read."""
-    with contextlib.suppress(OSError):
+    """Returns the SHA-256 of a file; None if there is none, or a folder in its place."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return hashlib.sha256(path.read_bytes()).hexdigest()
     return None

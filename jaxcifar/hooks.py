@@ -79,16 +79,19 @@ class Hook:
     def before_step(self, run: Run) -> None:
         """Before each call of the training program, when `run.step` steps are done.
 
-        A call makes `run.task.steps_per_call` steps. The time that this method takes is not counted
-        as training. If it reads the state (see `reads_state`), the devices have finished the
-        previous call; else the host prepares a call while they work on that one.
+        A call makes `run.task.steps_from(run.step)` steps. The time that this method takes is not
+        counted as training. If it reads the state (see `reads_state`), the devices have finished
+        the previous call; else the host prepares a call while they work on that one.
         """
 
     def before_evaluation(self, run: Run) -> None:
         """After the last step of an epoch."""
 
     def after_epoch(self, run: Run, record: dict[str, Any]) -> None:
-        """After an epoch is evaluated, logged and saved; `record` is its line in metrics.jsonl."""
+        """After an epoch is evaluated and logged; `record` is its line in metrics.jsonl.
+
+        Its checkpoint is being written meanwhile, and is there by the next epoch's call or `end`.
+        """
 
     def close(self, run: Run) -> None:
         """After the last step of this start, whether the run is complete, stopped or failed.
@@ -205,9 +208,11 @@ class Hooks:
         """
         try:
             yield
-        except BaseException:
+        except BaseException as ended:
             for error in self._close(run):
                 note(str(error))  # what ended the run matters more
+            if getattr(ended, "agreed", False):
+                processes.gather(None)  # else who closes first ends the others within seconds
             raise
         first, *others = self._close(run) or [None]
         for error in others:

@@ -255,10 +255,9 @@ def summary(result: dict[str, Any], config: Config, workdir: str | pathlib.Path)
         )
     elif config.data.protocol == "test":
         lines.append("(validated on the test set, which also chose the best epoch)")
-    took = [
-        f"training {duration(result['train_seconds'])}",
-        f"compiling {duration(result['compile_seconds'])}",
-    ]
+    took = [f"training {duration(result['train_seconds'])}"]
+    if result["compile_seconds"] is not None:  # else this start had nothing to compile
+        took.append(f"compiling {duration(result['compile_seconds'])}")
     if peak := result["peak_memory_bytes"]:  # else an earlier run of this process had a higher one
         took.append(f"peak memory {peak / 2**30:.1f} GiB")
     lines.append(", ".join(took))

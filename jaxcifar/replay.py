@@ -63,11 +63,13 @@ def replay(
       loss is not finite; None if all numbers are finite.
 
     Raises:
-      UserError: there is no run, it cannot be computed here as it was (see
+      UserError: there is no run, it was never trained, it cannot be computed here as it was (see
         `jaxcifar.run.about.check_alike`), or the checkpoint cannot be read.
     """
     workdir, mesh = pathlib.Path(workdir), sharding.over(mesh)
     about, checkpoints = of_run(workdir), Checkpointer(workdir / "checkpoints")
+    if not about.data:
+        raise UserError(f"{workdir} holds imported weights: there is no step to replay.")
     last = checkpoints.last()
     if last:
         about = of_checkpoint(about, checkpoints.progress(last), workdir)
@@ -80,10 +82,9 @@ def replay(
     check_config(config, mesh)
     splits = train.load_splits(config)
     task = build(config, splits.train, mesh)
-    if about.data:  # imported weights have none
-        now = environment(task.in_force, mesh)
-        check_alike(about, config, splits.provenance, now, workdir)
-        note_changes(before, now, "replayed")
+    now = environment(task.in_force, mesh)
+    check_alike(about, config, splits.provenance, now, workdir)
+    note_changes(before, now, "replayed")
     numbers = sharding.replicate(hyperparams(config), mesh)
     images, labels = programs.on_devices(splits.train, mesh)
     validation = programs.on_devices(splits.validation, mesh)

@@ -17,6 +17,7 @@ from jaxcifar.run.about import (
     check_same_config,
     of_checkpoint,
     of_run,
+    without_weights,
 )
 from jaxcifar.run.checkpoint import Checkpointer, Damaged
 from jaxcifar.state import abstract_variables
@@ -64,6 +65,8 @@ def _load(
                     f"{workdir} is a finished run without its checkpoints/. Bring them back, or "
                     "train it again in another folder."
                 )
+            if saved is None and not run.data:
+                raise UserError(without_weights(workdir))
             if saved is None:
                 raise UserError(
                     f"{workdir} contains no {which} checkpoint yet. Train it for an epoch first."

@@ -80,6 +80,7 @@ def train_and_evaluate(
                 say(f"{folder.path} is finished: nothing is left to train.")
             return result
         memory = PeakMemory()
+        _check_sizes(config, mesh)
         initial = InitialWeights() if folder.last() else initial_weights(config, mesh)
         splits = load_splits(config)
         images_of = {name: part["sha256"] for name, part in splits.provenance.items()}
@@ -113,24 +114,26 @@ def train_and_evaluate(
             order=order,
             stop=Stop(),
         )
-        compiled, epochs = _Compiled(task), config.train.epochs
+        epochs, compile_seconds = config.train.epochs, None
         quiet = quiet or not processes.is_first()
         progress = Progress(epochs, task.steps_per_epoch, position.epochs_done, quiet)
         _announce(run, splits, progress)
         if initial.text:
             progress.say(initial.text)
         if position.epochs_done < epochs:
+            began = time.monotonic()
             with progress:
-                compiled.train(task.steps_per_call)
-                compiled.evaluate(len(splits.validation))
-        progress.say(f"compiled in {compiled.seconds:.1f}s")
+                programs.train(task, task.steps_per_call)
+                programs.evaluate_batch(task.inference, len(splits.validation))
+            compile_seconds = time.monotonic() - began
+            progress.say(f"compiled in {compile_seconds:.1f}s")
         # Outside this block, where nothing is unsaved, a signal ends the process at once.
-        with looking_in.closing(run), interruptible() as run.stop, progress:
+        with interruptible() as run.stop, looking_in.closing(run), progress:
             progress.started(step)
             looking_in.call("start", run)
             for epoch in range(position.epochs_done + 1, epochs + 1):
                 run.order = programs.order(task)(run.state.key, epoch)
-                _train_epoch(run, compiled, looking_in, folder, progress)
+                _train_epoch(run, looking_in, folder, progress)
                 looking_in.call("before_evaluation", run)
                 scores = _evaluate(run, validation)
                 if scores is None:  # the resumed run evaluates
@@ -148,18 +151,12 @@ def train_and_evaluate(
             folder.wait()
         # A start that trained no step reports no peak: what it needed is not what the run needed.
         peak = memory.read() if run.step > first else None
-        result = _result(run, splits, records, compiled.seconds, peak, folder)
+        result = _result(run, splits, records, compile_seconds, peak, folder)
         looking_in.call("end", run, dict(result))
         return result
 
 
-def _train_epoch(
-    run: Run,
-    compiled: "_Compiled",
-    looking_in: Hooks,
-    folder: RunFolder,
-    progress: Progress,
-) -> None:
+def _train_epoch(run: Run, looking_in: Hooks, folder: RunFolder, progress: Progress) -> None:
     """Trains to the end of the epoch."""
     task, position = run.task, run.position
     metrics = _EpochMetrics(position)
@@ -175,7 +172,7 @@ def _train_epoch(
             raise _stopped(run, folder)
         steps = task.steps_from(run.step)
         with metrics.paused():  # compiles for a `steps_per_call` that was changed in mid-epoch
-            program = compiled.train(steps)
+            program = programs.train(task, steps)
         named = jax.profiler.StepTraceAnnotation("train", step_num=run.step)
         # A hidden copy to or from the host is an error.
         with named, jax.transfer_guard("disallow"):
@@ -255,27 +252,6 @@ class _EpochMetrics:
         self._began += time.monotonic() - began
 
 
-class _Compiled:
-    """The compiled programs of a task, and how many seconds their compilation took."""
-
-    def __init__(self, task: Task):
-        self._task, self.seconds = task, 0.0
-
-    def train(self, steps: int) -> programs.Train:
-        """Returns the program that makes `steps` training steps."""
-        return self._timed(programs.train, self._task, steps)
-
-    def evaluate(self, images: int) -> None:
-        """Compiles the evaluation of a set of `images` images."""
-        self._timed(programs.evaluate_batch, self._task.inference, images)
-
-    def _timed(self, make: Any, *what: Any) -> Any:
-        began = time.monotonic()
-        program = make(*what)  # at once, if an earlier run of this process made it
-        self.seconds += time.monotonic() - began
-        return program
-
-
 def load_splits(config: Config) -> data.Splits:
     """Returns the images that a config names, split into training, validation and test sets.
 
@@ -285,6 +261,18 @@ def load_splits(config: Config) -> data.Splits:
     where = config.data
     limit = config.train.limit_train_images
     return data.load_splits(where.name, where.dir, protocol=where.protocol, limit=limit)
+
+
+def _check_sizes(config: Config, mesh: Mesh) -> None:
+    """Checks what depends on the number of images, before any are read or downloaded.
+
+    Raises:
+      UserError: there are too few, or their number does not fit other fields.
+    """
+    where = config.data
+    limit = config.train.limit_train_images
+    sizes = data.splits_without_images(where.name, where.dir, protocol=where.protocol, limit=limit)
+    build(config, sizes.train, mesh)
 
 
 def _add_learning_rates(position: Position, task: Task, config: Config) -> None:
@@ -368,11 +356,13 @@ def _stopped(run: Run, folder: RunFolder) -> Interrupted:
     """Saves the run; returns what to raise."""
     _save(run, folder)
     folder.wait()
-    return Interrupted(
+    stopped = Interrupted(
         run.stop.signum,
         f"Stopped {run.stop.reason} and saved at step {run.step} in {run.workdir}. "
         "The same command resumes it.",
     )
+    stopped.agreed = True
+    return stopped
 
 
 def _settle(run: Run, metrics: "_EpochMetrics", folder: RunFolder) -> None:
@@ -397,7 +387,7 @@ def _diverged(what: str, step: int, run: Run, folder: RunFolder) -> UserError:
     optimization, numbers = run.task.optimization, hyperparams(run.config)
     rate = float(optimization.make_schedule(numbers, steps_per_epoch)(step - 1))
     indices = np.asarray(run.order)[(step - 1) % steps_per_epoch]
-    return UserError(
+    diverged = UserError(
         f"{what} is not finite (epoch {(step - 1) // steps_per_epoch + 1}). {kept} "
         "To find the first number that is not finite, here or in the gradient of the step before: "
         f"jaxcifar replay {shlex.quote(str(run.workdir))}. A smaller "
@@ -406,13 +396,15 @@ def _diverged(what: str, step: int, run: Run, folder: RunFolder) -> UserError:
         f"  learning rate of the step: {rate:.6g}\n"
         f"  images of its batch (indices in the training set): {', '.join(map(str, indices))}"
     )
+    diverged.agreed = True
+    return diverged
 
 
 def _result(
     run: Run,
     splits: data.Splits,
     records: list[dict[str, Any]],
-    compile_seconds: float,
+    compile_seconds: float | None,
     peak_memory: int | None,
     folder: RunFolder,
 ) -> dict[str, Any]:
@@ -422,7 +414,7 @@ def _result(
         "parameters": _parameter_count(run.state),
         "protocol": run.config.data.protocol,
         "data": splits.provenance,
-        "compile_seconds": round(compile_seconds, 3),
+        "compile_seconds": compile_seconds and round(compile_seconds, 3),
         "train_seconds": sum(record["seconds"] for record in records),
         "peak_memory_bytes": peak_memory,
     }

@@ -3,8 +3,9 @@
 It trains `tests.tiny.tiny(**fields)`, and may be told to misbehave: {"place": [address, count,
 index], "workdir", "fields", "wait", "kill": step, "term": step, "raise": step, "where": the method
 of the hook that does so, "who": the process that is killed, stopped or fails, "spoil": step,
-"slow": whether it waits before each step, "images": whether they are others, "jax": settings of
-JAX, "term_loading", "term_compiling": whether a signal comes then}.
+"slow": whether it waits before each step, "closes": how many seconds the first takes to close,
+"images": whether they are others, "jax": settings of JAX, "term_loading", "term_compiling": whether
+a signal comes then}.
 Without a place it has the one that its launcher gave it.
 """
 
@@ -46,6 +47,18 @@ class Misbehave(Hook):
             raise ZeroDivisionError("on purpose")
 
 
+class CloseSlowly(Hook):
+    """Takes long at the end, as a trace does that is written; in the first process."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def close(self, run):
+        if processes.is_first():
+            time.sleep(self.seconds)
+            print("closed", flush=True)
+
+
 def compile_until_stopped(*_):
     """Gets a signal while Python's handlers have to wait, as they do for XLA."""
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
@@ -69,6 +82,7 @@ def main(told):
         programs.train = compile_until_stopped
     hooks = [Misbehave(told), *([tiny.Spoil(told["spoil"])] if "spoil" in told else [])]
     hooks += [tiny.Slow()] if told.get("slow") else []
+    hooks += [CloseSlowly(told["closes"])] if "closes" in told else []
 
     def command():
         place = launch.Place(*told["place"]) if "place" in told else launch.place(os.environ)

@@ -3,7 +3,9 @@
 import errno
 import gzip
 import json
+import os
 import signal
+import time
 import urllib.error
 from types import SimpleNamespace
 
@@ -198,6 +200,26 @@ def test_a_profile_changes_no_number_and_ends_if_the_run_is_stopped(finished, tm
     run(tiny(), tmp_path, profile)
     ours, theirs = (read_lines(f / "metrics.jsonl") for f in (tmp_path, finished[0]))
     assert without_times(ours) == without_times(theirs)
+
+
+def test_a_repeated_signal_does_not_cut_the_closing_short(tmp_path, monkeypatch):
+    """Schedulers repeat theirs."""
+    closed = []
+
+    class Closing(SignalAt):
+        def close(self, run):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            closed.append(run.step)
+
+    cut = lambda *_: pytest.fail("it is cut short")  # noqa: E731
+    before = signal.signal(signal.SIGTERM, cut)
+    try:
+        with pytest.raises(Interrupted):
+            run(tiny(), tmp_path, Closing(1))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert closed == [1]
 
 
 def test_the_last_call_that_is_traced_counts_as_training(tmp_path, monkeypatch):

@@ -354,7 +354,7 @@ def test_command_refuses(tmp_path, capsys):
     wide = interop.to_torch("vgg_a", random_variables("vgg_a", num_classes=7, **NARROW))
     np.savez(tmp_path / "wide.npz", **wide)
     assert interop.main([str(tmp_path / "wide.npz"), *arguments]) == 2
-    assert "has 7 classes" in capsys.readouterr().err
+    assert "has 7 classes, which no data set here has" in capsys.readouterr().err
     for dtype, shown in ((jnp.bfloat16, "|V2"), (np.complex64, "complex64")):
         np.savez(tmp_path / "other.npz", **{"features.0.weight": np.ones((4, 3, 3, 3), dtype)})
         assert interop.main([str(tmp_path / "other.npz"), *arguments]) == 2

@@ -143,6 +143,11 @@ def test_summary_of_a_run_validated_on_the_test_set():
     ]
 
 
+def test_summary_of_a_run_whose_last_start_trained_nothing():
+    result = RESULT | {"compile_seconds": None, "peak_memory_bytes": None}
+    assert summary(result, tiny(), "runs/x").split("\n")[3] == "training 1h02m"
+
+
 def test_summary_of_a_run_with_a_held_out_part():
     result = RESULT | {"test": {"accuracy": 0.5, "loss": 1.25, "images": 10_000}}
     lines = summary(result, tiny(data__protocol="holdout"), "runs/x").split("\n")

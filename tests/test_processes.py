@@ -247,6 +247,19 @@ def test_a_signal_to_one_stops_all_and_one_process_goes_on(alone, tmp_path, when
     check_same_numbers(workdir, alone)
 
 
+@pytest.mark.parametrize(
+    ("told", "code"), [({"term": 1}, 128 + signal.SIGTERM), ({"spoil": 1, "fields": WITH_BN}, 2)]
+)
+def test_an_agreed_end_waits_for_who_takes_long_to_close(tmp_path, told, code):
+    """Longer than processes wait for each other once one has ended."""
+    told |= {"closes": team.VERDICT + team.GRACE}
+    first, second = two(tmp_path / "run", told if code == 2 else {"closes": told["closes"]}, told)
+    assert (first[0], second[0]) == (code, code), (first, second)
+    assert "closed" in first[1]
+    assert first[1].count("jaxcifar: ") == 1
+    assert second[1] == ""
+
+
 @pytest.mark.parametrize("when", ["term_loading", "term_compiling"])
 def test_a_signal_before_the_first_step_stops_all_at_once(tmp_path, when):
     ends = two(tmp_path / "run", second={when: True})

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcifar import data, restore, sharding, start, task
+from jaxcifar import data, replay, restore, sharding, start, task
 from jaxcifar.config import base_config, flatten
 from jaxcifar.errors import UserError
 from jaxcifar.files import read_lines
@@ -155,7 +155,12 @@ def test_an_interrupted_import_can_be_repeated(finished, tmp_path):
     """Of a kill, or a full disk, while the checkpoint was written."""
     variables = state_of(finished[0])
     start.run_of_weights(tiny(), tmp_path, variables)
+    with pytest.raises(UserError, match="there is no step to replay"):
+        replay.replay(tmp_path, mesh=ONE)
     shutil.rmtree(tmp_path / "checkpoints")
+    for use in (lambda: restore.load_variables(tmp_path, mesh=ONE), lambda: run(tiny(), tmp_path)):
+        with pytest.raises(UserError, match=r"are not there: .* import them again"):
+            use()
     start.run_of_weights(tiny(), tmp_path, variables)
     jax.tree.map(np.testing.assert_array_equal, state_of(tmp_path), variables)
     # A run that has images is one, checkpoint or not.

@@ -1,8 +1,10 @@
 """A run's folder after something in it was damaged, lost or exchanged."""
 
+import errno
 import itertools
 import json
 import os
+import pathlib
 import shutil
 import time
 
@@ -475,11 +477,33 @@ def test_a_result_stays_until_the_run_goes_on(copied):
 
 
 @pytest.mark.slow
-def test_the_memory_of_a_start_that_trained_nothing_is_not_the_runs(copied, tmp_path, monkeypatch):
+def test_what_a_start_took_that_trained_nothing_is_not_what_the_run_took(
+    copied, tmp_path, monkeypatch
+):
     monkeypatch.setattr(machine, "peak_memory", itertools.count(1).__next__)  # it grows
     (copied / "result.json").unlink()
-    assert run(tiny(), copied)["peak_memory_bytes"] is None
-    assert run(tiny(train__epochs=1), tmp_path / "new")["peak_memory_bytes"]
+    again, new = run(tiny(), copied), run(tiny(train__epochs=1), tmp_path / "new")
+    assert (again["peak_memory_bytes"], again["compile_seconds"]) == (None, None)
+    assert new["peak_memory_bytes"]
+    assert new["compile_seconds"] is not None  # 0 where an earlier run of this process compiled
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "history.png"])
+def test_what_cannot_be_read_now_is_no_damage_of_a_finished_run(copied, name, monkeypatch):
+    """As where a file server has lost the handle of an intact file."""
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    read = pathlib.Path.read_bytes
+
+    def failing(path):
+        if path == copied / name:
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "read_bytes", failing)
+        with pytest.raises(UserError, match=f"{name}: Stale"):
+            run(tiny(), copied)
+    assert before == {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
 
 
 @pytest.mark.slow

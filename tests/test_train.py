@@ -276,6 +276,19 @@ def test_batch_larger_than_the_training_set(tmp_path):
     assert not (tmp_path / "config.json").exists()
 
 
+def test_what_the_number_of_images_allows_is_checked_before_any_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "load_splits", lambda *_, **__: pytest.fail("they are read"))
+    of_cifar = {"data__name": "cifar10", "train__batch_size": 256, "train__eval_batch_size": 512}
+    for fields, message in (
+        ({"train__steps_per_call": 50, "train__limit_train_images": 0}, "divide the 195 steps"),
+        ({"train__limit_train_images": 50_001}, "there are 50,000 training"),
+        ({"train__limit_train_images": 200}, "batch_size is 256, more than the 200"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(tiny(**of_cifar | fields), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
 def test_unwritable_workdir(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):

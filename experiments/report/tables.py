@@ -169,14 +169,16 @@ def cost_table(sweep: Sweep) -> Table:
         run, results = runs[0], [run.result for run in runs if run.result]
         train_seconds = estimate([run.train_seconds for run in runs]).mean
         rate = estimate([r["images_per_second"] for run in runs for r in run.records]).mean
-        memory = max(result["peak_memory_bytes"] or 0 for result in results)  # None is unknown
+        # None is unknown.
+        memory = max(result["peak_memory_bytes"] or 0 for result in results)
+        compiling = max(result["compile_seconds"] or 0 for result in results)
         cells = [
             _number(run),
             _model(run),
             f"{results[0]['parameters']:,}",
             run.row.size if run.row else NONE,
             duration(train_seconds),
-            duration(max(result["compile_seconds"] for result in results)),
+            duration(compiling) if compiling else NONE,
             f"{rate:,.0f}",
             f"{memory / 2**30:.1f} GiB" if memory else NONE,
             run.mark,

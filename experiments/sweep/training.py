@@ -264,6 +264,7 @@ def share(
     codes = [worker.process.returncode for worker in ended]
     killed = any(code == BROKE or code < 0 for code in codes)  # the device may be at fault
     untried = broke if killed else failed
+    held: Failed = []
     for job in jobs:
         if job.state == "done":
             continue
@@ -273,9 +274,11 @@ def share(
             why := signs.failure(job.workdir)
         ):
             broke.append((job, why))
+        elif why := _without_sign(job):
+            held.append((job, why))
         else:
             untried.append((job, f"its worker died, see {logs}"))
     for worker in ended:
         if worker.process.returncode == 2 and any(why.endswith(str(logs)) for _, why in failed):
             raise UserError(f"A worker could not start; the end of {worker.log}:\n{worker.said}")
-    return Outcome(failed, broke, held=[])
+    return Outcome(failed, broke, held)

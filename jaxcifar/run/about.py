@@ -114,6 +114,14 @@ def of_run(workdir: pathlib.Path) -> About:
     return about
 
 
+def without_weights(workdir: pathlib.Path) -> str:
+    """What to say of imported weights that are not there."""
+    return (
+        f"The weights that were imported into {workdir} are not there: the import was interrupted, "
+        "or checkpoints/ is missing. Bring it back, or import them again."
+    )
+
+
 def of_checkpoint(about: About, progress: dict[str, Any], workdir: pathlib.Path) -> About:
     """Returns `about`; the checkpoint's copy, with a note, where its config differs from that."""
     there = progress.get("about", about.content)

@@ -16,7 +16,7 @@ from jaxcifar import processes, sharding
 from jaxcifar.config import Config
 from jaxcifar.errors import UserError, in_short, note, of_file
 from jaxcifar.files import file_digest, read_lines, walk, write_json
-from jaxcifar.run import about
+from jaxcifar.run import about, signs
 from jaxcifar.run.about import (
     About,
     check_alike,
@@ -122,6 +122,8 @@ class RunFolder:
         self._about = self._about or about.read(self.path)
         if self._about is None:
             return None
+        if not self._about.data and self.checkpoints.last() is None:
+            raise UserError(about.without_weights(self.path))
         if not self._about.data:
             raise UserError(
                 f"{self.path} holds imported weights, which stay as they are. A new run can start "
@@ -243,6 +245,7 @@ class RunFolder:
                 "is elsewhere, bring it back. To start from the beginning, delete "
                 f"{self.path / 'metrics.jsonl'}, or choose another --workdir."
             )
+        signs.forget_failure(self.path)
         self._about = About.of(content)
         self._closing.callback(self.checkpoints.close)
         self.checkpoints.delete_unfinished()  # first, as the disk may be full

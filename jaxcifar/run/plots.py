@@ -140,9 +140,11 @@ def plot_history(
         for kind, name in (("train", "training"), ("val", "validation")):
             # The objective may include a penalty, which the validation loss does not have.
             losses, called = ("train_ce", training) if kind == "train" else ("val_loss", name)
+            # The label that counts may be that of the smaller part of a mixed image.
+            named = f"{name}, mixed images" if "mixed" in called else name
             for axes, quantity, scale, label in (
                 (loss, losses, 1, called),
-                (accuracy, f"{kind}_accuracy", 100, name),
+                (accuracy, f"{kind}_accuracy", 100, named),
             ):
                 values = [[scale * record[quantity] for record in run] for run in runs]
                 over_seeds(axes, epochs, values, label=label, **_HISTORY[kind])

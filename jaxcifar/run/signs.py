@@ -57,6 +57,11 @@ def _renew(workdir: pathlib.Path, ended: threading.Event) -> None:
 def give(workdir: pathlib.Path) -> None:
     """Leaves a sign that this process works here; an earlier failure no longer counts."""
     write_shared(workdir / ".running", _who())
+    forget_failure(workdir)
+
+
+def forget_failure(workdir: pathlib.Path) -> None:
+    """Removes the reason of the last failure, where another attempt begins."""
     (workdir / "failed.json").unlink(missing_ok=True)
 
 

@@ -303,6 +303,16 @@ def test_a_config_that_cannot_be_built_is_named_before_any_is_compiled(monkeypat
     assert "fast.py: config.train.steps_per_call is 39" in capsys.readouterr().err
 
 
+def test_a_report_that_cannot_be_written_is_found_before_any_is_compiled(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(compile_for, "mesh_of", lambda _: (mesh(8), CHIPS["v5e"]))
+    monkeypatch.setattr(compile_for, "compiled_for", lambda *_: pytest.fail("it compiles"))
+    arguments = ["--topology=v5e:2x4", "--rows=1", f"--out={tmp_path}"]
+    assert exit_code(lambda: compile_for.main(arguments)) == 2
+    assert f"{tmp_path}: Is a directory" in capsys.readouterr().err
+
+
 def test_the_report_has_a_line_for_each_program():
     content = {
         "topology": "v5e:2x4",

@@ -46,6 +46,9 @@ def test_what_is_drawn(tmp_path, monkeypatch):
     assert list(validation.get_ydata()) == pytest.approx([9, 18, 27])
     assert (best.get_xdata()[0], best.get_ydata()[0]) == (3, pytest.approx(27))
     assert best.get_label() == "best: 27.00% (epoch 3)"
+    assert training.get_label() == "training"
+    plot_history(RUN, "title", tmp_path / "mixed.png", training="training, mixed targets")
+    assert figures.pop().axes[1].lines[0].get_label() == "training, mixed images"
     # Of two runs, the mean in a band.
     plot_history([RUN, [record(epoch, 0.2) for epoch in (1, 2, 3)]], "", tmp_path / "history.png")
     loss = figures[1].axes[0]

@@ -25,7 +25,15 @@ from jaxcifar.files import append, read_lines
 from jaxcifar.run import signs
 from jaxcifar.signals import exit_code
 from tests.forked import Forked, environment_of
-from tests.sweeps import HOST, OPTIONS, pretend, start_sweep, sweep_command, until
+from tests.sweeps import (
+    HOST,
+    OPTIONS,
+    leave_sign_of_a_dead_process,
+    pretend,
+    start_sweep,
+    sweep_command,
+    until,
+)
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -436,6 +444,16 @@ def test_what_workers_ended_with_is_what_the_sweep_ends_with(tmp_path, monkeypat
     for code in (training.BROKE, -signal.SIGABRT):
         monkeypatch.setattr(workers, "supervise", functools.partial(broke, code, tried=False))
         assert start_sweep(tmp_path / "other", "vgg2", "0", "--workers=1") == training.BROKE
+    capsys.readouterr()
+    # A dead host has kept the lock of a run, which no worker could have.
+    workdir = tmp_path / "locked" / "vgg2" / "seed0"
+    leave_sign_of_a_dead_process(workdir, "node7")
+    os.utime(workdir / ".running", (time.time() - 7200,) * 2)
+    monkeypatch.setattr(workers, "supervise", functools.partial(broke, training.BROKE, tried=False))
+    assert start_sweep(tmp_path / "locked", "vgg2", "0", "--workers=1") == training.BROKE
+    said = capsys.readouterr().err
+    assert f"delete {workdir / '.lock'}" in said
+    assert "died" not in said
     # What failed yesterday is not why a worker could not start today.
     monkeypatch.setattr(workers, "supervise", functools.partial(broke, 2, tried=False))
     assert start_sweep(tmp_path / "out", "vgg2", "0", "--workers=1") == 2
