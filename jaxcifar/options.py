@@ -2,8 +2,6 @@
 
 import argparse
 import difflib
-import importlib.machinery
-import importlib.util
 import json
 import pathlib
 import re
@@ -103,15 +101,11 @@ def load(name: str | pathlib.Path) -> Config:
             f"{path} is not a config file: those are Python (.py). To resume a run, give the "
             "config file that it was started with, and its folder as --workdir."
         )
-    loader = importlib.machinery.SourceFileLoader(f"config_file_{path.stem}", str(path))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec
-    module = importlib.util.module_from_spec(spec)
+    module = {"__name__": f"config_file_{path.stem}", "__file__": str(path)}
     try:
-        # Not by exec_module(), which takes an old __pycache__ if the file is of the same second.
-        code = loader.source_to_code(loader.get_data(str(path)), str(path))
-        exec(code, module.__dict__)
-        get_config = getattr(module, "get_config", None)
+        # Not by an import, which takes an old __pycache__ if the file is of the same second.
+        exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), module)
+        get_config: Any = module.get("get_config")
         config = get_config() if callable(get_config) else None
     except (Exception, SystemExit) as error:  # the file's code may raise anything
         beside = path.parent / f"{getattr(error, 'name', None)}.py"

@@ -7,7 +7,6 @@
 As a library: `predict("runs/row1", images)` returns probabilities.
 """
 
-import argparse
 import json
 import pathlib
 import sys
@@ -22,7 +21,6 @@ from jaxcifar import data, programs, restore, sharding
 from jaxcifar.errors import UserError, in_short, note
 from jaxcifar.options import Parser, user_path
 from jaxcifar.run import about
-from jaxcifar.signals import exit_code
 from jaxcifar.task import build_inference
 
 _SIDE = 32
@@ -181,7 +179,14 @@ def _chart(path: pathlib.Path, ranked: list[tuple[str, float]]) -> str:
     return "\n".join([str(path), *bars])
 
 
-def _command(arguments: argparse.Namespace) -> None:
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser("jaxcifar predict", __doc__)
+    parser.add_argument("workdir", type=user_path, help="the run's folder")
+    parser.add_argument("pictures", type=user_path, nargs="+", help="files, or folders of them")
+    parser.add_argument("--top", type=int, default=3, help="how many classes (default 3)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--checkpoint", default="best", choices=restore.WHICH)
+    arguments = parser.parse_args(argv)
     if arguments.top < 1:
         raise UserError(f"--top is {arguments.top}; give 1 or more.")
     paths = pictures(arguments.pictures)
@@ -204,18 +209,3 @@ def _command(arguments: argparse.Namespace) -> None:
         print(json.dumps([{"file": str(p), "classes": dict(r)} for p, r in seen], indent=2))
     else:
         print("\n".join(_chart(path, ranked) for path, ranked in seen))
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = Parser("jaxcifar predict", __doc__)
-    parser.add_argument("workdir", type=user_path, help="the run's folder")
-    parser.add_argument("pictures", type=user_path, nargs="+", help="files, or folders of them")
-    parser.add_argument("--top", type=int, default=3, help="how many classes (default 3)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--checkpoint", default="best", choices=restore.WHICH)
-    arguments = parser.parse_args(argv)
-    return exit_code(lambda: _command(arguments))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,6 @@ step, which rounds differently from a call of many.)
 """
 
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +32,6 @@ from jaxcifar.run.about import (
 from jaxcifar.run.checkpoint import Checkpointer
 from jaxcifar.run.digest import leaves
 from jaxcifar.run.machine import environment
-from jaxcifar.signals import exit_code
 from jaxcifar.start import initial_weights
 from jaxcifar.state import TrainState
 from jaxcifar.task import Task, build, hyperparams
@@ -229,18 +227,10 @@ def _report(found: list[_Size]) -> list[str]:
     return lines
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = Parser("jaxcifar replay", __doc__)
     parser.add_argument("workdir", type=user_path)
     parser.add_argument("--data-dir", type=user_path, help="the folder of CIFAR, if it has moved")
     arguments = parser.parse_args(argv)
-
-    def command() -> None:
-        compilation.use_cache()
-        replay(arguments.workdir, data_dir=str(arguments.data_dir or ""))
-
-    return exit_code(command)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    compilation.use_cache()
+    replay(arguments.workdir, data_dir=str(arguments.data_dir or ""))

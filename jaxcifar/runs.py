@@ -33,7 +33,6 @@ from jaxcifar.run import signs
 from jaxcifar.run.folder import run_folders
 from jaxcifar.run.log import averaged, best_record
 from jaxcifar.run.progress import duration
-from jaxcifar.signals import exit_code
 
 LOCKS = pathlib.Path("/proc/locks")  # of Linux
 
@@ -151,7 +150,3 @@ def main(argv: list[str] | None = None) -> int:
         console = Console(width=None if terminal else 200, markup=False, emoji=False)
         console.print(table(found), soft_wrap=True)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code(main))

@@ -1,6 +1,7 @@
 """Set-up of all tests: eight CPU devices, strict JAX, a compilation cache, real data if there."""
 
 import functools
+import gc
 import os
 import pathlib
 import shutil
@@ -28,6 +29,9 @@ import pytest
 
 from jaxcifar import programs
 from tests.sweeps import on_one_device, start_sweep
+
+# A trace makes many small objects, and next to no garbage among them.
+gc.set_threshold(50_000, 10, 20)
 
 # More programs are kept than in a run: most tests come back to those of `tests.tiny.tiny`.
 for _name in ("init", "order", "train", "evaluate_batch", "probabilities_of_batch"):

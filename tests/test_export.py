@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcifar import models, restore
+from jaxcifar import cli, models, restore
 from jaxcifar.augment import normalize
 from jaxcifar.interop import export
 from jaxcifar.state import abstract_variables
@@ -96,7 +96,7 @@ def test_the_same_logits_without_this_package(finished, expected, tmp_path, to):
     path, images, logits = (tmp_path / name for name in ("network", "images.npy", "logits.npy"))
     path = path.with_suffix(f".{export.FORMATS[to]}")
     arguments = [str(finished[0]), f"--to={to}", f"--out={path}", "--checkpoint=last"]
-    assert export.main(arguments) == 0
+    assert cli.main(["export", *arguments]) == 0
     np.save(images, first_images(5, "test").images)
     program = ALONE + {"stablehlo": STABLEHLO, "onnx": ONNX}.get(to, WEIGHTS)
     subprocess.run([sys.executable, "-I", "-c", program, path, images, logits], check=True)
@@ -108,7 +108,7 @@ def test_the_same_logits_without_this_package(finished, expected, tmp_path, to):
     assert (about["input"]["mean"], about["input"]["std"]) == ([0.5] * 3, [0.25] * 3)
     # Nothing is overwritten.
     before = path.read_bytes()
-    assert export.main(arguments) == 2
+    assert cli.main(["export", *arguments]) == 2
     assert path.read_bytes() == before
 
 
@@ -137,7 +137,7 @@ def test_wrong_arguments(finished, tmp_path, capsys):
         (finished[0], tmp_path / "none" / "x.npz", "no folder"),
         (tmp_path, tmp_path / "x.npz", "contains no run"),
     ):
-        assert export.main([str(run), "--to=npz", f"--out={out}"]) == 2
+        assert cli.main(["export", str(run), "--to=npz", f"--out={out}"]) == 2
         assert message in capsys.readouterr().err
     assert beside.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [beside]
@@ -149,7 +149,7 @@ def test_a_full_disk_leaves_no_half_of_a_file(finished, tmp_path, capsys):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
         arguments = [str(finished[0]), "--to=npz", f"--out={tmp_path / 'weights.npz'}"]
-        assert export.main(arguments) == 2
+        assert cli.main(["export", *arguments]) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "File too large" in capsys.readouterr().err

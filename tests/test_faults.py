@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcifar import data, replay, restore, start
+from jaxcifar import cli, data, replay, restore, start
 from jaxcifar.errors import Busy, Interrupted, UserError
 from jaxcifar.files import append, replace, write_shared
 from jaxcifar.hooks import Hook
@@ -283,7 +283,7 @@ def test_a_replay_computes_as_the_last_start_did(tmp_path, monkeypatch, capsys):
         return load(*arguments, data_dir=data_dir, **options)
 
     monkeypatch.setattr(data, "load", noted)
-    assert replay.main([str(tmp_path), f"--data-dir={tmp_path}"]) == 0
+    assert cli.main(["replay", str(tmp_path), f"--data-dir={tmp_path}"]) == 0
     assert set(looked_in) == {str(tmp_path)}
     assert "steps_per_call" not in capsys.readouterr().err
 
@@ -311,6 +311,6 @@ def test_an_archive_of_pickles_is_refused_and_not_run(tmp_path, capsys):
     path = tmp_path / "weights.npz"
     np.savez(path, allow_pickle=True, a=np.array([Payload()], dtype=object))
     arguments = [str(path), "--model=vgg_a", f"--workdir={tmp_path / 'run'}"]
-    assert interop.main(arguments) == 2
+    assert cli.main(["import", *arguments]) == 2
     assert "cannot be read" in capsys.readouterr().err
     assert not Payload.made.exists()

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxcifar import restore
+from jaxcifar import cli, restore
 from jaxcifar.errors import UserError
 from jaxcifar.interop import export, files
 from jaxcifar.interop import torch as interop
@@ -318,7 +318,7 @@ def test_what_is_assumed_is_of_the_network(tmp_path, capsys, one_device):
     ):
         np.savez(path, **interop.to_torch(name, random_variables(name, width=0.125)))
         workdir = f"--workdir={tmp_path / name}"
-        assert interop.main([str(path), f"--model={name}", *options, workdir]) == 0
+        assert cli.main(["import", str(path), f"--model={name}", *options, workdir]) == 0
         assert f"weights do not say it: {what}" in capsys.readouterr().out
 
 
@@ -327,7 +327,7 @@ def test_import_and_export(weights, tmp_path, capsys, one_device):
     path, variables = weights
     workdir = tmp_path / "run"
     arguments = [str(path), "--model=vgg_a_bn", "--activation=gelu"]
-    assert interop.main([*arguments, f"--workdir={workdir}"]) == 0
+    assert cli.main(["import", *arguments, f"--workdir={workdir}"]) == 0
     assert f"jaxcifar eval {workdir}\n" in capsys.readouterr().out
     config, step, loaded = restore.load_variables(workdir)
     assert (config.model.name, config.model.activation, step) == ("vgg_a_bn", "gelu", 0)
@@ -337,27 +337,27 @@ def test_import_and_export(weights, tmp_path, capsys, one_device):
     one, other = np.load(exported), np.load(path)
     assert all(np.array_equal(one[key], other[key]) for key in other.files)
     # Nothing is overwritten.
-    assert interop.main([*arguments, f"--workdir={workdir}"]) == 2
+    assert cli.main(["import", *arguments, f"--workdir={workdir}"]) == 2
     assert "already holds a run" in capsys.readouterr().err
 
 
 def test_command_refuses(tmp_path, capsys):
     arguments = ["--model=vgg_a", f"--workdir={tmp_path / 'run'}"]
-    assert interop.main([str(tmp_path / "none.npz"), *arguments]) == 2
+    assert cli.main(["import", str(tmp_path / "none.npz"), *arguments]) == 2
     assert "no file" in capsys.readouterr().err
     (tmp_path / "weights.bin").write_bytes(b"")
-    assert interop.main([str(tmp_path / "weights.bin"), *arguments]) == 2
+    assert cli.main(["import", str(tmp_path / "weights.bin"), *arguments]) == 2
     assert "not a PyTorch, safetensors or NumPy" in capsys.readouterr().err
     (tmp_path / "damaged.npz").write_bytes(b"not an archive")
-    assert interop.main([str(tmp_path / "damaged.npz"), *arguments]) == 2
+    assert cli.main(["import", str(tmp_path / "damaged.npz"), *arguments]) == 2
     assert "cannot be read" in capsys.readouterr().err
     wide = interop.to_torch("vgg_a", random_variables("vgg_a", num_classes=7, **NARROW))
     np.savez(tmp_path / "wide.npz", **wide)
-    assert interop.main([str(tmp_path / "wide.npz"), *arguments]) == 2
+    assert cli.main(["import", str(tmp_path / "wide.npz"), *arguments]) == 2
     assert "has 7 classes, which no data set here has" in capsys.readouterr().err
     for dtype, shown in ((jnp.bfloat16, "|V2"), (np.complex64, "complex64")):
         np.savez(tmp_path / "other.npz", **{"features.0.weight": np.ones((4, 3, 3, 3), dtype)})
-        assert interop.main([str(tmp_path / "other.npz"), *arguments]) == 2
+        assert cli.main(["import", str(tmp_path / "other.npz"), *arguments]) == 2
         assert f"weight is of dtype {shown}. Save it in float32" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.json").exists()
 
@@ -392,7 +392,7 @@ def test_a_file_is_recognised_by_its_content(kind, tmp_path, capsys):
             {name: np.ascontiguousarray(value) for name, value in state_dict.items()}, path
         )
     arguments = [str(path), "--model=vgg_a", f"--workdir={tmp_path / 'run'}"]
-    assert interop.main([*arguments, "--std=0.2023,0.1994,0.2010"]) == 0
+    assert cli.main(["import", *arguments, "--std=0.2023,0.1994,0.2010"]) == 0
     said = capsys.readouterr().out
     for words in (
         "width 0.0488",

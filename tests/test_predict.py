@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from jaxcifar import data, predict, restore
+from jaxcifar import cli, data, predict, restore
 from jaxcifar.errors import UserError
 from jaxcifar.task import create_model
 from tests.tiny import first_images, mesh
@@ -242,7 +242,7 @@ def test_the_names_are_those_of_the_checkpoint(finished, tmp_path, capsys):
     content["config"]["data"]["name"] = "digits"
     path.write_text(json.dumps(content))
     Image.fromarray(first_images(1, "test").images[0]).save(tmp_path / "a.png")
-    assert predict.main([str(tmp_path / "run"), str(tmp_path / "a.png"), "--json"]) == 0
+    assert cli.main(["predict", str(tmp_path / "run"), str(tmp_path / "a.png"), "--json"]) == 0
     (seen,) = json.loads(capsys.readouterr().out)
     assert set(seen["classes"]) <= set(data.without_images("synthetic").class_names)
 
@@ -257,7 +257,7 @@ def test_the_command(finished, tmp_path, capsys):
     for name, side in (("c.png", 200), ("d.png", 128), ("e.png", 15)):
         Image.fromarray(images[1]).resize((side, side)).save(folder / name)
     (folder / "notes.txt").write_text("left out")
-    assert predict.main([str(workdir), str(folder), "--json", "--top=10"]) == 0
+    assert cli.main(["predict", str(workdir), str(folder), "--json", "--top=10"]) == 0
     out, err = capsys.readouterr()
     seen = json.loads(out)
     assert [pathlib.Path(entry["file"]).name[0] for entry in seen] == list("abcde")
@@ -270,7 +270,7 @@ def test_the_command(finished, tmp_path, capsys):
         "c.png is 200×200, resized to 32×32, as the network was trained on.",
         "e.png is 15×15, resized to 32×32, as the network was trained on.",
     ]
-    assert predict.main([str(workdir), str(folder / "a.png")]) == 0
+    assert cli.main(["predict", str(workdir), str(folder / "a.png")]) == 0
     first, *bars = capsys.readouterr().out.splitlines()
     assert first == str(folder / "a.png")
     ranked = sorted(zip(row, names, strict=True), reverse=True)[:3]
@@ -280,8 +280,8 @@ def test_the_command(finished, tmp_path, capsys):
         assert len(bar or "") == pytest.approx(24 * p, abs=0.51)  # which is 24 for certainty
     with pytest.MonkeyPatch.context() as patch:  # as where it was closed
         patch.setattr(sys, "stdout", None)
-        assert predict.main([str(workdir), str(folder / "a.png")]) == 0
-    assert predict.main([str(tmp_path), str(folder / "a.png")]) == 2
+        assert cli.main(["predict", str(workdir), str(folder / "a.png")]) == 0
+    assert cli.main(["predict", str(tmp_path), str(folder / "a.png")]) == 2
     assert "contains no run" in capsys.readouterr().err
 
 
@@ -289,7 +289,7 @@ def test_the_command(finished, tmp_path, capsys):
 def test_a_platform_that_is_not_there_is_one_message(finished, tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "black.png")
     done = subprocess.run(
-        [sys.executable, "-m", "jaxcifar.predict", finished[0], tmp_path / "black.png"],
+        [sys.executable, "-m", "jaxcifar", "predict", finished[0], tmp_path / "black.png"],
         **{"capture_output": True, "text": True, "cwd": ROOT},
         env=os.environ | {"JAX_PLATFORMS": "cdua"},
     )

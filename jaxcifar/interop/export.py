@@ -14,12 +14,10 @@ where it comes from. The formats:
   npz          the same weights, for NumPy
 """
 
-import argparse
 import importlib.util
 import io
 import logging
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +33,6 @@ from jaxcifar.errors import UserError, choose
 from jaxcifar.files import replacing, write_json
 from jaxcifar.interop.torch import to_torch
 from jaxcifar.options import Parser, user_path
-from jaxcifar.signals import exit_code
 
 # The format: the ending of its file.
 FORMATS = {
@@ -191,24 +188,15 @@ def _weights(to: str, state_dict: dict[str, np.ndarray]) -> bytes:
     return file.getvalue()
 
 
-def _command(arguments: argparse.Namespace) -> None:
-    workdir, to = arguments.workdir, arguments.to
-    path = arguments.out or pathlib.Path(f"{workdir.resolve().name}.{FORMATS[to]}")
-    about = export(workdir, to, path, checkpoint=arguments.checkpoint)
-    print(f"{workdir} ({arguments.checkpoint} checkpoint, step {about['step']}) -> {path}")
-    print(f"What it takes and returns: {path}.json")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
+def main(argv: list[str] | None = None) -> None:
     parser = Parser("jaxcifar export", __doc__)
     parser.add_argument("workdir", type=user_path, help="the run's folder")
     parser.add_argument("--to", required=True, choices=FORMATS)
     parser.add_argument("--out", type=user_path, help="the file (default: named after the run)")
     parser.add_argument("--checkpoint", default="best", choices=restore.WHICH)
     arguments = parser.parse_args(argv)
-    return exit_code(lambda: _command(arguments))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    workdir, to = arguments.workdir, arguments.to
+    path = arguments.out or pathlib.Path(f"{workdir.resolve().name}.{FORMATS[to]}")
+    about = export(workdir, to, path, checkpoint=arguments.checkpoint)
+    print(f"{workdir} ({arguments.checkpoint} checkpoint, step {about['step']}) -> {path}")
+    print(f"What it takes and returns: {path}.json")

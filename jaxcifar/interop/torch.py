@@ -15,7 +15,6 @@ import contextlib
 import itertools
 import re
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -37,7 +36,6 @@ from jaxcifar.models.layers import BatchNorm
 from jaxcifar.models.resnet import BottleneckBlock
 from jaxcifar.models.vgg import STAGES, VGG
 from jaxcifar.options import Parser, user_path
-from jaxcifar.signals import exit_code
 from jaxcifar.state import abstract_variables
 
 Path = tuple[str, ...]  # ("params", "layer1_0", "conv1", "kernel")
@@ -468,7 +466,7 @@ def _three_numbers(text: str) -> tuple[float, ...]:
     raise argparse.ArgumentTypeError(f"{text!r} are not three numbers, such as 0.5,0.5,0.5")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = Parser("jaxcifar import", "Makes a run of PyTorch weights.")
     parser.add_argument("file", type=user_path, help="a PyTorch, safetensors or .npz file")
     parser.add_argument("--model", required=True, choices=MODELS)
@@ -485,8 +483,4 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--activation", default="relu", choices=ACTIVATIONS)
     parser.add_argument("--workdir", required=True, type=user_path)
     arguments = parser.parse_args(argv)
-    return exit_code(lambda: print(_import(arguments)))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print(_import(arguments))

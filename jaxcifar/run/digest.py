@@ -41,7 +41,8 @@ def digests(parts: Mapping[str, Any]) -> tuple[dict[str, Digest], bool]:
         "batch_stats" and "ema" must be float32, and finite.
     """
     parts = {name: tree for name, tree in parts.items() if jax.tree.leaves(tree)}
-    found = jax.device_get(_sums(parts))
+    (device, *_) = jax.tree.leaves(parts)[0].devices()
+    found = jax.device_get(_compiled(device.platform)(parts))
     digests = {
         name: Digest(f"{first:08x}{second:08x}", shapes_digest(parts[name]))
         for name, (first, second, _) in found.items()
@@ -61,22 +62,13 @@ def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 def leaves(tree: Any) -> dict[str, Any]:
     """Returns {path: array} of a pytree, by the names that Orbax stores them under."""
-    found = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        # Orbax stores dataclass fields and tuple indices as dict keys.
-        names = [getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path]
-        found["/".join(map(str, names))] = leaf
-    return found
+    found = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
 
 
 def sha256(content: Any) -> str:
     """Returns the SHA-256 of a JSON-serialisable value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _sums(parts: dict[str, Any]) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
-    (device, *_) = jax.tree.leaves(parts)[0].devices()
-    return _compiled(device.platform)(parts)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcifar import optim
+from jaxcifar import cli, optim
 from jaxcifar.interop.torch import from_torch, to_torch
 from jaxcifar.models import MODELS, create_model
 from jaxcifar.models.densenet import DenseNet
@@ -327,13 +327,12 @@ def test_torch_loads_what_we_export(tmp_path):
 @pytest.mark.slow
 def test_pt_files(tmp_path, one_device):
     from jaxcifar.interop import export
-    from jaxcifar.interop import torch as interop
 
     theirs = reference.create("vgg_a", width=NARROW)
     torch.save({"epoch": 3, "state_dict": theirs.state_dict()}, tmp_path / "weights.pt")
     workdir = tmp_path / "run"
     arguments = [str(tmp_path / "weights.pt"), "--model=vgg_a", f"--workdir={workdir}"]
-    assert interop.main(arguments) == 0
+    assert cli.main(["import", *arguments]) == 0
     export.export(workdir, "torch", tmp_path / "back.pt")
     back = torch.load(tmp_path / "back.pt", weights_only=True)
     assert all(torch.equal(back[k], v) for k, v in theirs.state_dict().items())
