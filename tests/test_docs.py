@@ -339,7 +339,7 @@ def test_the_size_of_the_whole_report():
     of_large = sum(epochs[name] for name in ROWS if configs[name].model.name in large)
     runs, all_epochs = 3 * len(ROWS) + len(along), sum(epochs.values()) + sum(along)
     said = f"{runs} runs and {all_epochs:,} epochs, {of_large:,} of them of DenseNet-201 and -264"
-    assert said in " ".join(PAGES["README.md"].split())
+    assert said in " ".join(PAGES["docs/experiments.md"].split())
 
 
 @pytest.mark.usefixtures("users_folder")
