@@ -97,8 +97,8 @@ def collectives(text: str) -> dict[str, list[int]]:
     """
     found: dict[str, list[int]] = {}
     for result, opcode in _INSTRUCTION.findall(text):
-        # An asynchronous one starts with a tuple of its operand and its result, except for an
-        # all-reduce; what is done has the result's size.
+        # An asynchronous one is two instructions. Only its "-done" counts, whose size is that of
+        # the result: "-start" yields operand and result, except for an all-reduce.
         kind = opcode.removesuffix("-done")
         if kind in COLLECTIVES:
             found.setdefault(kind, []).append(size_of(result))
@@ -168,11 +168,11 @@ def facts(compiled: Any, seconds: float, chip: Chip, devices: int) -> dict[str, 
 def compiled_for(source: Source, mesh: Mesh, chip: Chip) -> dict[str, Any]:
     """Compiles a config's training and evaluation programs; returns what is reported of them."""
     config = source.config
-    made, sizes = _task(source, mesh)
+    made, splits = _task(source, mesh)
     began = time.monotonic()
     training = programs.train(made, made.steps_per_call)
     middle = time.monotonic()
-    evaluation = programs.evaluate_batch(made.inference, len(sizes.validation))
+    evaluation = programs.evaluate_batch(made.inference, len(splits.validation))
     end = time.monotonic()
     return {
         "name": source.name,
@@ -275,8 +275,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _task(source: Source, mesh: Mesh) -> tuple[task.Task, data.Splits]:
     which, limit = source.config.data, source.config.train.limit_train_images
-    sizes = data.splits_without_images(which.name, which.dir, protocol=which.protocol, limit=limit)
-    return task.build(source.config, sizes.train, mesh), sizes
+    splits = data.splits_without_images(which.name, which.dir, protocol=which.protocol, limit=limit)
+    return task.build(source.config, splits.train, mesh), splits
 
 
 def _check(source: Source, mesh: Mesh) -> None:

@@ -78,8 +78,8 @@ def exchanged(model: str, dtype: Any = jnp.bfloat16) -> tuple[int, int]:
     network = create_model(model)
     variables = abstract_variables(network)
     params = jax.tree.leaves(variables["params"])
-    half = jnp.dtype(dtype).itemsize
-    size = sum(leaf.size * (half if leaf.ndim == 4 else 4) for leaf in params)
+    itemsize = jnp.dtype(dtype).itemsize
+    size = sum(leaf.size * (itemsize if leaf.ndim == 4 else 4) for leaf in params)
     statistics = jax.tree_util.tree_leaves_with_path(variables.get("batch_stats", {}))
     channels = sum(leaf.size for path, leaf in statistics if path[-1].key == "mean")
     if isinstance(network, DenseNet):  # which computes the moments of each feature once
@@ -110,11 +110,17 @@ def break_even(model: str, link: float, devices: int, flops: float) -> float:
 
 
 def scaling(devices: int, chip: str, utilization: float, batch: int | None = None) -> Table:
-    """Returns a table of all models: the efficiency with `batch` images per device, for each link.
+    """Returns a table of all models: the efficiency over each of `LINKS` and the chip's own ring.
 
-    The links are LINKS and the chip's own ring. Without a batch, the table has the one at which the
-    efficiency is one half. The exchange is taken to begin when the arithmetic has ended; the
-    latency of each all-reduce is left out.
+    The exchange is taken to begin when the arithmetic has ended; the latency of each all-reduce is
+    left out.
+
+    Args:
+      devices: that share a batch.
+      chip: one of `CHIPS`.
+      utilization: the share of the chip's peak that the arithmetic reaches.
+      batch: images per device; with None, the table has the number at which the efficiency is one
+        half.
     """
     flops, links = CHIPS[chip].flops * utilization, LINKS | {f"{chip} ring": CHIPS[chip].ring}
     header = ["model", "parameters", "all-reduced per step", "GFLOP per image"]

@@ -35,7 +35,7 @@ class Gauges(Hook):
     """Reads after each epoch what the process uses.
 
     Attributes:
-      read: [epochs][len(LIMITS)].
+      read: what was read, [epochs][len(LIMITS)], in the units that `LIMITS` names.
     """
 
     def __init__(self) -> None:

@@ -60,7 +60,7 @@ def weak(
       cutout: side of the square that is set to 0, in pixels; 0 is none.
       normalize: applied before the cutout, such as `normalize` with a mean and a deviation;
         nothing by default.
-      platform: that the program is built for; see `crop`.
+      platform: what the program is built for; see `crop`.
 
     Returns:
       [N, H, W, C] of the same dtype, or what `normalize` returns.
@@ -109,7 +109,7 @@ def strong(
       padding … erasing_ratio: the strengths; see the transforms.
       normalize: applied before the erasing, as where torchvision's RandomErasing follows
         Normalize: an erased pixel is then the mean colour. By default nothing, and it is black.
-      platform: that the program is built for; see `crop`.
+      platform: what the program is built for; see `crop`.
 
     Returns:
       [N, H, W, 3] float32 in the range 0 … 255, or what `normalize` returns.
@@ -127,7 +127,7 @@ def strong(
         hue=hue,
     )
     rotations = rotation_matrices(draw_angles(keys[2], len(images), rotation))
-    shifts = affine_matrices(keys[3], images.shape, translation=translation)
+    shifts = draw_shift_matrices(keys[3], images.shape, translation=translation)
     # The result at x is the rotated image at Ax, which is the image at RAx.
     images = resample(images, jnp.matmul(rotations, shifts, precision="highest"))
     return random_erasing(
@@ -152,7 +152,7 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
 
     Args:
       images: [N, H, W, C] of any dtype.
-      mean, std: [C], in units of 1.
+      mean, std: [C], of pixels scaled to 0 … 1.
     """
     scale = 1 / (255 * jnp.asarray(std, jnp.float32))
     shift = -jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
@@ -217,9 +217,9 @@ def crop(
 
     The padding is zeros, or with padding_mode "reflect" the image mirrored at its outermost pixels.
 
-    With platform "tpu" one of all shifts is chosen, first of the rows, then of the columns, because
-    a slice at each image's own offset would be a loop over the images there. The result is the
-    same to the bit.
+    With platform "tpu" the batch is sliced at every offset, first by row, then by column, and each
+    image's own is selected, because slices that start at different offsets would be a loop over
+    the images there. The result is the same to the bit.
     """
     choose("padding_mode", padding_mode, PADDING_MODES)
     _, height, width, channels = images.shape
@@ -236,7 +236,7 @@ def crop(
 
 
 def _chosen(images: jax.Array, starts: jax.Array, axis: int, length: int) -> jax.Array:
-    """Takes `length` of an axis of each image, from its own start of `starts` [N]."""
+    """Slices an axis of each image: `length` pixels from its own start in `starts` [N]."""
     starts = starts[:, None, None, None]
     chosen = jax.lax.slice_in_dim(images, 0, length, axis=axis)
     for start in range(1, images.shape[axis] - length + 1):
@@ -256,7 +256,7 @@ def flip(images: jax.Array, mirrored: jax.Array) -> jax.Array:
 
 
 def alternating_flip(
-    key: jax.Array, images: jax.Array, rows: jax.Array, epoch: int | jax.Array
+    key: jax.Array, images: jax.Array, indices: jax.Array, epoch: int | jax.Array
 ) -> jax.Array:
     """Mirrors a random half of the images in even epochs, and the other half in odd ones.
 
@@ -266,13 +266,13 @@ def alternating_flip(
     Args:
       key: of the run, the same in each epoch: it draws the halves.
       images: [N, H, W, C].
-      rows: [N] integers, which images of the training set they are.
+      indices: [N] integers, of the images in the training set.
       epoch: counted from 0.
     """
-    # With the other implementations, vmap would give coins to the places of a batch, not to rows.
+    # Threefry, as with JAX's other generators the bits under vmap depend on the place in the batch.
     key = jax.random.wrap_key_data(jax.random.key_data(key)[:2], impl="threefry2x32")
     bits = functools.partial(jax.random.bits, dtype=jnp.uint32)
-    coins = jax.vmap(lambda row: bits(jax.random.fold_in(key, row)))(rows)
+    coins = jax.vmap(lambda index: bits(jax.random.fold_in(key, index)))(indices)
     return flip(images, (coins + jnp.uint32(epoch)) % 2 == 1)
 
 
@@ -373,7 +373,10 @@ def adjust_saturation(images: jax.Array, factors: jax.Array) -> jax.Array:
 
 
 def adjust_hue(images: jax.Array, shifts: jax.Array) -> jax.Array:
-    """Turns each image's hues by its shift of [N], in turns of the colour wheel (through HSV)."""
+    """Turns each image's hues by its shift of [N], in turns of the colour wheel (through HSV).
+
+    Smith, "Color Gamut Transform Pairs", 1978. Images as in `adjust_brightness`.
+    """
     images = images.astype(jnp.float32)  # or differences of uint8 would wrap
     red, green, blue = (images[..., i] for i in range(3))
     value = images.max(axis=-1)
@@ -388,7 +391,7 @@ def adjust_hue(images: jax.Array, shifts: jax.Array) -> jax.Array:
     hue6 = (sextant + 6 * shifts[:, None, None]) % 6
 
     def channel(n: int) -> jax.Array:
-        # The closed form of HSV to RGB: value − spread·max(0, min(k, 4 − k, 1)).
+        # HSV to RGB without cases: n is 5 for red, 3 green, 1 blue; spread is value · saturation.
         k = (n + hue6) % 6
         return value - spread * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
@@ -408,7 +411,7 @@ def random_affine(key: jax.Array, images: jax.Array, *, translation: float = 0.1
 
     torchvision's RandomAffine with degrees=0, translate=(translation, translation).
     """
-    return resample(images, affine_matrices(key, images.shape, translation=translation))
+    return resample(images, draw_shift_matrices(key, images.shape, translation=translation))
 
 
 def draw_angles(key: jax.Array, n: int, degrees: float) -> jax.Array:
@@ -428,7 +431,7 @@ def rotation_matrices(angles: jax.Array) -> jax.Array:
     return jnp.stack(rows, axis=-1).reshape(-1, 3, 3)
 
 
-def affine_matrices(key: jax.Array, shape: Sequence[int], *, translation: float) -> jax.Array:
+def draw_shift_matrices(key: jax.Array, shape: Sequence[int], *, translation: float) -> jax.Array:
     """Draws shifts for images of `shape` [N, H, W, C]; returns [N, 3, 3] for `resample`."""
     n, height, width, _ = shape
     most = translation * jnp.array([width, height], jnp.float32)

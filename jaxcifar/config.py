@@ -23,7 +23,7 @@ Config = Any  # an ml_collections.ConfigDict, whose fields a type checker cannot
 
 
 class _Group(ConfigDict):
-    """Fields that keep their kind: ml_collections takes True for 1.0, and keeps np.float64."""
+    """A ConfigDict that refuses True for a float, and stores an np.float64 as a float."""
 
     def __setitem__(self, key: str, value: Any) -> None:
         if isinstance(value, bool) and isinstance(self.get(key), float):
@@ -65,8 +65,8 @@ def base_config() -> Config:
     #                   Table 3 of the original report; "holdout": on a tenth of the training set,
     #                   and the test set is used once
     config.data.mean = ()  # the mean of each channel by which images are normalised, for pixels
-    #                        from 0 to 1; (): that of the training pixels, for CIFAR of the official
-    #                        ones. Set it for weights that were trained with a different mean
+    #                        from 0 to 1; (): that of the training pixels (of CIFAR: the official
+    #                        images). Set it for weights that were trained with a different mean
     config.data.std = ()  # the standard deviation, likewise
     config.data.test_augment = "none"  # views of a test image whose logits are averaged: "none"
     #                   (the image alone) "mirror_translate" (six)

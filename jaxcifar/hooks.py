@@ -177,7 +177,7 @@ class Hooks:
         self._hooks = hooks
 
     @property
-    def read_state(self) -> bool:
+    def any_reads_state(self) -> bool:
         """Whether a hook reads the state before each call of the training program."""
         return any(
             hook.reads_state and getattr(hook.before_step, "__func__", None) is not Hook.before_step

@@ -21,7 +21,8 @@ class Place:
       address: HOST:PORT at which the first process listens.
       count: how many processes there are.
       index: the number of this process, from 0.
-      local_devices: which of the GPUs that it sees the process uses; None means all of them.
+      local_devices: the GPUs that the process uses, as indices into those that it sees; None means
+        all of them.
     """
 
     address: str
@@ -63,9 +64,8 @@ def place(
         return None
     # Open MPI first: in a Slurm job, mpirun and what it starts are part of a Slurm step too.
     found = _open_mpi(environment) or _slurm(environment)
-    if mode == "on" or not _on_cpus(
-        environment
-    ):  # on CPUs each host of a TPU slice is by itself, unless asked
+    # On CPUs, each host of a TPU slice runs by itself, unless --distributed=on.
+    if mode == "on" or not _on_cpus(environment):
         found = found or _tpu_slice(environment)
     if mode == "auto" and not given and (found is None or found.count == 1):
         return None

@@ -30,7 +30,7 @@ from jaxcifar.signals import exit_code, finish
 
 
 class Origin(Hook):
-    """Keeps in a run's folder what its config was before options changed it.
+    """Writes origin.json into a run's folder: its config before options changed it.
 
     Args:
       file: the config file.
@@ -41,9 +41,9 @@ class Origin(Hook):
         self._file, self._config = file, config
 
     def start(self, run: Run) -> None:
-        """Writes it, once the folder has accepted the run, unless the run is resumed.
+        """Writes it, once the folder has accepted the run.
 
-        By then the file may have been edited for another run.
+        A resumed run keeps it: the config file may have been edited since, for another run.
         """
         resumed = run.step and (run.workdir / options.ORIGIN).exists()
         if processes.is_first() and not resumed:
@@ -146,8 +146,8 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         raise UserError(f"Give one config file; these are {len(files)}: {', '.join(files)}")
     arguments.config = files[0] if files else None
     for before, field in zip(["", *fields], fields, strict=False):
-        value = before.startswith("--config.") and "=" not in before
-        if not field.startswith("--config.") and not value:
+        is_value = before.startswith("--config.") and "=" not in before  # --config.FIELD VALUE
+        if not field.startswith("--config.") and not is_value:
             name = field.partition("=")[0] if field.startswith("-") else field
             known = [f"--{known}" for known in vars(arguments)]
             meant = options.hint([field]) or nearest(name, known)
@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     original = None if arguments.config is None else options.load(_file(arguments.config))
     config = None
     if original is not None:
-        # A copy, in which fields that refer to others still do.
+        # A deep copy, which keeps the references between fields (ml_collections' FieldReference).
         config = options.with_options(copy.deepcopy(original), fields)
     place = launch.place(
         os.environ,

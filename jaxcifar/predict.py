@@ -76,7 +76,7 @@ def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
     Transparent parts become white, and 16-bit grey is reduced to 8 bits.
 
     Returns:
-      [32, 32, 3] uint8, and its (width, height) before.
+      [32, 32, 3] uint8, and the picture's own (width, height) in pixels, before it was resized.
 
     Raises:
       UserError: it is not a picture, is truncated, or is so large that reading it could fill the
@@ -85,8 +85,9 @@ def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # Not of all kinds that Pillow knows: for some it starts other programs.
-            # By name, Pillow maps a TIFF into memory, and confuses the sides of one that is turned.
+            # Only some formats, because Pillow starts external programs to read certain others. And
+            # not by name, because Pillow then maps a TIFF into memory, and confuses width and
+            # height where it is rotated.
             with path.open("rb") as file, Image.open(file, formats=_FORMATS) as opened:
                 if (frames := getattr(opened, "n_frames", 1)) > 1:
                     note(f"{path} has {frames} pictures; the first is used")

@@ -239,7 +239,8 @@ def _start_jax(team: Team) -> None:
     kind = {"JAX": jax.__version__, "devices": len(here), "device": here[0].device_kind}
     check_same("machine", kind)
     # Devices connect in their first exchange, which on CPUs times out after 30 seconds. So it is
-    # made here, where all processes are about to: later ones wait for the slowest to compile.
+    # made here, where all processes arrive at about the same time; an exchange after compiling
+    # would have to wait for the slowest of them.
     with _connecting():
         while not any(agree("start", 1)):
             pass

@@ -1,6 +1,7 @@
-"""The compiled programs of a task: initialise, order, train, evaluate. Each is a pure function.
+"""The compiled programs of a task. Each is a pure function.
 
-A program is compiled for its task when it is first asked for, and the latest few are kept.
+`init(task)`, `order(task)`, `train(task, steps)` and `evaluate_batch(inference, n)` run nothing:
+they return a program, which is compiled when it is first asked for. The latest few are kept.
 """
 
 import functools
@@ -74,15 +75,15 @@ def order(task: Task) -> Callable[[jax.Array, int], jax.Array]:
     from 1.
     """
 
-    def rows_of(key: jax.Array, epoch: jax.Array) -> jax.Array:
+    def draw(key: jax.Array, epoch: jax.Array) -> jax.Array:
         # No step has this number, so these draws are not those of any step.
         key = jax.random.fold_in(jax.random.fold_in(key, np.uint32(2**32 - 1)), epoch)
-        rows = jax.random.permutation(key, task.n_train)
-        rows = rows[: task.steps_per_epoch * task.batch_size].astype(jnp.int32)
-        return rows.reshape(task.steps_per_epoch, task.batch_size)
+        indices = jax.random.permutation(key, task.n_train)
+        indices = indices[: task.steps_per_epoch * task.batch_size].astype(jnp.int32)
+        return indices.reshape(task.steps_per_epoch, task.batch_size)
 
     jitted = compilation.jit(
-        rows_of, platform=task.platform, out_shardings=sharding.replicated(task.mesh)
+        draw, platform=task.platform, out_shardings=sharding.replicated(task.mesh)
     )
     return lambda key, epoch: jitted(key, sharding.replicate(np.int32(epoch), task.mesh))
 
@@ -124,14 +125,14 @@ def batch(
       images, labels: the training set, see `on_devices`.
       order: the image indices of the epoch's batches.
     """
-    epoch, place = jnp.divmod(state.step, task.steps_per_epoch)
-    rows = jax.lax.with_sharding_constraint(order[place], sharding.batch_sharding(task.mesh))
-    chosen = as_images(images[rows])
+    epoch, place = jnp.divmod(state.step, task.steps_per_epoch)  # from 0; `order` counts from 1
+    indices = jax.lax.with_sharding_constraint(order[place], sharding.batch_sharding(task.mesh))
+    chosen = as_images(images[indices])
     if task.alternating_flip:
         # Neither a step nor the order has this number.
         key = jax.random.fold_in(state.key, np.uint32(2**32 - 2))
-        chosen = augment.alternating_flip(key, chosen, rows, epoch)
-    return chosen, labels[rows]
+        chosen = augment.alternating_flip(key, chosen, indices, epoch)
+    return chosen, labels[indices]
 
 
 def training(task: Task, steps: int) -> Any:
@@ -176,8 +177,8 @@ def training_arguments(task: Task) -> tuple[Any, ...]:
     """Returns the shapes, dtypes and shardings of the arguments of `train`."""
     images = jax.ShapeDtypeStruct((task.n_train, _BYTES), jnp.uint8)
     labels = jax.ShapeDtypeStruct((task.n_train,), jnp.int32)
-    rows = jax.ShapeDtypeStruct((task.steps_per_epoch, task.batch_size), jnp.int32)
-    rest = sharding.abstract((Hyperparams.abstract(), images, labels, rows), task.mesh)
+    order = jax.ShapeDtypeStruct((task.steps_per_epoch, task.batch_size), jnp.int32)
+    rest = sharding.abstract((Hyperparams.abstract(), images, labels, order), task.mesh)
     return abstract_state(task), *rest
 
 
@@ -200,11 +201,11 @@ def evaluate_batch(inference: Inference, n: int) -> Callable[..., dict[str, jax.
     whole = sharding.replicated(inference.mesh)
 
     def run(variables: dict[str, Any], images: jax.Array, labels: jax.Array, first: jax.Array):
-        rows = first + jnp.arange(inference.batch_size)
-        rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(inference.mesh))
-        exists = rows < n
-        rows = jnp.minimum(rows, n - 1)
-        return eval_step(variables, as_images(images[rows]), labels[rows], exists)
+        indices = first + jnp.arange(inference.batch_size)
+        indices = jax.lax.with_sharding_constraint(indices, sharding.batch_sharding(inference.mesh))
+        exists = indices < n
+        indices = jnp.minimum(indices, n - 1)
+        return eval_step(variables, as_images(images[indices]), labels[indices], exists)
 
     images = jax.ShapeDtypeStruct((n, _BYTES), jnp.uint8)
     labels, first = jax.ShapeDtypeStruct((n,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)

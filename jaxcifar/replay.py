@@ -64,7 +64,7 @@ def replay(
       UserError: there is no run, it was never trained, it cannot be computed here as it was (see
         `jaxcifar.run.about.check_alike`), or the checkpoint cannot be read.
     """
-    workdir, mesh = pathlib.Path(workdir), sharding.over(mesh)
+    workdir, mesh = pathlib.Path(workdir), sharding.flat_mesh(mesh)
     about, checkpoints = of_run(workdir), Checkpointer(workdir / "checkpoints")
     if not about.data:
         raise UserError(f"{workdir} holds imported weights: there is no step to replay.")
@@ -73,16 +73,16 @@ def replay(
         about = of_checkpoint(about, checkpoints.progress(last), workdir)
     config = about.config
     config.data.dir = data_dir or config.data.dir
-    before = about.environments[-1]  # the last start's, which others round differently from
-    if before["device"] == mesh.devices.flat[0].device_kind and "remat" in before:
-        config.train.steps_per_call = before["steps_per_call"]
-        config.model.remat = "on" if before["remat"] else "off"
+    last_start = about.environments[-1]  # its settings, as others would round differently
+    if last_start["device"] == mesh.devices.flat[0].device_kind and "remat" in last_start:
+        config.train.steps_per_call = last_start["steps_per_call"]
+        config.model.remat = "on" if last_start["remat"] else "off"
     check_config(config, mesh)
     splits = train.load_splits(config)
     task = build(config, splits.train, mesh)
     now = environment(task.in_force, mesh)
     check_alike(about, config, splits.provenance, now, workdir)
-    note_changes(before, now, "replayed")
+    note_changes(last_start, now, "replayed")
     numbers = sharding.replicate(hyperparams(config), mesh)
     images, labels = programs.on_devices(splits.train, mesh)
     validation = programs.on_devices(splits.validation, mesh)
@@ -102,23 +102,23 @@ def replay(
         raise UserError(
             f"All {end} steps of the run in {workdir} are done: there is none to replay."
         )
-    step = alone = first
+    step = singly_until = first  # up to there, each step is a call of its own
     while step < end:
         epoch, place = divmod(step, task.steps_per_epoch)
         order = programs.order(task)(state.key, epoch + 1)
-        # As the run did; then one by one through the call that is to be looked into.
-        steps = 1 if step < alone else task.steps_from(step)
+        # As many as the run's call had; then that call again, step by step, if it diverged.
+        steps = 1 if step < singly_until else task.steps_from(step)
         before = jax.tree.map(jax.numpy.copy, state)  # the call donates `state`
         state, metrics = programs.train(task, steps)(state, numbers, images, labels, order)
         if np.isfinite(metrics["loss"]).all() and _all_finite(state.variables):
             step += steps
-            if step == alone != first:
+            if step == singly_until != first:
                 say(f"step {step}: finite step by step; the run, in one call, rounded differently")
             if _diverges(task, state, validation, say):
                 return step
             continue
         if steps > 1:
-            state, alone = before, step + steps
+            state, singly_until = before, step + steps
             continue
         indices = np.asarray(order)[place]
         say(f"step {step + 1}, epoch {epoch + 1}: loss {float(metrics['loss'][0])}")

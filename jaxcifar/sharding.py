@@ -29,7 +29,7 @@ def make_mesh() -> Mesh:
     return Mesh(np.asarray(devices), (BATCH_AXIS,))
 
 
-def over(mesh: Mesh | None) -> Mesh:
+def flat_mesh(mesh: Mesh | None) -> Mesh:
     """Returns a mesh of one axis over the devices of `mesh`, however it is made; None is all.
 
     Raises:

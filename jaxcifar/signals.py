@@ -86,10 +86,10 @@ def end_by_signals() -> None:
     """Lets signals end this process at once, with a message, until `exit_code` takes over."""
     for signum in _SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:
-            signal.signal(signum, lambda signum, _: leave(128 + signum, _ended_by(signum)))
+            signal.signal(signum, lambda signum, _: leave(128 + signum, _message_of(signum)))
 
 
-def _ended_by(signum: int) -> str:
+def _message_of(signum: int) -> str:
     return f"Stopped by {signal.Signals(signum).name}. Nothing that was saved is lost."
 
 
@@ -104,7 +104,7 @@ def leave(code: int, text: str) -> NoReturn:
 
 
 def finish(code: int) -> NoReturn:
-    """Ends the process with the exit code of its command, to which time limits matter no longer."""
+    """Ends the process with its command's exit code, which a late SIGUSR1 no longer changes."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     sys.exit(code)
 
@@ -119,7 +119,7 @@ def release_terminal() -> None:
 
 
 @contextlib.contextmanager
-def _ended_by_signals(leave: Callable[[int, str], NoReturn]) -> Generator[None]:
+def _ending_at_once(leave: Callable[[int, str], NoReturn]) -> Generator[None]:
     """Lets signals end the process at once, except inside `interruptible`.
 
     Python's handlers have to wait while XLA compiles, so a thread that is woken by the wake-up
@@ -141,7 +141,7 @@ def _ended_by_signals(leave: Callable[[int, str], NoReturn]) -> Generator[None]:
                 continue
             handler = signal.getsignal(signum)
             if isinstance(handler, _Handler) and handler.drain:
-                leave(128 + signum, _ended_by(signum))
+                leave(128 + signum, _message_of(signum))
 
     def drain() -> None:
         drained.clear()
@@ -183,7 +183,7 @@ def exit_code(
         if hasattr(stream, "reconfigure"):  # a notebook or a test may have replaced it
             stream.reconfigure(errors="replace")  # pyright: ignore # an ASCII terminal shows "?"
     try:
-        with _ended_by_signals(leave):
+        with _ending_at_once(leave):
             code = _code_of(command)
             _flush()
             return code

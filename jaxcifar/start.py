@@ -1,4 +1,4 @@
-"""What a run starts from: random weights, those of another run (`config.init_from`), or others."""
+"""What a run starts from: random weights, another run's or imported ones (`config.init_from`)."""
 
 import pathlib
 import shlex
@@ -149,7 +149,7 @@ def run_of_weights(config: Config, workdir: str | pathlib.Path, variables: dict[
         holds a run.
     """
     mesh = sharding.make_mesh()
-    check_config(config)  # nothing is shared by the devices here
+    check_config(config)  # without a mesh: no batch is split over the devices here
     classes = data.num_classes(config.data.name)
     model = create_model(config, classes, kernels.platform_of(mesh))
     _check_fit(

@@ -18,7 +18,7 @@ Loss = Callable[[Any, TrainState, jax.Array, jax.Array], tuple[jax.Array, tuple[
 
 
 class Lookahead(NamedTuple):
-    """Every few steps, slow weights move towards the fast ones, which are then set to them.
+    """Every k steps, slow weights move towards the fast (trained) ones, then replace them.
 
     Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back", 2019; with slow weights that
     move less and less over the run, and with BatchNorm's statistics treated alike, as in Jordan,
@@ -54,7 +54,8 @@ def make_loss(
     """Returns loss(params, state, images, labels) -> (cross-entropy, (logits, batch_stats)).
 
     This is the mean cross-entropy of the batch, in nats, as the step that follows `state` computes
-    it (training mode, that step's augmentation and dropout), but at the given `params`.
+    it (training mode, that step's augmentation and dropout), but at the given `params`. It has no
+    penalties: the optimizer adds their gradients.
 
     Args:
       model: a linen module with a `train` argument, with or without BatchNorm state.
@@ -95,7 +96,7 @@ def make_train_step(
     """Returns train_step(state, images, labels) -> (state, metrics).
 
     Args:
-      loss: the loss of a batch, see `make_loss`.
+      loss: the cross-entropy of a batch, see `make_loss`.
       tx: the optimizer, which adds the gradients of the penalties itself.
       schedule: the learning rate in `tx`, so that it can be reported.
       regularizers: those whose transforms are in `tx`, so that the penalties can be reported.

@@ -27,8 +27,8 @@ class Hyperparams(NamedTuple):
     l1: float | jax.Array
     l2: float | jax.Array
     weight_decay: float | jax.Array
-    epochs: float | jax.Array  # of the whole schedule
-    warmup_epochs: float | jax.Array  # of them
+    epochs: float | jax.Array  # of the whole run, warm-up included
+    warmup_epochs: float | jax.Array
 
     @classmethod
     def abstract(cls) -> "Hyperparams":
@@ -37,10 +37,10 @@ class Hyperparams(NamedTuple):
 
 
 class Optimization(NamedTuple):
-    """The form of an optimizer: what is compiled in, not its numbers.
+    """The settings of an optimizer that are compiled in; `Hyperparams` has the others.
 
     Attributes:
-      name, schedule, penalize: names of `jaxcifar.optim`.
+      name, schedule, penalize: of OPTIMIZERS, SCHEDULES and MASKS in `jaxcifar.optim`.
       momentum, nesterov: of SGD.
       bias_scale: of the gradients of BatchNorm's biases.
       start_factor, end_factor: of the triangular schedule.
@@ -106,7 +106,7 @@ class Inference:
       views: of each image, one of `jaxcifar.augment.VIEWS`.
       batch_size: over all devices.
       mesh: the devices.
-      platform: that the program is built for.
+      platform: what the program is built for.
     """
 
     model: models.Network
@@ -147,9 +147,9 @@ class Task:
       alternating_flip: whether `jaxcifar.augment.alternating_flip` mirrors the images.
       mixup, cutmix: of `jaxcifar.augment.mix`.
       label_smoothing: of the cross-entropy in training.
-      optimization: the form of the optimizer.
+      optimization: the settings of the optimizer that `Hyperparams` does not have.
       ema_decay: of the average of the weights; 0 keeps none.
-      lookahead_steps: between two returns of the weights to their average; 0 is never.
+      lookahead_steps: the k of `jaxcifar.step.Lookahead`; 0 is never.
       n_train: images of the training set, all of them on every device.
       batch_size: over all devices.
       steps_per_call: training steps in one call of the compiled program.
@@ -193,7 +193,7 @@ class Task:
 
     @property
     def in_force(self) -> dict[str, Any]:
-        """What the fields of the config that are "auto" or 0 became."""
+        """What the config's "auto" fields, and steps_per_call 0, were resolved to."""
         return {
             "dtype": jnp.dtype(self.model.dtype).name,
             "steps_per_call": self.steps_per_call,
@@ -249,7 +249,7 @@ def build(config: Config, train: data.Dataset, mesh: Mesh, *, platform: str | No
       config: of the run, checked by `jaxcifar.checks.check_config`.
       train: the images that it trains on.
       mesh: of the devices, of any axes.
-      platform: to build for; None is that of the mesh.
+      platform: what to build for; None is that of the mesh.
 
     Raises:
       UserError: the training set is smaller than a batch, or `train.steps_per_call` does not
@@ -292,9 +292,9 @@ def build_inference(
       images: with the classes and, where the config has none, the normalisation of those that it
         was trained on.
       mesh: of the devices, of any axes.
-      platform: to build for; None is that of the mesh.
+      platform: what to build for; None is that of the mesh.
     """
-    mesh = sharding.over(mesh)
+    mesh = sharding.flat_mesh(mesh)
     platform = platform or kernels.platform_of(mesh)
     return Inference(
         create_model(config, len(images.class_names), platform),
@@ -315,10 +315,10 @@ def normalization(config: Config, images: data.Dataset) -> dict[str, tuple[float
 
 
 def optimization(config: Config, model: models.Network) -> Optimization:
-    """Returns the form of a config's optimizer for a network."""
-    form = Optimization(**{field: config.optim[field] for field in Optimization._fields})
+    """Returns the settings of a config's optimizer that are compiled in, for a network."""
+    settings = Optimization(**{field: config.optim[field] for field in Optimization._fields})
     # Where there is nothing to scale, `jaxcifar.checks.unused` says so.
-    return form if model.batch_norm else form._replace(bias_scale=1.0)
+    return settings if model.batch_norm else settings._replace(bias_scale=1.0)
 
 
 def hyperparams(config: Config) -> Hyperparams:

@@ -199,15 +199,15 @@ class Team:
                 if "agreed" in message:
                     self._verdict = message["agreed"]
                 if "end" in message:
-                    self._note(peer, End(*message["end"]))
+                    self._record(peer, End(*message["end"]))
                 else:
                     self._inbox[peer].put(message)
-        self._note(peer, End(peer, 1, _GONE), closed=True)
+        self._record(peer, End(peer, 1, _GONE), closed=True)
 
     # --- ending ---
 
-    def _note(self, peer: int, end: End, *, closed: bool = False) -> None:
-        """Notes that a process has ended, and ends this one unless it ends by itself."""
+    def _record(self, peer: int, end: End, *, closed: bool = False) -> None:
+        """Records that a process has ended, and ends this one unless it ends by itself."""
         with self._changed:
             if closed:
                 self._closed.add(peer)

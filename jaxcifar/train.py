@@ -65,16 +65,16 @@ def train_and_evaluate(
       Interrupted: a signal or a hook ended the training, and everything so far is saved.
       RuntimeError: a hook failed.
     """
-    mesh = sharding.over(mesh)
+    mesh = sharding.flat_mesh(mesh)
     check_config(config, mesh)
-    own = ("data.dir", "train.checkpoint_minutes")  # these may differ between hosts
-    fields = {name: value for name, value in flatten(config).items() if name not in own}
+    per_host = ("data.dir", "train.checkpoint_minutes")  # these may differ between hosts
+    fields = {name: value for name, value in flatten(config).items() if name not in per_host}
     processes.check_same("config", fields)
     commit = (git_commit() or "").removesuffix("+") if processes.count() > 1 else ""
     processes.check_same("environment", numerics() | {"commit": commit})
-    looking_in = Hooks(hooks)
+    all_hooks = Hooks(hooks)
     with RunFolder(pathlib.Path(workdir)) as folder:
-        looking_in.call("locked", folder.path)
+        all_hooks.call("locked", folder.path)
         if result := folder.result(config):
             if not quiet and processes.is_first():
                 say(f"{folder.path} is finished: nothing is left to train.")
@@ -83,8 +83,8 @@ def train_and_evaluate(
         _check_sizes(config, mesh)
         initial = InitialWeights() if folder.last() else initial_weights(config, mesh)
         splits = load_splits(config)
-        images_of = {name: part["sha256"] for name, part in splits.provenance.items()}
-        processes.check_same("data (SHA-256)", images_of)
+        checksums = {name: part["sha256"] for name, part in splits.provenance.items()}
+        processes.check_same("data (SHA-256)", checksums)
         task = build(config, splits.train, mesh)
         numbers = sharding.replicate(hyperparams(config), mesh)
         images, labels = programs.on_devices(splits.train, mesh)
@@ -128,13 +128,13 @@ def train_and_evaluate(
             compile_seconds = time.monotonic() - began
             progress.say(f"compiled in {compile_seconds:.1f}s")
         # Outside this block, where nothing is unsaved, a signal ends the process at once.
-        with interruptible() as run.stop, looking_in.closing(run), progress:
+        with interruptible() as run.stop, all_hooks.closing(run), progress:
             progress.started(step)
-            looking_in.call("start", run)
+            all_hooks.call("start", run)
             for epoch in range(position.epochs_done + 1, epochs + 1):
                 run.order = programs.order(task)(run.state.key, epoch)
-                _train_epoch(run, looking_in, folder, progress)
-                looking_in.call("before_evaluation", run)
+                _train_epoch(run, all_hooks, folder, progress)
+                all_hooks.call("before_evaluation", run)
                 scores = _evaluate(run, validation)
                 if scores is None:  # the resumed run evaluates
                     raise _stopped(run, folder)
@@ -147,26 +147,26 @@ def train_and_evaluate(
                 run.position = Position(epochs_done=epoch)
                 _save(run, folder, score(record))
                 progress.epoch(record)
-                looking_in.call("after_epoch", run, dict(record))
+                all_hooks.call("after_epoch", run, dict(record))
             folder.wait()
         # A start that trained no step reports no peak: what it needed is not what the run needed.
         peak = memory.read() if run.step > first else None
         result = _result(run, splits, records, compile_seconds, peak, folder)
-        looking_in.call("end", run, dict(result))
+        all_hooks.call("end", run, dict(result))
         return result
 
 
-def _train_epoch(run: Run, looking_in: Hooks, folder: RunFolder, progress: Progress) -> None:
+def _train_epoch(run: Run, all_hooks: Hooks, folder: RunFolder, progress: Progress) -> None:
     """Trains to the end of the epoch."""
     task, position = run.task, run.position
     metrics = _EpochMetrics(position)
     end = (position.epochs_done + 1) * task.steps_per_epoch
     while run.step < end:
-        if looking_in.read_state:
-            # Else a hook that reads it would wait for the step in time that is not counted.
+        if all_hooks.any_reads_state:
+            # Or the hook would wait for the last step inside `paused`, where no time is counted.
             jax.block_until_ready(run.state)
         with metrics.paused():
-            looking_in.call("before_step", run)
+            all_hooks.call("before_step", run)
         if _stop_is_agreed(run):
             _settle(run, metrics, folder)
             raise _stopped(run, folder)
@@ -184,6 +184,7 @@ def _train_epoch(run: Run, looking_in: Hooks, folder: RunFolder, progress: Progr
         if progress.due() and metrics.fetch(but_last=True):
             progress.step(run.step, position.steps, position.seconds, task.batch_size)
         due = time.monotonic() - folder.saved_at > 60 * run.config.train.checkpoint_minutes
+        # Also if a loss is not finite: `_settle` raises then, in all processes.
         if any(processes.agree("save", due and processes.is_first(), not metrics.finite)):
             _settle(run, metrics, folder)
             with metrics.paused():

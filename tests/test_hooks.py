@@ -117,14 +117,14 @@ def test_a_hook_may_be_made_of_a_function(tmp_path):
     hook.before_step = lambda run: steps.append(run.step)
     run(tiny(), tmp_path, hook)
     assert steps == [0, 1, 2, 3, 4, 5]
-    assert Hooks([hook]).read_state
+    assert Hooks([hook]).any_reads_state
 
 
 def test_only_hooks_that_read_the_state_hold_the_host_back():
     assert not Hooks(
         [Profile(1), Signs(), Origin(CONFIGS / "row1.py", load("row1")), Hook()]
-    ).read_state
-    assert Hooks([Hook(), SignalAt(0)]).read_state
+    ).any_reads_state
+    assert Hooks([Hook(), SignalAt(0)]).any_reads_state
 
 
 @pytest.mark.slow
@@ -231,7 +231,7 @@ def test_the_last_call_that_is_traced_counts_as_training(tmp_path, monkeypatch):
     waited = []
     for seen.step in (6, 8, 10, 12, 14):
         hook.before_step(seen)
-        waited.append(Hooks([hook]).read_state)
+        waited.append(Hooks([hook]).any_reads_state)
     assert waited == [False, False, True, False, False]
     assert hook.traced == 6  # whole calls
 

@@ -413,7 +413,7 @@ def test_optim_loads_nothing_else():
 
 def test_triangular_by_hand():
     # Ten steps an epoch, four epochs; the peak at step 10.
-    rate = optim.triangular(2.0, 4, 10, peak=1.0, start_factor=0.2, end_factor=0.1)
+    rate = optim.triangular(2.0, 4, 10, peak_epoch=1.0, start_factor=0.2, end_factor=0.1)
     by_hand = {0: 0.4, 5: 1.2, 10: 2.0, 25: 1.1, 40: 0.2, 50: 0.2}
     for step, wanted in by_hand.items():
         assert rate(step) == pytest.approx(wanted)

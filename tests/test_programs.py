@@ -230,7 +230,7 @@ NONE = optim.l1_and_l2(0.0, 0.0)
             },
             optim.make_optimizer(
                 "sgd",
-                optim.triangular(0.1, 2, 3, peak=0.5, start_factor=0.2, end_factor=0.1),
+                optim.triangular(0.1, 2, 3, peak_epoch=0.5, start_factor=0.2, end_factor=0.1),
                 regularize=NONE,
                 momentum=0.9,
                 nesterov=True,

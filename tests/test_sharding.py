@@ -22,11 +22,11 @@ def test_a_mesh_is_of_all_devices():
 
 def test_a_mesh_of_any_kind_is_one_axis_over_its_devices():
     one = sharding.make_mesh()
-    assert sharding.over(None) == one
+    assert sharding.flat_mesh(None) == one
     for shape, names in (((8,), ("x",)), ((2, 4), ("data", "model"))):
-        assert sharding.over(jax.make_mesh(shape, names)) == one
+        assert sharding.flat_mesh(jax.make_mesh(shape, names)) == one
     with pytest.raises(UserError, match="The mesh has no devices"):
-        sharding.over(mesh(0))
+        sharding.flat_mesh(mesh(0))
 
 
 def test_a_process_of_several_that_was_started_alone_is_refused(monkeypatch):

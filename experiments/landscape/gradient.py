@@ -74,8 +74,8 @@ class AlongGradient(Hook):
 
     Args:
       folder: of the run; gets measurements.jsonl.
-      steps: of the run that are measured; then it stops.
-      every: steps between measurements.
+      steps: how many of the run's first steps to cover; it stops after the last measurement.
+      every: training steps from one measurement to the next.
       step_sizes: η, of params − η · gradient.
 
     Attributes:
@@ -171,7 +171,7 @@ class Plan(NamedTuple):
     config: Config
     folder: pathlib.Path
     settings: dict[str, Any]  # {"steps", "every", "step_sizes"}
-    images: dict[str, Any]  # the provenance of those it trains on
+    provenance: dict[str, Any]  # of the images it trains on
     mesh: Mesh
 
 
@@ -197,7 +197,7 @@ def plan(
     Raises:
       UserError: the folder holds measurements with other settings, or the config cannot be used.
     """
-    mesh = sharding.over(mesh)
+    mesh = sharding.flat_mesh(mesh)
     check_config(config, mesh)
     images = train.load_splits(config).train
     whole = config.train.epochs * task.build(config, images, mesh).steps_per_epoch
@@ -229,11 +229,11 @@ def smoothness(
       UserError: measurements are lost, or a loss is not finite.
       Interrupted: a signal came; everything so far is saved.
     """
-    config, folder, settings, images, mesh = plan
+    config, folder, settings, provenance, mesh = plan
     path = folder / "settings.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_settings(path, config, settings, images)
+        write_settings(path, config, settings, provenance)
     if original and not (folder / ORIGIN).exists():  # the file may have been edited since
         write_origin(folder, *original)
     hook = AlongGradient(folder, **settings)
@@ -280,7 +280,7 @@ class Measured(NamedTuple):
     folder: pathlib.Path
     config: dict[str, Any]  # of the run; flat
     settings: dict[str, Any]  # {"steps", "every", "step_sizes"}
-    images: dict[str, Any]  # provenance of those it trained on
+    provenance: dict[str, Any]  # of the images it trained on
     environment: dict[str, Any]
     original: dict[str, Any] | None  # the flat config that options changed; None where unknown
     records: list[dict[str, Any]]  # see `AlongGradient.found`
@@ -301,7 +301,7 @@ class Measured(NamedTuple):
         """Says what sets the measurements apart from a full training of their row or config."""
         config = self.config
         parts = [marks.mark(self.original, config)]
-        whole = config["train.epochs"] * (self.images["images"] // config["train.batch_size"])
+        whole = config["train.epochs"] * (self.provenance["images"] // config["train.batch_size"])
         if self.settings["steps"] < whole:
             parts.append(f"SHORTENED: {self.settings['steps']:,} of {whole:,} steps")
         if not self.complete:
@@ -347,7 +347,7 @@ def table(found: Sequence[Measured]) -> Table:
                 f"{len(one.records)}, every {one.settings['every']} steps",
                 *(f"{np.median(values):.3g}" for values in (ranges, changes, one.betas)),
                 f"{np.max(one.betas):.3g}",
-                checksum(one.images),
+                checksum(one.provenance),
                 str(one.environment["commit"])[:12],
                 f"{one.environment['devices']} × {one.environment['device']}",
                 one.note,

@@ -78,8 +78,8 @@ class Slice(NamedTuple):
       extent: from −extent to extent, in units of the filters' norms.
       batch_norm: "kept" evaluates with the checkpoint's running statistics, "recomputed" with those
         of the same images at each point.
-      images: how many of the images that the run was trained on (the first ones, not augmented) the
-        loss is the mean of. For "recomputed", a multiple of `train.eval_batch_size`, or less.
+      images: the loss is the mean over so many images: the first that the run was trained on, not
+        augmented. For "recomputed", a multiple of `train.eval_batch_size`, or fewer than that.
       checkpoint: "best" or "last".
       seed: of the directions.
     """
@@ -120,7 +120,7 @@ def slice_around(
         other images, or there are too few of them.
       Interrupted: SIGINT or SIGTERM came; everything so far is saved.
     """
-    mesh = sharding.over(mesh)
+    mesh = sharding.flat_mesh(mesh)
     config, step, variables = restore.load_variables(workdir, what.checkpoint, mesh=mesh)
     config.model.dropout_rate = 0.0  # statistics are of the network as it is evaluated
     config.data.test_augment = "none"  # the loss is of the images themselves
@@ -232,7 +232,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 def _statistics_of(inference: Inference) -> Callable[[dict[str, Any], jax.Array], dict[str, Any]]:
     """Returns (variables, images) -> BatchNorm statistics: the mean over whole batches.
 
-    The images are those of `programs.on_devices`.
+    The images are rows of bytes [N, 3072], as from `programs.on_devices`.
     """
 
     momentum = getattr(inference.model, "momentum", BatchNorm.momentum)

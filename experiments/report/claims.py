@@ -38,7 +38,7 @@ _QUANTITIES = {  # in words, and the unit of their differences
     "val_accuracy": ("validation accuracy", _POINTS),
     "val_loss": ("validation loss", _NATS),
     "train_loss": ("training loss", _NATS),
-    "gap": (
+    "over-fitting": (
         "over-fitting (training accuracy, on augmented images, − validation accuracy)",
         _POINTS,
     ),
@@ -139,7 +139,7 @@ CLAIMS = {
             *("DenseNet-264 − 201", "row7", "row6", "within", _HALF_A_POINT),
             reading=" (marginal: within half a point)",
         ),
-        _change("DenseNet-264 − 201", "row7", "row6", "above", quantity="gap"),
+        _change("DenseNet-264 − 201", "row7", "row6", "above", quantity="over-fitting"),
     ),
     "Models with better architecture can achieve better or comparable performance "
     "with less parameters (3–5).": (
@@ -151,7 +151,7 @@ CLAIMS = {
     "Extensive augmentation increases training loss, but mitigates over-fitting, "
     "finally leading to a higher accuracy rate (6–8).": (
         _change("strong − weak", "row8", "row6", "above", quantity="train_loss"),
-        _change("strong − weak", "row8", "row6", "below", quantity="gap"),
+        _change("strong − weak", "row8", "row6", "below", quantity="over-fitting"),
         _change("strong − weak", "row8", "row6", "above"),
     ),
     "Activation functions have an influence, although it is not as critical as model "
@@ -249,7 +249,7 @@ def _quantity(records: Sequence[dict[str, Any]], quantity: str) -> float:
     """Returns a quantity of a group, of the record of each of its rows: the mean, or the gap."""
     if quantity == "accuracy gap":
         return float(np.ptp([record["val_accuracy"] for record in records]))
-    if quantity == "gap":
+    if quantity == "over-fitting":
         return float(np.mean([r["train_accuracy"] - r["val_accuracy"] for r in records]))
     return float(np.mean([record[quantity] for record in records]))
 

@@ -50,7 +50,7 @@ STYLE = pathlib.Path(__file__).with_name("style.css")
 
 
 def text(words: str) -> str:
-    """Escapes words, and sets `code` of theirs as code."""
+    """Escapes words for HTML; what they have in backquotes becomes a <code> element."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(words))
 
 

@@ -33,7 +33,7 @@ class Metric(NamedTuple):
     name: str  # in metrics.jsonl and `Row`
     title: str
     percent: bool
-    once: bool = False  # of the test set instead, as a run with held-out images uses it at the end
+    once: bool = False  # of the test set, evaluated once, at the end of a run with held-out images
 
     def text(self, value: float, sign: str = "") -> str:
         """Returns "93.35" or "0.2340"; with sign "+", as a difference."""
@@ -263,9 +263,9 @@ def markdown(sweep: Sweep, against: str = "") -> str:
 
 
 def comma_separated(sweep: Sweep, against: str = "") -> str:
-    """Returns one line per row or config: raw numbers, shares of 1 for accuracies; none `against`.
+    """Returns the CSV, a line for each row or config; `against` adds nothing to it.
 
-    What does not apply is empty.
+    Numbers are raw, accuracies are shares of 1, and what does not apply is empty.
     """
     columns = ["row", *(name.lower() for name in SETTINGS), "seeds", "parameters"]
     for metric in METRICS:

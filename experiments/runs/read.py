@@ -350,10 +350,10 @@ def _places(run: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
 
 
 def _is_a_seed(folder: pathlib.Path) -> bool:
-    """Whether a folder seedN is one of a config's, rather than a --workdir of that name.
+    """Whether a folder seedN holds one seed of NAME/, rather than being a --workdir of that name.
 
-    One that was trained by itself is, if its parent has the name of its config file, or holds other
-    seeds of that.
+    What a sweep left there does. What `jaxcifar train` left there does only if NAME is the name of
+    its config file, or NAME/ holds other seeds of the same file.
     """
 
     def file(folder: pathlib.Path) -> str:

@@ -15,7 +15,7 @@ class Estimate(NamedTuple):
 
     mean: float
     std: float  # of the runs, from the unbiased variance
-    half: float  # of the 95% confidence interval of the mean, by Student's t
+    half: float  # half the width of the 95% confidence interval of the mean, by Student's t
     n: int
 
 
@@ -24,7 +24,7 @@ class Contrast(NamedTuple):
 
     mean: float
     error: float  # the standard error of `mean`
-    half: float  # of the 95% confidence interval of `mean`
+    half: float  # half the width of the 95% confidence interval of `mean`
     n: int  # runs in the smallest group
 
 

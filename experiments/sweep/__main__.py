@@ -47,7 +47,7 @@ from experiments.runs.configs import named
 from experiments.sweep import shards, slurm, status, workers
 from experiments.sweep.estimates import time_left
 from experiments.sweep.jobs import Job, check_images, checked, groups, in_order, parse_seeds
-from experiments.sweep.training import AGAIN, BROKE, Outcome, Signs, run, share
+from experiments.sweep.training import AGAIN, BROKE, Outcome, Signs, run, run_workers
 from jaxcifar import processes
 from jaxcifar.cli import CHECKOUT
 from jaxcifar.errors import Interrupted, UserError, note
@@ -132,8 +132,8 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
     seeds = parse_seeds(arguments.seeds)
     sources = named(arguments.rows, arguments.configs)
     shard = shards.parse_shard(arguments.shard) if arguments.shard is not None else None
-    at_once = arguments.workers
-    where = workers.places(at_once) if at_once is not None and not arguments.slurm else []
+    asked = arguments.workers  # "auto", a number as text, or None
+    where = workers.places(asked) if asked is not None and not arguments.slurm else []
     if where or arguments.slurm or arguments.status:
         jax.config.update("jax_platforms", "cpu")  # the GPUs are for those that train
     command = [sys.executable, str(CHECKOUT / "jaxcifar"), "sweep"]  # works in every folder
@@ -153,9 +153,9 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
             raise UserError(f"--tasks is {tasks}; give 1 or more.")
         shards.check_count(f"--tasks is {tasks}", tasks, jobs)
         groups(jobs, "gpu")  # what no task could train is said here, and not by each of them
-        if at_once is not None:
-            workers.parse(at_once)  # the GPUs are those of the nodes
-            command.append(f"--workers={at_once}")
+        if asked is not None:
+            workers.parse(asked)  # the GPUs are those of the nodes
+            command.append(f"--workers={asked}")
         return _submit(jobs, command, arguments, shards.plan_of(sources, seeds, options, tasks))
     if shard:
         index, count = shard
@@ -173,7 +173,7 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
     if where:
         # Another sweep of this folder, perhaps on another machine, writes elsewhere.
         logs = out / "logs" / f"{socket.gethostname()}-{os.getpid()}"
-        outcome = share(jobs, command, where, logs, sign)
+        outcome = run_workers(jobs, command, where, logs, sign)
     else:
         compilation.use_cache()
         index, count = shards.parse_shard(arguments.worker)  # each starts elsewhere in the list
@@ -222,7 +222,8 @@ def _submit(
         print(f"{status.counts(jobs, out)}; nothing left")
         return 0
     if queued := slurm.queue(out):  # without an answer nothing is submitted
-        left = [any(job.state != "done" for job in part) for part in shards.parts(jobs, plan)]
+        planned = shards.planned_shards(jobs, plan)
+        left = [any(job.state != "done" for job in part) for part in planned]
         idle = [task for task in range(tasks) if left[task] and task not in queued]
         message = (
             f"Tasks of this sweep are already in the queue: {', '.join(map(str, sorted(queued)))}. "

@@ -41,8 +41,8 @@ class Job(NamedTuple):
 
     @property
     def images(self) -> data.Splits:
-        """Its images, in sizes only and unread where the size of the set is known."""
-        return _sizes(*_which_images(self))
+        """Its images; of CIFAR's only how many, see `jaxcifar.data.splits_without_images`."""
+        return _counted(*_which_images(self))
 
     @property
     def state(self) -> str:
@@ -63,7 +63,7 @@ class Job(NamedTuple):
 
     @property
     def damage(self) -> str:
-        """Which file of the run cannot be right, and why; "" if all can be."""
+        """Which file of the run is damaged or unreadable, and why; "" if none is."""
         try:
             for name in ("config.json", "result.json"):
                 if (self.workdir / name).exists():
@@ -214,7 +214,7 @@ def _which_images(job: Job) -> tuple[str, str, str, int]:
 
 
 @functools.cache
-def _sizes(name: str, folder: str, protocol: str, limit: int) -> data.Splits:
+def _counted(name: str, folder: str, protocol: str, limit: int) -> data.Splits:
     return data.splits_without_images(name, folder, protocol=protocol, limit=limit)
 
 

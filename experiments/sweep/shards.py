@@ -38,9 +38,9 @@ def check_count(option: str, count: int, jobs: list[Job]) -> None:
 
 
 def shards(jobs: list[Job], count: int) -> list[list[Job]]:
-    """Splits the jobs into parts of about equal work, regardless of what is already done.
+    """Splits the jobs into shards of about equal work, regardless of what is already done.
 
-    Runs that share compiled programs stay together, up to a quarter of a part. The parts depend
+    Runs that share compiled programs stay together, up to a quarter of a shard. The shards depend
     only on the jobs, so that all machines compute the same ones.
     """
     # For GPUs wherever this runs: "auto" means something else on the CPU of a login node.
@@ -61,8 +61,9 @@ def shards(jobs: list[Job], count: int) -> list[list[Job]]:
 
 # --- the plan of a sweep ----------------------------------------------------------------------
 
-# What the runs and shards of a sweep are derived from. Processes that share the work find it in
-# OUT/sweep.json, perhaps much later or earlier than the one that wrote it.
+# What the runs and shards of a sweep are derived from, see `plan_of`; and, once a first task has
+# begun, "shards": the keys of the runs of each. Processes that share the work find it in
+# OUT/sweep.json.
 Plan = dict[str, Any]
 
 
@@ -134,8 +135,8 @@ def check_plan(plan: Plan, out: pathlib.Path) -> Plan:
     return there
 
 
-def parts(jobs: list[Job], plan: Plan) -> list[list[Job]]:
-    """Returns the runs of each shard: as the plan has them, if it does."""
+def planned_shards(jobs: list[Job], plan: Plan) -> list[list[Job]]:
+    """Returns the runs of each shard: those that the plan lists, or else newly computed."""
     if "shards" not in plan:
         return shards(jobs, plan["tasks"])
     by_key = {job.key: job for job in jobs}
@@ -161,7 +162,7 @@ def take(
       UserError: OUT/sweep.json has another plan.
     """
     there = check_plan(plan, out)
-    found = parts(jobs, there)
+    found = planned_shards(jobs, there)
     if keep and "shards" not in there:
         keep_plan(plan | {"shards": [[job.key for job in part] for part in found]}, out)
     return found[index]

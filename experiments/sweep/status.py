@@ -63,7 +63,7 @@ def show(jobs: list[Job], out: pathlib.Path) -> None:
         note(f"{error} What is waiting is unknown.")
     try:
         if queue and plan and ("shards" in plan or 0 < plan["tasks"] <= len(jobs)):
-            for index, part in enumerate(shards.parts(jobs, plan)):
+            for index, part in enumerate(shards.planned_shards(jobs, plan)):
                 why = queue.get(index)
                 if why is not None:
                     why = why or "for its turn in a task that runs"

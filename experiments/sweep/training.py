@@ -70,18 +70,24 @@ class Outcome(NamedTuple):
 def run(jobs: list[Job], start: str, sign: Signs) -> Outcome:
     """Trains what is not done.
 
+    A run that raises a `UserError` has failed. One that raises anything else broke, and the next
+    run, of another config if possible, shows whether the run or the device is at fault:
+
+    - The next succeeds: the one that broke has failed.
+    - The next breaks too: the work ends, and other processes may train both.
+    - There is no next: the run has failed if any other succeeded before; otherwise it only broke,
+      and other processes may train it.
+
+    What failed, broke or ended its process in an earlier start comes last, so that it never keeps
+    the others from being trained; if it breaks again, after others succeeded, it has failed.
+
     A run that another process is training is checked again until it is done or free, or until that
-    process has seemed to be dead for `GIVE_UP` seconds and nothing else is left. If a run
-    breaks, the next one, of another config if possible, shows whose fault that was. If it succeeds,
-    the first has failed. If it breaks as well, or there is none and nothing was trained before, the
-    device may be at fault: the work ends, and other processes may train these runs. What broke or
-    failed in an earlier start, or ended its process, comes last, so that it never keeps the others
-    from being trained; if it breaks again, after others succeeded, it has failed.
+    process has seemed to be dead for `GIVE_UP` seconds and nothing else is left.
 
     Args:
       jobs: the jobs of the sweep.
-      start: which start of the sweep this is; what failed in it, here or elsewhere, is not tried
-        again.
+      start: the ID of this start of the sweep, common to all its workers (--began); what failed in
+        it, here or elsewhere, is not tried again.
       sign: shows signs of life.
 
     Raises:
@@ -220,7 +226,7 @@ def _without_sign(job: Job) -> str:
     )
 
 
-def share(
+def run_workers(
     jobs: list[Job],
     command: list[str],
     where: Sequence[workers.Place],

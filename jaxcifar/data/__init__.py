@@ -27,27 +27,27 @@ __all__ = [
 ]
 
 
-class _Source(NamedTuple):
+class _Entry(NamedTuple):
     classes: int
     load: Callable[[str, str, int | None], Dataset]  # (split, data_dir, size)
     spec: cifar.Spec | None = None
 
 
-def _cifar(spec: cifar.Spec) -> _Source:
+def _cifar(spec: cifar.Spec) -> _Entry:
     def load(split: str, folder: str, size: int | None) -> Dataset:
         return cifar.load(spec, split, folder)
 
-    return _Source(len(spec.class_names), load, spec)
+    return _Entry(len(spec.class_names), load, spec)
 
 
 # To add a data set, add it here.
-_SOURCES = {
+_ENTRIES = {
     "cifar10": _cifar(cifar.CIFAR10),
     "cifar100": _cifar(cifar.CIFAR100),
-    "digits": _Source(10, lambda split, folder, size: digits.load(split)),
-    "synthetic": _Source(10, lambda split, folder, size: synthetic.load(split, size)),
+    "digits": _Entry(10, lambda split, folder, size: digits.load(split)),
+    "synthetic": _Entry(10, lambda split, folder, size: synthetic.load(split, size)),
 }
-DATASETS = tuple(_SOURCES)
+DATASETS = tuple(_ENTRIES)
 
 
 def load(name: str, split: str, *, data_dir: str = "", size: int | None = None) -> Dataset:
@@ -73,7 +73,7 @@ def load(name: str, split: str, *, data_dir: str = "", size: int | None = None) 
     choose("split", split, SPLITS)
     if size is not None and name != "synthetic":
         raise UserError(f"size is {size}; only 'synthetic' has a size to choose, not {name!r}.")
-    return _SOURCES[name].load(split, data_dir, size)
+    return _ENTRIES[name].load(split, data_dir, size)
 
 
 def load_splits(name: str, data_dir: str = "", *, protocol: str = "test", limit: int = 0) -> Splits:
@@ -99,16 +99,16 @@ def load_splits(name: str, data_dir: str = "", *, protocol: str = "test", limit:
 
 
 def without_images(name: str, count: int = 0) -> Dataset:
-    """Returns an image set's classes and normalisation: a `Dataset` of no images.
+    """Returns the classes and the normalisation of a data set, as a `Dataset` without pixels.
 
-    The images of CIFAR need not be there.
+    CIFAR's files need not be there.
 
     Args:
       name: one of `DATASETS`.
-      count: how many images to have in place of its own: without pixels, [count, 0, 0, 3], and with
-        each class in turn.
+      count: the length of the result: images [count, 0, 0, 3] uint8, and labels [count] int32 that
+        name each class in turn.
     """
-    known = _SOURCES[choose("data.name", name, DATASETS)].spec
+    known = _ENTRIES[choose("data.name", name, DATASETS)].spec
     # The others are generated, or come with scikit-learn.
     about = load(name, "test") if known is None else known
     images, labels = np.zeros((count, 0, 0, 3), np.uint8), np.arange(count, dtype=np.int32)
@@ -119,8 +119,8 @@ def without_images(name: str, count: int = 0) -> Dataset:
 def splits_without_images(
     name: str, data_dir: str = "", *, protocol: str = "test", limit: int = 0
 ) -> Splits:
-    """Returns what `load_splits` does, but of CIFAR's images only how many there are."""
-    known = _SOURCES[choose("data.name", name, DATASETS)].spec
+    """Returns what `load_splits` does, but CIFAR's images are only counted: `without_images`."""
+    known = _ENTRIES[choose("data.name", name, DATASETS)].spec
     if known is None:
         return load_splits(name, data_dir, protocol=protocol, limit=limit)
     parts = (without_images(name, known.count(split)) for split in SPLITS)
@@ -129,4 +129,4 @@ def splits_without_images(
 
 def num_classes(name: str) -> int:
     """Returns the number of classes of an image set, without loading it."""
-    return _SOURCES[choose("data.name", name, DATASETS)].classes
+    return _ENTRIES[choose("data.name", name, DATASETS)].classes

@@ -36,7 +36,9 @@ def unpack(path: pathlib.Path, limit: int) -> tuple[bytes, str]:
 
 
 def members(content: bytes, names: Collection[str]) -> Iterator[tuple[str, int, IO[bytes]]]:
-    """Yields (name, bytes, content) of the files in a tar archive whose last part is in `names`.
+    """Yields (name, size in bytes, open stream) of each file in a tar archive that `names` has.
+
+    The name is without the folder. `content` is the tar archive itself, unpacked by `unpack`.
 
     Raises:
       BadArchive: a member is neither a file nor a folder, lies outside the archive's own folder, or

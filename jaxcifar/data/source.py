@@ -19,7 +19,7 @@ class Unlabelled(UserError):
 
 
 class Read(NamedTuple):
-    """One split.
+    """The images and labels of one split, as a source has them.
 
     Attributes:
       images: [N, 32, 32, 3] uint8.
@@ -38,9 +38,9 @@ class Source:
 
     Attributes:
       path: of the archive or folder.
-      read: a function of a split, "train" or "test".
-      missing: what would make it whole; () when it is.
-      empty: whether all is missing.
+      read: reads the split "train" or "test".
+      missing: the files or folders that it lacks; () when it is complete.
+      empty: whether it lacks all of them.
     """
 
     path: pathlib.Path

@@ -57,9 +57,10 @@ def read(spec: Spec, folder: pathlib.Path, split: str) -> Read:
 
 
 def make_builder(spec: Spec, folder: pathlib.Path) -> Any:
-    """Returns tfds' own builder, but for the function in which 4.9.10 needs TensorFlow.
+    """Returns tfds' own builder, with a replacement for the function that needs TensorFlow.
 
-    It opens the files through tf.io, and encodes arrays (but not PNG files) through TensorFlow.
+    That of tfds 4.9.10 opens the files through tf.io, and yields arrays, which tfds encodes through
+    TensorFlow; the replacement yields PNG files, which it takes as they are.
     """
     from PIL import Image
     from tensorflow_datasets.image_classification import cifar

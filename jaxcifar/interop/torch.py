@@ -39,6 +39,8 @@ from jaxcifar.options import Parser, user_path
 from jaxcifar.state import abstract_variables
 
 Path = tuple[str, ...]  # ("params", "layer1_0", "conv1", "kernel")
+# `_plain_name` of a name -> [(the name in the file, its array)]; more than one is an error.
+_Entries = dict[str, list[tuple[str, np.ndarray]]]
 
 _LEAF_NAMES = {
     "kernel": "weight",
@@ -99,7 +101,7 @@ def fit(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Returns (the network that the weights are of, its variables); see `from_torch`."""
     arrays = {key: _to_numpy(key, value) for key, value in named_arrays(state_dict, part).items()}
-    given: dict[str, list[tuple[str, np.ndarray]]] = {}
+    given: _Entries = {}
     for key, value in arrays.items():
         given.setdefault(_plain_name(key), []).append((key, value))
     module = _module(name, width, {plain: entries[0][1] for plain, entries in given.items()})
@@ -223,9 +225,7 @@ def _plain_name(key: str) -> str:
     return re.sub(r"^(fc|classifier)\.(?=\D)", "head.", key)
 
 
-def _with_numbered_head(
-    given: dict[str, list[tuple[str, np.ndarray]]],
-) -> dict[str, list[tuple[str, np.ndarray]]]:
+def _with_numbered_head(given: _Entries) -> _Entries:
     """Gives the three linear layers of a VGG torchvision's numbers, in their order.
 
     Their numbers are the places in an nn.Sequential, and follow from where dropout stands: 0, 2, 4
@@ -243,9 +243,7 @@ def _with_numbered_head(
     }
 
 
-def _by_order(
-    module: nn.Module, given: dict[str, list[tuple[str, np.ndarray]]]
-) -> dict[str, list[tuple[str, np.ndarray]]]:
+def _by_order(module: nn.Module, given: _Entries) -> _Entries:
     """Gives layers that other code names torchvision's names, by their order and their shapes.
 
     Their order is that of the file, as PyTorch keeps it. Other files sort their names: where that
@@ -259,19 +257,19 @@ def _by_order(
         layer, _, kind = _plain_name(_torch_name(module, path)).rpartition(".")
         expected.setdefault(layer, {})[kind] = _torch_shape(leaf)
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
-    places: dict[str, list[Any]] = {}  # of each layer, by the name that the file has
+    sort_keys: dict[str, list[Any]] = {}  # of each layer, from its name in the file
     for name, entries in given.items():
         layer, _, kind = name.rpartition(".")
         layers.setdefault(layer, {})[kind] = entries[0][1].shape
-        places.setdefault(layer, _numbers_in_order(entries[0][0].rpartition(".")[0]))
+        sort_keys.setdefault(layer, _natural_key(entries[0][0].rpartition(".")[0]))
     readings = {
         order
-        for order in (tuple(layers), tuple(sorted(layers, key=places.__getitem__)))
+        for order in (tuple(layers), tuple(sorted(layers, key=sort_keys.__getitem__)))
         if [layers[layer] for layer in order] == list(expected.values())
     }
     names = [entries[0][0] for entries in given.values()]
-    is_sorted = names in (sorted(names), sorted(names, key=_numbers_in_order))
-    if len(readings) != 1 or (is_sorted and not _numbered(layers, places)):
+    is_sorted = names in (sorted(names), sorted(names, key=_natural_key))
+    if len(readings) != 1 or (is_sorted and not _numbered(layers, sort_keys)):
         return given
     new = dict(zip(readings.pop(), expected, strict=True))
     if any(new[layer] != layer for layer in expected.keys() & new.keys()):
@@ -287,7 +285,9 @@ def _by_order(
     return renamed
 
 
-def _numbered(layers: dict[str, dict[str, tuple[int, ...]]], places: dict[str, list[Any]]) -> bool:
+def _numbered(
+    layers: dict[str, dict[str, tuple[int, ...]]], sort_keys: dict[str, list[Any]]
+) -> bool:
     """Whether the names of any two layers with matrices of equal shapes first differ in a number.
 
     BatchNorms have none: they follow the convolutions that share their names.
@@ -295,7 +295,7 @@ def _numbered(layers: dict[str, dict[str, tuple[int, ...]]], places: dict[str, l
     with_matrix = [layer for layer, shapes in layers.items() if len(shapes.get("weight", ())) > 1]
     for one, other in itertools.combinations(with_matrix, 2):
         if layers[one] == layers[other]:
-            pairs = zip(places[one], places[other], strict=False)
+            pairs = zip(sort_keys[one], sort_keys[other], strict=False)
             first = next(((a, b) for a, b in pairs if a != b), None)
             if first is None or not (first[0][0] and first[1][0]):
                 return False
@@ -318,7 +318,7 @@ def _in_order(module: nn.Module) -> dict[Path, Any]:
     return {path: shapes[path] for path in sorted(shapes, key=lambda path: place[path[1:-1]])}
 
 
-def _numbers_in_order(name: str) -> list[tuple[bool, int, str]]:
+def _natural_key(name: str) -> list[tuple[bool, int, str]]:
     """A key that sorts layer2 before layer10."""
     return [(p.isdigit(), int(p) if p.isdigit() else 0, p) for p in re.split(r"(\d+)", name)]
 
@@ -333,34 +333,35 @@ def _parts(names: Iterable[str], expected: set[str]) -> list[str]:
     return [part for part, count in counts.items() if count > 0.8 * len(expected)]
 
 
-def _module(name: str | nn.Module, width: float | None, given: Mapping[str, Any]) -> nn.Module:
+def _module(name: str | nn.Module, width: float | None, arrays: Mapping[str, Any]) -> nn.Module:
+    """Returns the module that plain names and their arrays are of."""
     if isinstance(name, nn.Module):
         return name
-    heads = [array for key, array in given.items() if re.match(r"(head|classifier\.\d+)\.w", key)]
-    heads = heads or [array for array in given.values() if array.ndim == 2]
+    heads = [array for key, array in arrays.items() if re.match(r"(head|classifier\.\d+)\.w", key)]
+    heads = heads or [array for array in arrays.values() if array.ndim == 2]
     classes = heads[-1].shape[0] if heads and heads[-1].ndim == 2 else 10
     if width is None:
-        width = _width(create_model(name), given)
+        width = _width(create_model(name), arrays)
     return create_model(name, num_classes=classes, width=width)
 
 
-def _width(module: nn.Module, given: Mapping[str, Any]) -> float:
+def _width(module: nn.Module, arrays: Mapping[str, Any]) -> float:
     """Returns the width of weights, from their channels and those of a network of width 1.
 
     As channel counts are rounded down, the largest ratio gives all of them.
     """
     ratios = []
     for path, leaf in _shapes(module).items():
-        array = given.get(_plain_name(_torch_name(module, path)))
+        array = arrays.get(_plain_name(_torch_name(module, path)))
         if (
             array is not None
             and array.ndim == leaf.ndim
-            # Whose features are the classes, or as many at any width.
+            # Not layers that have one feature for each class, or as many at any width.
             and path[1] not in ("fc", "classifier", "fc3", "whitening")
         ):
             ratios.append(array.shape[0] / leaf.shape[-1])
     if not ratios:  # the names are of other code: those of the widest convolutions
-        found = [array.shape[0] for array in given.values() if array.ndim == 4]
+        found = [array.shape[0] for array in arrays.values() if array.ndim == 4]
         wanted = [leaf.shape[-1] for leaf in _shapes(module).values() if leaf.ndim == 4]
         return max(found) / max(wanted) if found else 1.0
     # Those far from most are of a layer that does not fit, which is said later.

@@ -31,7 +31,7 @@ def compiler_options(platform: str, *, fast_compile: bool = False) -> dict[str, 
     They change no result beyond rounding. Those that the installed XLA does not know are left out.
 
     Args:
-      platform: that the program is built for, see `jaxcifar.kernels.platform_of`.
+      platform: what the program is built for, see `jaxcifar.kernels.platform_of`.
       fast_compile: compile in a fraction of the time, to code that runs slower.
     """
     if platform != "cpu":

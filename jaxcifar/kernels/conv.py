@@ -21,7 +21,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, *, platform: str) -
       x: [N, H, W, I].
       kernel: [size, size, I, O] of the same dtype; the size is odd.
       stride: of both axes.
-      platform: that the program is built for, see `jaxcifar.kernels.platform_of`.
+      platform: what the program is built for, see `jaxcifar.kernels.platform_of`.
 
     Returns:
       [N, ⌈H / stride⌉, ⌈W / stride⌉, O].
@@ -60,7 +60,10 @@ def valid_conv2x2(x: jax.Array, kernel: jax.Array, *, platform: str) -> jax.Arra
     """
     if platform != "cpu":
         return jax.lax.conv_general_dilated(
-            *(x, kernel, (1, 1), "VALID"),
+            x,
+            kernel,
+            window_strides=(1, 1),
+            padding="VALID",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision="highest",
         )
@@ -73,7 +76,7 @@ def valid_conv2x2(x: jax.Array, kernel: jax.Array, *, platform: str) -> jax.Arra
 
 
 def _as_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """One matrix product with the pixels that each tap of the kernel sees."""
+    """im2col: one matrix product of the pixels that each tap of the kernel sees and the kernel."""
     n, *lengths, _ = x.shape
     size, _, _, features = kernel.shape
     pad = (size - 1) // 2

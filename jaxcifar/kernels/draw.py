@@ -14,8 +14,11 @@ class OneDraw:
     those of separate draws; the distribution is the same.
 
     Args:
-      key: a PRNG key; None only counts how many numbers are asked for (see `total`).
-      total: how many there will be.
+      key: a PRNG key; None makes a dry run, which returns zeros.
+      total: how many numbers will be asked for, as `taken` says after a dry run.
+
+    Attributes:
+      taken: how many have been asked for so far.
     """
 
     def __init__(self, key: jax.Array | None = None, total: int = 0):

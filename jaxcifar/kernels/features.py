@@ -14,7 +14,7 @@ class Features(flax.struct.PyTreeNode):
       parts: the maps, in the order in which they came.
       part_moments: of each map, so that a channel's moments are computed once, and not again by
         every layer that sees it; () where they are not needed (at inference).
-      platform: that the program is built for, see `jaxcifar.kernels.platform_of`.
+      platform: what the program is built for, see `jaxcifar.kernels.platform_of`.
     """
 
     parts: tuple[jax.Array, ...]

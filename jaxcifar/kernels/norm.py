@@ -44,7 +44,7 @@ def moments(x: jax.Array, platform: str, near: jax.Array | None = None) -> Momen
 
     Args:
       x: [N, …, C].
-      platform: that the program is built for, see `jaxcifar.kernels.platform_of`.
+      platform: what the program is built for, see `jaxcifar.kernels.platform_of`.
       near: an estimate of the mean [C], such as a running mean. The result depends on it by
         rounding alone, so it has no gradient.
     """

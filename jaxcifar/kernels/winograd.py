@@ -23,7 +23,11 @@ _POINTS = (0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)
 
 
 def _weights() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cook–Toom's matrices in two dimensions: [36, 36] of x, [36, 9] of the kernel, [36, 16]."""
+    """Cook–Toom's matrices in two dimensions.
+
+    In the letters of Lavin & Gray, whose result is Aᵀ[(G kernel Gᵀ) ⊙ (Bᵀ x B)]A: Bᵀ ⊗ Bᵀ [36, 36],
+    its columns in the order of `_patches`; G ⊗ G [36, 9]; and A ⊗ A [36, 16].
+    """
     of_x, of_kernel, of_y = np.zeros((6, 6)), np.zeros((6, 3)), np.zeros((6, 4))
     for row, point in enumerate(_POINTS):
         others = [other for other in _POINTS if other != point]
@@ -105,6 +109,7 @@ def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, _Saved]:
     rows, columns = _tiles(height), _tiles(width)
     terms = _sums(_OF_X, _patches(x)).reshape(36, -1, channels)
     factors = _sums(_OF_KERNEL, kernel.reshape(9, *kernel.shape[2:]))
+    # p: the 36 products; t: the tiles of all images; i, o: the channels of x and of the result.
     y = _sums(_OF_Y.T, jnp.einsum("pti,pio->pto", terms, factors))
     y = y.reshape(TILE, TILE, n, rows, columns, -1).transpose(2, 3, 0, 4, 1, 5)
     y = y.reshape(n, TILE * rows, TILE * columns, -1)[:, :height, :width]

@@ -67,7 +67,7 @@ def create_model(
       num_classes, activation, dropout_rate, dtype, width: see `jaxcifar.models.network.Network`.
       remat: whether to keep less in memory for the gradients, and to compute more; for networks
         that `can_remat` names.
-      platform: that its programs are built for ("cpu", "gpu", "tpu"); None is JAX's default
+      platform: what its programs are built for ("cpu", "gpu", "tpu"); None is JAX's default
         backend. It changes how things are computed, and no result but for rounding. A network
         with BatchNorm or GELU, or for CPUs, has no forward-mode derivative (`jax.jvp`).
 

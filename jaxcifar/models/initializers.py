@@ -13,7 +13,10 @@ Normal = Callable[..., jax.Array]  # (key, shape, dtype) -> standard normal numb
 
 
 def kaiming_normal_fan_out(activation: str, normal: Normal = jax.random.normal) -> Initializer:
-    """N(0, gain² / fan_out), gain √2 for ReLU and 1 otherwise. He et al. 2015, eq. 14."""
+    """N(0, gain² / fan_out), gain √2 for ReLU and 1 otherwise.
+
+    He et al., "Delving Deep into Rectifiers", 2015, eq. 14.
+    """
     gain = math.sqrt(2) if activation == "relu" else 1.0
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
@@ -24,7 +27,11 @@ def kaiming_normal_fan_out(activation: str, normal: Normal = jax.random.normal) 
 
 
 def xavier_normal(normal: Normal = jax.random.normal) -> Initializer:
-    """N(0, 2 / (fan_in + fan_out)). Glorot & Bengio 2010."""
+    """N(0, 2 / (fan_in + fan_out)).
+
+    Glorot & Bengio, "Understanding the Difficulty of Training Deep Feedforward Neural Networks",
+    2010, eq. 12.
+    """
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         *taps, inputs, features = shape
@@ -44,7 +51,7 @@ def torch_uniform(fan_in: int) -> Initializer:
 
 
 def dirac() -> Initializer:
-    """The identity on as many channels as come in; the rest of PyTorch's default, torch_uniform.
+    """The identity for the first output channels, one per input; `torch_uniform` for the others.
 
     Output channel i < inputs is input channel i. Zagoruyko & Komodakis, "DiracNets", 2017; for a
     part of the channels, Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024.

@@ -29,7 +29,7 @@ class Conv(nn.Module):
 
     Attributes:
       dtype: of the computation; the parameters are float32.
-      platform: that the program is built for, see `jaxcifar.kernels.platform_of`.
+      platform: what the program is built for, see `jaxcifar.kernels.platform_of`.
     """
 
     features: int
@@ -55,21 +55,22 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last. Ioffe & Szegedy 2015.
+    """Batch normalisation over all axes but the last. Ioffe & Szegedy, "Batch Normalization", 2015.
 
     In training it normalises by the mean and the biased variance of the batch, and moves the
     running statistics towards its mean and unbiased variance, as PyTorch does (`flax.linen` takes
-    the biased one): ra ← momentum · ra + (1 − momentum) · batch. On accelerators the variance is
-    computed about the running mean, see `jaxcifar.kernels.norm.moments`. Statistics and scale are
-    float32 whatever the dtype of the input. Over a sharded batch they are those of the whole batch
-    under `jax.jit`, and each device's own inside `jax.shard_map`; see `jaxcifar.kernels`.
+    the biased one): running ← momentum · running + (1 − momentum) · batch. On accelerators the
+    variance is computed about the running mean, see `jaxcifar.kernels.norm.moments`. Statistics and
+    scale are float32 whatever the dtype of the input. Over a sharded batch they are those of the
+    whole batch under `jax.jit`, and each device's own inside `jax.shard_map`; see
+    `jaxcifar.kernels`.
 
     Attributes:
       momentum: 0.9 here is momentum=0.1 in PyTorch's convention.
       epsilon: added to the variance.
       use_scale: whether there is a trained scale after the normalisation.
       dtype: of the output.
-      platform: that the program is built for, see `jaxcifar.kernels.platform_of`.
+      platform: what the program is built for, see `jaxcifar.kernels.platform_of`.
     """
 
     momentum: float = 0.9
@@ -105,7 +106,7 @@ class BatchNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """x · kernel + bias on [N, features], in float32 where the input is bfloat16."""
+    """x · kernel + bias: [N, inputs] to [N, features], in float32 where the input is bfloat16."""
 
     features: int
     kernel_init: Initializer = xavier_normal()
@@ -132,8 +133,8 @@ def max_pool(x: jax.Array) -> jax.Array:
 
     If the height or width is odd, the last row or column is left out, as in PyTorch.
 
-    Of equals the first in reading order gets the gradient, and NaN is larger than any number, as in
-    PyTorch. (The gradient of XLA's reduce_window, a select-and-scatter, is slow on CPUs.)
+    Of equal maxima the first in reading order gets the gradient, and NaN is larger than any number,
+    as in PyTorch. (The gradient of XLA's reduce_window, a select-and-scatter, is slow on CPUs.)
     """
     n, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]

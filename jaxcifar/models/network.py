@@ -24,7 +24,7 @@ class Network(nn.Module):
       dropout_rate: where it applies is said in each network's docstring.
       dtype: of the computation. Parameters, batch statistics and logits are float32 always.
       width: multiplies every channel count, rounded down.
-      platform: that the program is built for ("cpu", "gpu", "tpu").
+      platform: what the program is built for ("cpu", "gpu", "tpu").
       normal: draws the initial weights: (key, shape, dtype) -> standard normal numbers.
       batch_norm: whether there are BatchNorm layers; only VGG can do without.
       has_dropout: whether there are dropout layers, at whatever rate.
@@ -75,7 +75,7 @@ class Network(nn.Module):
         DenseNet-201 then compiles in seconds; see `jaxcifar.kernels.draw`.
         """
         key = rngs["params"] if isinstance(rngs, dict) else rngs
-        count = OneDraw()
+        count = OneDraw()  # a dry run: how many numbers?
         jax.eval_shape(
             lambda: nn.Module.init(self.clone(normal=count.normal), rngs, *args, **kwargs)
         )

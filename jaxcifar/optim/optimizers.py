@@ -1,4 +1,4 @@
-"""The chain: L1 and L2, then Adam, AdamW or SGD, then the learning rate."""
+"""The chain: bias scale, L1 and L2, clipping, then Adam, AdamW or SGD, then the learning rate."""
 
 import inspect
 import re
@@ -31,7 +31,7 @@ def _adamw(weight_decay: float | jax.Array, mask: Mask | None) -> optax.Gradient
 
 
 def _sgd(momentum: float, nesterov: bool, bias_scale: float) -> optax.GradientTransformation:
-    del bias_scale  # at the head of the chain
+    del bias_scale  # an argument so that `options_of` lists it; `make_optimizer` applies it
     return optax.trace(decay=momentum, nesterov=nesterov) if momentum else optax.identity()
 
 
@@ -103,7 +103,7 @@ def make_optimizer(
     bias_scale: float = 1.0,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Returns the regularizers' gradients, then the optimizer.
+    """Returns one optax chain: bias scale, penalties, clipping, the optimizer, the learning rate.
 
         tx = make_optimizer("sgd", 0.1, momentum=0.9, regularize=l1_and_l2(0.0, 1e-4))
 

@@ -51,7 +51,7 @@ def cosine_annealing(
         epoch = step // steps_per_epoch if per == "epoch" else step / steps_per_epoch
         # (1 + cos x)/2 as cos²(x/2): the sum cancels near the end, where float32 would lose it.
         epoch = xp.asarray(epoch, float)
-        # Of 0 epochs there is no fraction, and from the first step on it is over.
+        # Of 0 epochs there is no fraction: the schedule is over from the first step on.
         fraction = xp.where(epoch < epochs, epoch / xp.maximum(epochs, 1e-9), 1.0)
         return base_lr * xp.square(xp.cos(np.pi / 2 * fraction))
 
@@ -63,11 +63,11 @@ def triangular(
     epochs: float | jax.Array,
     steps_per_epoch: int,
     *,
-    peak: float | jax.Array,
+    peak_epoch: float | jax.Array,
     start_factor: float = 0.0,
     end_factor: float = 0.0,
 ) -> optax.Schedule:
-    """Linear from start_factor · base_lr up to base_lr at epoch `peak`, then down to end_factor.
+    """Linear: start_factor · base_lr up to base_lr at `peak_epoch`, down to end_factor · base_lr.
 
     Smith, "Cyclical Learning Rates", 2017, one cycle of it; as in Jordan, "94% on CIFAR-10 in 3.29
     Seconds on a Single GPU", 2024, the peak is at a whole step.
@@ -76,7 +76,7 @@ def triangular(
       base_lr: the highest learning rate.
       epochs: of the whole run; after it the learning rate stays.
       steps_per_epoch: training steps in an epoch.
-      peak: the epoch, any number, of the highest learning rate.
+      peak_epoch: the epoch of the highest learning rate; it need not be whole.
       start_factor, end_factor: shares of base_lr, as PyTorch's LinearLR calls them.
 
     Returns:
@@ -84,11 +84,11 @@ def triangular(
     """
 
     def schedule(step: Any) -> Any:
-        xp = _numpy_or_jax(step, epochs, peak)
+        xp = _numpy_or_jax(step, epochs, peak_epoch)
         step = xp.asarray(step, float)
         total = epochs * steps_per_epoch
         # In float32 the product of a share and a number of steps may miss a whole number.
-        top = xp.floor(peak * steps_per_epoch + 1e-3)
+        top = xp.floor(peak_epoch * steps_per_epoch + 1e-3)
         up = step / xp.maximum(top, 1)
         down = xp.clip((step - top) / xp.maximum(total - top, 1), 0.0, 1.0)
         rising = start_factor + (1 - start_factor) * up
@@ -113,9 +113,9 @@ def make_schedule(
       base_lr: the highest learning rate.
       epochs: of the whole run, with the warm-up.
       steps_per_epoch: training steps in an epoch.
-      warmup_epochs: before the schedule, which then has the rest of the epochs: step n of the W
-        whole steps of warm-up, from 0, has base_lr · (n + 1) / W. Goyal et al. 2017, section 2.2.
-        The rise of "triangular" is its warm-up.
+      warmup_epochs: before the schedule, which then has the rest of the epochs: step n (from 0) of
+        the W whole steps of warm-up has base_lr · (n + 1) / W. Goyal et al., "Accurate, Large
+        Minibatch SGD", 2017, section 2.2. The rise of "triangular" is its warm-up.
       start_factor, end_factor: of `triangular`.
 
     Raises:
@@ -127,7 +127,7 @@ def make_schedule(
             base_lr,
             epochs,
             steps_per_epoch,
-            peak=warmup_epochs,
+            peak_epoch=warmup_epochs,
             start_factor=start_factor,
             end_factor=end_factor,
         )

@@ -81,9 +81,10 @@ class _Document(NamedTuple):
 class Checkpointer:
     """The checkpoints of one run.
 
-    A checkpoint holds the state and `progress`, a JSON-serialisable dict. It is written in the
-    background while training continues. A checkpoint that was half-written when the process was
-    killed is ignored. While it only reads, another process may write.
+    A checkpoint holds the state and `progress`, a JSON-serialisable dict (the run's `Position`, its
+    config.json and its logs so far; `RunFolder` makes it). It is written in the background while
+    training continues. A checkpoint that was half-written when the process was killed is ignored.
+    While a `Checkpointer` only reads, another process may write.
 
     Args:
       directory: where they are; the first save creates it.
@@ -530,7 +531,8 @@ def _check_shapes(
     known, alike = document.digests, True
     if known is not None:
         wanted = {name: shapes_digest(tree) for name, tree in like.items() if jax.tree.leaves(tree)}
-        names = wanted if "step" not in like else known
+        # A whole state must have every part of the checkpoint; variables alone need not.
+        names = known if "step" in like else wanted
         alike = wanted == {name: known[name].shapes for name in names if name in known}
     saved_shapes = _shapes({name: metadata.get(name) for name in like})
     like_shapes = _shapes(like)
@@ -540,7 +542,7 @@ def _check_shapes(
                 f"{name} has shape {saved_shapes.get(name, 'none (it is absent)')} in it, and "
                 f"{like_shapes.get(name, 'none (it is absent)')} in this config's model."
             )
-            if known is not None and alike:
+            if known is not None and alike:  # by its digests, this model's state was saved
                 raise Damaged(f"The checkpoint {path} is damaged: {message}")
             raise UserError(f"The checkpoint {path} belongs to a different model: {message}")
 

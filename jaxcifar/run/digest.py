@@ -98,7 +98,8 @@ def _sum(name: str, tree: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     return sums[0], sums[1], finite
 
 
-_SALT, _INFINITY = np.uint32(0x9E3779B9), np.uint32(0x7F800000)
+_SALT = np.uint32(0x9E3779B9)  # 2³² / golden ratio, so that the second sum is another function
+_INFINITY = np.uint32(0x7F800000)  # float32's exponent bits: all set only in infinity and NaN
 
 
 def _words(array: jax.Array) -> jax.Array:

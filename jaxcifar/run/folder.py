@@ -51,6 +51,10 @@ class Position:
         return self.epochs_done * steps_per_epoch + len(self.steps.get("loss", ()))
 
 
+_LOGS = ("metrics.jsonl", "steps.jsonl")
+_LOGGED_AHEAD = 2  # epochs that a killed run may have logged after its last checkpoint
+
+
 class RunFolder:
     """The folder of one run, locked by this process for the duration of a `with` block.
 
@@ -193,7 +197,8 @@ class RunFolder:
         last = self.checkpoints.last()
         if last and "last" in result:
             end, epochs = result["last"]["step"], result["last"]["epoch"]
-            if epochs - last.step * epochs // end > _LOGGED_AHEAD:
+            saved_epochs = last.step * epochs // end
+            if epochs - saved_epochs > _LOGGED_AHEAD:
                 raise UserError(
                     f"The run in {self.path} is finished, but its checkpoints/ are older (step "
                     f"{last.step} of {end}). Bring the newer ones back, or delete result.json to "
@@ -446,10 +451,6 @@ class RunFolder:
             note(f"{path} cannot be drawn ({in_short(error)}). The run does not need it.")
             return False
         return True
-
-
-_LOGS = ("metrics.jsonl", "steps.jsonl")
-_LOGGED_AHEAD = 2  # epochs that a run may have logged when it is killed, without a checkpoint
 
 
 def _digest_of(result: dict[str, Any]) -> str:

@@ -58,15 +58,15 @@ def locked(workdir: pathlib.Path) -> Generator[None]:
                         "two runs could write there at once. Choose a --workdir elsewhere, or "
                         "have it mounted with locks (Lustre: -o flock)."
                     ) from error
-        if not (_is(file.fileno(), workdir / ".lock") and _is(folder, workdir)):
-            # Who held it failed before it wrote anything, and deleted the file locked here.
+        if not (_is_still(file.fileno(), workdir / ".lock") and _is_still(folder, workdir)):
+            # The run that held the lock wrote nothing, and has deleted what was opened here.
             raise Busy(f"Another process has just deleted {workdir}. Start again.")
         stack.callback(_delete_if_empty, made)
         signs.clear(workdir)
         yield
 
 
-def _is(opened: int, path: pathlib.Path) -> bool:
+def _is_still(opened: int, path: pathlib.Path) -> bool:
     """Whether an open file is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(opened), path.stat())

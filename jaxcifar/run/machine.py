@@ -89,7 +89,7 @@ def git_commit() -> str | None:
 
 
 class PeakMemory:
-    """What `peak_memory` will have been from now on."""
+    """The peak memory since this object was made."""
 
     def __init__(self) -> None:
         # Linux can forget the peak of a process, which may have trained another run before. Devices
@@ -99,7 +99,7 @@ class PeakMemory:
         self._before = peak_memory()
 
     def read(self) -> int | None:
-        """Returns the peak; None if it is that of an earlier time."""
+        """Returns the peak in bytes; None if it was reached before this object was made."""
         peak = peak_memory()
         return peak if peak > self._before else None
 

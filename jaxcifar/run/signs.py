@@ -1,4 +1,4 @@
-"""What a sweep adds to a run's workdir: a sign of life, or the reason of a failure.
+"""What a sweep adds to a run's workdir: a sign of life, or the reason for a failure.
 
 .running exists while a process works on the run, and is touched regularly. failed.json says why the
 last attempt failed, and is deleted when the next one begins.
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from jaxcifar.files import write_shared
 
 EVERY = 10.0  # seconds, between two touches
-_OF_NO_CONTAINER = "pid:[4026531836]"  # the kernel's first namespace of process numbers
+_INITIAL_NAMESPACE = "pid:[4026531836]"  # Linux's first PID namespace: that of no container
 _SILENT = 600.0  # seconds after which a run no longer counts as running
 
 
@@ -74,7 +74,7 @@ def withdraw(workdir: pathlib.Path) -> None:
 
 
 def clear(workdir: pathlib.Path) -> None:
-    """Removes the sign of a process that died; only for who has locked the run."""
+    """Removes the sign of a process that died; only while the run is locked by this process."""
     with contextlib.suppress(OSError):
         (workdir / ".running").unlink()
 
@@ -156,7 +156,7 @@ def _machine() -> str:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
-    return "" if namespace == _OF_NO_CONTAINER else f"{boot} {namespace}"
+    return "" if namespace == _INITIAL_NAMESPACE else f"{boot} {namespace}"
 
 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:

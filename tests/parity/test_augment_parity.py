@@ -134,7 +134,7 @@ def test_what_torchvision_cuts_off_between_rotation_and_shift():
     """The number in docs/parity.md: pixels that are black only where the image is cut first."""
     white = jnp.ones((1000, 32, 32, 1))
     turns = augment.rotation_matrices(augment.draw_angles(jax.random.key(0), 1000, 15.0))
-    moves = augment.affine_matrices(jax.random.key(1), white.shape, translation=0.1)
+    moves = augment.draw_shift_matrices(jax.random.key(1), white.shape, translation=0.1)
     once = augment.resample(white, turns @ moves)
     twice = augment.resample(augment.resample(white, turns), moves)
     assert (once >= twice).all()
@@ -161,7 +161,7 @@ def test_strong_is_its_parts():
     images = augment.weak(keys[0], jnp.asarray(IMAGES))
     images = augment.color_jitter(keys[1], images)
     angles = np.asarray(augment.draw_angles(keys[2], 6, 15.0))
-    shifts = np.asarray(augment.affine_matrices(keys[3], (6, 32, 32, 3), translation=0.1))
+    shifts = np.asarray(augment.draw_shift_matrices(keys[3], (6, 32, 32, 3), translation=0.1))
     turned, ties = [], []
     for image, angle, moved in zip(np.asarray(images), angles, shifts, strict=True):
         out, tie = brute_force(image, rotation(angle) @ moved.astype(np.float64))
@@ -212,7 +212,7 @@ def test_jitter_factors_and_orders():
 def test_angles_and_shifts():
     assert is_uniform(draws(lambda key, n: augment.draw_angles(key, n, 15.0)), -15, 15)
     shifts = draws(
-        lambda key, n: augment.affine_matrices(key, (n, 32, 32, 3), translation=0.1)[:, :2, 2]
+        lambda key, n: augment.draw_shift_matrices(key, (n, 32, 32, 3), translation=0.1)[:, :2, 2]
     )
     # Whole pixels of a uniform draw in ±3.2: ±3 is rounded to from 2.5 … 3.2 only.
     expected = np.array([0.7, 1, 1, 1, 1, 1, 0.7]) / 6.4
