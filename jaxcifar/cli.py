@@ -1,7 +1,7 @@
 """The program `jaxcifar`, and its commands.
 
-Each runs the command of a module, which also works by itself: `jaxcifar train row9` is
-`python -m jaxcifar.main --config=configs/row9.py`.
+Each calls a function of a module. `jaxcifar train row9` is also `python -m jaxcifar.main
+--config=configs/row9.py`, the form for `srun` and `mpirun`.
 """
 
 import importlib
@@ -20,7 +20,7 @@ class Command(NamedTuple):
     """A command, and the module that carries it out.
 
     Attributes:
-      module: has a function that takes arguments and returns the exit code.
+      module: has a function that takes arguments and returns the exit code, or None for 0.
       does: what the command does, in a few words.
       examples: example arguments.
       translate: turns the command's arguments into the module's.

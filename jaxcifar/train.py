@@ -80,7 +80,8 @@ def train_and_evaluate(
                 say(f"{folder.path} is finished: nothing is left to train.")
             return result
         memory = PeakMemory()
-        _check_sizes(config, mesh)
+        if data.is_counted(config.data.name):
+            _check_sizes(config, mesh)
         initial = InitialWeights() if folder.last() else initial_weights(config, mesh)
         splits = load_splits(config)
         checksums = {name: part["sha256"] for name, part in splits.provenance.items()}

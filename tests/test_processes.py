@@ -252,7 +252,7 @@ def test_a_signal_to_one_stops_all_and_one_process_goes_on(alone, tmp_path, when
 )
 def test_an_agreed_end_waits_for_who_takes_long_to_close(tmp_path, told, code):
     """Longer than processes wait for each other once one has ended."""
-    told |= {"closes": team.VERDICT + team.GRACE}
+    told |= {"closes": team.VERDICT + 3}
     first, second = two(tmp_path / "run", told if code == 2 else {"closes": told["closes"]}, told)
     assert (first[0], second[0]) == (code, code), (first, second)
     assert "closed" in first[1]

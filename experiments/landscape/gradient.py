@@ -301,6 +301,8 @@ class Measured(NamedTuple):
         """Says what sets the measurements apart from a full training of their row or config."""
         config = self.config
         parts = [marks.mark(self.original, config)]
+        if self.original and (dtype := config["model.dtype"]) != self.original["model.dtype"]:
+            parts.append(f"trained in {dtype}")  # `environment` is of the measurements
         whole = config["train.epochs"] * (self.provenance["images"] // config["train.batch_size"])
         if self.settings["steps"] < whole:
             parts.append(f"SHORTENED: {self.settings['steps']:,} of {whole:,} steps")

@@ -123,7 +123,7 @@ def slice_around(
     mesh = sharding.flat_mesh(mesh)
     config, step, variables = restore.load_variables(workdir, what.checkpoint, mesh=mesh)
     config.model.dropout_rate = 0.0  # statistics are of the network as it is evaluated
-    config.data.test_augment = "none"  # the loss is of the images themselves
+    views, config.data.test_augment = config.data.test_augment, "none"  # of the images themselves
     config.data.dir = data_dir or config.data.dir
     images = _images(workdir, config, what)
     inference = build_inference(config, images, mesh)
@@ -136,6 +136,7 @@ def slice_around(
         "sha256": images.provenance["sha256"],
         "official": images.provenance["official"],
         "dtype": (dtype := jnp.dtype(inference.model.dtype).name),
+        "test_augment": "none",
     }
     coordinates = np.linspace(-what.extent, what.extent, what.points)
     about = {
@@ -144,7 +145,7 @@ def slice_around(
         "environment": np.array(json.dumps(environment({"dtype": dtype}, mesh))),
     }
     shape = (what.points,) * what.dimensions
-    found = _saved(path, settings, shape)
+    found = _saved(path, settings, shape, {"dtype": dtype, "test_augment": views})
     if found["done"].all():
         return read(path)  # not written again: it says what computed it
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,15 +200,19 @@ def _images(workdir: pathlib.Path, config: Config, what: Slice) -> Dataset:
 
 
 def _saved(
-    path: pathlib.Path, settings: dict[str, Any], shape: tuple[int, ...]
+    path: pathlib.Path, settings: dict[str, Any], shape: tuple[int, ...], earlier: dict[str, Any]
 ) -> dict[str, np.ndarray]:
-    """Returns what the file holds so far: nothing yet if there is none."""
+    """Returns what the file holds so far: nothing yet if there is none.
+
+    Args:
+      path, settings, shape: of the file, and of what is asked for.
+      earlier: what files have that were written before these settings were recorded.
+    """
     if not path.exists():
         found = {name: np.full(shape, np.nan) for name in ("loss", "accuracy")}
         return found | {"done": np.zeros(shape, bool)}
     saved = read(path)
-    # A file from before they were recorded is taken to have the same dtype.
-    check_same(path, {"dtype": settings["dtype"]} | saved["settings"], settings)
+    check_same(path, earlier | saved["settings"], settings)
     return {name: saved[name] for name in ("loss", "accuracy", "done")}
 
 

@@ -17,6 +17,7 @@ from jaxcifar.errors import Busy, Interrupted, UserError, in_short, note, of_fil
 from jaxcifar.hooks import Hook, Run
 from jaxcifar.options import config_file, write_origin
 from jaxcifar.run import signs
+from jaxcifar.run.lock import locked
 from jaxcifar.run.progress import duration, say
 from jaxcifar.signals import interruptible
 
@@ -226,6 +227,14 @@ def _without_sign(job: Job) -> str:
     )
 
 
+def _held(job: Job) -> str:
+    """Says what `_without_sign` does; "" if nobody holds the lock."""
+    if why := _without_sign(job):
+        with contextlib.suppress(Busy), locked(job.workdir):
+            return ""
+    return why
+
+
 def run_workers(
     jobs: list[Job],
     command: list[str],
@@ -280,7 +289,7 @@ def run_workers(
             why := signs.failure(job.workdir)
         ):
             broke.append((job, why))
-        elif why := _without_sign(job):
+        elif why := _held(job):
             held.append((job, why))
         else:
             untried.append((job, f"its worker died, see {logs}"))

@@ -17,6 +17,7 @@ __all__ = [
     "Dataset",
     "Splits",
     "Unlabelled",
+    "is_counted",
     "load",
     "load_splits",
     "num_classes",
@@ -125,6 +126,11 @@ def splits_without_images(
         return load_splits(name, data_dir, protocol=protocol, limit=limit)
     parts = (without_images(name, known.count(split)) for split in SPLITS)
     return split(*parts, protocol=protocol, limit=limit)
+
+
+def is_counted(name: str) -> bool:
+    """Whether the numbers of an image set's images are known without reading them."""
+    return _ENTRIES[choose("data.name", name, DATASETS)].spec is not None
 
 
 def num_classes(name: str) -> int:

@@ -113,11 +113,14 @@ def test_stopped_slice_goes_on(swept, tmp_path, monkeypatch, capsys):
     name = "slices/vgg2_seed0_1d_kept.npz"
     content = load(tmp_path / "stopped" / name)
     settings = json.loads(str(content["settings"]))
-    # As a file from before dtypes were recorded, and as one of another machine.
-    for dtype, code in ((None, 0), ("bfloat16", 2)):
-        changed = {k: v for k, v in settings.items() if k != "dtype"} | (
-            {"dtype": dtype} if dtype else {}
-        )
+    # As a file from before these were recorded, as one of another machine, and of earlier code.
+    for name_of, value, code in (
+        ("dtype", None, 0),
+        ("dtype", "bfloat16", 2),
+        ("test_augment", None, 0),
+        ("test_augment", "mirror_translate", 2),
+    ):
+        changed = {k: v for k, v in (settings | {name_of: value}).items() if v is not None}
         np.savez(tmp_path / "stopped" / name, **content | {"settings": json.dumps(changed)})
         assert cut(run, tmp_path / "stopped", "--dimensions=1") == code
     # What is complete still says what computed it.

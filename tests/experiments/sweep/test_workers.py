@@ -23,6 +23,7 @@ from jaxcifar import train
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import append, read_lines
 from jaxcifar.run import signs
+from jaxcifar.run.lock import locked
 from jaxcifar.signals import exit_code
 from tests.forked import Forked, environment_of
 from tests.sweeps import (
@@ -445,15 +446,16 @@ def test_what_workers_ended_with_is_what_the_sweep_ends_with(tmp_path, monkeypat
         monkeypatch.setattr(workers, "supervise", functools.partial(broke, code, tried=False))
         assert start_sweep(tmp_path / "other", "vgg2", "0", "--workers=1") == training.BROKE
     capsys.readouterr()
-    # A dead host has kept the lock of a run, which no worker could have.
-    workdir = tmp_path / "locked" / "vgg2" / "seed0"
-    leave_sign_of_a_dead_process(workdir, "node7")
-    os.utime(workdir / ".running", (time.time() - 7200,) * 2)
+    # Whether a dead host has kept the lock of a run, so that no worker could have it.
     monkeypatch.setattr(workers, "supervise", functools.partial(broke, training.BROKE, tried=False))
-    assert start_sweep(tmp_path / "locked", "vgg2", "0", "--workers=1") == training.BROKE
-    said = capsys.readouterr().err
-    assert f"delete {workdir / '.lock'}" in said
-    assert "died" not in said
+    workdir = tmp_path / "locked" / "vgg2" / "seed0"
+    for kept in (True, False):
+        with locked(workdir) if kept else contextlib.nullcontext():
+            leave_sign_of_a_dead_process(workdir, "node7")
+            os.utime(workdir / ".running", (time.time() - 7200,) * 2)
+            assert start_sweep(tmp_path / "locked", "vgg2", "0", "--workers=1") == training.BROKE
+        said = capsys.readouterr().err
+        assert (f"delete {workdir / '.lock'}" in said, "died" in said) == (kept, not kept)
     # What failed yesterday is not why a worker could not start today.
     monkeypatch.setattr(workers, "supervise", functools.partial(broke, 2, tried=False))
     assert start_sweep(tmp_path / "out", "vgg2", "0", "--workers=1") == 2
