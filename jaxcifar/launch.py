@@ -69,21 +69,17 @@ def place(
         found = found or _tpu_slice(environment)
     if mode == "auto" and not given and (found is None or found.count == 1):
         return None
-    there = found or Place("", 0, -1)
-    address = address or environment.get("JAX_COORDINATOR_ADDRESS") or there.address
-    given_count, given_index = count, index
-    count = there.count if count is None else count
-    index = there.index if index is None else index
-    missing = [
-        name
-        for name, is_missing in (
-            ("--coordinator_address=HOST:PORT", not address),
-            ("--num_processes", found is None and given_count is None),
-            ("--process_id", found is None and given_index is None),
-        )
-        if is_missing
-    ]
-    if missing:
+    address = address or environment.get("JAX_COORDINATOR_ADDRESS") or (found and found.address)
+    if found:
+        count = found.count if count is None else count
+        index = found.index if index is None else index
+    needed = {
+        "--coordinator_address=HOST:PORT": address or None,
+        "--num_processes": count,
+        "--process_id": index,
+    }
+    missing = [option for option, value in needed.items() if value is None]
+    if not address or count is None or index is None:
         raise UserError(
             f"One run over several processes needs {', '.join(missing)}: no launcher (srun, mpirun "
             "or a TPU slice) provides it. --distributed=off runs this process alone."
@@ -99,7 +95,7 @@ def place(
             f"--num_processes is {count} and --process_id is {index}. Ids count from 0: of two "
             "processes, one is 0 and one is 1."
         )
-    return Place(address, count, index, there.local_devices)
+    return Place(address, count, index, found and found.local_devices)
 
 
 def _slurm(environment: Mapping[str, str]) -> Place | None:

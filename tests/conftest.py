@@ -37,6 +37,14 @@ gc.set_threshold(50_000, 10, 20)
 for _name in ("init", "order", "train", "evaluate_batch", "probabilities_of_batch"):
     setattr(programs, _name, functools.lru_cache(16)(getattr(programs, _name).__wrapped__))
 
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """Three for two cores: processes that tests start wait for each other as much as they work."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 3 * (cores or 1) // 2
+
+
 _CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "xla"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
