@@ -49,6 +49,7 @@ from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import append, read_lines
 from jaxcifar.hooks import Hook, Run
 from jaxcifar.options import Parser, user_path
+from jaxcifar.run import about
 from jaxcifar.run.machine import environment
 from jaxcifar.signals import exit_code
 
@@ -130,8 +131,19 @@ class Torture:
 
     @functools.cache  # noqa: B019 (there is one object)
     def sample(self, protocol: str, end: str) -> pathlib.Path:
-        """The folder of an undisturbed run, "finished" or "stopped" after ten of twelve steps."""
+        """The folder of an undisturbed run, "finished" or "stopped" after ten of twelve steps.
+
+        Raises:
+          UserError: one was made on another number of cores, on which sums round otherwise.
+        """
         folder, config = self.out / "undisturbed" / f"{protocol}-{end}", tiny_config(protocol)
+        made = about.read(folder)
+        here = environment({})["cpus"]
+        if made and (there := made.environments[-1]["cpus"]) != here:
+            raise UserError(
+                f"{self.out} has cases of {there} cores, and this process has {here}: sums are "
+                "rounded differently there. Use as many cores, or another --out."
+            )
         if end == "finished":
             train.train_and_evaluate(config, folder, quiet=True)
         elif not (folder / "stopped").exists():

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import jax
 import pytest
 
 from experiments import torture
+from jaxcifar.signals import exit_code
 from tests.forked import environment_of
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -37,6 +39,19 @@ def test_a_small_share_and_what_is_done_is_not_done_again(tmp_path, monkeypatch,
     assert torture.main(arguments) == 0
     assert found.stdout == capsys.readouterr().out
     assert (tmp_path / "cases.jsonl").read_text() == before
+
+
+def test_cases_of_other_cores_are_not_mixed(finished, tmp_path, monkeypatch, capsys):
+    """What rounds otherwise is no failure."""
+    monkeypatch.setattr(torture, "share_compiled", lambda cache: None)
+    folder = shutil.copytree(finished[0], tmp_path / "undisturbed" / "test-finished")
+    content = json.loads((folder / "config.json").read_text())
+    content["environment"]["cpus"] += 1
+    (folder / "config.json").write_text(json.dumps(content))
+    arguments = [f"--out={tmp_path}", "--kills=1"]
+    assert exit_code(lambda: torture.main(arguments)) == 2
+    assert "Use as many cores, or another --out" in capsys.readouterr().err
+    assert not (tmp_path / "cases.jsonl").exists()
 
 
 @pytest.mark.slow

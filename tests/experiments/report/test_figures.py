@@ -377,7 +377,7 @@ def test_a_history_says_what_its_training_loss_has_that_validation_has_not(tmp_p
     labels.clear()
     assert main(["figures", str(tmp_path / "soft"), "--only=history"]) == 0
     soft = "training, label smoothing 0.2, mixed targets"
-    assert labels[:4] == [soft, "training", "validation", "validation"]
+    assert labels[:4] == [soft, "training, mixed images", "validation", "validation"]
 
 
 def test_so_does_that_in_the_folder_of_a_run(finished, tmp_path, labels):
