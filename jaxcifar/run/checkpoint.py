@@ -459,7 +459,10 @@ def _silence() -> None:
         return "orbax" in record.pathname or "never retrieved" in record.getMessage()
 
     def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":  # from a late callback
+        late = str(unraisable.exc_value) == "Event loop is closed"  # from a late callback
+        code = getattr(unraisable.object, "cr_code", None)
+        given_up = code is not None and "orbax" in code.co_filename  # since another read failed
+        if not (late or given_up):
             before(unraisable)
 
     for name in ("absl", "asyncio"):

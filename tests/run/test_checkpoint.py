@@ -1,6 +1,7 @@
 """Checkpoints: the best and the last, and what cannot be restored."""
 
 import errno
+import gc
 import json
 import os
 import pathlib
@@ -245,3 +246,26 @@ def test_what_cannot_be_restored_is_named(tmp_path):
     with pytest.raises(UserError, match=r"opt_state/.* in it, .*in this config's model"):
         checkpoints.restore(small_state(optimizer="adam"), last)
     checkpoints.close()
+
+
+class Waiting:
+    def __await__(self):
+        yield
+
+
+def test_what_storage_gives_up_reading_is_not_reported(tmp_path):
+    """Its error is that of another read, which is raised. (pytest fails on those it sees.)"""
+    Checkpointer(tmp_path)
+    text = (
+        "async def read():\n"
+        "    try:\n"
+        "        await waiting\n"
+        "    except BaseException as error:\n"
+        "        raise RuntimeError('it is given up') from error\n"
+    )
+    names = {"waiting": Waiting()}
+    exec(compile(text, "/lib/orbax/checkpoint/serialization.py", "exec"), names)
+    reading = names["read"]()
+    reading.send(None)
+    del reading
+    gc.collect()
