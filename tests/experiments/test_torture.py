@@ -75,6 +75,14 @@ def test_damaged_files(tmp_path, one_device, capsys):
         refused = name == ".lock"
         assert case["outcome"] == ("refused" if refused else "same numbers"), case
         assert (str(tortured.folder / name) in case["said"]) == refused
+    # A finished run does not read its best checkpoint again; whoever evaluates it is told.
+    best = min(
+        (tortured.sample("test", "finished") / "checkpoints").iterdir(), key=lambda p: p.name
+    )
+    damaged("finished", f"checkpoints/{best.name}/progress/metadata", "empty")
+    lost = outcomes[f"checkpoints/{best.name}/progress/metadata", "empty"]
+    assert lost["outcome"] == "same, best lost"
+    assert "The last checkpoint may be intact" in lost["said"]
     # What does not end as the undisturbed run did has failed, and is kept to be looked at.
     tortured.expected("test")["best"] += 1
     damaged("finished", "history.png", "delete")
