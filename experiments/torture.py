@@ -34,7 +34,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from importlib.metadata import version
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -54,7 +54,7 @@ from jaxcifar.run.machine import environment
 from jaxcifar.signals import exit_code
 
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
-_SAME, _LOST, _REFUSED, _FAILED = "same numbers", "same, best lost", "refused", "FAILED"
+_SAME, _LOST, _REFUSED, _FAILED = "same numbers", "same, checkpoint lost", "refused", "FAILED"
 
 
 def tiny_config(protocol: str) -> Config:
@@ -169,8 +169,14 @@ class Torture:
         kind: str,
         protocol: str,
         disturb: Callable[[pathlib.Path, random.Random], Iterator[None]],
+        may_be_lost: Sequence[str] = (),
     ) -> int:
         """Does a case once: a run is disturbed in a folder, and resumed there.
+
+        Args:
+          case, kind, protocol: its name, what is done to the run, and the run's data.protocol.
+          disturb: disturbs the run in a folder, and yields each time.
+          may_be_lost: the checkpoints, by their names in `numbers`, that nothing can make again.
 
         Returns:
           How often it was disturbed, which is how often `disturb` yields.
@@ -184,12 +190,12 @@ class Torture:
                 times += 1
             outcome, said = _REFUSED, _resumed(tiny_config(protocol), folder)
             if not said:
-                outcome, ours = _SAME, numbers(folder)
-                wrong = differences(ours, self.expected(protocol))
-                if wrong == "best checkpoint" and isinstance(ours[wrong], str):  # it is refused
-                    outcome, said = _LOST, ours[wrong]
-                elif wrong:
+                outcome, ours, theirs = _SAME, numbers(folder), self.expected(protocol)
+                lost = [name for name in may_be_lost if isinstance(ours[name], str)]  # is refused
+                if wrong := differences(ours | {name: theirs[name] for name in lost}, theirs):
                     outcome, said = _FAILED, f"other {wrong}"
+                elif lost:
+                    outcome, said = _LOST, "; ".join(ours[name] for name in lost)
             if outcome != _SAME and kind.startswith("SIG"):  # only damage may cost anything
                 outcome = _FAILED
         except Interrupted:  # the torture itself is asked to end: the case is done again
@@ -227,7 +233,9 @@ class Torture:
                 if not isinstance(other, str) and one != other:
                     raise AssertionError(f"evaluates to {other}, not {one}")
 
-        self.run(f"{how} {number} {protocol}-{end} {name}", how, protocol, disturb)
+        # A finished run reads no checkpoint again: whoever evaluates it is told.
+        lost = ("best checkpoint", "last checkpoint")[: 2 if end == "finished" else 1]
+        self.run(f"{how} {number} {protocol}-{end} {name}", how, protocol, disturb, lost)
 
     def killed(self, number: int) -> int:
         """A run is killed up to four times; returns how often that ended a process."""
