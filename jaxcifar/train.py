@@ -80,8 +80,7 @@ def train_and_evaluate(
                 say(f"{folder.path} is finished: nothing is left to train.")
             return result
         memory = PeakMemory()
-        if data.is_counted(config.data.name):
-            _check_sizes(config, mesh)
+        _check_sizes(config, mesh)
         initial = InitialWeights() if folder.last() else initial_weights(config, mesh)
         splits = load_splits(config)
         checksums = {name: part["sha256"] for name, part in splits.provenance.items()}
@@ -266,12 +265,14 @@ def load_splits(config: Config) -> data.Splits:
 
 
 def _check_sizes(config: Config, mesh: Mesh) -> None:
-    """Checks what depends on the number of images, before any are read or downloaded.
+    """Checks what depends on the number of images, if that is known before any are read.
 
     Raises:
       UserError: there are too few, or their number does not fit other fields.
     """
     where = config.data
+    if not data.is_counted(where.name):
+        return  # `build` will check it
     limit = config.train.limit_train_images
     sizes = data.splits_without_images(where.name, where.dir, protocol=where.protocol, limit=limit)
     build(config, sizes.train, mesh)

@@ -16,6 +16,7 @@ from jaxcifar.hooks import Hook
 from jaxcifar.models import create_model
 from jaxcifar.optim import make_optimizer
 from jaxcifar.replay import replay
+from jaxcifar.run import signs
 from jaxcifar.run.digest import digests
 from jaxcifar.state import create_state
 from tests.tiny import Look, SignalAt, mesh, run, state_of, tiny, without_times
@@ -235,3 +236,13 @@ def test_a_replay_starts_from_the_same_weights(first, tmp_path):
 
 def test_on_the_command_line():
     assert cli.train_arguments(["row9", "--init_from=runs/x"])[1:] == ["--config.init_from=runs/x"]
+
+
+@pytest.mark.slow
+def test_a_resumption_is_another_attempt_from_where_the_images_are_now(tmp_path):
+    with pytest.raises(Interrupted):
+        run(tiny(data__dir="/before"), tmp_path, SignalAt(2))
+    signs.fail(tmp_path, "No space left on device")
+    run(tiny(data__dir="/now"), tmp_path)
+    assert signs.failure(tmp_path) == ""
+    assert restore.load_variables(tmp_path, "last", mesh=mesh(1))[0].data.dir == "/now"

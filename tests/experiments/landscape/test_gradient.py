@@ -139,12 +139,13 @@ def test_other_settings_are_refused(measured, capsys):
 
 @pytest.mark.slow
 def test_fewer_steps_than_the_row_are_marked(tmp_path, measured):
-    assert smooth(tmp_path, "--steps=2") == 0
+    assert smooth(tmp_path, "--steps=2", "--config.model.dtype=float32") == 0
     (folder,) = (tmp_path / "smoothness").glob("*_seed0")
     (found,) = gradient.measured(tmp_path / "smoothness")
     note = found.note
     assert "SHORTENED: 2 of 6 steps" in note
     assert "SHORTENED: 2 of 50 epochs" in note
+    assert "trained in float32" in note
     assert not any("steps" in one.note for one in gradient.measured(measured / "smoothness"))
     (folder / "measurements.jsonl").unlink()  # killed before the first one
     with pytest.raises(UserError, match="contains no measurements"):

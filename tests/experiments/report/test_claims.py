@@ -143,6 +143,15 @@ def test_runs_without_a_common_seed_or_without_steps(tmp_path, capsys):
     assert main(["figures", str(tmp_path / "more"), "--only=accuracy"]) == 0  # it needs no steps
 
 
+def test_runs_of_too_few_steps_are_not_missing(tmp_path):
+    write_fake_runs(tmp_path, rows=[f"vgg{i}" for i in range(1, 9)], epochs=1)
+    for path in tmp_path.rglob("steps.jsonl"):
+        path.write_text('{"ce": [1.0, 0.9]}\n')
+    found = [claims.describe(record)["Ours"] for record in claims.judge(read.sweeps(tmp_path)[0])]
+    why = "a seed that all have, with as many steps (at least 20) in steps.jsonl"
+    assert found.count(f"no finished run of {why}") == 1
+
+
 @pytest.mark.parametrize(
     ("line", "message"), [("{", "is damaged"), ('{"cd": [1.0]}', "is damaged (KeyError: 'ce')")]
 )
