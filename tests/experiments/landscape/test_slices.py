@@ -16,6 +16,7 @@ from jaxcifar import augment, data, losses, programs, restore
 from jaxcifar.models import create_model
 from jaxcifar.models.layers import BatchNorm
 from jaxcifar.signals import exit_code
+from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -90,6 +91,20 @@ def test_slice_by_hand(swept, tmp_path, kind, batch):
         assert found["loss"][i, j] == pytest.approx(expected, rel=1e-4)
     assert (tmp_path / "slices" / f"vgg6_seed0_2d_{kind}.png").exists()
     assert BatchNorm.momentum == 0.9  # the factor of ten above
+
+
+@pytest.mark.slow
+def test_the_loss_is_of_the_images_even_where_a_run_is_evaluated_on_views(tmp_path):
+    config = tiny.tiny(data__test_augment="mirror_translate", train__epochs=1)
+    tiny.run(config, tmp_path / "run")
+    assert cut(tmp_path / "run", tmp_path, "--dimensions=1") == 0
+    (path,) = (tmp_path / "slices").glob("*.npz")
+    _, _, variables = restore.load_variables(tmp_path / "run")
+    images = tiny.first_images(96)
+    x = augment.normalize(jnp.asarray(images.images), images.mean, images.std)
+    logits = create_model("vgg_a_bn", width=0.05).apply(variables, x, train=False)
+    expected = float(losses.cross_entropy(logits, images.labels).mean())
+    assert load(path)["loss"][1] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.slow
