@@ -20,7 +20,7 @@ from jaxcifar.data import Dataset
 from jaxcifar.errors import UserError
 from jaxcifar.models import layers
 from jaxcifar.run import about, plots
-from jaxcifar.task import Inference, build_inference
+from jaxcifar.task import Inference, build_inference, normalization
 
 
 def _load(
@@ -226,7 +226,7 @@ def augmentations(part: Sweep, paths: list[pathlib.Path]) -> None:
     train_set = training_images(run.folder, config)
     images = train_set.images[:8]
     given = config.augment.to_dict()
-    mean = 255 * jnp.asarray(train_set.mean)[None, None, None]
+    mean = 255 * jnp.asarray(normalization(config, train_set)["mean"])[None, None, None]
 
     def recipe(transform: Callable[..., jax.Array], key: jax.Array, images: jax.Array) -> jax.Array:
         """As in training, in an epoch that mirrors every other image if the run alternates."""

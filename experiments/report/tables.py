@@ -15,6 +15,7 @@ from experiments.runs.rows import TABLE_3, TABLE_4
 from experiments.runs.stats import Contrast, Estimate, difference, estimate
 from experiments.runs.table import Table
 from jaxcifar.files import replace
+from jaxcifar.models import MODELS, create_model
 from jaxcifar.run.progress import duration
 
 NONE = "–"  # in a cell that does not apply
@@ -63,21 +64,23 @@ SETTINGS = (
 # --- cells ------------------------------------------------------------------------------------
 
 
-def settings(run: Run, size: str) -> list[str]:
-    """Returns the cells of `SETTINGS`."""
-    config = run.config
+def settings(run: Run) -> list[str]:
+    """Returns the cells of `SETTINGS` of a finished run."""
+    config, name = run.config, run.config["model.name"]
     strengths = {"L1": "optim.l1", "L2": "optim.l2", "decay": "optim.weight_decay"}
     parts = [
         f"{name}, {names.power_of_ten(config[field])}"
         for name, field in strengths.items()
         if config[field]
     ]
+    # Of a network that this version does not know, the rate is all there is.
+    has_dropout = name not in MODELS or create_model(name).has_dropout
     return [
         run.data_set,
-        names.shown(config["model.name"]),
-        size,
+        names.shown(name),
+        f"{run.result['parameters'] / 1e6:.2f}M",  # type: ignore[index]
         names.shown(config["model.activation"]),
-        f"{config['model.dropout_rate']:g}",
+        f"{config['model.dropout_rate']:g}" if has_dropout else NONE,
         "; ".join(parts) or "None",
         names.shown(config["optim.name"]),
         names.power_of_ten(config["optim.learning_rate"]),
@@ -130,9 +133,8 @@ def results_table(sweep: Sweep) -> Table:
     for name in sweep.names:
         runs = sweep.of(name)
         run = runs[0]
-        cells = settings(run, f"{run.result['parameters'] / 1e6:.2f}M")  # type: ignore[index]
         shown = [_show(estimate(values(runs, metric)), metric) for metric in METRICS]
-        lines.append([_number(run), *cells, *shown, run.mark])
+        lines.append([_number(run), *settings(run), *shown, run.mark])
     header = ["#", *SETTINGS, *(metric.title for metric in METRICS), "Note"]
     return Table("Results at the best epoch", header, lines)
 
@@ -279,7 +281,7 @@ def comma_separated(sweep: Sweep, against: str = "") -> str:
     for name in sweep.finished.names:
         runs = sweep.finished.of(name)
         run, results = runs[0], [run.result for run in runs if run.result]
-        cells: list[Any] = [name, *settings(run, run.row.size if run.row else "")]
+        cells: list[Any] = [name, *("" if cell == NONE else cell for cell in settings(run))]
         cells += [len(runs), results[0]["parameters"]]
         for metric in METRICS:
             best, printed = estimate(values(runs, metric)), original(run, metric)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from experiments.cost import forward_multiply_adds
 from experiments.sweep.jobs import Job
+from jaxcifar import augment
 from jaxcifar.run.progress import duration
 
 
@@ -22,8 +23,11 @@ def work_left(job: Job) -> float:
 
 
 def _epoch_work(job: Job) -> float:
-    # A training step is about three forward passes; an epoch ends with one over the test images.
-    forward = 3 * len(job.images.train) + len(job.images.validation)
+    # A training step is about three forward passes; an epoch ends with one over each view of the
+    # test images, and the averaged weights are evaluated beside the trained ones.
+    config = job.config
+    passes = len(augment.VIEWS[config.data.test_augment]) * (2 if config.train.ema_decay else 1)
+    forward = 3 * len(job.images.train) + passes * len(job.images.validation)
     return forward * forward_multiply_adds(*_size(job))
 
 

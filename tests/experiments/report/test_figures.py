@@ -142,6 +142,7 @@ def test_the_augmentations_drawn_are_those_of_the_run(swept, tmp_path, monkeypat
     run = shutil.copytree(swept / "vgg6" / "seed0", tmp_path / "run")
     content = json.loads((run / "config.json").read_text())
     content["config"]["augment"] |= {"padding_mode": "reflect", "flip": "alternating"}
+    content["config"]["data"] |= {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
     (run / "config.json").write_text(json.dumps(content))
     lines, imshow = [], Axes.imshow
     corner = np.full((8, 32, 32, 3), 100, np.uint8)
@@ -155,6 +156,8 @@ def test_the_augmentations_drawn_are_those_of_the_run(swept, tmp_path, monkeypat
     assert weak.min() > 0.3  # nothing black is padded
     left, right = weak[:, 2, 2, 0], weak[:, 2, -3, 0]
     np.testing.assert_array_equal(left < right, np.arange(8) % 2 == 1)
+    erased = np.array(lines[-24:-16])
+    assert erased.min() == 0  # the run's mean, not the image set's
 
 
 @pytest.mark.slow

@@ -292,6 +292,17 @@ def test_new_models_optimizers_and_activations_show_their_own_names(tmp_path):
     assert "| wideresnet28_10 | 1.00M | tanh | 0.2 | None | lion |" in page
 
 
+def test_dropout_is_shown_only_of_networks_that_have_it(tmp_path):
+    write_fake_runs(tmp_path, rows=["row1"], epochs=50, model__name="airbench94")
+    write_fake_runs(tmp_path, rows=["row2"], epochs=50, model__name="of_another_version")
+    assert main(["tables", str(tmp_path)]) == 0
+    page = (tmp_path / "table.md").read_text()
+    assert "| airbench94 | 1.00M | ReLU | – | None |" in page
+    assert "| of_another_version | 1.00M | GELU | 0.2 | None |" in page
+    lines = csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text()))
+    assert [line["dropout"] for line in lines] == ["", "0.2"]
+
+
 def test_other_configs_are_shown_without_original_numbers(tmp_path):
     write_fake_runs(tmp_path, rows=["row1", "wide"], epochs=50)
     assert main(["tables", str(tmp_path)]) == 0
@@ -305,5 +316,6 @@ def test_other_configs_are_shown_without_original_numbers(tmp_path):
     assert other["val_accuracy_best"] == one["val_accuracy_best"]
     empty = {name for name, value in other.items() if not value} - {n for n in one if not one[n]}
     both = ("original", "difference")
-    assert empty == {"size", *(f"{m.name}_{what}" for m in tables.METRICS for what in both)}
+    assert empty == {f"{m.name}_{what}" for m in tables.METRICS for what in both}
+    assert other["size"] == "1.00M"
     assert "wide" in (tmp_path / "table.tex").read_text()

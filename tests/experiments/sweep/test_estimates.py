@@ -60,3 +60,6 @@ def test_the_work_of_images_that_are_not_read(no_images, tmp_path, more, trained
     jobs = checked(configs.named("vgg6", None), [0], tmp_path, options)
     each = cost.forward_multiply_adds("vgg_a_bn", 0.05)
     assert estimates.work_left(jobs[0]) == 2 * (3 * trained + evaluated) * each
+    options += ["--config.data.test_augment=mirror_translate", "--config.train.ema_decay=0.9"]
+    (job,) = checked(configs.named("vgg6", None), [0], tmp_path, options)
+    assert estimates.work_left(job) == 2 * (3 * trained + 2 * 6 * evaluated) * each
