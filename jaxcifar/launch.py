@@ -160,8 +160,8 @@ def _tpu_slice(environment: Mapping[str, str]) -> Place | None:
         index = _metadata(environment, "agent-worker-number")
     if not (hosts and index):
         return None
-    # host · host:port · name:number:host
-    names = [re.sub(r"^.*:\d+:|:\d+$", "", name.strip()) for name in hosts.split(",")]
+    # host · host:port · [IPv6]:port · name:number:host, with "unknown" for what is not known
+    names = [re.sub(r"^[^:\[]*:\w*:|:\d+$", "", name.strip()) for name in hosts.split(",")]
     port = environment.get("JAX_COORDINATOR_PORT", "8476")
     return Place(f"{names[0]}:{port}", len(names), int(index))
 

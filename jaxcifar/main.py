@@ -18,12 +18,14 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from jaxcifar import launch, options, processes, restore, train
 from jaxcifar.config import Config, base_config, flatten
-from jaxcifar.errors import UserError, nearest
+from jaxcifar.errors import UserError, nearest, note
 from jaxcifar.hooks import Hook, Profile, Run
 from jaxcifar.kernels import compilation
-from jaxcifar.run import about
+from jaxcifar.run import about, lock
 from jaxcifar.run.log import averaged
 from jaxcifar.run.progress import duration
 from jaxcifar.signals import exit_code, finish
@@ -185,11 +187,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     with processes.together(place, arguments.start_timeout):
         if not arguments.nocompilation_cache:
-            compilation.use_cache()
+            _use_cache()
         if arguments.mode == "eval":
             _evaluate(arguments, config, fields)
         else:
             _train(arguments, config, original)
+
+
+def _use_cache() -> None:
+    """Uses the cache of compiled programs where all processes of the run have the same.
+
+    On GPUs they compile a program together: one that finds it in its own cache would not take part,
+    and the others would wait for it.
+    """
+    compilation.use_cache()
+    folder, *others = processes.gather(jax.config.jax_compilation_cache_dir)  # pyright: ignore
+    shared = set(others) <= {folder}
+    if shared and folder and "://" not in folder:
+        try:
+            shared = all(lock.see(pathlib.Path(folder, ".shared")))
+        except UserError:  # the first cannot write there
+            shared = False
+    if not shared:
+        jax.config.update("jax_compilation_cache_dir", None)
+        if processes.is_first():
+            note(
+                "compiling without a cache, since the processes of this run do not share theirs. "
+                "Set JAX_COMPILATION_CACHE_DIR to a folder that all of them see."
+            )
 
 
 def _file(name: str) -> pathlib.Path:

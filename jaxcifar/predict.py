@@ -65,7 +65,7 @@ def _predict(
     device = sharding.make_mesh().local_devices[:1]
     mesh = jax.sharding.Mesh(np.asarray(device), (sharding.BATCH_AXIS,))
     config, _, variables = restore.load_variables(workdir, checkpoint, mesh=mesh)
-    trained_on = data.without_images(config.data.name)
+    trained_on = data.without_images(config.data.name, data_dir=config.data.dir)
     inference = build_inference(config, trained_on, mesh)
     return trained_on.class_names, programs.probabilities(inference, variables, images)
 

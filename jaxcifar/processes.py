@@ -235,6 +235,7 @@ def _start_jax(team: Team) -> None:
     )
     team.started = True
     devices()
+    _check_numbers(place)
     here = jax.local_devices()
     kind = {"JAX": jax.__version__, "devices": len(here), "device": here[0].device_kind}
     check_same("machine", kind)
@@ -244,6 +245,27 @@ def _start_jax(team: Team) -> None:
     with _connecting():
         while not any(agree("start", 1)):
             pass
+
+
+def _check_numbers(place: Place) -> None:
+    """Checks that JAX numbers the processes as we do; on TPUs, their runtime does.
+
+    Raises:
+      UserError: it does not.
+    """
+    numbers = gather(jax.process_index())
+    if sorted(numbers) != list(range(place.count)):
+        raise UserError(
+            f"The {place.count} processes of this run do not share their devices: JAX numbers them "
+            f"{', '.join(map(str, numbers))}. Start it on the hosts of one TPU slice, all of them."
+        )
+    if numbers != list(range(place.count)):
+        raise UserError(
+            f"The TPU slice numbers the hosts of processes 0 to {place.count - 1} as "
+            f"{', '.join(map(str, numbers))}. Start each with its number there as --process_id, "
+            f"and all with --coordinator_address=HOST:PORT, the host that is now of process "
+            f"{numbers.index(0)}."
+        )
 
 
 @contextlib.contextmanager

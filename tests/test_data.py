@@ -109,7 +109,7 @@ def check_few(dataset, few, split):
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_binary_folder_and_its_parent(binary, records, split):
     for folder in (binary, binary.parent):
-        check(data.load("cifar10", split, data_dir=str(folder)), records, split)
+        check(data.load("cifar10", split, data_dir=folder), records, split)
 
 
 def test_python_folder_and_both_archives(few, tmp_path):
@@ -679,6 +679,29 @@ def test_holdout_is_a_tenth_of_each_class_and_fixed():
     again = data.split_holdout(train)[1]
     np.testing.assert_array_equal(held.images, again.images)
     assert held.provenance["sha256"] != kept.provenance["sha256"]
+
+
+def test_holdout_of_few_images_has_one_of_each_class_that_has_others():
+    labels = np.array([0] * 4 + [1] * 2 + [2], np.int32)
+    train = dataclasses.replace(
+        data.load("synthetic", "train").take(slice(7), "the first 7"), labels=labels
+    )
+    kept, held = data.split_holdout(train)
+    assert sorted(held.labels) == [0, 1]
+    assert sorted(kept.labels) == [0, 0, 0, 1, 2]
+
+
+def test_what_is_read_instead_of_known_is_read_where_it_is(monkeypatch):
+    """As of a user's own set."""
+    load, folders = data.load, []
+
+    def own(name, split, data_dir="", size=None):
+        folders.append(data_dir)
+        return load(name, split, size=size)
+
+    monkeypatch.setattr(data, "load", own)
+    data.without_images("digits", data_dir="/data/mine")
+    assert folders == ["/data/mine"]
 
 
 def test_a_test_set_of_training_images(monkeypatch):

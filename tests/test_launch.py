@@ -131,7 +131,12 @@ def metadata():
 
 
 @pytest.mark.parametrize(
-    "endpoints", ["10.0.0.2,10.0.0.3", "unknown:0:10.0.0.2,unknown:1:10.0.0.3"]
+    "endpoints",
+    [
+        "10.0.0.2,10.0.0.3",
+        "unknown:0:10.0.0.2,unknown:1:10.0.0.3",
+        "unknown:unknown:10.0.0.2,unknown:unknown:10.0.0.3",
+    ],
 )
 def test_a_tpu_slice_that_only_the_metadata_server_knows(metadata, endpoints):
     known, environment = metadata

@@ -191,6 +191,8 @@ def test_penalties_by_hand():
     assert optim.l1_penalty(PARAMS, 0.1) == pytest.approx(0.1 * (0.5 + 2 + 1 + 1 + 0.3))
     assert optim.l2_penalty(PARAMS, 0.1) == pytest.approx(0.1 * (0.25 + 4 + 1 + 1 + 0.09))
     assert optim.l1_penalty(PARAMS, 0.1, optim.kernels_only) == pytest.approx(0.35)
+    with jax.enable_x64(True):
+        assert optim.l1_penalty(PARAMS, 0.1, optim.kernels_only).dtype == jnp.float32
     # At 0 the subgradient is 0, as PyTorch's sign and abs have it.
     tx = optim.add_l1(0.1)
     added, _ = tx.update(jax.tree.map(jnp.zeros_like, PARAMS), tx.init(PARAMS), PARAMS)

@@ -24,6 +24,7 @@ from jaxcifar.files import read_lines
 from jaxcifar.launch import Place
 from jaxcifar.run.lock import locked
 from jaxcifar.run.machine import git_commit
+from jaxcifar.signals import exit_code
 from tests import member, tiny
 from tests.forked import Forked, environment_of
 from tests.sweeps import OPTIONS
@@ -232,6 +233,53 @@ def test_two_commands_with_the_flags_are_one_run(tmp_path):
     assert (code, other_code, other_said) == (0, 0, ""), said + other_said
     assert f"everything is in {workdir}" in said
     assert json.loads((workdir / "config.json").read_text())["environment"]["processes"] == 2
+
+
+def cache_of_command(port, index, folders):
+    jax.config.update("jax_compilation_cache_dir", folders[index])
+    code = run_command(port, index)  # without a config, so that it ends at once
+    assert code == 2
+    print(jax.config.jax_compilation_cache_dir)
+
+
+def test_processes_compile_without_a_cache_that_they_do_not_share(tmp_path):
+    """On GPUs, those that find a program in theirs leave the others waiting."""
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    (_, said), (_, other_said) = both(cache_of_command, (a, a))
+    assert (f"{a}\n" in said, other_said) == (True, f"{a}\n")
+    (tmp_path / "locked").write_text("")  # no process can use it
+    for first, second in ((a, b), (a, str(tmp_path / "locked" / "c"))):
+        (_, said), (_, other_said) = both(cache_of_command, (first, second))
+        assert said.count("compiling without a cache") == 1
+        assert "None\n" in said
+        assert "None\n" in other_said
+
+
+def start_numbered(port, index, numbers):
+    def start():
+        with processes.together(Place(f"127.0.0.1:{port}", 2, index), 60):
+            print("started")
+
+    jax.process_index = lambda: numbers[index]
+    return exit_code(start, processes.leave)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        (
+            (1, 0),
+            r"as 1, 0\. .* --coordinator_address=HOST:PORT, the host .* of process 1\.",
+        ),
+        ((0, 0), r"do not share their devices: JAX numbers them 0, 0\. .* hosts of one TPU slice"),
+    ],
+)
+def test_jax_numbers_the_processes_otherwise(numbers, message):
+    """As TPUs may, whose runtime knows where in the slice it is."""
+    (code, said), (other_code, other_said) = both(start_numbered, numbers)
+    assert (code, other_code) == (2, 2)
+    assert re.search(message, said)
+    assert other_said == ""
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -240,15 +241,23 @@ def _statistics_of(inference: Inference) -> Callable[[dict[str, Any], jax.Array]
     The images are rows of bytes [N, 3072], as from `programs.on_devices`.
     """
 
-    momentum = getattr(inference.model, "momentum", BatchNorm.momentum)
+    momenta: dict[tuple[str, ...], float] = {}  # of the layers, by their paths
+
+    def see(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        if isinstance(context.module, BatchNorm):
+            momenta[context.module.path] = context.module.momentum
+        return call(*args, **kwargs)
 
     # A whitening kernel is a statistic too, but of the images, not of the parameters.
     def before(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
         return jnp.zeros_like(x) if path[-1].key == "var" else x
 
     def of_batch_alone(path: tuple[Any, ...], old: jax.Array, new: jax.Array) -> jax.Array:
-        known = path[-1].key in ("mean", "var")
-        return (new - momentum * old) / (1 - momentum) if known else new
+        *layer, name = (entry.key for entry in path)
+        if name not in ("mean", "var"):
+            return new
+        momentum = momenta[tuple(layer)]
+        return (new - momentum * old) / (1 - momentum)
 
     @functools.partial(compilation.jit, platform=inference.platform)
     def of_batch(variables: dict[str, Any], rows: jax.Array) -> dict[str, Any]:
@@ -257,7 +266,8 @@ def _statistics_of(inference: Inference) -> Callable[[dict[str, Any], jax.Array]
         stats = jax.tree_util.tree_map_with_path(before, variables["batch_stats"])
         inputs = inference.normalize(programs.as_images(rows))
         there = variables | {"batch_stats": stats}
-        _, updates = inference.model.apply(there, inputs, train=True, mutable=["batch_stats"])
+        with nn.intercept_methods(see):
+            _, updates = inference.model.apply(there, inputs, train=True, mutable=["batch_stats"])
         return jax.tree_util.tree_map_with_path(of_batch_alone, stats, updates["batch_stats"])
 
     def statistics(variables: dict[str, Any], images: jax.Array) -> dict[str, Any]:

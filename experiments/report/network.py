@@ -146,7 +146,7 @@ def confusion(part: Sweep, paths: list[pathlib.Path]) -> None:
     """Draws which classes are taken for which, as shares of the true class."""
     test, found = predictions(part.runs[0])
     counts = confusion_matrix(test.labels, found.argmax(1), len(test.class_names))
-    percent = 100 * counts / counts.sum(1, keepdims=True)
+    percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)  # a class may have none
     title = f"Confusion on {len(test):,} test images, accuracy {np.trace(counts) / len(test):.2%}"
     ticks, few = range(len(counts)), len(counts) <= 20  # whose numbers can be read
     side = max(6.4, (0.35 if few else 0.16) * len(counts))
@@ -177,6 +177,8 @@ def classes(part: Sweep, paths: list[pathlib.Path]) -> None:
     order = []
     for label, name in enumerate(test.class_names):
         of_class = right[test.labels == label]
+        if not len(of_class):  # as in a small set of one's own
+            continue
         share = float(of_class.mean())
         interval = scipy.stats.binomtest(int(of_class.sum()), len(of_class)).proportion_ci(
             method="wilson"

@@ -2,9 +2,11 @@
 
 Both are flat ({"model.name": …}). The seed never counts, nor do the fields that change only how a
 run is carried out. `model.dtype` does not count either: "auto" means another dtype on each kind of
-device, and the one in force is in a run's environment.
+device, and the one in force is in a run's environment. Nor does `init_from` where each run starts
+from the run of its own seed.
 """
 
+import re
 from typing import Any
 
 from jaxcifar.config import changed_fields
@@ -21,7 +23,11 @@ _TRAIN_IMAGES = {  # (data.name, data.protocol): all that a run can train on
 def differing(original: dict[str, Any], config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Returns {field: (original value, value)} for each field that differs and counts."""
     found = changed_fields(original, config)
-    return {f: pair for f, pair in found.items() if f not in ("seed", "model.dtype")}
+    own = [
+        re.sub(rf"\bseed{each['seed']}\b", "seed", each["init_from"]) for each in (original, config)
+    ]
+    alike = {"seed", "model.dtype"} | ({"init_from"} if own[0] == own[1] else set())
+    return {field: pair for field, pair in found.items() if field not in alike}
 
 
 def shortened(original: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:

@@ -220,9 +220,7 @@ def sweeps(folder: str | pathlib.Path, problems: list[str] | None = None) -> lis
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}. Make one with jaxcifar sweep.")
     found: dict[pathlib.Path, list[Run]] = {}
-    for path in run_folders(folder):
-        if _is_of_a_measurement(path, folder):
-            continue
+    for path in _of_whole_sweeps(folder):
         try:
             found.setdefault(_places(path)[1], []).append(read_run(path))
         except UserError as error:
@@ -235,6 +233,22 @@ def sweeps(folder: str | pathlib.Path, problems: list[str] | None = None) -> lis
             f"jaxcifar sweep --rows=… --out={shlex.quote(str(folder))}."
         )
     return [_sweep(place, runs, problems) for place, runs in found.items() if runs]
+
+
+def _of_whole_sweeps(top: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the runs below a folder, those of a sweep alike wherever above it the folder is.
+
+    A run to which a sweep has a link may be in another sweep, as which alone it would be found.
+    """
+    found = []
+    for place in dict.fromkeys(_places(path)[1] for path in _trained(top)):
+        below = place if place.is_relative_to(top) else top
+        found += [path for path in _trained(below) if _places(path)[1] == place]
+    return found
+
+
+def _trained(top: pathlib.Path) -> list[pathlib.Path]:
+    return [path for path in run_folders(top) if not _is_of_a_measurement(path, top)]
 
 
 def is_part(folder: pathlib.Path, sweep: Sweep) -> bool:

@@ -169,18 +169,34 @@ def checked(
                 checks.check_config(config, mesh)
             except (UserError, KeyError, TypeError) as error:
                 raise UserError(f"{source.file or source.name}: {error}") from error
-            saved = None
-            with contextlib.suppress(UserError, OSError):  # damaged: its turn will come
-                saved = about.read(job.workdir)
-            if saved:
-                about.check_same_config(saved.config, config, job.workdir, _WAY_OUT)
             jobs.append(job)
+        _check_there(out / source.name, jobs[-len(seeds) :])
     return jobs
 
 
+def _check_there(folder: pathlib.Path, jobs: list[Job]) -> None:
+    """Checks that what is in the folder of a config, also of other seeds, is of this config.
+
+    Raises:
+      UserError: it is of another, so that no report could take them together.
+    """
+    wanted = {job.workdir: job.config for job in jobs}
+    seeds = [path for path in folder.glob("seed*") if path.name[len("seed") :].isdecimal()]
+    for workdir in sorted({*wanted, *seeds}):
+        saved = None
+        with contextlib.suppress(UserError, OSError):  # damaged: its turn will come
+            saved = about.read(workdir)
+        if saved:
+            config = wanted.get(workdir)
+            if config is None:
+                config = jobs[0].config.copy_and_resolve_references()
+                config.seed = saved.config.seed
+            about.check_same_config(saved.config, config, workdir, _WAY_OUT)
+
+
 _WAY_OUT = (
-    "Give the same options as before to resume it, or another --out; a config file of another name "
-    "has a folder of its own."
+    "Give the same options as before to resume it or to add seeds, or another --out; a config file "
+    "of another name has a folder of its own."
 )
 
 

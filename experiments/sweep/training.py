@@ -15,7 +15,7 @@ from experiments.sweep.jobs import Job
 from jaxcifar import train
 from jaxcifar.errors import Busy, Interrupted, UserError, in_short, note, of_file
 from jaxcifar.hooks import Hook, Run
-from jaxcifar.options import config_file, write_origin
+from jaxcifar.options import ORIGIN, config_file, write_origin
 from jaxcifar.run import signs
 from jaxcifar.run.lock import locked
 from jaxcifar.run.progress import duration, say
@@ -179,8 +179,10 @@ def run(jobs: list[Job], start: str, sign: Signs) -> Outcome:
 def _train(job: Job, sign: Signs) -> None:
     """Trains a run; raises what `train_and_evaluate` does, and `UserError` for an `OSError`."""
     try:
-        file = job.source.file or config_file(job.name)
-        write_origin(job.workdir.parent, file, job.source.config)
+        file, folder = job.source.file or config_file(job.name), job.workdir.parent
+        # The file may have been edited since other seeds were trained, and options make up for it.
+        if not (folder / ORIGIN).exists() or not any(folder.glob("seed*/config.json")):
+            write_origin(folder, file, job.source.config)
         train.train_and_evaluate(job.config, job.workdir, hooks=[sign])
     except OSError as error:  # such as that of a full disk
         raise of_file(error) from error

@@ -25,6 +25,7 @@ _RESTARTS = 3  # of each worker
 _CORES = 4  # of each worker, by default
 TPU_FILES = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")  # other devices have such files as well
 AMD_FILE = pathlib.Path("/dev/kfd")  # where GPUs are AMD's, JAX calls them "rocm"
+NVIDIA_FILES = "/dev/nvidia[0-9]*"
 
 
 class Place(NamedTuple):
@@ -59,7 +60,7 @@ def places(text: str) -> list[Place]:
 
     Raises:
       UserError: it is neither, there are fewer GPUs or cores, more than one for TPUs, or more than
-        one where AMD's GPUs are not named.
+        one where GPUs cannot be listed.
     """
     gpus, cores = _gpus(), available_cores()
     tpus = not gpus and _has_tpus()
@@ -69,10 +70,11 @@ def places(text: str) -> list[Place]:
             f"--workers is {count}, but only one process can use the TPUs of this machine. Leave "
             "--workers out, or set JAX_PLATFORMS=cpu to train on the cores."
         )
-    if not gpus and count > 1 and _has_amd_gpus():
+    if not gpus and count > 1 and _has_other_gpus():
         raise UserError(
-            f"Each of {count} workers would use all of AMD's GPUs here. Set CUDA_VISIBLE_DEVICES "
-            "to those to use (0,1,…), one for each worker, or JAX_PLATFORMS=cpu to train on cores."
+            f"Each of {count} workers would use all GPUs here: nvidia-smi does not list them. Set "
+            "CUDA_VISIBLE_DEVICES to those to use (0,1,…), one for each worker, or "
+            "JAX_PLATFORMS=cpu to train on the cores."
         )
     units, what = (gpus, "GPU") if gpus else (cores, "core")
     if count > len(units):
@@ -109,12 +111,18 @@ def _has_tpus() -> bool:
     return wanted and there and importlib.util.find_spec("libtpu") is not None
 
 
-def _has_amd_gpus() -> bool:
-    """Whether JAX would use AMD's GPUs, found out without initialising any."""
-    platforms = os.environ.get("JAX_PLATFORMS", "")
-    wanted = not platforms or bool({"rocm", "gpu"} & set(platforms.split(",")))
-    plugin = any(module.name.startswith("jax_rocm") for module in pkgutil.iter_modules())
-    return wanted and plugin and AMD_FILE.exists()
+def _has_other_gpus() -> bool:
+    """Whether JAX would use GPUs that `_gpus` did not find, without initialising any."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:  # it has none of them
+        return False
+    platforms = set(filter(None, os.environ.get("JAX_PLATFORMS", "").split(",")))
+    plugins = [module.name for module in pkgutil.iter_modules()]
+    return any(
+        there
+        and (not platforms or bool({name, "gpu"} & platforms))
+        and any(plugin.startswith(f"jax_{name}") for plugin in plugins)
+        for name, there in (("rocm", AMD_FILE.exists()), ("cuda", bool(glob.glob(NVIDIA_FILES))))
+    )
 
 
 class Worker:

@@ -1,5 +1,6 @@
 """Image sets by name: uint8 images and int32 labels in NumPy arrays, with their provenance."""
 
+import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -51,7 +52,9 @@ _ENTRIES = {
 DATASETS = tuple(_ENTRIES)
 
 
-def load(name: str, split: str, *, data_dir: str = "", size: int | None = None) -> Dataset:
+def load(
+    name: str, split: str, *, data_dir: str | pathlib.Path = "", size: int | None = None
+) -> Dataset:
     """Loads one split of an image set.
 
     Args:
@@ -74,7 +77,7 @@ def load(name: str, split: str, *, data_dir: str = "", size: int | None = None) 
     choose("split", split, SPLITS)
     if size is not None and name != "synthetic":
         raise UserError(f"size is {size}; only 'synthetic' has a size to choose, not {name!r}.")
-    return _ENTRIES[name].load(split, data_dir, size)
+    return _ENTRIES[name].load(split, str(data_dir), size)
 
 
 def load_splits(name: str, data_dir: str = "", *, protocol: str = "test", limit: int = 0) -> Splits:
@@ -99,7 +102,7 @@ def load_splits(name: str, data_dir: str = "", *, protocol: str = "test", limit:
     return split(train, test, protocol=protocol, limit=limit)
 
 
-def without_images(name: str, count: int = 0) -> Dataset:
+def without_images(name: str, count: int = 0, data_dir: str = "") -> Dataset:
     """Returns the classes and the normalisation of a data set, as a `Dataset` without pixels.
 
     CIFAR's files need not be there.
@@ -108,10 +111,11 @@ def without_images(name: str, count: int = 0) -> Dataset:
       name: one of `DATASETS`.
       count: the length of the result: images [count, 0, 0, 3] uint8, and labels [count] int32 that
         name each class in turn.
+      data_dir: where images are that have to be read, see `load`.
     """
     known = _ENTRIES[choose("data.name", name, DATASETS)].spec
-    # The others are generated, or come with scikit-learn.
-    about = load(name, "test") if known is None else known
+    # The others are generated, come with scikit-learn, or are a user's own.
+    about = load(name, "test", data_dir=data_dir) if known is None else known
     images, labels = np.zeros((count, 0, 0, 3), np.uint8), np.arange(count, dtype=np.int32)
     labels %= len(about.class_names)
     return Dataset(images, labels, about.class_names, {}, about.mean, about.std)

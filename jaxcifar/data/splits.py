@@ -77,8 +77,8 @@ def check_apart(train: Dataset, test: Dataset) -> None:
 def split_holdout(train: Dataset) -> tuple[Dataset, Dataset]:
     """Splits a training set into one part to train on and one to choose the best epoch on.
 
-    The held-out part is a tenth of each class, drawn once for all runs (it depends on no seed), so
-    that every run of a protocol chooses on the same images.
+    The held-out part is a tenth of each class, or one image of a class of few, drawn once for all
+    runs (it depends on no seed), so that every run of a protocol chooses on the same images.
 
     Returns:
       (the rest, the held-out part): 45,000 and 5,000 images of CIFAR-10.
@@ -87,5 +87,6 @@ def split_holdout(train: Dataset) -> tuple[Dataset, Dataset]:
     held_out = np.zeros(len(train), bool)
     for label in range(len(train.class_names)):
         rows = np.flatnonzero(train.labels == label)
-        held_out[generator.permutation(rows)[: round(0.1 * len(rows))]] = True
+        count = max(round(0.1 * len(rows)), min(1, len(rows) - 1))
+        held_out[generator.permutation(rows)[:count]] = True
     return train.take(~held_out, "training part"), train.take(held_out, "held-out part")

@@ -137,7 +137,7 @@ def _network(config: Config, variables: dict[str, Any]) -> Callable[[jax.Array],
     """Returns the network as a function of images, in float32 and of XLA's own operations."""
     config = config.copy_and_resolve_references()
     config.model.dtype, config.model.remat = "float32", "off"
-    known = data.without_images(config.data.name)
+    known = data.without_images(config.data.name, data_dir=config.data.dir)
     # That for a GPU is made of operations that all platforms have.
     model = task.create_model(config, len(known.class_names), "gpu")
     normalization = task.normalization(config, known)
@@ -154,7 +154,7 @@ def _images() -> jax.ShapeDtypeStruct:
 
 
 def _about(config: Config, to: str) -> dict[str, Any]:
-    known = data.without_images(config.data.name)
+    known = data.without_images(config.data.name, data_dir=config.data.dir)
     normalization = task.normalization(config, known)
     if to in ("stablehlo", "onnx"):
         images = {"dtype": "uint8", "shape": ["N", 32, 32, 3], "layout": "NHWC"}

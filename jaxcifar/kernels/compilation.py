@@ -69,6 +69,8 @@ def use_cache() -> None:
     """Lets JAX keep compiled programs, in `$JAX_COMPILATION_CACHE_DIR` or in our own folder."""
     given = jax.config.jax_compilation_cache_dir  # pyright: ignore
     if given and "://" in given:  # a bucket, which JAX writes to by itself
+        # XLA's own cache of how fast kernels are on a GPU would be below it, and knows no buckets.
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
         return
     try:
         folder = pathlib.Path(given or "~/.cache/jaxcifar/xla").expanduser()

@@ -22,7 +22,8 @@ class Network(nn.Module):
       num_classes: outputs of the classifier.
       activation: one of `jaxcifar.models.layers.ACTIVATIONS`.
       dropout_rate: where it applies is said in each network's docstring.
-      dtype: of the computation. Parameters, batch statistics and logits are float32 always.
+      dtype: of the computation, float32 or a narrower one. Parameters, batch statistics and logits
+        are float32 always.
       width: multiplies every channel count, rounded down.
       platform: what the program is built for ("cpu", "gpu", "tpu").
       normal: draws the initial weights: (key, shape, dtype) -> standard normal numbers.

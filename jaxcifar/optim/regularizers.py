@@ -226,12 +226,13 @@ def _regularizer(
     """Makes both halves of a regularizer from the value and the gradient of one leaf."""
 
     def penalty(params: chex.ArrayTree) -> jax.Array:
+        zero = jnp.zeros((), jnp.float32)  # also where jax_enable_x64 is set
         terms = jax.tree.map(
-            lambda w, chosen: value(w) if chosen else jnp.zeros(()),
+            lambda w, chosen: value(w) if chosen else zero,
             params,
             _resolve(mask, params),
         )
-        return sum(jax.tree.leaves(terms), start=jnp.zeros(()))
+        return sum(jax.tree.leaves(terms), start=zero)
 
     return Regularizer(penalty, _transform(lambda g, w: g + gradient(w), mask))
 

@@ -413,6 +413,8 @@ class Checkpointer:
         except UserError:
             raise
         except Exception as error:  # Orbax passes on whatever its storage layers raise
+            if isinstance(error, jax.errors.JaxRuntimeError) and not may_pass(error):
+                raise  # a device failed, which says nothing about the checkpoint
             if may_pass(error):
                 raise UserError(
                     f"The checkpoint {path} cannot be read now ({in_short(error)}), but it may be "

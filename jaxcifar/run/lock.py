@@ -89,15 +89,20 @@ def check_shared(workdir: pathlib.Path) -> None:
     Raises:
       UserError: one of them sees another folder.
     """
-    if processes.count() == 1:
-        return
-    mark = processes.share(lambda: _mark(workdir / ".lock"))
-    for process, sees in enumerate(processes.gather(_sees(workdir / ".lock", mark))):
+    for process, sees in enumerate(see(workdir / ".lock")):
         if not sees:
             raise UserError(
                 f"The workdir {workdir} of process {process} is not the same folder as that of "
                 "process 0. All processes of a run need a folder on a file system that they share."
             )
+
+
+def see(file: pathlib.Path) -> list[bool]:
+    """Returns whether each process of a run sees the same `file`, which the first writes to."""
+    if processes.count() == 1:
+        return [True]
+    mark = processes.share(lambda: _mark(file))
+    return processes.gather(_sees(file, mark))
 
 
 def _mark(path: pathlib.Path) -> str:

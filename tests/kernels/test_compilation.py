@@ -93,6 +93,19 @@ def test_the_cache_is_a_private_folder_or_the_users(tmp_path):
     assert said.startswith("jaxcifar: compiling without a cache: Could not determine home")
 
 
+def test_a_bucket_is_left_to_jax():
+    """XLA, which would keep its own cache there on GPUs, could not write to it."""
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_enable_xla_caches"
+    before = [getattr(jax.config, name) for name in names]
+    try:
+        jax.config.update(names[0], "gs://bucket/cache")
+        compilation.use_cache()
+        assert [getattr(jax.config, name) for name in names] == ["gs://bucket/cache", "none"]
+    finally:
+        for name, value in zip(names, before, strict=True):
+            jax.config.update(name, value)
+
+
 @pytest.mark.parametrize(
     ("reason", "left"),
     [("OSError: [Errno 116] Stale file handle", 2), ("JaxRuntimeError: INTERNAL: bad", 0)],

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.errors import JaxRuntimeError
 
 from jaxcifar import sharding
 from jaxcifar.errors import UserError
@@ -210,6 +211,9 @@ def test_random_weights_are_not_the_best(tmp_path, progress, imported):
         (ValueError("DATA_LOSS: CRC32C checksum mismatch"), Damaged, "checksum"),
         (OSError(errno.ENOENT, "No such file"), Damaged, "cannot be read"),
         (OSError("odd"), Damaged, "cannot be read"),
+        # Of the device to which it is restored.
+        (JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), UserError, "may be intact"),
+        (JaxRuntimeError("INTERNAL: CUDA error"), JaxRuntimeError, "CUDA"),
     ],
 )
 def test_what_may_pass_is_no_damage(tmp_path, monkeypatch, error, kind, message):
@@ -222,7 +226,7 @@ def test_what_may_pass_is_no_damage(tmp_path, monkeypatch, error, kind, message)
         raise error
 
     monkeypatch.setattr(pathlib.Path, "read_text", fail)
-    with pytest.raises(UserError, match=message) as raised:
+    with pytest.raises(kind, match=message) as raised:
         checkpoints.progress(Saved(0, evaluated=False))
     assert type(raised.value) is kind
 

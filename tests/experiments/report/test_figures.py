@@ -439,6 +439,20 @@ def test_any_number_of_classes_is_drawn_and_can_be_read(tmp_path, monkeypatch, d
 
 
 @pytest.mark.slow
+def test_a_class_without_a_test_image_is_drawn_as_what_it_is(tmp_path, monkeypatch, drawn):
+    test = data.load("synthetic", "test")
+    test = test.take(np.flatnonzero(test.labels != 3), "without one class")
+    monkeypatch.setattr(network, "predictions", lambda run: (test, np.eye(10)[test.labels]))
+    (part,) = read.sweeps(write_fake_runs(tmp_path, rows=["vgg6"], seeds=1))
+    for name in ("confusion", "classes"):
+        figures.FIGURES[name](part, [tmp_path / f"{name}.png"])
+    expected = np.diag(100.0 * (np.arange(10) != 3))
+    np.testing.assert_array_equal(drawn["confusion"].axes[0].images[0].get_array(), expected)
+    named = [label.get_text() for label in drawn["classes"].axes[0].get_yticklabels()]
+    assert sorted(named) == sorted({*test.class_names} - {test.class_names[3]})
+
+
+@pytest.mark.slow
 def test_the_mistakes_drawn_are_the_most_confident(tmp_path, monkeypatch):
     """Of 60 images 45 are mistaken, each with a probability of its own; 40 are drawn."""
     random = np.random.default_rng(0)

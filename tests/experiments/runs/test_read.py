@@ -365,6 +365,31 @@ def test_a_link_takes_no_run_from_its_sweep(tmp_path):
     assert (sweep.names, sweep.folder) == (["vgg6"], tmp_path / "table4")
 
 
+def test_a_sweep_has_its_linked_runs_wherever_it_is_seen_from(tmp_path):
+    for name, row in (("a", "vgg2"), ("b", "vgg6")):
+        write_fake_runs(tmp_path / name, rows=[row], seeds=1)
+    (tmp_path / "a" / "vgg6").symlink_to(pathlib.Path("..", "b", "vgg6"))
+    for top, sweeps in ((tmp_path / "a", ["a"]), (tmp_path, ["a", "b"])):
+        found = {sweep.folder.name: sweep.names for sweep in read.sweeps(top)}
+        assert list(found) == sweeps
+        assert found["a"] == ["vgg2", "vgg6"]
+
+
+def test_each_seed_may_start_from_the_run_of_its_own(tmp_path):
+    write_fake_runs(tmp_path, rows=["vgg6"], seeds=3)
+    sources = ["a/vgg6/seed0", "a/vgg6/seed1", "a/vgg6/seed1"]
+    for seed, source in enumerate(sources):
+        path = tmp_path / "vgg6" / f"seed{seed}" / "config.json"
+        content = json.loads(path.read_text())
+        content["config"]["init_from"] = source
+        path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="init_from a/vgg6/seed0 -> a/vgg6/seed1"):
+        read.sweeps(tmp_path)
+    shutil.rmtree(tmp_path / "vgg6" / "seed2")
+    (sweep,) = read.sweeps(tmp_path)
+    assert len(sweep.of("vgg6")) == 2
+
+
 def test_results_of_the_original_report():
     # Sums of the printed columns, added up from the original itself.
     for table, sums in (

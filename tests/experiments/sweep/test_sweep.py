@@ -1,8 +1,10 @@
 """Sweeps: which runs they start, resume and skip, and what they refuse."""
 
 import errno
+import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -144,6 +146,27 @@ def test_a_workdir_of_another_config_is_refused_before_any_work(swept_copy, monk
     assert "another --out" in said
     assert "A run keeps its number of epochs" in said
     assert "--workdir" not in said
+    # A new seed would be of another config than those that are there.
+    assert start_sweep(swept_copy, "vgg2", "7", "--config.train.epochs=3") == 2
+    assert re.search(r"vgg2/seed0 holds .*train\.epochs: 2 -> 3", capsys.readouterr().err, re.S)
+
+
+def test_where_the_trained_seeds_came_from_is_kept(swept_copy, tmp_path, monkeypatch):
+    """Though the file was edited since, and options make up for it."""
+    monkeypatch.setattr(train, "train_and_evaluate", lambda *_, **__: {})
+    for name in ("vgg2", "vgg6"):
+        path = swept_copy / name / "origin.json"
+        content = json.loads(path.read_text())
+        content["config"]["optim"]["learning_rate"] = 0.5
+        path.write_text(json.dumps(content))
+    shutil.rmtree(swept_copy / "vgg6" / "seed0")
+    shutil.rmtree(swept_copy / "vgg6" / "seed1")
+    start_sweep(swept_copy, "vgg2,vgg6", "9")
+    kept, written = (
+        json.loads((swept_copy / name / "origin.json").read_text()) for name in ("vgg2", "vgg6")
+    )
+    assert kept["config"]["optim"]["learning_rate"] == 0.5
+    assert written["config"]["optim"]["learning_rate"] == 1e-3
 
 
 def test_a_held_out_part_needs_no_labels_of_the_test_images(tmp_path, monkeypatch, capsys):

@@ -95,16 +95,24 @@ def test_tpus_are_for_one_process(machine, tmp_path, monkeypatch):
     assert len(workers.places("2")) == 2
 
 
-def test_workers_do_not_share_the_gpus_of_amd(machine, tmp_path, monkeypatch):
-    kfd = tmp_path / "kfd"
-    monkeypatch.setattr(workers, "AMD_FILE", kfd)
+@pytest.mark.parametrize(
+    ("file", "plugin"), [("kfd", "jax_rocm7_plugin.py"), ("nvidia0", "jax_cuda13_plugin.py")]
+)
+def test_workers_do_not_share_gpus_that_are_not_listed(
+    machine, tmp_path, monkeypatch, file, plugin
+):
+    """AMD's never are; NVIDIA's are not where nvidia-smi fails, or is missing in a container."""
+    monkeypatch.setattr(workers, "AMD_FILE", tmp_path / "kfd")
+    monkeypatch.setattr(workers, "NVIDIA_FILES", f"{tmp_path}/nvidia[0-9]*")
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "jax_rocm7_plugin.py").touch()
+    (tmp_path / plugin).touch()
     assert len(workers.places("auto")) == 2  # without such a GPU, all workers are on the cores
-    kfd.touch()
-    with pytest.raises(UserError, match="Each of 2 workers would use all of AMD's GPUs"):
+    (tmp_path / file).touch()
+    with pytest.raises(UserError, match="Each of 2 workers would use all GPUs here"):
         workers.places("2")
     assert len(workers.places("1")) == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert len(workers.places("2")) == 2
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert workers.places("auto") == [workers.Place(gpu="0"), workers.Place(gpu="1")]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
