@@ -1,14 +1,18 @@
 """Every source of images, and every way a source can be damaged."""
 
 import dataclasses
+import functools
 import gzip
 import hashlib
+import http.server
 import io
 import json
 import pathlib
 import pickle
+import shutil
 import struct
 import tarfile
+import threading
 import tracemalloc
 
 import numpy as np
@@ -505,7 +509,7 @@ def test_missing_data_set_fails_fast_and_says_the_way_out(tmp_path, monkeypatch)
     monkeypatch.setattr(tfds.urllib.request, "getproxies", dict)
     monkeypatch.setattr(tfds.socket, "create_connection", refuse)
     downloads = tensorflow_datasets.download.DownloadManager
-    monkeypatch.setattr(downloads, "download_and_extract", download)
+    monkeypatch.setattr(downloads, "download", download)
     with pytest.raises(UserError) as error:
         data.load("cifar10", "train", data_dir=str(tmp_path))
     assert asked == [(("www.cs.toronto.edu", 443), 5)]  # once, and not for long
@@ -533,32 +537,51 @@ def proxy(monkeypatch):
 
 
 @pytest.fixture
-def downloaded(monkeypatch, proxy):
-    """Lets tfds take a folder for what it has downloaded and unpacked."""
-    import tensorflow_datasets
+def served(monkeypatch, proxy, tmp_path):
+    """Lets tfds download an archive of a folder from this machine, and know its checksum."""
+    from tensorflow_datasets.core import DatasetBuilder, units
+    from tensorflow_datasets.core.download import checksums
+    from tensorflow_datasets.image_classification import cifar as original
 
-    def take(extracted):
-        monkeypatch.setattr(
-            tensorflow_datasets.download.DownloadManager,
-            "download_and_extract",
-            lambda self, url: str(extracted),
-        )
+    (tmp_path / "served").mkdir()
+    handler = functools.partial(SilentHandler, directory=tmp_path / "served")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
 
-    return take
+        def serve(spec, folder):
+            archive = tmp_path / "served" / spec.binary.archive
+            pack(folder, archive)
+            url = f"http://127.0.0.1:{server.server_port}/{archive.name}"
+            builder = getattr(original, spec.builder)
+            about = builder._cifar_info.fget(builder)._replace(url=url)
+            monkeypatch.setattr(builder, "_cifar_info", about)
+            content = archive.read_bytes()
+            facts = units.Size(len(content)), hashlib.sha256(content).hexdigest(), archive.name
+            known = {url: checksums.UrlInfo(*facts)}
+            monkeypatch.setattr(checksums, "get_all_url_infos", lambda: known)
+            monkeypatch.setattr(DatasetBuilder, "url_infos", known)
+
+        yield serve
+        server.shutdown()
+
+
+class SilentHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
 
 
 @pytest.fixture
-def few_downloaded(few, tmp_path, downloaded):
+def few_downloaded(few, tmp_path, served):
     """A folder for tfds to prepare the few images in: it takes a minute for all 60,000."""
     folder = write_binary(tmp_path / "extracted" / "cifar-10-batches-bin", few)
     (folder / "batches.meta.txt").write_text("\n".join(FEW.class_names) + "\n")
-    downloaded(folder.parent)
+    served(FEW, folder)
     (tmp_path / "tfds").mkdir()
     return tmp_path / "tfds"
 
 
 def test_tfds_prepares_and_is_read_in_the_official_order(few, few_downloaded):
-    """tfds' own generation, on a made-up archive in the place of the download."""
+    """tfds' own download and generation, of a made-up archive."""
     for split in ("train", "test"):
         dataset = cifar.load(FEW, split, str(few_downloaded))
         names = NAMES[:5] if split == "train" else NAMES[5:]
@@ -606,19 +629,39 @@ def test_what_tfds_prepared_in_its_default_format(tmp_path):
         cifar.load(FEW, "test", str(tmp_path))
 
 
-def test_tfds_prepares_cifar100(few100, tmp_path, downloaded):
+def test_tfds_prepares_cifar100(few100, tmp_path, served):
     folder = write100(tmp_path / "extracted" / "cifar-100-binary", few100)
     for kind, names in (
         ("fine", FEW100.class_names),
         ("coarse", [f"super {i}" for i in range(20)]),
     ):
         (folder / f"{kind}_label_names.txt").write_text("\n".join(names) + "\n")
-    downloaded(folder.parent)
+    served(FEW100, folder)
     (tmp_path / "tfds").mkdir()
     for split in ("train", "test"):
         check100(cifar.load(FEW100, split, str(tmp_path / "tfds")), few100, split)
     [superclasses] = tmp_path.glob("tfds/cifar100/*/coarse_label.labels.txt")
     assert superclasses.read_text().startswith("super 0")
+
+
+@pytest.mark.parametrize(
+    "file", ["dataset_info.json", "cifar10-test.array_record-00000-of-00001", None]
+)
+@pytest.mark.parametrize("how", ["half", "empty", "lost"])
+def test_a_damaged_copy_of_tfds_is_named(few_downloaded, file, how):
+    """As half of one that was copied."""
+    cifar.load(FEW, "test", str(few_downloaded))
+    (version,) = (few_downloaded / "cifar10").iterdir()
+    for path in [version / file] if file else list(version.iterdir()):
+        if how == "lost":
+            path.unlink()
+        else:
+            content = path.read_bytes()
+            path.write_bytes(content[: len(content) // 2] if how == "half" else b"")
+    with pytest.raises(UserError, match=f"damaged, .* Delete {few_downloaded}/cifar10: it is then"):
+        cifar.load(FEW, "test", str(few_downloaded))
+    shutil.rmtree(few_downloaded / "cifar10")
+    cifar.load(FEW, "test", str(few_downloaded))
 
 
 @pytest.mark.parametrize("known", [True, False])

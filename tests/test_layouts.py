@@ -442,7 +442,8 @@ def write_parquet(folder, expected, label="label", pattern="{}-00000-of-00001.pa
         path = folder / pattern.format(split)
         path.parent.mkdir(parents=True, exist_ok=True)
         pictures = [{"bytes": png(image), "path": None} for image in images]
-        parquet.write_table(pyarrow.table({"img": pictures, label: labels}), path)
+        # Hugging Face's `datasets` writes groups of 100 rows.
+        parquet.write_table(pyarrow.table({"img": pictures, label: labels}), path, row_group_size=7)
     return folder
 
 

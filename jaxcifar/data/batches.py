@@ -5,6 +5,7 @@ import hashlib
 import io
 import pathlib
 import pickle
+from collections.abc import Collection
 
 import numpy as np
 
@@ -49,7 +50,14 @@ def find(spec: Spec, folder: pathlib.Path) -> list[Source]:
     return found
 
 
-def _from_archive(spec: Spec, release: Release, path: pathlib.Path, split: str) -> Read:
+def unpack(
+    spec: Spec, release: Release, path: pathlib.Path, wanted: Collection[str]
+) -> tuple[dict[str, bytes], str]:
+    """Returns the content of files in an archive, by their names there, and the archive's MD5.
+
+    Raises:
+      UserError: the archive is damaged, or lacks one of them.
+    """
     binary = release is spec.binary
     files = {inside(file, binary): file for file in (*spec.train, *spec.test)}
     # What comes with them (a readme, the class names) takes a few kB.
@@ -57,9 +65,11 @@ def _from_archive(spec: Spec, release: Release, path: pathlib.Path, split: str) 
     contents = {}
     try:
         content, md5 = archive.unpack(path, limit)
-        for name, size, stream in archive.members(content, files):
-            require_size(spec, files[name], binary, size, f"{path}: {name}")
-            contents[files[name]] = stream.read()
+        for name, size, stream in archive.members(content, {*files, *wanted}):
+            if name in files:
+                require_size(spec, files[name], binary, size, f"{path}: {name}")
+            if name in wanted:
+                contents[name] = stream.read()
         del content  # as large as the images, of which more copies are made below
     except UserError:
         raise
@@ -67,13 +77,19 @@ def _from_archive(spec: Spec, release: Release, path: pathlib.Path, split: str) 
         raise damaged(spec, path, str(error)) from error
     except Exception as error:  # a damaged archive raises almost anything
         raise damaged(spec, path, f"it cannot be read to its end ({error})") from error
-    if missing := sorted(
-        inside(file, binary) for file in spec.files(split) if file not in contents
-    ):
+    if missing := sorted({*wanted} - contents.keys()):
         raise UserError(
             f"{path} lacks {', '.join(missing)}: it is not the {spec.title} archive. "
             f"Download that from {spec.page}."
         )
+    return contents, md5
+
+
+def _from_archive(spec: Spec, release: Release, path: pathlib.Path, split: str) -> Read:
+    binary = release is spec.binary
+    names = {file: inside(file, binary) for file in spec.files(split)}
+    found, md5 = unpack(spec, release, path, names.values())
+    contents = {file: found[name] for file, name in names.items()}
     return _parse(spec, contents, split, binary, path, official=md5 == release.md5)
 
 

@@ -110,14 +110,15 @@ def _from_parquet(
                 size += sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
                 if rows > spec.count(split) or size > spec.count(split) * _LARGEST:
                     raise ValueError(f"{rows:,} images of {size:,} bytes are too many")
-                for batch in parquet.iter_batches(1000, columns=columns):
-                    raw = batch["img"].field("bytes")
-                    largest = max(map(len, raw.dictionary.to_pylist()), default=0)
-                    if largest > _LARGEST:
-                        raise ValueError(f"a picture of {largest:,} bytes is too large")
-                    for content in raw.to_pylist():
-                        pictures.append((f"{path}: image {len(pictures)}", content))
-                    labels += batch[spec.label_column].to_pylist()
+                for group in range(about.num_row_groups):  # each has a dictionary of its own
+                    for batch in parquet.iter_batches(1000, row_groups=[group], columns=columns):
+                        raw = batch["img"].field("bytes")
+                        largest = max(map(len, raw.dictionary.to_pylist()), default=0)
+                        if largest > _LARGEST:
+                            raise ValueError(f"a picture of {largest:,} bytes is too large")
+                        for content in raw.to_pylist():
+                            pictures.append((f"{path}: image {len(pictures)}", content))
+                        labels += batch[spec.label_column].to_pylist()
         except Exception as error:  # pyarrow's own errors, and those of other columns
             raise damaged(spec, path, in_short(error)) from error
     require_count(spec, folder, split, len(pictures))

@@ -6,15 +6,16 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxcifar.data import batches
+from jaxcifar.data.dataset import SPLITS
 from jaxcifar.data.source import Read, check_labels, require_count
-from jaxcifar.data.spec import Spec
-from jaxcifar.errors import UserError
+from jaxcifar.data.spec import File, Spec
+from jaxcifar.errors import UserError, in_short
 
 
 def read(spec: Spec, folder: pathlib.Path, split: str) -> Read:
@@ -23,7 +24,8 @@ def read(spec: Spec, folder: pathlib.Path, split: str) -> Read:
     Its download is checked by SHA-256.
 
     Raises:
-      UserError: it is not prepared, and cannot be downloaded; or it is prepared in another format.
+      UserError: it is not prepared, and cannot be downloaded; it is prepared in another format; or
+        it is damaged.
     """
     # Here, not above: tfds takes seconds to import, and a local archive does not need it.
     import tensorflow_datasets as tfds
@@ -36,6 +38,8 @@ def read(spec: Spec, folder: pathlib.Path, split: str) -> Read:
             f"format array_record, which is read without TensorFlow ({error}). Name another "
             "folder: --config.data.dir=FOLDER or JAXCIFAR_DATA=FOLDER."
         ) from error
+    except Exception as error:  # of damaged JSON
+        raise _damaged(spec, folder, error) from error
     if not builder.is_prepared():
         _require_network(spec, folder)
         try:
@@ -48,25 +52,36 @@ def read(spec: Spec, folder: pathlib.Path, split: str) -> Read:
                 raise UserError(
                     f"tensorflow-datasets could not prepare {spec.title} in {folder}: {error}"
                 ) from error
-    # tfds shuffles as it writes; the id ("train_00042") is the place in the official order.
-    records = sorted(builder.as_data_source(split=split), key=lambda record: record["id"])
+    try:
+        # tfds shuffles as it writes; the id ("train_00042") is the place in the official order.
+        records = sorted(builder.as_data_source(split=split), key=lambda record: record["id"])
+    except Exception as error:  # a damaged copy, or half of one, raises almost anything
+        raise _damaged(spec, folder, error) from error
     require_count(spec, folder, split, len(records))
     images = np.stack([record["image"] for record in records])
     labels = check_labels(spec, [record["label"] for record in records], folder)
     return Read(images, labels, official=True)
 
 
-def make_builder(spec: Spec, folder: pathlib.Path) -> Any:
-    """Returns tfds' own builder, with a replacement for the function that needs TensorFlow.
+def _damaged(spec: Spec, folder: pathlib.Path, error: Exception) -> UserError:
+    return UserError(
+        f"{folder} holds {spec.title} as prepared by tensorflow-datasets, but it is damaged, or a "
+        f"part is missing ({in_short(error)}). Delete {folder / spec.name}: it is then prepared "
+        "again."
+    )
 
-    That of tfds 4.9.10 opens the files through tf.io, and yields arrays, which tfds encodes through
-    TensorFlow; the replacement yields PNG files, which it takes as they are.
+
+def make_builder(spec: Spec, folder: pathlib.Path) -> Any:
+    """Returns tfds' own builder, with replacements for the functions that need TensorFlow.
+
+    Those of tfds 4.9.10 unpack the archive and open its files through tf.io, and yield arrays,
+    which tfds encodes through TensorFlow. The replacements unpack in memory, and yield PNG files,
+    which tfds takes as they are.
     """
     from PIL import Image
     from tensorflow_datasets.image_classification import cifar
 
     original = getattr(cifar, spec.builder)
-    files = {file.name: file for file in (*spec.train, *spec.test)}
 
     def png(image: np.ndarray) -> bytes:
         stream = io.BytesIO()
@@ -76,16 +91,25 @@ def make_builder(spec: Spec, folder: pathlib.Path) -> Any:
     class WithoutTensorFlow(original, skip_registration=True):  # pyright: ignore
         name = original.name
 
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            about = self._cifar_info
+            archive = pathlib.Path(dl_manager.download(about.url))
+            wanted = [*about.train_files, *about.test_files, *about.label_files]
+            contents, _ = batches.unpack(spec, spec.binary, archive, wanted)
+            for key, file in zip(about.label_keys, about.label_files, strict=True):
+                names = contents[file].decode().splitlines()
+                self.info.features[key].names = list(filter(None, names))
+            return {
+                split: self._generate_examples(f"{split}_", spec.files(split), contents)
+                for split in SPLITS
+            }
+
         def _generate_examples(
-            self, split_prefix: str, filepaths: Iterable[str]
+            self, split_prefix: str, files: Sequence[File], contents: Mapping[str, bytes]
         ) -> Iterator[tuple[int, dict[str, object]]]:
             index = 0
-            for path in map(pathlib.Path, filepaths):
-                file = files[path.stem]
-                batches.require_size(
-                    spec, file, binary=True, size=path.stat().st_size, where=str(path)
-                )
-                for record in batches.records(spec, file, path.read_bytes()):
+            for file in files:
+                for record in batches.records(spec, file, contents[batches.inside(file, True)]):
                     labels, pixels = np.split(record, [spec.label_bytes])
                     image = pixels.reshape(3, 32, 32).transpose(1, 2, 0)
                     example: dict[str, object] = {
