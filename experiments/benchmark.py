@@ -223,7 +223,7 @@ def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
         | {"ratio": rate / best if best and name in facts else None}
         for name, rate in medians.items()
     }
-    return {"model": model, "timed": timed, "peak_memory_bytes": peak_memory()}
+    return {"model": model, "timed": timed, "peak_memory_bytes": peak_memory(sharding.make_mesh())}
 
 
 def table(content: dict[str, Any]) -> Table:

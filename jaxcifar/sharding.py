@@ -21,11 +21,12 @@ def make_mesh() -> Mesh:
     """Returns a mesh of one axis over all devices of all processes.
 
     Raises:
-      UserError: JAX has no device, see `jaxcifar.processes.devices`; or it sees other processes
-        that this one was not joined with.
+      UserError: JAX has no device, see `jaxcifar.processes.devices`; it sees other processes that
+        this one was not joined with; or a mesh is in force.
     """
     devices = processes.devices()
     processes.check_joined()
+    _check_context()
     return Mesh(np.asarray(devices), (BATCH_AXIS,))
 
 
@@ -33,13 +34,24 @@ def flat_mesh(mesh: Mesh | None) -> Mesh:
     """Returns a mesh of one axis over the devices of `mesh`, however it is made; None is all.
 
     Raises:
-      UserError: the mesh has no devices; or see `make_mesh`.
+      UserError: the mesh has no devices, or another is in force; or see `make_mesh`.
     """
     if mesh is None:
         return make_mesh()
+    _check_context()
     if mesh.size == 0:
         raise UserError("The mesh has no devices. Make it of one or more, or leave it out for all.")
     return Mesh(mesh.devices.reshape(-1), (BATCH_AXIS,))
+
+
+def _check_context() -> None:
+    """Refuses a mesh of `jax.set_mesh`: what is computed under it must be on that mesh."""
+    context = jax.sharding.get_abstract_mesh()
+    if not context.empty:
+        raise UserError(
+            f"jax.set_mesh is in force, with the axes {', '.join(map(str, context.axis_names))}. "
+            "Call jaxcifar outside of it; most functions take the mesh as an argument."
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxcifar import augment, data, kernels, losses, models, optim, sharding
 from jaxcifar.config import Config
 from jaxcifar.errors import UserError, choose
+from jaxcifar.kernels import compilation
 
 DTYPES = ("auto", "float32", "bfloat16")
 REMATS = ("auto", "on", "off")
@@ -107,6 +108,7 @@ class Inference:
       batch_size: over all devices.
       mesh: the devices.
       platform: what the program is built for.
+      settings: of JAX, so that a program is not used after they were changed.
     """
 
     model: models.Network
@@ -116,6 +118,7 @@ class Inference:
     batch_size: int
     mesh: Mesh
     platform: str
+    settings: str
 
     def normalize(self, images: jax.Array) -> jax.Array:
         """Normalises images [N, H, W, C] in 0 … 255: what the model takes."""
@@ -303,6 +306,7 @@ def build_inference(
         batch_size=config.train.eval_batch_size,
         mesh=mesh,
         platform=platform,
+        settings=str(compilation.settings()),
     )
 
 

@@ -5,6 +5,7 @@ the same numbers. docs/reliability.md says where its results are equal to the bi
 """
 
 import contextlib
+import functools
 import math
 import pathlib
 import shlex
@@ -79,7 +80,7 @@ def train_and_evaluate(
             if not quiet and processes.is_first():
                 say(f"{folder.path} is finished: nothing is left to train.")
             return result
-        memory = PeakMemory()
+        memory = PeakMemory(mesh)
         _check_sizes(config, mesh)
         initial = InitialWeights() if folder.last() else initial_weights(config, mesh)
         splits = load_splits(config)
@@ -160,23 +161,27 @@ def _train_epoch(run: Run, all_hooks: Hooks, folder: RunFolder, progress: Progre
     """Trains to the end of the epoch."""
     task, position = run.task, run.position
     metrics = _EpochMetrics(position)
+    # Kept here, since other threads may train so many other tasks that `programs` forgets this one.
+    program = functools.cache(lambda steps: programs.train(task, steps))
     end = (position.epochs_done + 1) * task.steps_per_epoch
     while run.step < end:
-        if all_hooks.any_reads_state:
-            # Or the hook would wait for the last step inside `paused`, where no time is counted.
+        # Time is not counted while hooks keep the device waiting. One that does not read the state
+        # works at the same time as the device.
+        waits = all_hooks.any_reads_state
+        if waits:
             jax.block_until_ready(run.state)
-        with metrics.paused():
+        with metrics.paused() if waits else contextlib.nullcontext():
             all_hooks.call("before_step", run)
         if _stop_is_agreed(run):
             _settle(run, metrics, folder)
             raise _stopped(run, folder)
         steps = task.steps_from(run.step)
         with metrics.paused():  # compiles for a `steps_per_call` that was changed in mid-epoch
-            program = programs.train(task, steps)
+            run_steps = program(steps)
         named = jax.profiler.StepTraceAnnotation("train", step_num=run.step)
         # A hidden copy to or from the host is an error.
         with named, jax.transfer_guard("disallow"):
-            run.state, step_metrics = program(
+            run.state, step_metrics = run_steps(
                 run.state, run.hyperparams, run.images, run.labels, run.order
             )
         run.step += steps

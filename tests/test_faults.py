@@ -5,8 +5,10 @@ import fcntl
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -19,10 +21,11 @@ from jaxcifar.hooks import Hook
 from jaxcifar.interop import torch as interop
 from jaxcifar.run.checkpoint import Checkpointer
 from jaxcifar.run.folder import RunFolder
+from jaxcifar.run.lock import locked
 from jaxcifar.run.plots import plot_history
 from jaxcifar.signals import exit_code
 from tests import tiny as tiny_run
-from tests.forked import environment_of
+from tests.forked import Forked, environment_of
 from tests.test_run_integrity import OFTEN, ONE, numbers, run, tiny
 from tests.tiny import SignalAt, state_of
 
@@ -164,6 +167,28 @@ def test_a_deleted_lock_lets_no_other_in(tmp_path):
             pass
     with RunFolder(tmp_path):
         pass
+
+
+def lock_again_beside_a_fork(workdir):
+    with locked(workdir):
+        (workdir / "file").touch()  # or the folder would be deleted
+        child = os.fork()
+        if child == 0:  # it has the file open, too
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with locked(workdir):
+            print("locked again")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_fork_that_outlives_a_run_does_not_keep_it_locked(tmp_path):
+    """As a worker of a pool that a hook has started."""
+    process = Forked(lock_again_beside_a_fork, tmp_path / "run", environment=os.environ, cwd=ROOT)
+    printed, said = process.communicate(timeout=60)
+    assert printed == "locked again\n", said
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])

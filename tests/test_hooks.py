@@ -120,6 +120,19 @@ def test_a_hook_may_be_made_of_a_function(tmp_path):
     assert Hooks([hook]).any_reads_state
 
 
+class Slow(Hook):
+    reads_state = False
+
+    def before_step(self, run):
+        time.sleep(0.3)
+
+
+def test_the_time_of_a_hook_beside_which_the_device_works_is_counted(tmp_path):
+    """Without it, what the device did meanwhile would seem to have taken no time."""
+    (record,) = [run(tiny(train__epochs=1), tmp_path, Slow())["last"]]
+    assert record["seconds"] > 3 * 0.3  # of three steps
+
+
 def test_only_hooks_that_read_the_state_hold_the_host_back():
     assert not Hooks(
         [Profile(1), Signs(), Origin(CONFIGS / "row1.py", load("row1")), Hook()]

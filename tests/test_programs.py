@@ -191,6 +191,40 @@ def test_a_sweep_over_numbers_compiles_one_step(tmp_path, compilations):
     assert compilations.count == before + 1
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("jax_default_matmul_precision", "float32"),
+        ("jax_enable_x64", True),
+        ("jax_default_prng_impl", "rbg"),
+        ("jax_threefry_partitionable", False),
+    ],
+)
+def test_no_program_is_used_after_a_setting_was_changed(setting, value):
+    """It would compute something else than config.json says."""
+    task, before = tiny_task(), getattr(jax.config, setting)
+    assert tiny_task() == task
+    try:
+        jax.config.update(setting, value)
+        assert tiny_task() != task
+        assert programs.init(tiny_task()) is not programs.init(task)
+    finally:
+        jax.config.update(setting, before)
+
+
+def test_a_program_is_looked_up_once_an_epoch(tmp_path, monkeypatch):
+    """Threads that train many others meanwhile would have each step compiled again."""
+    train, asked = programs.train, []
+
+    def counted(task, steps):
+        asked.append(steps)
+        return train(task, steps)
+
+    monkeypatch.setattr(programs, "train", counted)
+    run(tiny(train__epochs=1), tmp_path / "run")
+    assert len(asked) == 2  # the first was to compile it
+
+
 CACHED = (programs.init, programs.train, programs.order, programs.evaluate_batch)
 
 

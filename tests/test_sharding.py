@@ -61,3 +61,12 @@ def test_abstract_is_what_replicate_gives():
     for name, leaf in abstract.items():
         assert (leaf.shape, leaf.dtype) == (given[name].shape, given[name].dtype)
         assert leaf.sharding == given[name].sharding == sharding.replicated(mesh)
+
+
+def test_a_mesh_that_is_in_force_is_refused():
+    """What is computed under it would have to be on it: checkpoints would seem damaged."""
+    with jax.set_mesh(jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])):
+        for made in (sharding.make_mesh, lambda: sharding.flat_mesh(mesh(1))):
+            with pytest.raises(UserError, match=r"jax\.set_mesh is in force, with the axes x"):
+                made()
+    assert sharding.make_mesh().size == 8

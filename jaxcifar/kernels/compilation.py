@@ -65,6 +65,16 @@ def jit(
     return jax.jit(function, compiler_options=options, **kwargs)
 
 
+def settings() -> dict[str, Any]:
+    """Returns JAX's settings that decide what a program computes."""
+    config: Any = jax.config  # whose fields a type checker cannot know
+    return {
+        "x64": bool(config.jax_enable_x64),
+        "prng": [config.jax_default_prng_impl, bool(config.jax_threefry_partitionable)],
+        "matmul_precision": config.jax_default_matmul_precision or "default",
+    }
+
+
 def use_cache() -> None:
     """Lets JAX keep compiled programs, in `$JAX_COMPILATION_CACHE_DIR` or in our own folder."""
     given = jax.config.jax_compilation_cache_dir  # pyright: ignore

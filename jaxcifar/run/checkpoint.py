@@ -20,6 +20,7 @@ import pathlib
 import re
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
@@ -458,7 +459,11 @@ def _silence() -> None:
     """Suppresses the tracebacks that Orbax's threads print for errors that are raised here too."""
 
     def of_storage(record: logging.LogRecord) -> bool:
-        return "orbax" in record.pathname or "never retrieved" in record.getMessage()
+        text, error = record.getMessage(), record.exc_info and record.exc_info[1]
+        frames = traceback.walk_tb(error.__traceback__) if error else ()
+        where = [text, *(frame.f_code.co_filename for frame, _ in frames)]
+        known = any("orbax" in part or "tensorstore" in part for part in where)
+        return "orbax" in record.pathname or ("never retrieved" in text and known)
 
     def hook(unraisable: Any) -> None:
         late = str(unraisable.exc_value) == "Event loop is closed"  # from a late callback

@@ -58,6 +58,8 @@ def locked(workdir: pathlib.Path) -> Generator[None]:
                         "two runs could write there at once. Choose a --workdir elsewhere, or "
                         "have it mounted with locks (Lustre: -o flock)."
                     ) from error
+            # Closing alone leaves it locked while a process that was forked meanwhile lives.
+            stack.callback(fcntl.flock, held, fcntl.LOCK_UN)
         if not (_is_still(file.fileno(), workdir / ".lock") and _is_still(folder, workdir)):
             # The run that held the lock wrote nothing, and has deleted what was opened here.
             raise Busy(f"Another process has just deleted {workdir}. Start again.")

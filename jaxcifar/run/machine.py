@@ -1,19 +1,20 @@
 """What a run ran on: versions, commit, devices and memory."""
 
 import contextlib
+import functools
+import importlib.metadata
 import os
 import pathlib
 import platform
 import resource
 import subprocess
 import time
-from importlib.metadata import version
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from jaxcifar import processes, sharding
+from jaxcifar.kernels import compilation
 from jaxcifar.version import __version__
 
 
@@ -41,16 +42,17 @@ def environment(in_force: dict[str, Any], mesh: Mesh | None = None) -> dict[str,
 
 def numerics() -> dict[str, Any]:
     """Returns the libraries and settings that numbers depend on, of this process."""
-    settings: Any = jax.config  # whose fields a type checker cannot know
     flags = os.environ.get("XLA_FLAGS", "").split()
     return {
         "jaxcifar": __version__,  # known even if it is not installed
-        **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
+        **{name: _version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
         "xla_flags": " ".join(flag for flag in flags if not flag.startswith("--xla_dump")),
-        "x64": bool(settings.jax_enable_x64),
-        "prng": [settings.jax_default_prng_impl, bool(settings.jax_threefry_partitionable)],
-        "matmul_precision": settings.jax_default_matmul_precision or "default",
+        **compilation.settings(),
     }
+
+
+# Once: what is installed or checked out while a process works is not what it has loaded.
+_version = functools.cache(importlib.metadata.version)
 
 
 def available_cores() -> list[int]:
@@ -69,6 +71,7 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
+@functools.cache  # as `_version`
 def git_commit() -> str | None:
     """Returns the commit of this code, with '+' if files differ from it; None outside git."""
     here = pathlib.Path(__file__).parent
@@ -89,24 +92,28 @@ def git_commit() -> str | None:
 
 
 class PeakMemory:
-    """The peak memory since this object was made."""
+    """The peak memory since this object was made.
 
-    def __init__(self) -> None:
+    Args:
+      mesh: of the devices in use.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
         # Linux can forget the peak of a process, which may have trained another run before. Devices
         # cannot.
         with contextlib.suppress(OSError):
             pathlib.Path("/proc/self/clear_refs").write_text("5")
-        self._before = peak_memory()
+        self._mesh, self._before = mesh, peak_memory(mesh)
 
     def read(self) -> int | None:
         """Returns the peak in bytes; None if it was reached before this object was made."""
-        peak = peak_memory()
+        peak = peak_memory(self._mesh)
         return peak if peak > self._before else None
 
 
-def peak_memory() -> int:
+def peak_memory(mesh: Mesh) -> int:
     """Returns the peak memory in bytes: of the fullest device if known, else of the process."""
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    stats = [device.memory_stats() or {} for device in mesh.local_devices]
     device_peak = max(stat.get("peak_bytes_in_use", 0) for stat in stats)
     unit = 1 if platform.system() == "Darwin" else 1024
     return device_peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,8 +1,10 @@
 """Checkpoints: the best and the last, and what cannot be restored."""
 
+import asyncio
 import errno
 import gc
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -229,6 +231,25 @@ def test_what_may_pass_is_no_damage(tmp_path, monkeypatch, error, kind, message)
     with pytest.raises(kind, match=message) as raised:
         checkpoints.progress(Saved(0, evaluated=False))
     assert type(raised.value) is kind
+
+
+def test_errors_of_the_users_own_tasks_are_still_told(tmp_path, caplog):
+    """Those of Orbax are raised to the user, and are not told again by asyncio."""
+    Checkpointer(tmp_path / "c")  # from now on
+
+    async def own():
+        raise ZeroDivisionError("the user's")
+
+    async def main():
+        task = asyncio.ensure_future(own())
+        await asyncio.sleep(0)
+        del task
+
+    with caplog.at_level(logging.ERROR, "asyncio"):
+        asyncio.run(main())
+        gc.collect()
+    assert "never retrieved" in caplog.text
+    assert "the user's" in caplog.text
 
 
 def test_what_cannot_be_restored_is_named(tmp_path):

@@ -3,6 +3,7 @@
 import pathlib
 import re
 import subprocess
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,6 +12,14 @@ import pytest
 import jaxcifar
 from jaxcifar.run import machine
 from tests.tiny import mesh
+
+
+@pytest.fixture(autouse=True)
+def asked_anew():
+    """The commit is asked for once in a process."""
+    machine.git_commit.cache_clear()
+    yield
+    machine.git_commit.cache_clear()
 
 
 def test_environment():
@@ -29,6 +38,8 @@ def test_commit(monkeypatch):
         raise FileNotFoundError
 
     monkeypatch.setattr(subprocess, "run", no_git)
+    assert machine.git_commit() == found  # of what was loaded, whatever is checked out now
+    machine.git_commit.cache_clear()
     assert machine.git_commit() is None
 
 
@@ -53,25 +64,26 @@ def test_the_users_repository_is_only_read():
     path = pathlib.Path(index.stdout.strip())
     (here.parents[1] / "__init__.py").touch()  # the index has another time for it
     before = path.stat().st_mtime_ns, path.read_bytes()
+    machine.git_commit.cache_clear()
     machine.git_commit()
     assert (path.stat().st_mtime_ns, path.read_bytes()) == before
 
 
 def test_peak_memory():
-    assert 2**26 < machine.peak_memory() < 2**40  # a process with JAX has more than 64 MiB
+    assert 2**26 < machine.peak_memory(mesh(1)) < 2**40  # a process with JAX has more than 64 MiB
 
 
 def test_the_peak_memory_of_a_run_is_not_that_of_the_one_before(monkeypatch):
     large = np.ones(2**26)  # half a gigabyte
-    before = machine.peak_memory()
+    before = machine.peak_memory(mesh(1))
     del large
-    memory = machine.PeakMemory()
+    memory = machine.PeakMemory(mesh(1))
     small = np.ones(2**24)  # more than what may be freed elsewhere meanwhile
     del small
     # Only Linux can forget a peak, and not in every container; then what is left is not ours.
-    here = machine.peak_memory()
+    here = machine.peak_memory(mesh(1))
     if here < before - 2**28:
-        assert here <= (memory.read() or 0) <= machine.peak_memory()
+        assert here <= (memory.read() or 0) <= machine.peak_memory(mesh(1))
     else:
         assert memory.read() is None
 
@@ -83,8 +95,9 @@ def test_the_peak_memory_of_a_run_is_not_that_of_the_one_before(monkeypatch):
         def memory_stats(self):
             return {"peak_bytes_in_use": self.peak}
 
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    memory = machine.PeakMemory()
+    one, other = (SimpleNamespace(local_devices=[Device()]) for _ in range(2))
+    memory, of_other = machine.PeakMemory(one), machine.PeakMemory(other)
     assert memory.read() is None
-    Device.peak = 200
+    one.local_devices[0].peak = 200
     assert memory.read() == 200
+    assert of_other.read() is None
