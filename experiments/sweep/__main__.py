@@ -137,9 +137,12 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
     if where or arguments.slurm or arguments.status:
         jax.config.update("jax_platforms", "cpu")  # the GPUs are for those that train
     command = [sys.executable, str(CHECKOUT / "jaxcifar"), "sweep"]  # works in every folder
-    for name in ("rows", "configs", "seeds", "out"):
+    for name in ("rows", "seeds", "out"):
         if getattr(arguments, name) is not None:
             command.append(f"--{name}={getattr(arguments, name)}")
+    # Not the pattern: a file that is added later is of another sweep.
+    if files := [source.file for source in sources if source.file]:
+        command.append(f"--configs={','.join(files)}")
     command += options
 
     started, out = time.monotonic(), arguments.out

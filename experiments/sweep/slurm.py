@@ -17,7 +17,7 @@ _SCRIPT = """\
 #!/bin/bash
 # To submit this by hand, so that --status knows of it once its first task has started:
 #   mkdir -p {folder_of_output}
-#   sbatch --parsable THIS_FILE | cut -d';' -f1 >> {folder_of_output}/jobs
+#   sbatch --parsable THIS_FILE >> {folder_of_output}/jobs
 #SBATCH --job-name=jaxcifar
 #SBATCH --array=0-{last}
 #SBATCH --nodes=1
@@ -31,14 +31,17 @@ _SCRIPT = """\
 # USR1 comes before the time limit: the task saves, exits with 75, and is requeued here, unless it
 # made no step (138). 70 may be the fault of this node, and so may the end by another signal, or by
 # want of memory (253): it is requeued, unless the task has been restarted three times, for whatever
-# reason. SIGTERM (143) means scancel, after which no one should requeue it, or preemption. Slurm
-# requeues preempted tasks itself, but not those that end within the grace time of their partition.
+# reason. SIGTERM (143) means scancel, after which no one should requeue it, or preemption (which may
+# be told by USR1 as well). Slurm requeues preempted tasks itself, but not those that end within the
+# grace time of their partition.
 cd {folder} || exit 2
 # Where a GPU is out of order, JAX would go on with the CPU. (/dev/kfd is AMD's driver.)
 if [ "${{SLURM_GPUS_ON_NODE:-0}}" != 0 ] && [ ! -e /dev/kfd ]; then
     export JAX_PLATFORMS="${{JAX_PLATFORMS:-cuda}}"
 fi
-srun --kill-on-bad-exit=1 ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}} \\
+# The environment is this script's, also where sbatch was told --export=NONE.
+srun --export=ALL --kill-on-bad-exit=1 \\
+    ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}} \\
     {command} --shard="$SLURM_ARRAY_TASK_ID/{tasks}"
 code=$?
 task="${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
@@ -47,7 +50,7 @@ is() {{
 }}
 case $code in
     75) true ;;
-    143) is "RUNNING .* PreemptTime=[0-9]" ;;
+    138 | 143) is "RUNNING .* PreemptTime=[0-9]" ;;
     70 | 134 | 135 | 136 | 137 | 139 | 253) [ "${{SLURM_RESTART_COUNT:-0}}" -lt 3 ] && is RUNNING ;;
     *) false ;;
 esac && scontrol requeue "$task"
@@ -138,16 +141,18 @@ def submit(text: str, out: pathlib.Path) -> str:
     done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"sbatch rejects {path}: {done.stderr.strip()}")
-    job = done.stdout.strip().split(";")[0]  # ID, or ID;CLUSTER
+    job = done.stdout.strip()  # ID, or ID;CLUSTER
     append(path.with_name("jobs"), job)
-    return job
+    return job.partition(";")[0]
 
 
 def again(tasks: Sequence[int], script: pathlib.Path) -> str:
     """Returns a command that submits some tasks of a kept script's array once more."""
     file, jobs = (shlex.quote(str(path)) for path in (script, script.with_name("jobs")))
     numbers = ",".join(map(str, tasks))
-    return f"sbatch --parsable --array={numbers} {file} | cut -d';' -f1 >> {jobs}"
+    # The option would replace that of the script, with how many may run at once.
+    given = re.findall(r"^#SBATCH .*?(?:--array[= ]|-a ?)[^%\s]*(%\d+)", script.read_text(), re.M)
+    return f"sbatch --parsable --array={numbers}{''.join(given[-1:])} {file} >> {jobs}"
 
 
 def queue(out: pathlib.Path) -> dict[int, str]:
@@ -161,16 +166,22 @@ def queue(out: pathlib.Path) -> dict[int, str]:
     jobs = out / "slurm" / "jobs"
     if not jobs.exists() or not shutil.which("squeue"):
         return {}
-    # Ask for all jobs: another user may have submitted some of these, and squeue fails if asked for
-    # one that ended long ago.
-    command = ["squeue", "--array", "--noheader", "--format=%F|%K|%T|%r"]
-    listed = subprocess.run(command, capture_output=True, text=True)
-    if listed.returncode:
-        raise UserError(f"squeue does not answer ({listed.stderr.strip()}). Try again later.")
-    ours, found = set(jobs.read_text().split()), {}
-    for line in listed.stdout.splitlines():
-        job, task, state, why = (line.strip().split("|") + [""] * 4)[:4]
-        if job in ours and task.isdecimal():
-            reason = why if why not in ("", "None") else state.lower()
-            found[int(task)] = "" if state in ("RUNNING", "COMPLETING") else reason
+    ours: dict[str, set[str]] = {}  # by cluster; "" is that of this machine
+    for line in jobs.read_text().split():
+        job, _, cluster = line.partition(";")
+        ours.setdefault(cluster, set()).add(job)
+    found = {}
+    for cluster, numbers in ours.items():
+        # Ask for all jobs: another user may have submitted some of these, their partition may be
+        # hidden, and squeue fails if asked for one that ended long ago.
+        command = ["squeue", "--all", "--array", "--noheader", "--format=%F|%K|%T|%r"]
+        command += [f"--clusters={cluster}"] if cluster else []
+        listed = subprocess.run(command, capture_output=True, text=True)
+        if listed.returncode:
+            raise UserError(f"squeue does not answer ({listed.stderr.strip()}). Try again later.")
+        for line in listed.stdout.splitlines():
+            job, task, state, why = (line.strip().split("|") + [""] * 4)[:4]
+            if job in numbers and task.isdecimal():
+                reason = why if why not in ("", "None") else state.lower()
+                found[int(task)] = "" if state in ("RUNNING", "COMPLETING") else reason
     return found

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 from jaxcifar.files import write_shared
 
 EVERY = 10.0  # seconds, between two touches
-_INITIAL_NAMESPACE = "pid:[4026531836]"  # Linux's first PID namespace: that of no container
 _SILENT = 600.0  # seconds after which a run no longer counts as running
 
 
@@ -89,7 +88,8 @@ def running(workdir: pathlib.Path) -> Running | None:
         age = max(0.0, time.time() - path.stat().st_mtime)
     except OSError:  # the run ended meanwhile, or nothing can be said about it
         return None
-    # Containers that take each other's place have the same name, and the same process number.
+    # Containers and machines that take each other's place have the same name, and may have the same
+    # process number.
     who = _who()
     machine = sign.get("machine", who["machine"])  # earlier versions did not write it
     here = (sign["host"], machine) == (who["host"], who["machine"])
@@ -150,13 +150,16 @@ def _who() -> dict[str, Any]:
 
 @functools.cache
 def _machine() -> str:
-    """Identifies this container, within this boot of its machine; "" outside one."""
+    """Identifies this container, within this boot of its machine; "" where that is unknown.
+
+    A machine may have the name of one that died, or of many ("localhost").
+    """
     try:
         namespace = os.readlink("/proc/self/ns/pid")
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
-    return "" if namespace == _INITIAL_NAMESPACE else f"{boot} {namespace}"
+    return f"{boot} {namespace}"
 
 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.sweep import slurm, training
 from experiments.sweep.__main__ import main as sweep_main
-from jaxcifar import train
+from jaxcifar import options, train
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import read_lines
 from jaxcifar.run import signs
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 FAKES = {
     "sbatch": 'echo "77;here"',
     # All of the jobs are another user's.
-    "squeue": '[[ " $* " == *" --me "* ]] || cat "$FAKES/queue"',
+    "squeue": '[[ " $* " == *" --me "* || " $* " != *" --clusters=here "* ]] || cat "$FAKES/queue"',
     "scontrol": """\
 case $1 in
     requeue) echo "$@" >> "$FAKES/calls" ;;
@@ -129,6 +129,8 @@ def test_a_task_is_requeued_before_its_time_limit_and_its_run_is_the_serial_one(
         (139, "RUNNING", "None", False, "3"),
         (137, "CANCELLED", "None", False, ""),  # it took too long to save
         (143, "RUNNING", "2026-11-25T15:51:09", True, ""),  # it ended within its grace time
+        (138, "RUNNING", "2026-11-25T15:51:09", True, ""),  # and had done no step before
+        (138, "RUNNING", "None", False, ""),
         (143, "RUNNING", "None", False, ""),
         (143, "CANCELLED", "2026-11-25T15:51:09", False, ""),
         (143, "PENDING", "2026-11-25T15:51:09", False, ""),  # Slurm has requeued it
@@ -153,11 +155,22 @@ def test_what_the_script_requeues(code, state, preempted, requeued, restarts, fa
 def test_a_task_with_gpus_does_not_go_on_with_the_cpu(gpus, given, expected, fakes, tmp_path):
     if pathlib.Path("/dev/kfd").exists():
         pytest.skip("this machine's GPUs are AMD's, which the script leaves to JAX")
-    (fakes / "srun").write_text('#!/bin/bash\necho "$JAX_PLATFORMS"\n')
+    # Without it srun would do as sbatch was told, which may have been --export=NONE.
+    (fakes / "srun").write_text('#!/bin/bash\n[ $1 = --export=ALL ] && echo "$JAX_PLATFORMS"\n')
     text = slurm.script(["sweep"], tmp_path, 2, "1:00:00")
     environment = os.environ | {"SLURM_GPUS_ON_NODE": gpus, "JAX_PLATFORMS": given}
     done = subprocess.run(["bash"], input=text, text=True, env=environment, capture_output=True)
     assert done.stdout == f"{expected}\n"
+
+
+def test_tasks_keep_to_the_files_that_a_pattern_found(tmp_path, capsys):
+    """A file that is added while they wait is of another sweep."""
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.py"
+        path.write_text((options.CONFIGS / "row1.py").read_text())
+    arguments = [f"--configs={tmp_path}/*.py", f"--out={tmp_path}/out", *OPTIONS]
+    assert sweep_main([*arguments, "--slurm", "--time=1:00:00", "--print"]) == 0
+    assert f" --configs={tmp_path}/a.py,{tmp_path}/b.py " in capsys.readouterr().out
 
 
 def test_no_requeue_without_progress(tmp_path, monkeypatch, capsys):
@@ -254,14 +267,18 @@ def test_what_the_queue_says(fakes, tmp_path, capsys):
     (out / "sweep.json").write_text(json.dumps(plan))
     assert start_sweep(out, *array) == 2
     assert "already in the queue: 0, 1, 2, 3." in capsys.readouterr().err
-    assert (out / "slurm" / "jobs").read_text() == "77\n"
+    assert (out / "slurm" / "jobs").read_text() == "77;here\n"
     # One has ended by itself.
     (fakes / "queue").write_text("".join(f"77|{line}\n" for line in lines[:3]))
     assert start_sweep(out, *array) == 2
     again = capsys.readouterr().err.rstrip().partition("To start only what is not in it: ")[2]
     assert "--array=3 " in again
     subprocess.run(["bash", "-c", again], check=True)
-    assert (out / "slurm" / "jobs").read_text() == "77\n77\n"
+    assert (out / "slurm" / "jobs").read_text() == "77;here\n77;here\n"
+    script = out / "slurm" / "sweep.sh"
+    for option in ("--array=0-3%2", "-a 0-3%2"):
+        script.write_text(script.read_text() + f"#SBATCH --gpus-per-node=1 {option} --mem=0\n")
+        assert "--array=1,3%2 " in slurm.again([1, 3], script)
     (fakes / "queue").write_text("")
     (out / "vgg2" / "seed1").mkdir(parents=True)
     with signs.shown(out / "vgg2" / "seed1"):
@@ -273,7 +290,7 @@ def test_what_the_queue_says(fakes, tmp_path, capsys):
     # Without an answer a second array might train the same runs beside the first.
     assert start_sweep(out, *array) == 2
     assert "squeue does not answer (Unable to contact controller)" in capsys.readouterr().err
-    assert (out / "slurm" / "jobs").read_text() == "77\n77\n"
+    assert (out / "slurm" / "jobs").read_text() == "77;here\n77;here\n"
 
 
 def test_nothing_is_submitted_without_images(fakes, no_images, tmp_path, capsys):
@@ -316,7 +333,7 @@ def test_the_script_is_shown_and_nothing_submitted(tmp_path, monkeypatch, capsys
     (tmp_path / "sbatch").chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     subprocess.run(["bash", "-c", by_hand], env=environment, cwd=tmp_path, check=True)
-    assert (tmp_path / "out" / "slurm" / "jobs").read_text() == "78\n"
+    assert (tmp_path / "out" / "slurm" / "jobs").read_text() == "78;there\n"
 
 
 @pytest.mark.parametrize(
@@ -393,7 +410,7 @@ def test_a_script_of_another_plan_is_refused(fakes, tmp_path, monkeypatch, capsy
     assert start_sweep(out, "vgg2", "0-3", *array) == 0
     assert start_sweep(out, "vgg2", "0-3", "--shard=1/2") == 0
     assert len(trained) == 2
-    assert (out / "slurm" / "jobs").read_text() == "77\n77\n"
+    assert (out / "slurm" / "jobs").read_text() == "77;here\n77;here\n"
 
 
 def test_what_sbatch_says_is_passed_on(fakes, tmp_path, capsys):

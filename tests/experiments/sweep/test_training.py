@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import pathlib
 import shutil
 import sys
 import time
@@ -210,11 +211,12 @@ def test_those_that_always_break_keep_none_from_its_turn(tmp_path, monkeypatch):
     assert (out / "vgg6" / "seed0" / "result.json").exists()
 
 
-def test_a_container_in_place_of_a_dead_one_is_another_machine(tmp_path):
-    """On Kubernetes it has its name and its process number, perhaps on another node."""
+def test_a_machine_in_place_of_a_dead_one_is_another(tmp_path):
+    """A pod has its name and its process number, perhaps on another node; so may a node have."""
     signs.give(tmp_path)
     assert signs.running(tmp_path)[3:] == (True, True)
     sign = json.loads((tmp_path / ".running").read_text())
+    assert sign["machine"] or not pathlib.Path("/proc/sys/kernel/random/boot_id").exists()
     (tmp_path / ".running").write_text(json.dumps(sign | {"machine": "another"}))
     assert signs.running(tmp_path)[3:] == (True, False)
     os.utime(tmp_path / ".running", (time.time() - 7200,) * 2)
