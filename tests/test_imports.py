@@ -18,6 +18,7 @@ EXPERIMENTS = {
     "torture": {"runs"},
     "soak": {"runs", "torture"},
     "compare_images": {"runs"},
+    "compare_training": {"compare_images", "runs"},
     "scaling": {"cost", "runs"},
     "compile_for": {"runs", "scaling"},
     "plain_flax": {"compile_for", "runs"},

@@ -30,10 +30,10 @@ _SCRIPT = """\
 {options}
 # USR1 comes before the time limit: the task saves, exits with 75, and is requeued here, unless it
 # made no step (138). 70 may be the fault of this node, and so may the end by another signal, or by
-# want of memory (253): it is requeued, unless the task has been restarted three times, for whatever
-# reason. SIGTERM (143) means scancel, after which no one should requeue it, or preemption (which may
-# be told by USR1 as well). Slurm requeues preempted tasks itself, but not those that end within the
-# grace time of their partition.
+# want of memory (253): it is requeued, unless the task has been restarted three times, for
+# whatever reason. SIGTERM (143) means scancel, after which no one should requeue it, or preemption
+# (which USR1 may tell as well). Slurm requeues preempted tasks itself, but not those that end
+# within the grace time of their partition.
 cd {folder} || exit 2
 # Where a GPU is out of order, JAX would go on with the CPU. (/dev/kfd is AMD's driver.)
 if [ "${{SLURM_GPUS_ON_NODE:-0}}" != 0 ] && [ ! -e /dev/kfd ]; then

@@ -130,7 +130,6 @@ def test_a_task_is_requeued_before_its_time_limit_and_its_run_is_the_serial_one(
         (137, "CANCELLED", "None", False, ""),  # it took too long to save
         (143, "RUNNING", "2026-11-25T15:51:09", True, ""),  # it ended within its grace time
         (138, "RUNNING", "2026-11-25T15:51:09", True, ""),  # and had done no step before
-        (138, "RUNNING", "None", False, ""),
         (143, "RUNNING", "None", False, ""),
         (143, "CANCELLED", "2026-11-25T15:51:09", False, ""),
         (143, "PENDING", "2026-11-25T15:51:09", False, ""),  # Slurm has requeued it
