@@ -29,11 +29,13 @@ class InitialWeights(NamedTuple):
       weights: {"params", "batch_stats"}, or a part of them; None if all are random.
       facts: a record of their origin, for config.json.
       text: where they come from, for the user.
+      held_out: the SHA-256 of the images of the same set that the source held out; "" if none.
     """
 
     weights: dict[str, Any] | None = None
     facts: dict[str, Any] | None = None
     text: str = ""
+    held_out: str = ""
 
 
 def initial_weights(config: Config, mesh: Mesh) -> InitialWeights:
@@ -101,7 +103,10 @@ def initial_weights(config: Config, mesh: Mesh) -> InitialWeights:
     for field, (there, here) in changed_fields(source.to_dict(), config.to_dict()).items():
         if field.startswith("model.") or field in ("data.mean", "data.std"):
             lines.append(f"config.{field} is {here!r}; that run had {there!r}")
-    return InitialWeights(unflatten_dict(taken, sep="/"), facts, "\n".join(lines))
+    held_out = ""
+    if source.data.name == config.data.name and protocols == ("holdout", "holdout"):
+        held_out = about.of_run(path).data.get("validation", {}).get("sha256", "")
+    return InitialWeights(unflatten_dict(taken, sep="/"), facts, "\n".join(lines), held_out)
 
 
 def _classifier(model: models.Network) -> set[str]:

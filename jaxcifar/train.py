@@ -121,6 +121,11 @@ def train_and_evaluate(
         _announce(run, splits, progress)
         if initial.text:
             progress.say(initial.text)
+        if initial.held_out not in ("", checksums["validation"]):
+            progress.say(
+                "that run held out other images, since it had them in another order: it was "
+                "trained on some that this one holds out for validation"
+            )
         if position.epochs_done < epochs:
             began = time.monotonic()
             with progress:

@@ -185,6 +185,15 @@ def test_wrappers_and_prefixes(wrap):
     jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 
+def test_a_densenet_that_does_not_fit_is_not_said_to_be_wrapped():
+    """Under torchvision's names nearly all is in "features"; its width may be what is wrong."""
+    arrays = interop.to_torch("densenet121", shapes_only("densenet121", width=0.12))
+    with pytest.raises(UserError, match=r"(?s)of another shape.* give it: --width=…$") as error:
+        interop.from_torch("densenet121", arrays)
+    assert "--part" not in str(error.value)
+    interop.from_torch("densenet121", arrays, width=0.12)
+
+
 def test_of_two_networks_in_a_file_one_is_chosen():
     one, other = (random_variables("vgg_a", **NARROW), shapes_only("vgg_a", **NARROW))
     both = {"model": interop.to_torch("vgg_a", one), "ema": interop.to_torch("vgg_a", other)}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from jaxcifar import cli, programs, restore, start
+from jaxcifar import cli, data, programs, restore, start, train
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
@@ -50,6 +50,25 @@ def huge(variables):
 
 def equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reordered", [False, True])
+def test_what_another_run_held_out_may_be_others(tmp_path, monkeypatch, capsys, reordered):
+    """As the images' order depends on the files that they are read from."""
+    fields = {"data__protocol": "holdout", "train__limit_train_images": 0, "train__epochs": 1}
+    run(tiny(**fields), tmp_path / "first", SignalAt(40))
+    load = data.load
+
+    def other_order(name, split, **options):
+        return load(name, split, **options).take(slice(None, None, -1), "the other way round")
+
+    if reordered:
+        monkeypatch.setattr(data, "load", other_order)
+    config = tiny(**fields, init_from=str(tmp_path / "first"))
+    with pytest.raises(Interrupted):
+        train.train_and_evaluate(config, tmp_path / "next", hooks=[SignalAt(1)], mesh=ONE)
+    assert ("that run held out other images" in capsys.readouterr().out) == reordered
 
 
 @pytest.mark.slow

@@ -49,8 +49,9 @@ def load(spec: Spec, split: str, data_dir: str = "") -> Dataset:
       data_dir: the folder; "" is `default_dir()`.
 
     Returns:
-      A `Dataset`: images [N, 32, 32, 3] uint8, labels [N] int32. The order is the official one, or
-      that of Kaggle's numbers; from a folder for each class, the classes come in turn.
+      A `Dataset`: images [N, 32, 32, 3] uint8, labels [N] int32. The order is the official one,
+      that of Kaggle's numbers or of the rows of Parquet files; from a folder for each class, the
+      classes come in turn.
 
     Raises:
       Unlabelled: the test images that were found have no labels.

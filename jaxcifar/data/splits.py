@@ -77,8 +77,9 @@ def check_apart(train: Dataset, test: Dataset) -> None:
 def split_holdout(train: Dataset) -> tuple[Dataset, Dataset]:
     """Splits a training set into one part to train on and one to choose the best epoch on.
 
-    The held-out part is a tenth of each class, or one image of a class of few, drawn once for all
-    runs (it depends on no seed), so that every run of a protocol chooses on the same images.
+    The held-out part is a tenth of each class, or one image of a class of few. It depends on no
+    seed, so that all runs choose on the same images if they have them in the same order, which
+    depends on the files that they were read from.
 
     Returns:
       (the rest, the held-out part): 45,000 and 5,000 images of CIFAR-10.

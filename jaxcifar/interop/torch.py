@@ -141,6 +141,8 @@ def fit(
         for kind, names in problems.items():
             more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
             lines.append(f"{kind} ({len(names)}): {', '.join(names[:_SHOWN])}{more}")
+        if width is None and problems.keys() == {"of another shape"}:
+            lines.append("If its width is another than these shapes suggest, give it: --width=…")
         if any(re.search(r"conv\d*\.bias$", key) for key in problems.get("unknown", ())):
             lines.append(
                 "A convolution before BatchNorm has no bias here: subtract it from that "
@@ -328,6 +330,8 @@ def _parts(names: Iterable[str], expected: set[str]) -> list[str]:
     counts: Counter[str] = Counter()
     for name in names:
         pieces = name.split(".")
+        if _plain_name(name) in expected:  # as "features" of a DenseNet, which is no wrapper
+            continue
         for i in range(1, len(pieces) - 1):
             counts[".".join(pieces[:i])] += _plain_name(".".join(pieces[i:])) in expected
     return [part for part, count in counts.items() if count > 0.8 * len(expected)]
