@@ -7,6 +7,8 @@ import os
 import pathlib
 import time
 from collections.abc import Generator
+from typing import Any
+
 
 from jaxcifar import processes
 from jaxcifar.errors import Busy, UserError
@@ -58,14 +60,19 @@ def locked(workdir: pathlib.Path) -> Generator[None]:
                         "two runs could write there at once. Choose a --workdir elsewhere, or "
                         "have it mounted with locks (Lustre: -o flock)."
                     ) from error
-            # Closing alone leaves it locked while a process that was forked meanwhile lives.
-            stack.callback(fcntl.flock, held, fcntl.LOCK_UN)
+            stack.callback(_unlock, held)
         if not (_is_still(file.fileno(), workdir / ".lock") and _is_still(folder, workdir)):
             # The run that held the lock wrote nothing, and has deleted what was opened here.
             raise Busy(f"Another process has just deleted {workdir}. Start again.")
         stack.callback(_delete_if_empty, made)
         signs.clear(workdir)
         yield
+
+
+def _unlock(held: Any) -> None:
+    """Releases a lock, which closing leaves to a process that was forked meanwhile."""
+    with contextlib.suppress(OSError):  # the file server may be gone
+        fcntl.flock(held, fcntl.LOCK_UN)
 
 
 def _is_still(opened: int, path: pathlib.Path) -> bool:
