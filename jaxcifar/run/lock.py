@@ -9,7 +9,6 @@ import time
 from collections.abc import Generator
 from typing import Any
 
-
 from jaxcifar import processes
 from jaxcifar.errors import Busy, UserError
 from jaxcifar.run import signs
