@@ -1,18 +1,21 @@
 """Every source of images, and every way a source can be damaged."""
 
 import dataclasses
+import fcntl
 import functools
 import gzip
 import hashlib
 import http.server
 import io
 import json
+import os
 import pathlib
 import pickle
 import shutil
 import struct
 import tarfile
 import threading
+import time
 import tracemalloc
 
 import numpy as np
@@ -605,6 +608,40 @@ def test_tfds_prepared_by_another_process_meanwhile(few, few_downloaded, monkeyp
 
     monkeypatch.setattr(builder, "download_and_prepare", late)
     assert len(cifar.load(FEW, "test", str(few_downloaded))) == len(few["test_batch"][1])
+
+
+def test_one_process_prepares_while_the_others_wait(few, few_downloaded, tmp_path, capsys):
+    cifar.load(FEW, "test", str(few_downloaded))
+    folder, found = tmp_path / "shared", []
+    folder.mkdir()
+    with (folder / ".cifar10.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        load = lambda: found.append(cifar.load(FEW, "test", str(folder)))  # noqa: E731
+        thread = threading.Thread(target=load)
+        thread.start()
+        said = ""
+        while "waiting for it" not in said:
+            said += capsys.readouterr().err
+            time.sleep(0.05)
+        shutil.copytree(few_downloaded / "cifar10", folder / "cifar10")
+    thread.join()
+    assert len(found[0]) == len(few["test_batch"][1])
+    assert not (folder / "downloads").exists()
+
+
+def test_parts_of_old_downloads_are_deleted(few_downloaded):
+    made = [
+        few_downloaded / "downloads" / "cifar10" / "cifar-10-binary.tar.gz.tmp.0123",
+        few_downloaded / "cifar10" / "incomplete.0123",
+    ]
+    for folder in made:
+        folder.mkdir(parents=True)
+        (folder / "part").touch()
+        os.utime(folder, (time.time() - 7200,) * 2)
+    (young := made[0].with_name("cifar-10-binary.tar.gz.tmp.4567")).mkdir()
+    cifar.load(FEW, "test", str(few_downloaded))
+    assert [folder.exists() for folder in made] == [False, False]
+    assert young.exists()
 
 
 def test_a_part_that_tfds_prepared_is_not_the_official_set(few_downloaded):

@@ -1,12 +1,16 @@
 """CIFAR as tensorflow-datasets prepares it, without TensorFlow; it downloads what is missing."""
 
+import contextlib
+import fcntl
 import io
 import pathlib
+import shutil
 import socket
 import threading
+import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +19,9 @@ from jaxcifar.data import batches
 from jaxcifar.data.dataset import SPLITS
 from jaxcifar.data.source import Read, check_labels, require_count
 from jaxcifar.data.spec import File, Spec
-from jaxcifar.errors import UserError, in_short
+from jaxcifar.errors import UserError, in_short, note
+
+_STALE = 3600.0  # seconds after which a part of a download is nobody's
 
 
 def read(spec: Spec, folder: pathlib.Path, split: str) -> Read:
@@ -27,9 +33,6 @@ def read(spec: Spec, folder: pathlib.Path, split: str) -> Read:
       UserError: it is not prepared, and cannot be downloaded; it is prepared in another format; or
         it is damaged.
     """
-    # Here, not above: tfds takes seconds to import, and a local archive does not need it.
-    import tensorflow_datasets as tfds
-
     try:
         builder = make_builder(spec, folder)
     except ValueError as error:
@@ -41,17 +44,11 @@ def read(spec: Spec, folder: pathlib.Path, split: str) -> Read:
     except Exception as error:  # of damaged JSON
         raise _damaged(spec, folder, error) from error
     if not builder.is_prepared():
-        _require_network(spec, folder)
-        try:
-            # Without a checksum to compare, tfds would download anyway.
-            checked = tfds.download.DownloadConfig(force_checksums_validation=True)
-            builder.download_and_prepare(download_config=checked)
-        except Exception as error:  # tfds lets through what its HTTP client and disk raise
+        with _alone(spec, folder):
             builder = make_builder(spec, folder)
-            if not builder.is_prepared():  # nor by another process, which was first
-                raise UserError(
-                    f"tensorflow-datasets could not prepare {spec.title} in {folder}: {error}"
-                ) from error
+            if not builder.is_prepared():  # nor by another process meanwhile
+                _prepare(builder, spec, folder)
+                builder = make_builder(spec, folder)
     try:
         # tfds shuffles as it writes; the id ("train_00042") is the place in the official order.
         records = sorted(builder.as_data_source(split=split), key=lambda record: record["id"])
@@ -61,6 +58,42 @@ def read(spec: Spec, folder: pathlib.Path, split: str) -> Read:
     images = np.stack([record["image"] for record in records])
     labels = check_labels(spec, [record["label"] for record in records], folder)
     return Read(images, labels, official=True)
+
+
+@contextlib.contextmanager
+def _alone(spec: Spec, folder: pathlib.Path) -> Generator[None]:
+    """Lets one process at a time prepare a data set, while the others wait for it."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # where there are no locks, who is first wins
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((folder / f".{spec.name}.lock").open("a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                note(f"another process is preparing {spec.title} in {folder}: waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _prepare(builder: Any, spec: Spec, folder: pathlib.Path) -> None:
+    import tensorflow_datasets as tfds
+
+    _require_network(spec, folder)
+    # What earlier attempts have left, whose processes were killed or cut off.
+    for pattern in (f"downloads/{spec.name}/*.tmp.*", f"{spec.name}/incomplete.*"):
+        for path in folder.glob(pattern):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _STALE:
+                    shutil.rmtree(path)
+    try:
+        # Without a checksum to compare, tfds would download anyway.
+        checked = tfds.download.DownloadConfig(force_checksums_validation=True)
+        builder.download_and_prepare(download_config=checked)
+    except Exception as error:  # tfds lets through what its HTTP client and disk raise
+        if not make_builder(spec, folder).is_prepared():
+            raise UserError(
+                f"tensorflow-datasets could not prepare {spec.title} in {folder}: {error}"
+            ) from error
 
 
 def _damaged(spec: Spec, folder: pathlib.Path, error: Exception) -> UserError:
@@ -78,6 +111,7 @@ def make_builder(spec: Spec, folder: pathlib.Path) -> Any:
     which tfds encodes through TensorFlow. The replacements unpack in memory, and yield PNG files,
     which tfds takes as they are.
     """
+    # Here, not above: tfds takes seconds to import, and a local archive does not need it.
     from PIL import Image
     from tensorflow_datasets.image_classification import cifar
 

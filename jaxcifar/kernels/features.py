@@ -21,9 +21,9 @@ class Features(flax.struct.PyTreeNode):
     part_moments: tuple[Moments, ...]
     platform: str = flax.struct.field(pytree_node=False)
 
-    def append(self, x: jax.Array, *, train: bool) -> "Features":
-        """Returns these feature maps and one more."""
-        known = (*self.part_moments, moments(x, self.platform)) if train else ()
+    def append(self, x: jax.Array, *, train: bool, near: jax.Array | None = None) -> "Features":
+        """Returns these feature maps and one more; `near` estimates its mean, see `moments`."""
+        known = (*self.part_moments, moments(x, self.platform, near)) if train else ()
         return self.replace(parts=(*self.parts, x), part_moments=known)
 
     def for_a_layer(self) -> "Features":

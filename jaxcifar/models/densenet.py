@@ -72,11 +72,24 @@ class DenseNet(Network, kw_only=True):
             kept = jax.checkpoint_policies.save_only_these_names("conv1")
             dense_layer = nn.remat(DenseLayer, static_argnums=(2,), policy=kept)  # 2: train
 
+        def near(x: jax.Array, *name: str) -> jax.Array | None:
+            """The running mean of a map in the layer that sees it first, as its last channels.
+
+            All that see it have the same one, since they have averaged the same moments.
+            """
+            found: Any = self.variables.get("batch_stats", {})
+            for part in name:
+                found = found.get(part, {})
+            return found["mean"][-x.shape[-1] :] if found else None
+
         x = conv(int(64 * self.width), name="conv0")(x)
         x = act(norm(name="norm0")(x, train=train))
         none = features = Features((), (), self.platform)
         for block, size in enumerate(self.block_sizes, start=1):
-            features = none.append(x, train=train)
+            names = [(f"denseblock{block}_layer{layer}", "norm1") for layer in range(1, size + 1)]
+            last = block == len(self.block_sizes)
+            names.append(("norm5",) if last else (f"transition{block}", "norm"))
+            features = none.append(x, train=train, near=near(x, *names[0]))
             for layer in range(1, size + 1):
                 features = features.for_a_layer()
                 y = dense_layer(
@@ -87,8 +100,8 @@ class DenseNet(Network, kw_only=True):
                     norm=norm,
                     name=f"denseblock{block}_layer{layer}",
                 )(features, train)
-                features = features.append(y, train=train)
-            if block < len(self.block_sizes):
+                features = features.append(y, train=train, near=near(y, *names[layer]))
+            if not last:
                 transition = Transition(act, conv, norm, name=f"transition{block}")
                 x = transition(features, train=train)
         x = act(norm(name="norm5")(features, train=train))

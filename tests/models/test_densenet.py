@@ -6,10 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
+from jaxcifar import sharding
 from jaxcifar.kernels import compilation
 from jaxcifar.models.densenet import DenseNet
+from jaxcifar.state import abstract_variables
 from tests.models.shapes import shapes
+from tests.tiny import mesh
 
 
 def test_the_head_has_no_bias_at_first():
@@ -56,6 +60,19 @@ def gradients_of(remat, dtype=jnp.float32, **options):
 
 
 @pytest.mark.slow
+def test_each_batchnorm_needs_one_all_reduce_on_accelerators():
+    """Both moments of a map are about the running mean of the layer that sees it first."""
+    model, two = DenseNet(block_sizes=(2, 1, 1, 1), width=0.125, platform="gpu"), mesh(2)
+    variables = abstract_variables(model)
+    images = jax.ShapeDtypeStruct(
+        (8, 32, 32, 3), jnp.float32, sharding=sharding.batch_sharding(two)
+    )
+    forward = jax.jit(partial(model.apply, train=True, mutable="batch_stats"))
+    text = forward.lower(sharding.abstract(variables, two), images).compile().as_text()
+    layers = sum(path[-1] == "mean" for path in flatten_dict(variables["batch_stats"]))
+    assert text.count(" all-reduce(") == layers == 2 * 5 + 3 + 2
+
+
 def test_remat_changes_no_gradient():
     with jax.enable_x64(True):
         images = jax.random.normal(jax.random.key(0), (3, 8, 8, 3), jnp.float64)

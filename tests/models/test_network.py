@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from jaxcifar import augment, data
 from jaxcifar.errors import UserError
+from jaxcifar.kernels.features import Features
 from jaxcifar.kernels.norm import moments
 from jaxcifar.models import MODELS, Network, can_remat, create_model
 from jaxcifar.models.densenet import DenseNet
@@ -244,13 +245,19 @@ class Two(Network):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vgg_a_bn", "resnet18", "wideresnet28_10", "airbench94"])
+@pytest.mark.parametrize(
+    "name", ["vgg_a_bn", "resnet18", "wideresnet28_10", "airbench94", "densenet"]
+)
 def test_variances_of_the_first_step_are_exact_on_accelerators_too(name):
     """There they are computed about the running mean, which is still 0."""
     key = jax.random.key(0)
     train = data.load("synthetic", "train").images[:64]
     x = augment.normalize(train, train.mean((0, 1, 2)) / 255, train.std((0, 1, 2)) / 255)
-    model = create_model(name, width=0.25 if name != "wideresnet28_10" else 0.1, platform="cpu")
+    if name == "densenet":
+        model = DenseNet(block_sizes=(2, 2, 2, 2), width=0.25, platform="cpu")
+    else:
+        width = 0.25 if name != "wideresnet28_10" else 0.1
+        model = create_model(name, width=width, platform="cpu")
     variables = jax.jit(model.init, static_argnames="train")(key, x[:1], train=False)
 
     @jax.jit
@@ -259,8 +266,9 @@ def test_variances_of_the_first_step_are_exact_on_accelerators_too(name):
 
         def watch(function, args, kwargs, context):
             if isinstance(context.module, BatchNorm):
-                zero = jnp.zeros(args[0].shape[-1])
-                seen.append((args[0], moments(args[0], "gpu", near=zero)[1]))
+                inputs = args[0].concatenated if isinstance(args[0], Features) else args[0]
+                zero = jnp.zeros(inputs.shape[-1])
+                seen.append((inputs, moments(inputs, "gpu", near=zero)[1]))
             return function(*args, **kwargs)
 
         with nn.intercept_methods(watch):
