@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -62,6 +63,17 @@ def test_the_table_by_hand():
         *("75.00 ± 190.59", "15.00 ± 63.53"),
     ]
     assert len(found.lines) == 3
+
+
+def test_what_the_documents_say_is_what_was_kept():
+    root = pathlib.Path(__file__).parents[2]
+    kept = json.loads((root / "experiments/results/encoding/fast.json").read_text())
+    *of_versions, gain = compare_training.table(kept["results"]).lines[-1][1:]
+    recipe, results = ((root / "docs" / name).read_text() for name in ("recipe.md", "results.md"))
+    for shown in of_versions:
+        assert f" {shown.replace(' ±', '% ±')} |" in recipe
+    assert f"gives {gain} points more" in recipe
+    assert gain in results
 
 
 @pytest.mark.slow
