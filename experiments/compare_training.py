@@ -127,6 +127,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     (source, *others) = named(arguments.rows, arguments.configs)
     if others:
         raise UserError(f"Name one config; these are {1 + len(others)}.")
+    if not arguments.out.parent.is_dir():
+        raise UserError(f"There is no folder {arguments.out.parent} to write {arguments.out} in.")
     config = with_options(source.config, options)
     mesh = sharding.make_mesh()
     checks.check_config(config, mesh)
@@ -145,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     content: dict[str, Any] = {"settings": settings, "environment": [], "results": []}
     if arguments.out.exists():
         content = read_json(arguments.out)
-        if changed := differences(content["settings"], settings):
+        if changed := differences(content.get("settings", {}), settings):
             listed = "\n  ".join(changed)
             raise UserError(
                 f"{arguments.out} is of other settings (there -> here):\n  {listed}\nGive the same "

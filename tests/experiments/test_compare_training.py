@@ -126,6 +126,7 @@ def test_each_version_is_trained_on_and_tested_and_a_stop_loses_nothing(file, mo
         (("--folds=1",), "--folds is 1; give 2 to 64"),
         (("--rows=vgg2,vgg6",), "Name one config; these are 2"),
         (("--config.train.batch_size=0",), "batch_size"),
+        (("--out=no/such/folder/out.json",), "There is no folder no/such/folder to write"),
     ],
 )
 def test_wrong_options(file, more, message):
@@ -134,10 +135,11 @@ def test_wrong_options(file, more, message):
     assert not file.with_name("out.json").exists()
 
 
-def test_results_of_other_settings_are_kept(file, capsys):
+@pytest.mark.parametrize("content", [{"settings": {"train.epochs": 3}}, {"another": "file"}])
+def test_results_of_other_settings_are_kept(file, content, capsys):
     out = file.with_name("out.json")
-    settings = {"train.epochs": 3}
-    out.write_text(json.dumps({"settings": settings, "environment": [], "results": []}))
+    out.write_text(json.dumps(content))
     assert exit_code(lambda: compare_training.main(command(file))) == 2
-    assert "train.epochs: 3 -> 2" in capsys.readouterr().err
-    assert json.loads(out.read_text())["settings"] == settings
+    before = content.get("settings", {}).get("train.epochs")
+    assert f"train.epochs: {before} -> 2" in capsys.readouterr().err
+    assert json.loads(out.read_text()) == content
