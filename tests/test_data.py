@@ -621,6 +621,7 @@ def test_one_process_prepares_while_the_others_wait(few, few_downloaded, tmp_pat
         thread.start()
         said = ""
         while "waiting for it" not in said:
+            assert thread.is_alive(), said
             said += capsys.readouterr().err
             time.sleep(0.05)
         shutil.copytree(few_downloaded / "cifar10", folder / "cifar10")
