@@ -10,11 +10,13 @@ and with the same draws. Both are tested on the fold, in both versions. So each 
 nothing but the pixels differs.
 
 The same command resumes it after the last network that was trained. Options such as
---config.train.epochs=40 change the config; few images need many epochs, and a small batch.
+--config.train.epochs=40 change the config; few images need many epochs, and a small batch. All
+images of the file are used: data.protocol and train.limit_train_images have no effect.
 """
 
 import dataclasses
 import itertools
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -43,6 +45,9 @@ def fit(config: Config, images: data.Dataset) -> tuple[task.Inference, dict[str,
     """Trains a network; returns what evaluates it, its variables, and the last step's loss.
 
     They are the weights after the last step, or their average if the config keeps one.
+
+    Raises:
+      UserError: the loss is not finite.
     """
     mesh = sharding.make_mesh()
     built = task.build(config, images, mesh)
@@ -56,8 +61,12 @@ def fit(config: Config, images: data.Dataset) -> tuple[task.Inference, dict[str,
             steps = built.steps_from(step)
             state, metrics = programs.train(built, steps)(state, numbers, rows, labels, order)
             step += steps
-    variables = state.variables if state.ema is None else state.ema
-    return built.inference, variables, float(metrics["loss"][-1])
+    if not math.isfinite(loss := float(metrics["loss"][-1])):
+        raise UserError(
+            f"The loss is {loss} after the last step. Lower --config.optim.learning_rate, which is "
+            f"{config.optim.learning_rate}."
+        )
+    return built.inference, state.variables if state.ema is None else state.ema, loss
 
 
 def folds(n: int, count: int) -> list[np.ndarray]:

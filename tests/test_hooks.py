@@ -129,7 +129,7 @@ class Slow(Hook):
 
 def test_the_time_of_a_hook_beside_which_the_device_works_is_counted(tmp_path):
     """Without it, what the device did meanwhile would seem to have taken no time."""
-    (record,) = [run(tiny(train__epochs=1), tmp_path, Slow())["last"]]
+    record = run(tiny(train__epochs=1), tmp_path, Slow())["last"]
     assert record["seconds"] > 3 * 0.3  # of three steps
 
 

@@ -66,7 +66,7 @@ SETTINGS = (
 
 def settings(run: Run) -> list[str]:
     """Returns the cells of `SETTINGS` of a finished run."""
-    config, name = run.config, run.config["model.name"]
+    config, model = run.config, run.config["model.name"]
     strengths = {"L1": "optim.l1", "L2": "optim.l2", "decay": "optim.weight_decay"}
     parts = [
         f"{name}, {names.power_of_ten(config[field])}"
@@ -74,10 +74,10 @@ def settings(run: Run) -> list[str]:
         if config[field]
     ]
     # Of a network that this version does not know, the rate is all there is.
-    has_dropout = name not in MODELS or create_model(name).has_dropout
+    has_dropout = model not in MODELS or create_model(model).has_dropout
     return [
         run.data_set,
-        names.shown(name),
+        names.shown(model),
         f"{run.result['parameters'] / 1e6:.2f}M",  # type: ignore[index]
         names.shown(config["model.activation"]),
         f"{config['model.dropout_rate']:g}" if has_dropout else NONE,

@@ -240,10 +240,12 @@ def _of_whole_sweeps(top: pathlib.Path) -> list[pathlib.Path]:
 
     A run to which a sweep has a link may be in another sweep, as which alone it would be found.
     """
-    found = []
-    for place in dict.fromkeys(_places(path)[1] for path in _trained(top)):
-        below = place if place.is_relative_to(top) else top
-        found += [path for path in _trained(below) if _places(path)[1] == place]
+    found, below = [], {top: _trained(top)}
+    for place in dict.fromkeys(_places(path)[1] for path in below[top]):
+        start = place if place.is_relative_to(top) else top
+        if start not in below:
+            below[start] = _trained(start)
+        found += [path for path in below[start] if _places(path)[1] == place]
     return found
 
 

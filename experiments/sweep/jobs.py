@@ -161,6 +161,7 @@ def checked(
     for source in sources:
         # A copy, in which fields that refer to others still do.
         config = with_options(copy.deepcopy(source.config), options)
+        of_source: list[Job] = []
         for seed in seeds:
             config = config.copy_and_resolve_references()
             job = Job(source, seed, config, out / source.name / f"seed{seed}")
@@ -169,8 +170,9 @@ def checked(
                 checks.check_config(config, mesh)
             except (UserError, KeyError, TypeError) as error:
                 raise UserError(f"{source.file or source.name}: {error}") from error
-            jobs.append(job)
-        _check_there(out / source.name, jobs[-len(seeds) :])
+            of_source.append(job)
+        _check_there(out / source.name, of_source)
+        jobs += of_source
     return jobs
 
 

@@ -90,6 +90,14 @@ def test_a_network_is_trained_as_a_run_trains_it(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_network_that_diverged_is_not_tested(file):
+    unstable = ("--rows=vgg2", "--config.optim.name=sgd", "--config.optim.learning_rate=100")
+    with pytest.raises(UserError, match=r"The loss is (nan|inf) .*learning_rate, which is 100"):
+        compare_training.main(command(file, *unstable))
+    assert not file.with_name("out.json").exists()
+
+
+@pytest.mark.slow
 def test_each_version_is_trained_on_and_tested_and_a_stop_loses_nothing(file, monkeypatch, capsys):
     fit, seen = compare_training.fit, []
 
