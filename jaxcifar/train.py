@@ -140,6 +140,7 @@ def train_and_evaluate(
             for epoch in range(position.epochs_done + 1, epochs + 1):
                 run.order = programs.order(task)(run.state.key, epoch)
                 _train_epoch(run, all_hooks, folder, progress)
+                progress.evaluating()
                 all_hooks.call("before_evaluation", run)
                 scores = _evaluate(run, validation)
                 if scores is None:  # the resumed run evaluates

@@ -88,6 +88,8 @@ class Progress:
         self._every = self._EVERY_TERMINAL if self._live else self._EVERY_PLAIN
         self._shown = self._started = time.monotonic()
         self._first_step: int | None = None
+        self._epochs_left = epochs - epochs_done
+        self._evaluations, self._evaluation_began, self._evaluation_seconds = 0, 0.0, 0.0
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(bar_width=24),
@@ -148,9 +150,17 @@ class Progress:
         if not self._live:
             self.say(f"{name}  {text}")
 
+    def evaluating(self) -> None:
+        """Notes that an epoch's steps are done, and its evaluation begins."""
+        self._evaluation_began = time.monotonic()
+        self._bar.update(self._task, status="evaluating", refresh=True)
+
     def epoch(self, record: Record) -> None:
         """Prints the line of a finished epoch."""
         self._shown, record = time.monotonic(), averaged(record)
+        self._evaluation_seconds += self._shown - self._evaluation_began
+        self._evaluations += 1
+        self._epochs_left -= 1
         penalty = record["train_loss"] - record["train_ce"]
         self.say(
             f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}  "
@@ -164,9 +174,12 @@ class Progress:
     def _left(self, step: int) -> str:
         if self._first_step is None or step <= self._first_step:
             return ""
-        each = (time.monotonic() - self._started) / (step - self._first_step)
-        seconds = each * (self._epochs * self._steps_per_epoch - step)
-        return f"{duration(seconds)} left"
+        # Timed apart, since a run may resume a few steps before an evaluation.
+        training = time.monotonic() - self._started - self._evaluation_seconds
+        each = training / (step - self._first_step)
+        evaluation = self._evaluation_seconds / max(self._evaluations, 1)
+        steps_left = self._epochs * self._steps_per_epoch - step
+        return f"{duration(each * steps_left + evaluation * self._epochs_left)} left"
 
 
 def duration(seconds: float) -> str:

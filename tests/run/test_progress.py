@@ -49,6 +49,7 @@ def shown(monkeypatch, capsys, quiet=False):
         assert shows.due()
         shows.step(7, {"loss": [3.0, 2.0], "accuracy": [0.1, 0.2]}, 2.0, 32)
         assert not shows.due()
+        shows.evaluating()
         now[0] = 25.0
         shows.epoch(RECORD)
         shows.epoch(RECORD | {"train_ce": 2.5})
@@ -60,9 +61,10 @@ def test_lines_where_there_is_no_terminal(monkeypatch, capsys):
     assert hello == "hello [not markup]"
     # 2 steps in 20 s, 33 to go.
     assert step == ("epoch 1/4  step 7/10  loss 2.0000  accuracy 15.00%  32 images/s  5m30s left")
+    # 5 steps in 20 s and an evaluation in 5 s; 30 and 3 to go.
     assert epoch == (
         "epoch 1/4  train loss 2.5000 (cross-entropy 2.2500)  accuracy 25.00%  "
-        "val loss 2.1250  accuracy 30.00%  1,234 images/s  2m30s left"
+        "val loss 2.1250  accuracy 30.00%  1,234 images/s  2m15s left"
     )
     assert "cross-entropy" not in plain  # without a penalty it is the loss
 
