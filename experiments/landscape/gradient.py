@@ -306,6 +306,8 @@ class Measured(NamedTuple):
         whole = config["train.epochs"] * (self.provenance["images"] // config["train.batch_size"])
         if self.settings["steps"] < whole:
             parts.append(f"SHORTENED: {self.settings['steps']:,} of {whole:,} steps")
+        if self.provenance["official"] is False:
+            parts.append(marks.UNOFFICIAL)
         if not self.complete:
             parts.append(f"UNFINISHED: {len(self.records)} measurements")
         return "; ".join(filter(None, parts))

@@ -316,8 +316,9 @@ def title_of(found: dict[str, Any], workdir: pathlib.Path) -> str:
         f"{found['loss'][center]:.3f}\non {settings['images']:,} training images"
         f"{_statistics_note(settings)}"
     )
-    mark = read_run(workdir).mark
-    return f"{title}\n{mark}" if mark else title
+    of = read_run(workdir)
+    parts = [of.mark, "" if of.result or of.imported else f"UNFINISHED: {of.progress}"]
+    return "\n".join([title, *filter(None, parts)])
 
 
 def draw(found: dict[str, Any], path: pathlib.Path, title: str) -> list[pathlib.Path]:

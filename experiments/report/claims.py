@@ -7,8 +7,10 @@ Each conclusion is restated as comparisons of runs, and each of these is called
 - undecided: neither, or there is no interval, as with one seed, or the rows differ in length,
   options, images or dtype. That there is an influence ("not 0") cannot be contradicted.
 
-Runs that were shortened, or changed by options, are compared among themselves. What they show is
-marked † and counted apart, because it does not test what the original concluded from full runs.
+Runs that were shortened, changed by options, or trained on other images than the official ones are
+compared among themselves. What they show is marked † and counted apart, because it does not test
+what the original concluded. Unfinished runs do not count; they are named, because leaving out seeds
+that diverged may decide a comparison.
 
 The same comparison of the original's own table stands beside it, and for what is undecided the
 number of seeds that would probably decide it (see `experiments.report.power`). (Of width, one of
@@ -404,6 +406,7 @@ def describe(record: dict[str, Any]) -> dict[str, str]:
         "Expected": f"{record['expected']} {bound}",
         "Ours": ours,
         "95% interval": interval,
+        "Seeds": str(record.get("n", "–")),
         "Original": _show(record["original"], unit),
         "Verdict": word,
         "Seeds needed": _seeds(record),
@@ -442,10 +445,13 @@ def write(sweep: Sweep) -> list[pathlib.Path]:
 def markdown(records: list[dict[str, Any]], sweep: Sweep) -> str:
     """Returns the page of a sweep's verdicts."""
     parts = ["# The original report's conclusions, tested\n"]
-    parts += [f"**† {note}**\n" for note in sweep.rows.notes]
+    rows = sweep.rows
+    parts += [f"**† {note}**\n" for note in rows.finished.notes]
     parts += [f"{line}\n" for line in (*summary(records), *seeds_explained(records))]
+    if unfinished := rows.unfinished:
+        parts += ["## Not finished, and left out\n", *(f"- {run}" for run in unfinished), ""]
     parts += [f"## {table.title}\n\n{table.markdown()}\n" for table in tables(records)]
-    facts = [f"- {line}" for line in provenance(sweep.rows.runs)]
+    facts = [f"- {line}" for line in provenance(rows.finished.runs)]
     return "\n".join([*parts, "## Where the numbers come from\n", *facts, ""])
 
 

@@ -22,7 +22,9 @@ NONE = "–"  # in a cell that does not apply
 
 CAVEATS = (
     "The training loss is what was minimised: it includes label smoothing and the L1 and L2 "
-    "penalties, which the validation loss does not. The original has one number for each row, "
+    "penalties, which the validation loss does not. The training accuracy is on augmented images; "
+    "on mixed ones (mixup, CutMix) it is by a label that is often that of the smaller part. The "
+    "original has one number for each row, "
     "apparently of one run. A single run varies by more than a mean: compare it with an interval "
     "√(n + 1) times as wide, for n seeds."
 )
@@ -73,6 +75,15 @@ def settings(run: Run) -> list[str]:
         for name, field in strengths.items()
         if config[field]
     ]
+    if smoothing := config["train.label_smoothing"]:
+        parts.append(f"label smoothing, {smoothing:g}")
+    mixing = {"cutout": "cutout", "mixup": "mixup", "cutmix": "CutMix"}
+    augment = [config["data.augment"]]
+    augment += [
+        f"{name} {config[f'augment.{field}']:g}"
+        for field, name in mixing.items()
+        if config[f"augment.{field}"]
+    ]
     # Of a network that this version does not know, the rate is all there is.
     has_dropout = model not in MODELS or create_model(model).has_dropout
     return [
@@ -86,12 +97,17 @@ def settings(run: Run) -> list[str]:
         names.power_of_ten(config["optim.learning_rate"]),
         str(config["train.batch_size"]),
         str(config["train.epochs"]),
-        config["data.augment"],
+        ", ".join(augment),
     ]
 
 
 def _number(run: Run) -> str:
     return run.label + ("†" if run.mark else "")  # † leads to the note
+
+
+def _name(run: Run) -> str:
+    """As `_number`, where the number would not do: Tables 3 and 4 have the same ones."""
+    return run.name + ("†" if run.mark else "")
 
 
 def _model(run: Run) -> str:
@@ -170,7 +186,9 @@ def cost_table(sweep: Sweep) -> Table:
         runs = sweep.of(name)
         run, results = runs[0], [run.result for run in runs if run.result]
         train_seconds = estimate([run.train_seconds for run in runs]).mean
-        rate = estimate([r["images_per_second"] for run in runs for r in run.records]).mean
+        epochs = [record for run in runs for record in run.records]
+        images = sum(record["images_per_second"] * record["seconds"] for record in epochs)
+        rate = images / sum(record["seconds"] for record in epochs)
         # None is unknown.
         memory = max(result["peak_memory_bytes"] or 0 for result in results)
         compiling = max(result["compile_seconds"] or 0 for result in results)
@@ -194,6 +212,7 @@ def against_table(sweep: Sweep, base: str) -> Table:
     """Each metric at the best epoch beside that of the runs of `base`: a line for each."""
     lines = []
     others = sweep.of(base)
+    marked = _name(others[0])
     for name in sweep.names:
         runs = sweep.of(name)
         if name == base:
@@ -206,16 +225,15 @@ def against_table(sweep: Sweep, base: str) -> Table:
             found = difference(*both)
             lines.append(
                 [
-                    # Not the number, which Tables 3 and 4 have in common.
-                    runs[0].name + ("†" if runs[0].mark else ""),
+                    _name(runs[0]),
                     *(what or NONE, f"{len(runs)}, {len(others)}", metric.title),
                     *(_show(estimate(of_each), metric) for of_each in both),
                     metric.text(found.mean, "+"),
                     _show_interval(found, metric),
                 ]
             )
-    header = ["#", "What differs", "Seeds", "Metric", "Here", base, "Difference", "95% interval"]
-    return Table(f"Beside {base}", header, lines)
+    header = ["#", "What differs", "Seeds", "Metric", "Here", marked, "Difference", "95% interval"]
+    return Table(f"Beside {marked}", header, lines)
 
 
 def tables(sweep: Sweep, against: str = "") -> list[Table]:
@@ -226,16 +244,24 @@ def tables(sweep: Sweep, against: str = "") -> list[Table]:
       against: a name whose runs all others are compared with; "" for none.
     """
     done = sweep.finished
-    found = [against_table(done, against)] if against in done.names and len(done.names) > 1 else []
+    found = []
+    if against in done.names and len(done.names) > 1:
+        found.append(against_table(done, against)._replace(notes=_notes(sweep)))
     for title, part in (
-        ("Table 3", done.only([row.name for row in TABLE_3])),
-        ("Table 4", done.only([row.name for row in TABLE_4])),
-        ("Other configs", done.others),
+        ("Table 3", sweep.only([row.name for row in TABLE_3])),
+        ("Table 4", sweep.only([row.name for row in TABLE_4])),
+        ("Other configs", sweep.others),
     ):
-        if part.runs:
-            for grid in (results_table(part), comparison_table(part), cost_table(part)):
-                found.append(grid._replace(title=f"{title}: {grid.title.lower()}"))
+        if (done := part.finished).runs:
+            for grid in (results_table(done), comparison_table(done), cost_table(done)):
+                full = f"{title}: {grid.title.lower()}"
+                found.append(grid._replace(title=full, notes=_notes(part)))
     return found
+
+
+def _notes(sweep: Sweep) -> tuple[str, ...]:
+    marked = (f"† {note}" for note in sweep.finished.notes)
+    return (*marked, *(f"Not finished, and left out: {run}" for run in sweep.unfinished))
 
 
 # --- formats ----------------------------------------------------------------------------------
@@ -243,8 +269,8 @@ def tables(sweep: Sweep, against: str = "") -> list[Table]:
 
 def markdown(sweep: Sweep, against: str = "") -> str:
     """Returns the whole page of a sweep: tables (see `tables`), commands, provenance."""
-    parts = ["# Results beside the original report's\n"]
-    if any(run.shortened for run in sweep.runs):
+    parts, done = ["# Results beside the original report's\n"], sweep.finished
+    if any(run.shortened for run in done.runs):
         parts.append(
             "**Runs marked SHORTENED are not full runs, and cannot be compared with them.**\n"
         )
@@ -253,12 +279,10 @@ def markdown(sweep: Sweep, against: str = "") -> str:
         "Mean ± standard deviation over seeds where there are several; the 95% interval is of the "
         f"mean, by Student's t. Differences of accuracies are in percentage points. {CAVEATS}\n"
     )
-    parts += [f"† {note}\n" for note in sweep.notes]
-    if unfinished := [run for run in sweep.runs if run.result is None]:
-        parts.append("## Not finished\n")
-        parts += [f"- {run.name}, seed {run.seed}: {run.progress}" for run in unfinished]
-        parts.append("")
-    facts = [f"- {line}" for line in provenance(sweep.runs)]
+    parts += [f"† {note}\n" for note in done.notes]
+    if unfinished := sweep.unfinished:
+        parts += ["## Not finished, and left out\n", *(f"- {run}" for run in unfinished), ""]
+    facts = [f"- {line}" for line in provenance(done.runs)]
     parts += ["## Where the numbers come from\n", *facts]
     parts += ["", "```", *commands(sweep), "```", ""]
     return "\n".join(parts)
@@ -274,7 +298,7 @@ def comma_separated(sweep: Sweep, against: str = "") -> str:
         columns += [f"{metric.name}_{what}" for what in ("best", "std", "interval_half", "last")]
         columns += [f"{metric.name}_original", f"{metric.name}_difference"]
     columns += ["test_loss", "test_accuracy"]  # of the holdout protocol, at the best epoch
-    columns += ["train_seconds", "data_official", "shortened", "note"]
+    columns += ["train_seconds", "data_official", "shortened", "note", "unfinished"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -297,13 +321,14 @@ def comma_separated(sweep: Sweep, against: str = "") -> str:
         known = {data["official"] for run in runs for data in run.data.values()} - {None}
         official = all(known) if known else ""
         cells += [f"{estimate(seconds).mean:.1f}", official, "; ".join(run.shortened), run.mark]
+        cells.append("; ".join(sweep.only([name]).unfinished))
         writer.writerow(cells)
     return text.getvalue()
 
 
 def latex(sweep: Sweep, against: str = "") -> str:
     """Returns a `table` environment for each table (needs the packages booktabs and graphicx)."""
-    parts = [f"% {line}" for line in provenance(sweep.runs)]
+    parts = [f"% {line}" for line in provenance(sweep.finished.runs)]
     for table in tables(sweep, against):
         lines = [" & ".join(map(_escape, line)) + r" \\" for line in table.lines]
         parts += [
@@ -318,7 +343,7 @@ def latex(sweep: Sweep, against: str = "") -> str:
             *(f"    {line}" for line in lines),
             r"    \bottomrule",
             r"  \end{tabular}}",
-            *(rf"  \par\footnotesize $^\dagger$ {_escape(note)}" for note in sweep.notes),
+            *(rf"  \par\footnotesize {_escape(note)}" for note in table.notes),
             r"\end{table}",
             "",
         ]
@@ -326,8 +351,8 @@ def latex(sweep: Sweep, against: str = "") -> str:
 
 
 def _escape(text: str) -> str:
-    for character in "&%#_":
-        text = text.replace(character, "\\" + character)
+    commands = {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\textasciitilde{}"}
+    text = re.sub(r"[\\^~&%#_{}$]", lambda found: commands.get(found[0], f"\\{found[0]}"), text)
     text = re.sub(r"(?<![\w.])-(?=\d)", r"$-$", text)  # a minus sign, but in 1e-3
     replacements = {"±": r"$\pm$", "…": r"\dots{}", "†": r"$^\dagger$", "–": "--", "->": r"$\to$"}
     for character, command in replacements.items():

@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxcifar.config import changed_fields
 
+UNOFFICIAL = "images NOT verified as the official files"
 _LIMIT = "train.limit_train_images"
 _TRAIN_IMAGES = {  # (data.name, data.protocol): all that a run can train on
     ("cifar10", "test"): 50_000,

@@ -24,7 +24,7 @@ from jaxcifar import options
 from jaxcifar.config import complete, flatten
 from jaxcifar.errors import UserError, in_short, of_file
 from jaxcifar.files import read_lines
-from jaxcifar.run import log
+from jaxcifar.run import log, signs
 from jaxcifar.run.about import writer_of
 from jaxcifar.run.folder import run_folders
 
@@ -87,10 +87,12 @@ class Run(NamedTuple):
 
     @property
     def progress(self) -> str:
-        """How far it is: "epoch 3 of 50"."""
+        """How far it is: "epoch 3 of 50", and why its last attempt failed, if it did."""
         if self.imported:
             return "imported weights, not trained"
-        return f"epoch {len(self.records)} of {self.config['train.epochs']}"
+        done = f"epoch {len(self.records)} of {self.config['train.epochs']}"
+        why = signs.failure(self.folder).partition("\n")[0].rstrip(".")
+        return f"{done}, failed: {why}" if why else done
 
     @property
     def train_seconds(self) -> float:
@@ -105,8 +107,13 @@ class Run(NamedTuple):
 
     @property
     def mark(self) -> str:
-        """How the run differs from its original; "" for a full run of it."""
-        return "" if self.imported else marks.mark(self.original, self.config)
+        """How the run differs from its original; "" for a full run of it on the official images."""
+        if self.imported:
+            return ""
+        parts = [marks.mark(self.original, self.config)]
+        if any(facts["official"] is False for facts in self.data.values()):
+            parts.append(marks.UNOFFICIAL)
+        return "; ".join(filter(None, parts))
 
     @property
     def options(self) -> list[str]:
@@ -155,6 +162,15 @@ class Sweep:
     def finished(self) -> "Sweep":
         """The sweep without its unfinished runs."""
         return Sweep(self.folder, tuple(run for run in self.runs if run.result is not None))
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Which runs are not finished: ["vgg1, seed 2: epoch 7 of 50", …]."""
+        return [
+            f"{run.name}, seed {run.seed}: {run.progress}"
+            for run in self.runs
+            if run.result is None
+        ]
 
     @property
     def rows(self) -> "Sweep":

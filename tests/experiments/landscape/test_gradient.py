@@ -166,17 +166,18 @@ def test_a_picture_says_which_of_its_measurements_are_fewer(tmp_path, monkeypatc
         folder.mkdir()
         config = load(row)  # at batch 256, 2 and 4 steps for each of 50 epochs
         settings = {"steps": 100, "every": 100, "step_sizes": [0.1, 0.2]}
-        facts = {"sha256": "0123", "images": images}
+        facts = {"sha256": "0123", "images": images, "official": row != "vgg5"}
         gradient.write_settings(folder / "settings.json", config, settings, facts)
         line = json.dumps(record | {"gradient_changes": [1.0, 2.0]})
         (folder / "measurements.jsonl").write_text(line + "\n")
     gradient.draw(tmp_path)
     short = "SHORTENED: 100 of 200 steps"
-    assert titles[0].splitlines()[1:] == [f"VGG-A(BN), vgg5, seed0: {short}"]
+    of_others = f"{short}; images NOT verified as the official files"
+    assert titles[0].splitlines()[1:] == [f"VGG-A(BN), vgg5, seed0: {of_others}"]
     (tmp_path / "vgg2_seed0" / "measurements.jsonl").unlink()
     (tmp_path / "vgg6_seed0" / "measurements.jsonl").unlink()
     gradient.draw(tmp_path)
-    assert titles[1].splitlines()[1:] == [short]
+    assert titles[1].splitlines()[1:] == [of_others]
 
 
 def write_measurements(folder, name, steps=(0, 8)):

@@ -17,6 +17,7 @@ from jaxcifar.models import create_model
 from jaxcifar.models.network import Network
 from jaxcifar.signals import exit_code
 from tests import tiny
+from tests.sweeps import write_fake_runs
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -151,6 +152,17 @@ def test_stopped_slice_goes_on(swept, tmp_path, monkeypatch, capsys):
     whole, stopped = load(tmp_path / "whole" / name), load(tmp_path / "stopped" / name)
     np.testing.assert_array_equal(whole["loss"], stopped["loss"])
     assert json.loads(str(whole["settings"]))["step"] in (3, 6)
+
+
+def test_the_title_says_what_the_run_is(tmp_path):
+    (folder,) = write_fake_runs(tmp_path, rows=["vgg6"], seeds=1, epochs=50).glob("vgg6/*")
+    found = {"settings": {"model": "vgg_a_bn", "step": 390, "images": 512, "batch_norm": "kept"}}
+    found["loss"] = np.ones((3, 3))
+    assert len(slices.title_of(found, folder).splitlines()) == 2
+    (folder / "result.json").unlink()
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:10]))
+    assert slices.title_of(found, folder).splitlines()[2] == "UNFINISHED: epoch 10 of 50"
 
 
 def test_images_that_have_moved(swept, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from experiments.runs import names, read
 from experiments.runs.rows import ROWS
 from jaxcifar.errors import UserError
 from jaxcifar.files import write_json
+from jaxcifar.run import signs
 from jaxcifar.signals import exit_code
 from tests.sweeps import write_fake_runs
 
@@ -212,6 +213,111 @@ def test_the_csv_says_whether_the_images_are_official_where_there_are_such(
     main(["tables", str(tmp_path)])
     (line,) = csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text()))
     assert line["data_official"] == cell
+
+
+def rewrite(path, change):
+    """Changes what a JSON file holds."""
+    content = json.loads(path.read_text())
+    change(content)
+    write_json(path, content)
+
+
+def test_other_images_than_the_official_ones_are_marked_in_every_format(tmp_path):
+    """Their accuracies are not comparable with the original's, and do not test what it says."""
+    lower = {"row1": {"val_accuracy": -0.035}}
+    write_fake_runs(tmp_path, lower, rows=["row1"], epochs=50)
+    for path in tmp_path.glob("row1/*/config.json"):
+        rewrite(path, lambda content: content["data"]["train"].update(official=False))
+    main(["tables", str(tmp_path)])
+    main(["claims", str(tmp_path)])
+    note = "images NOT verified as the official files"
+    page = (tmp_path / "table.md").read_text()
+    assert "| 1† | ResNet-18 | 3 | Val. acc. | 89.14% ± 0.10 |" in page
+    assert f"† row1: {note}\n" in page
+    assert rf"  \par\footnotesize $^\dagger$ row1: {note}" in (tmp_path / "table.tex").read_text()
+    assert next(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))["note"] == note
+    page = (tmp_path / "claims.md").read_text()
+    assert "0 supported, 0 contradicted, 0 undecided, 25 no runs." in page
+    assert "do not test the conclusions: 0 supported, 1 contradicted, 0 undecided." in page
+
+
+def test_a_seed_that_diverged_is_named_wherever_the_others_are_counted(tmp_path):
+    """Else the mean would silently be that of the survivors."""
+    write_fake_runs(tmp_path, rows=["row1", "row5"], epochs=50)
+    folder = tmp_path / "row1" / "seed2"
+    (folder / "result.json").unlink()
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:7]))
+    signs.fail(folder, "The training loss of step 1400 is not finite.\nA second line.")
+    left_out = "row1, seed 2: epoch 7 of 50, failed: The training loss of step 1400 is not finite"
+    main(["tables", str(tmp_path)])
+    main(["claims", str(tmp_path)])
+    for name in ("table.md", "claims.md"):
+        page = (tmp_path / name).read_text()
+        assert f"## Not finished, and left out\n\n- {left_out}\n" in page
+    assert f"footnotesize Not finished, and left out: {left_out}" in (
+        (tmp_path / "table.tex").read_text()
+    )
+    one, other = csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text()))
+    assert (one["unfinished"], other["unfinished"]) == (left_out, "")
+    level = "| validation accuracy of row 1 (read as: above 92%) | above 92.00% | 92.59% | "
+    assert (
+        f"{level}91.95% … 93.23% | 2 | 92.64% | undecided" in (tmp_path / "claims.md").read_text()
+    )
+
+
+def test_what_is_not_in_the_tables_is_not_in_their_notes_and_origin(tmp_path):
+    write_fake_runs(tmp_path, rows=["row1"], epochs=50)
+    write_fake_runs(tmp_path, rows=["vgg1"], epochs=3, seeds=1)
+    (tmp_path / "vgg1" / "seed0" / "result.json").unlink()
+    commit = {"commit": "of vgg1"}
+    path = tmp_path / "vgg1" / "seed0" / "config.json"
+    rewrite(path, lambda content: content["environment"].update(commit))
+    main(["tables", str(tmp_path)])
+    page, tex = ((tmp_path / name).read_text() for name in ("table.md", "table.tex"))
+    assert "- commit: abc\n" in page
+    assert "SHORTENED" not in page + tex
+    assert "footnotesize" not in tex  # below the tables of row 1
+    assert "- vgg1, seed 0: epoch 3 of 3" in page
+
+
+def test_images_per_second_are_all_images_by_all_seconds(tmp_path):
+    write_fake_runs(tmp_path, rows=["row1"], seeds=1, epochs=50)
+    path = tmp_path / "row1" / "seed0" / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records[0] |= {"images_per_second": 100.0, "seconds": 500.0}  # as beside other work
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    main(["tables", str(tmp_path)])
+    # 50 epochs of 50,000 images, in 49 × 50 + 500 seconds.
+    assert "| 49m10s | 5s | 847 |" in (tmp_path / "table.md").read_text()
+
+
+def test_a_marked_baseline_keeps_its_mark(tmp_path):
+    write_fake_runs(tmp_path, rows=["row9"], epochs=3)
+    write_fake_runs(tmp_path, rows=["row8"], epochs=200)
+    main(["tables", str(tmp_path), "--against=row9"])
+    page = (tmp_path / "table.md").read_text()
+    assert "## Beside row9†\n" in page
+    assert "| Here | row9† | Difference |" in page
+    assert "| row8 | " in page
+
+
+def test_mixed_and_smoothed_targets_are_among_the_settings(tmp_path):
+    fields = {"augment__mixup": 0.2, "augment__cutmix": 1.0, "train__label_smoothing": 0.1}
+    write_fake_runs(tmp_path, rows=["row1"], epochs=50, optim__l2=5e-4, **fields)
+    main(["tables", str(tmp_path)])
+    page = (tmp_path / "table.md").read_text()
+    assert "| L2, 5e-4; label smoothing, 0.1 | " in page
+    assert "| 50 | weak, mixup 0.2, CutMix 1 |" in page
+
+
+def test_special_characters_in_names(tmp_path):
+    write_fake_runs(tmp_path, rows=["x^2", "y~z", "p{q}", "c$d", "a|b"], epochs=50)
+    main(["tables", str(tmp_path)])
+    tex, page = ((tmp_path / name).read_text() for name in ("table.tex", "table.md"))
+    for name in (r"x\^{}2", r"y\textasciitilde{}z", r"p\{q\}", r"c\$d"):
+        assert f"    {name}$^\\dagger$ & " in tex
+    assert r"| a\|b† |" in page
 
 
 def test_latex_is_balanced_and_escaped(swept_copy):
