@@ -150,6 +150,7 @@ def test_a_source_that_changed_before_the_first_checkpoint(moving, first, tmp_pa
     variables = jax.tree.map(np.array, state_of(first))  # copies, which can be written to
     variables["params"]["fc3"]["bias"][0] += 1
     start.run_of_weights(tiny(), moving, variables)
+    (workdir / "metrics.jsonl").write_text('{"epoch": 1}\n')  # killed before its checkpoint
     with pytest.raises(UserError, match=r"other weights .*step 6; now it has step 0") as error:
         run(config, workdir)
     assert "choose another --workdir" in str(error.value)

@@ -14,8 +14,10 @@ from experiments.runs.read import read_json, read_records
 from jaxcifar import checks, data, sharding, task
 from jaxcifar.config import Config
 from jaxcifar.errors import UserError, of_file
+from jaxcifar.files import file_digest
 from jaxcifar.options import with_options
 from jaxcifar.run import about, signs
+from jaxcifar.run.folder import nothing_trained
 from jaxcifar.run.progress import duration
 
 
@@ -65,15 +67,19 @@ class Job(NamedTuple):
     def damage(self) -> str:
         """Which file of the run is damaged or unreadable, and why; "" if none is."""
         try:
-            for name in ("config.json", "result.json"):
-                if (self.workdir / name).exists():
-                    _read(read_json, self.workdir / name)
-            records = _read(read_records, self.workdir / "metrics.jsonl")
             finished, epochs = (self.workdir / "result.json").exists(), self.config.train.epochs
+            if finished or (self.workdir / "config.json").exists():
+                _read(read_json, self.workdir / "config.json")
+            records = _read(read_records, self.workdir / "metrics.jsonl")
             if finished and len(records) != epochs:
                 raise UserError(
                     f"{self.workdir / 'metrics.jsonl'} has {len(records)} of {epochs} epochs."
                 )
+            result = _read(read_json, self.workdir / "result.json") if finished else {}
+            for name, digest in result.get("files", {}).items():
+                path = self.workdir / name
+                if path.suffix == ".jsonl" and _read(file_digest, path) != digest:
+                    raise UserError(f"{path} is lost, or was changed after it was written.")
         except UserError as error:
             return f"{error} Training restores what its checkpoint holds."
         except OSError as error:
@@ -103,7 +109,7 @@ class Job(NamedTuple):
 
 
 STATES = ("done", "damaged", "to resume", "new")
-_files: dict[pathlib.Path, tuple[tuple[int, int], Any]] = {}  # when and how large, and its content
+_files: dict[Any, tuple[tuple[int, int], Any]] = {}  # when and how large, and what was read
 
 
 def _read(read: Callable[[pathlib.Path], Any], path: pathlib.Path) -> Any:
@@ -113,9 +119,9 @@ def _read(read: Callable[[pathlib.Path], Any], path: pathlib.Path) -> Any:
     except OSError:
         return read(path)
     stamp = at.st_mtime_ns, at.st_size
-    if path not in _files or _files[path][0] != stamp:
-        _files[path] = stamp, read(path)
-    return _files[path][1]
+    if (read, path) not in _files or _files[read, path][0] != stamp:
+        _files[read, path] = stamp, read(path)
+    return _files[read, path][1]
 
 
 _MOST_SEEDS = 10_000
@@ -193,7 +199,8 @@ def _check_there(folder: pathlib.Path, jobs: list[Job]) -> None:
             if config is None:
                 config = jobs[0].config.copy_and_resolve_references()
                 config.seed = saved.config.seed
-            about.check_same_config(saved.config, config, workdir, _WAY_OUT)
+            empty = nothing_trained(workdir)
+            about.check_same_config(saved.config, config, workdir, _WAY_OUT, empty=empty)
 
 
 _WAY_OUT = (

@@ -139,7 +139,7 @@ class RunFolder:
             self._about.config,
             config,
             self.path,
-            empty=not (can_go_on or path.exists() or _epochs_logged(self.path)),
+            empty=nothing_trained(self.path),
             can_start_from=self._has_best,
         )
         if not path.exists():
@@ -219,7 +219,8 @@ class RunFolder:
     ) -> None:
         """Opens the checkpoints, and records this start of the run in config.json.
 
-        Where there are checkpoints, `restore` records it, once one of them is accepted.
+        Where there are checkpoints, `restore` records it, once one of them is accepted. A start
+        that trained nothing, as one that was stopped while it compiled, is forgotten.
 
         Args:
           config: the run's config.
@@ -235,9 +236,9 @@ class RunFolder:
         """
         now = environment(in_force, mesh)
         content = {"config": config.to_dict(), "data": provenance, "environment": now}
-        before = self._about or about.read(self.path)
+        before = None if nothing_trained(self.path) else self._about or about.read(self.path)
         check_initial_weights(before and before.init_from, initial, self.path)
-        if before is not None and before.data:  # else imported weights, and maybe not completely
+        if before is not None and before.data:  # else imported weights
             check_alike(before, config, provenance, now, self.path)
             content = before.resumed(now)
             content["config"]["data"]["dir"] = config.data.dir  # where eval and others will look
@@ -453,6 +454,12 @@ class RunFolder:
         return True
 
 
+def nothing_trained(workdir: pathlib.Path) -> bool:
+    """Whether a folder has no checkpoint, no logged epoch and no result."""
+    ended = (workdir / "result.json").exists() or _epochs_logged(workdir)
+    return not ended and Checkpointer(workdir / "checkpoints").last() is None
+
+
 def _digest_of(result: dict[str, Any]) -> str:
     return sha256({name: value for name, value in result.items() if name != "sha256"})
 
@@ -467,7 +474,7 @@ def _position(progress: dict[str, Any]) -> Position:
 
 
 def run_folders(top: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the folders below `top` that hold a config.json, sorted.
+    """Returns the folders of runs below `top`, sorted, even of those that lost their config.json.
 
     Links are followed, to each folder once. A folder that cannot be read is named on stderr.
     """
@@ -477,7 +484,7 @@ def run_folders(top: pathlib.Path) -> list[pathlib.Path]:
         note(f"{error.filename} cannot be read ({error.strerror}); runs in it are left out.")
 
     for path, folders, files in walk(top, tell):
-        if "config.json" in files:
+        if "config.json" in files or {"result.json", "metrics.jsonl"} <= set(files):
             found.append(path)
             folders[:] = [name for name in folders if name != "checkpoints"]
     return sorted(found)

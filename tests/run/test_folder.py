@@ -20,11 +20,18 @@ FACTS = {"train": {"sha256": "a", "source": "here"}, "validation": {"sha256": "b
 FLOAT32, BFLOAT16 = {"dtype": "float32"}, {"dtype": "bfloat16"}
 
 
-def opened(path, facts=FACTS, in_force=FLOAT32):
+def opened(path, facts=FACTS, in_force=FLOAT32, initial=None):
     """Opens a folder as a run does, and lets go of it; returns its config.json."""
     with RunFolder(path) as folder:
-        folder.open(tiny(), facts, in_force, mesh(1))
+        folder.open(tiny(), facts, in_force, mesh(1), initial)
     return json.loads((path / "config.json").read_text())
+
+
+def trained(path, *args):
+    """The same, of a run that was killed after its first epoch, before the checkpoint."""
+    content = opened(path, *args)
+    (path / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    return content
 
 
 @pytest.mark.slow
@@ -154,7 +161,7 @@ def test_a_run_of_another_device_is_not_gone_on_with_in_another_dtype(stopped, t
 
 def test_imported_weights_are_recorded_as_of_where_they_are_trained(tmp_path):
     opened(tmp_path, {}, FLOAT32)
-    content = opened(tmp_path, FACTS, BFLOAT16)
+    content = trained(tmp_path, FACTS, BFLOAT16)
     assert content["data"] == FACTS
     assert content["environment"]["dtype"] == "bfloat16"
     with pytest.raises(UserError, match="a run in bfloat16"):
@@ -162,7 +169,7 @@ def test_imported_weights_are_recorded_as_of_where_they_are_trained(tmp_path):
 
 
 def test_each_start_is_recorded(tmp_path):
-    first = opened(tmp_path)
+    first = trained(tmp_path)
     assert "resumed" not in first
     third = opened(tmp_path) and opened(tmp_path)
     assert third["environment"] == first["environment"]
@@ -170,8 +177,20 @@ def test_each_start_is_recorded(tmp_path):
     assert {"jaxcifar", "jax", "device", "devices", "started"} <= third["resumed"][0].keys()
 
 
+def test_a_start_that_trained_nothing_is_forgotten(tmp_path):
+    """As of a sweep on a login node without a GPU, stopped while it compiled."""
+    weights = {"digests": {"params": "0"}, "source": "a", "step": 6}
+    opened(tmp_path, FACTS, FLOAT32, weights)
+    other = FACTS | {"train": {"sha256": "c", "source": "there"}}
+    content = opened(tmp_path, other, BFLOAT16, weights | {"digests": {"params": "1"}})
+    assert content["environment"]["dtype"] == "bfloat16"
+    assert content["data"] == other
+    assert content["init_from"]["digests"] == {"params": "1"}
+    assert "resumed" not in content
+
+
 def test_other_images_of_any_part_are_refused(tmp_path):
-    opened(tmp_path)
+    trained(tmp_path)
     other = FACTS | {"validation": {"sha256": "c", "source": "there"}}
     with pytest.raises(UserError, match=r"other validation images \(from x; .* from there\)"):
         opened(tmp_path, other)

@@ -68,6 +68,13 @@ def test_a_result_without_all_its_epochs(swept_copy):
         read.sweeps(swept_copy)
 
 
+def test_a_run_that_lost_its_config_is_not_left_out_silently(tmp_path):
+    write_fake_runs(tmp_path, rows=["row1"])
+    (tmp_path / "row1" / "seed1" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"seed1/config\.json cannot be read"):
+        read.sweeps(tmp_path)
+
+
 def test_a_run_that_averages_its_weights_is_that_of_the_average(tmp_path):
     """The best epoch is chosen by it, and so its numbers must be those that are shown."""
     write_fake_runs(tmp_path, rows=["row1"], seeds=1, epochs=3)

@@ -1,5 +1,6 @@
 """Jobs: which runs a sweep has, and what state they are in."""
 
+import hashlib
 import json
 import os
 import time
@@ -10,6 +11,7 @@ from experiments.runs import configs
 from experiments.sweep import jobs
 from experiments.sweep.jobs import checked, parse_seeds
 from jaxcifar.errors import UserError
+from jaxcifar.files import write_json
 from jaxcifar.run import signs
 from tests.sweeps import CIFAR, OPTIONS, leave_sign_of_a_dead_process, pretend, start_sweep
 
@@ -68,6 +70,41 @@ def test_states_in_words(tmp_path, monkeypatch):
     (job.workdir / "metrics.jsonl").write_text("")
     assert job.state == "damaged"
     assert "metrics.jsonl has 0 of 2 epochs" in job.damage
+
+
+@pytest.mark.parametrize("name", ["config.json", "steps.jsonl"])
+@pytest.mark.parametrize("lost", [True, False], ids=["lost", "cut"])
+def test_a_finished_run_that_was_copied_in_part_is_damaged(tmp_path, name, lost):
+    (source,) = configs.named("vgg2", None)
+    (job,) = checked([source], [0], tmp_path, OPTIONS)
+    pretend(job.config, job.workdir)
+    (job.workdir / "steps.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
+    digest = hashlib.sha256((job.workdir / "steps.jsonl").read_bytes()).hexdigest()
+    write_json(job.workdir / "result.json", {"files": {"steps.jsonl": digest, "a.png": "0"}})
+    assert job.state == "done"
+    if lost:
+        (job.workdir / name).unlink()
+    else:
+        os.truncate(job.workdir / name, 12)
+    assert job.state == "damaged"
+    assert str(job.workdir / name) in job.damage
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_run_of_other_options_in_which_nothing_was_trained(tmp_path, there):
+    (source,) = configs.named("vgg2", None)
+    (job,) = checked([source], [0], tmp_path, OPTIONS)
+    pretend(job.config, job.workdir)
+    if not there:
+        (job.workdir / "metrics.jsonl").unlink()
+        (job.workdir / "result.json").unlink()
+    environment = {"environment": {"dtype": "float32"}, "data": {}}
+    write_json(job.workdir / "config.json", {"config": job.config.to_dict()} | environment)
+    with pytest.raises(UserError, match="holds a run of another config") as error:
+        checked([source], [0], tmp_path, [*OPTIONS, "--config.optim.l2=1e-4"])
+    empty = f"delete {job.workdir / 'config.json'} to begin anew"
+    assert (empty in str(error.value)) != there
+    assert ("Give the same options" in str(error.value)) == there
 
 
 def test_a_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
