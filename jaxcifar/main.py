@@ -12,6 +12,7 @@ if __name__ == "__main__":
     end_by_signals()  # even during the imports below, which take seconds
 
 import argparse
+import contextlib
 import copy
 import os
 import pathlib
@@ -25,7 +26,7 @@ from jaxcifar.config import Config, base_config, flatten
 from jaxcifar.errors import UserError, nearest, note
 from jaxcifar.hooks import Hook, Profile, Run
 from jaxcifar.kernels import compilation
-from jaxcifar.run import about, lock
+from jaxcifar.run import about, lock, signs
 from jaxcifar.run.log import averaged
 from jaxcifar.run.progress import duration
 from jaxcifar.signals import exit_code, finish
@@ -50,6 +51,21 @@ class Origin(Hook):
         resumed = run.step and (run.workdir / options.ORIGIN).exists()
         if processes.is_first() and not resumed:
             options.write_origin(run.workdir, self._file, self._config)
+
+
+class Shown(Hook):
+    """Shows other machines that this process trains the run.
+
+    Args:
+      until: at its end the sign is withdrawn.
+    """
+
+    def __init__(self, until: contextlib.ExitStack):
+        self._until = until
+
+    def locked(self, workdir: pathlib.Path) -> None:
+        if processes.is_first():
+            self._until.enter_context(signs.shown(workdir))
 
 
 # What `jaxcifar train` and `jaxcifar eval` set themselves, or have no use for.
@@ -230,8 +246,9 @@ def _train(arguments: argparse.Namespace, config: Config | None, original: Confi
     given = arguments.workdir
     workdir = options.user_path(f"runs/{file.stem}" if given is None else given)
     profile = Profile(arguments.profile) if arguments.profile else None
-    hooks = [Origin(file, original), *([profile] if profile else [])]
-    result = train.train_and_evaluate(config, workdir, hooks=hooks)
+    with contextlib.ExitStack() as until:
+        hooks = [Shown(until), Origin(file, original), *([profile] if profile else [])]
+        result = train.train_and_evaluate(config, workdir, hooks=hooks)
     _say(summary(result, config, workdir))
     if profile and profile.traced:
         _say(f"a trace of {profile.traced} steps is in {workdir / 'profile'}")

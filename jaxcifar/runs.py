@@ -4,14 +4,14 @@ jaxcifar runs [DIR]
 
 The state is one of
   finished   all epochs are done
-  running    a process on this machine is training it, or a sweep on another machine showed a
-             sign of life in the last ten minutes
+  running    a process on this machine is training it, or one on another machine showed a sign of
+             life in the last ten minutes
   stale      the other machine has shown none for ten minutes
   failed     the last attempt of a sweep failed; the reason follows
   imported   weights from elsewhere, not trained here
   measured   by `jaxcifar landscape smoothness`, whose command resumes it if anything is left
-  stopped    the command that started it resumes it (on macOS, also a run that is being trained
-             by `jaxcifar train`)
+  stopped    the command that started it resumes it (so is called a run, too, that a Python program
+             of one's own is training on another machine, or on macOS)
   damaged    a file cannot be read; the command that started it may restore it
 """
 

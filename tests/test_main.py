@@ -15,11 +15,11 @@ from experiments.report import __main__ as report
 from experiments.runs.configs import named
 from experiments.sweep.jobs import checked
 from jaxcifar import train
-from jaxcifar.errors import Interrupted
+from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import read_lines
 from jaxcifar.main import Origin, run, summary
 from jaxcifar.options import load
-from jaxcifar.run import plots
+from jaxcifar.run import plots, signs
 from tests import tiny as small
 from tests.forked import Forked, environment_of
 from tests.sweeps import OPTIONS, on_one_device
@@ -131,6 +131,23 @@ RESULT = {
     "compile_seconds": 31.4,
     "peak_memory_bytes": 3 * 2**30,
 }
+
+
+def test_other_machines_see_that_it_trains(tmp_path, monkeypatch):
+    """They see no lock of this one; `jaxcifar runs` there would call the run stopped."""
+    workdir, seen = tmp_path / "run", []
+
+    def trains(config, workdir, *, hooks):
+        workdir.mkdir()
+        for hook in hooks:
+            hook.locked(workdir)
+        seen.append(signs.running(workdir))
+        raise UserError("The disk is full.")
+
+    monkeypatch.setattr(train, "train_and_evaluate", trains)
+    assert run(["--config=quickstart", f"--workdir={workdir}", "--nocompilation_cache"]) == 2
+    assert seen[0].alive
+    assert signs.running(workdir) is None
 
 
 def test_summary_of_a_run_validated_on_the_test_set():

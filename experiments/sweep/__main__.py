@@ -169,7 +169,8 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
     jobs = in_order(jobs)
     if not arguments.dry_run:
         check_images([job for job in jobs if job.state != "done"])
-    say(f"{status.counts(jobs, out)}; {time_left(jobs, guess=not where)}")
+    at_once = len(where) or 1 + status.alive(jobs)
+    say(f"{status.counts(jobs, out)}; {time_left(jobs, at_once=at_once, guess=not where)}")
     if arguments.dry_run:
         print(status.table(jobs))
         return 0

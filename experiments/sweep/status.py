@@ -17,6 +17,11 @@ def counts(jobs: list[Job], out: pathlib.Path | None = None) -> str:
     return f"{len(jobs)} run{'s' * (len(jobs) != 1)}{where}: {', '.join(found)}"
 
 
+def alive(jobs: list[Job]) -> int:
+    """Returns how many of the runs show a sign of life."""
+    return sum((sign := signs.running(job.workdir)) is not None and sign.alive for job in jobs)
+
+
 def table(
     jobs: list[Job],
     waiting: dict[pathlib.Path, str] | None = None,
@@ -68,8 +73,7 @@ def show(jobs: list[Job], out: pathlib.Path) -> None:
                 if why is not None:
                     why = why or "for its turn in a task that runs"
                     waiting |= {job.workdir: why for job in part}
-        alive = [sign for job in jobs if (sign := signs.running(job.workdir)) and sign.alive]
-        at_once = max(list(queue.values()).count(""), len(alive))
+        at_once = max(list(queue.values()).count(""), alive(jobs))
         left = time_left(jobs, at_once=at_once, guess=False)
     except UserError as error:
         left = f"the time left is unknown ({error})"

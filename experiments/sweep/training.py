@@ -113,7 +113,8 @@ def run(jobs: list[Job], start: str, sign: Signs) -> Outcome:
 
     def announce(number: int, job: Job) -> None:
         gone = [other for other, _ in failed]
-        left = time_left([other for other in jobs if other not in gone])
+        at_once = 1 + status.alive([other for other in jobs if other is not job])
+        left = time_left([other for other in jobs if other not in gone], at_once=at_once)
         say(f"\n[{number}/{len(jobs)}] {job}: {job.state}; sweep: {left}")
 
     waiting = [(number, job) for number, job in enumerate(jobs, start=1) if job.state != "done"]
@@ -264,7 +265,8 @@ def run_workers(
     ]
 
     def table(most: int | None) -> str:
-        left = time_left(jobs, at_once=len(where), guess=False)
+        tried = [job for job in jobs if not signs.failure(job.workdir, start)]
+        left = time_left(tried, at_once=len(where), guess=False)
         rows = status.table(jobs, ages=False, most=most and most - 1)
         return f"{status.counts(jobs)}; {left}\n{rows}"
 

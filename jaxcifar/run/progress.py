@@ -139,11 +139,12 @@ class Progress:
         """
         self._shown = time.monotonic()
         epoch, within = divmod(step - 1, self._steps_per_epoch)
-        rate = len(steps["loss"]) * batch_size / seconds
+        done = len(steps["loss"])
+        rate = done * batch_size / seconds
         text = (
             f"step {within + 1}/{self._steps_per_epoch}  loss {steps['loss'][-1]:.4f}  "
-            f"accuracy {sum(steps['accuracy']) / len(steps['accuracy']):.2%}  "
-            f"{rate:,.0f} images/s  {self._left(step)}"
+            f"accuracy {sum(steps['accuracy']) / done:.2%}  "
+            f"{rate:,.0f} images/s  {self._left(epoch * self._steps_per_epoch + done)}"
         )
         name = f"epoch {epoch + 1}/{self._epochs}"
         self._bar.update(self._task, completed=step, description=name, status=text)
@@ -172,6 +173,7 @@ class Progress:
         )
 
     def _left(self, step: int) -> str:
+        """Estimates the time left after `step` steps, all of them finished."""
         if self._first_step is None or step <= self._first_step:
             return ""
         # Timed apart, since a run may resume a few steps before an evaluation.

@@ -1,4 +1,4 @@
-"""What a sweep adds to a run's workdir: a sign of life, or the reason for a failure.
+"""What the commands add to a run's workdir: a sign of life, or the reason for a failure.
 
 .running exists while a process works on the run, and is touched regularly. failed.json says why the
 last attempt failed, and is deleted when the next one begins.

@@ -47,7 +47,7 @@ def shown(monkeypatch, capsys, quiet=False):
         assert not shows.due()
         now[0] = 20.0
         assert shows.due()
-        shows.step(7, {"loss": [3.0, 2.0], "accuracy": [0.1, 0.2]}, 2.0, 32)
+        shows.step(7, {"loss": 3 * [3.0, 2.0], "accuracy": 3 * [0.1, 0.2]}, 6.0, 32)
         assert not shows.due()
         shows.evaluating()
         now[0] = 25.0
@@ -59,8 +59,8 @@ def shown(monkeypatch, capsys, quiet=False):
 def test_lines_where_there_is_no_terminal(monkeypatch, capsys):
     hello, step, epoch, plain = shown(monkeypatch, capsys)
     assert hello == "hello [not markup]"
-    # 2 steps in 20 s, 33 to go.
-    assert step == ("epoch 1/4  step 7/10  loss 2.0000  accuracy 15.00%  32 images/s  5m30s left")
+    # The sixth step took 20 s, and the seventh is begun: 34 to go.
+    assert step == ("epoch 1/4  step 7/10  loss 2.0000  accuracy 15.00%  32 images/s  11m20s left")
     # 5 steps in 20 s and an evaluation in 5 s; 30 and 3 to go.
     assert epoch == (
         "epoch 1/4  train loss 2.5000 (cross-entropy 2.2500)  accuracy 25.00%  "

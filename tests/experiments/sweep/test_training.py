@@ -92,6 +92,33 @@ def test_the_sign_of_a_process_that_died_here_is_not_of_who_holds_the_lock(
     assert "waiting for it" in capsys.readouterr().out
 
 
+def test_the_time_left_is_shared_with_those_that_train_beside(tmp_path, monkeypatch, capsys):
+    """One run is done, and took ten seconds; of three, two are trained by others."""
+    out = tmp_path / "out"
+    (source,) = configs.named("vgg2", None)
+    done, _, *others = checked([source], [*range(4)], out, OPTIONS)
+    pretend(done.config, done.workdir)
+    lines = read_lines(done.workdir / "metrics.jsonl")
+    speed = {"images_per_second": 2 * (100 + 256 / 3) / 10}
+    text = "".join(json.dumps(line | speed) + "\n" for line in lines)
+    (done.workdir / "metrics.jsonl").write_text(text)
+    for job in others:
+        job.workdir.mkdir(parents=True)
+        signs.give(job.workdir)
+
+    def trained(config, workdir, hooks):
+        workdir.mkdir(parents=True, exist_ok=True)
+        for hook in hooks:
+            hook.locked(workdir)
+        pretend(config, workdir)
+
+    monkeypatch.setattr(train, "train_and_evaluate", trained)
+    assert start_sweep(out, "vgg2", "0-3") == 0
+    printed = capsys.readouterr().out
+    assert f"4 runs in {out}: 1 done, 3 new; about 10s left" in printed
+    assert "[2/4] vgg2, seed 1: new; sweep: about 10s left" in printed
+
+
 def test_a_locked_workdir_is_busy(tmp_path):
     (source,) = configs.named("vgg2", None)
     (job,) = checked([source], [0], tmp_path, OPTIONS)
