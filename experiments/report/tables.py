@@ -204,7 +204,16 @@ def cost_table(sweep: Sweep) -> Table:
             run.mark,
         ]
         lines.append(cells)
-    header = ["#", "Model", "Parameters", "Original", "Training", "Compiling", "Images/s", "Memory"]
+    header = [
+        "#",
+        "Model",
+        "Parameters",
+        "Original",
+        "Training",
+        "Compiling, last start",
+        "Images/s",
+        "Memory",
+    ]
     return Table("What it took", [*header, "Note"], lines)
 
 
