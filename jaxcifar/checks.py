@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from jaxcifar import augment, data, kernels, optim
 from jaxcifar.config import Config, base_config, changed_fields, flatten, validate
 from jaxcifar.errors import UserError, choose
-from jaxcifar.task import create_model
+from jaxcifar.task import Task, create_model
 
 # The fields that name one of several.
 _CHOICES = {
@@ -93,7 +93,8 @@ def unused(config: Config) -> list[str]:
     """Names what is set and has no effect, with the reason: "augment.hue, because …"."""
     recipe = config.data.augment
     taken = inspect.signature(augment.AUGMENTATIONS[recipe]).parameters
-    taken = {f"augment.{name}" for name in (*taken, "mixup", "cutmix")}
+    # What is not an argument of it is a field of the task, as mixup is.
+    taken = {f"augment.{name}" for name in (*taken, *Task.__dataclass_fields__)}
     lines = [
         f"{field}, because data.augment is {recipe!r}"
         for field in changed_fields(base_config(), config)

@@ -45,7 +45,13 @@ def flat_mesh(mesh: Mesh | None) -> Mesh:
 
 
 def _check_context() -> None:
-    """Refuses a mesh of `jax.set_mesh`: what is computed under it must be on that mesh."""
+    """Refuses what programs cannot be compiled under."""
+    if jax.config.jax_disable_jit:  # pyright: ignore
+        raise UserError(
+            "jax_disable_jit is set, but jaxcifar compiles its programs ahead. Unset it, and look "
+            "into a step with jaxcifar.programs.loss and jaxcifar.step, or into a model by itself."
+        )
+    # What is computed under a mesh of `jax.set_mesh` must be on that mesh.
     context = jax.sharding.get_abstract_mesh()
     if not context.empty:
         raise UserError(

@@ -172,7 +172,7 @@ def run_of_weights(config: Config, workdir: str | pathlib.Path, variables: dict[
         # An optimizer's initial state does not depend on the length of an epoch.
         tx = optimization(config, model).make(hyperparams(config), steps_per_epoch=1)
         state = first_state(
-            jax.tree.map(jnp.asarray, variables),
+            jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), variables),
             tx,
             jax.random.split(jax.random.key(np.uint32(config.seed)))[1],
             keep_ema=config.train.ema_decay > 0,

@@ -13,6 +13,7 @@ import pathlib
 import pickle
 import shutil
 import struct
+import sys
 import tarfile
 import threading
 import time
@@ -608,6 +609,21 @@ def test_tfds_prepared_by_another_process_meanwhile(few, few_downloaded, monkeyp
 
     monkeypatch.setattr(builder, "download_and_prepare", late)
     assert len(cifar.load(FEW, "test", str(few_downloaded))) == len(few["test_batch"][1])
+
+
+def test_a_broken_tfds_is_no_damage_of_what_it_prepared(few_downloaded, monkeypatch):
+    module = "tensorflow_datasets.image_classification"
+    cifar.load(FEW, "test", str(few_downloaded))
+    monkeypatch.setitem(sys.modules, module, None)  # which `import` refuses
+    with pytest.raises(UserError, match=r"cannot be imported .*Install it anew") as error:
+        cifar.load(FEW, "test", str(few_downloaded))
+    assert "elete" not in str(error.value)
+
+
+def test_a_set_that_tfds_does_not_have(tmp_path):
+    own = dataclasses.replace(FEW, title="Mine", builder="")
+    with pytest.raises(UserError, match=r"Mine was not found.*tensorflow-datasets does not have"):
+        cifar.load(own, "test", str(tmp_path))
 
 
 def test_one_process_prepares_while_the_others_wait(few, few_downloaded, tmp_path, capsys):

@@ -304,6 +304,27 @@ def test_no_bias_before_batch_norm_is_a_bias_of_zero():
         assert not np.any(back["params"][f"conv{number}"]["bias"])
 
 
+def test_variables_and_state_dict_share_no_memory():
+    """PyTorch trains on in the arrays that it gave, and in those that it gets."""
+    source = interop.to_torch("vgg_a_bn", random_variables("vgg_a_bn", **NARROW))
+    variables = interop.from_torch("vgg_a_bn", source)
+    before = jax.tree.map(np.array, variables)
+    for array in source.values():
+        array += 1
+    jax.tree.map(np.testing.assert_array_equal, variables, before)
+    for array in interop.to_torch("vgg_a_bn", variables).values():
+        array += 1
+    jax.tree.map(np.testing.assert_array_equal, variables, before)
+
+
+def test_variables_are_float32_with_x64_too():
+    state_dict = interop.to_torch("vgg_a_bn", random_variables("vgg_a_bn", **NARROW))
+    del state_dict["features.0.bias"]
+    with jax.enable_x64(True):
+        variables = interop.from_torch("vgg_a_bn", state_dict)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float32"}
+
+
 # --- the command ------------------------------------------------------------------------------
 
 

@@ -384,6 +384,29 @@ def test_regularizers_compose_with_optax(name):
     jax.tree.map(np.testing.assert_array_equal, updates(injected, state), updates(make(0.3)))
 
 
+def test_an_optimizer_whose_learning_rate_is_set_from_outside():
+    static = ("momentum", "nesterov", "bias_scale", "clip_norm", "weight_decay")
+    tx = optax.inject_hyperparams(optim.make_optimizer, static_args=static)("sgd", 0.1)
+    w = jnp.ones(3)
+    state = tx.init(w)
+    for rate in (0.1, 0.2):
+        state.hyperparams["learning_rate"] = jnp.asarray(rate)
+        updates, state = jax.jit(tx.update)(w, state, w)
+        np.testing.assert_allclose(updates, -rate, rtol=1e-6)
+
+
+def test_complex_parameters_are_refused():
+    """The square of one is no penalty, and neither is it times its sign."""
+    params = {"a": jnp.array([3 + 4j]), "b": jnp.array([2.0])}
+    for penalty in (optim.l1_penalty, optim.l2_penalty):
+        with pytest.raises(UserError, match="complex64"):
+            penalty(params, 1.0)
+        assert penalty(params, 1.0, {"a": False, "b": True}) in (2.0, 4.0)
+    for add in (optim.add_l1, optim.add_l2):
+        with pytest.raises(UserError, match="complex64"):
+            add(1.0).update(params, optax.EmptyState(), params)
+
+
 def test_proximal_l1_follows_a_schedule():
     schedule = lambda count: 0.5 / (jnp.asarray(count, jnp.float32) + 1)  # noqa: E731
     tx = optax.inject_hyperparams(optim.proximal_l1)(0.4, learning_rate=schedule)

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -148,6 +149,17 @@ def test_weights_are_imported_where_the_devices_could_not_share_a_batch(tmp_path
     variables = abstract_variables(task.create_model(config, 10, "cpu"))
     start.run_of_weights(config, tmp_path, jax.tree.map(lambda x: np.ones(x.shape), variables))
     assert Checkpointer(tmp_path / "checkpoints").last() == Saved(0, False)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float64])
+def test_weights_of_another_dtype_are_made_float32(tmp_path, dtype):
+    config = base_config()
+    config.model.name, config.model.width = "vgg_a", 0.05
+    shapes = abstract_variables(task.create_model(config, 10, "cpu"))
+    weights = jax.tree.map(lambda x: np.full(x.shape, 0.5, dtype), shapes)
+    start.run_of_weights(config, tmp_path, weights)
+    _, _, variables = restore.load_variables(tmp_path, mesh=ONE)
+    jax.tree.map(np.testing.assert_array_equal, variables, weights)
 
 
 @pytest.mark.slow

@@ -63,6 +63,13 @@ def test_abstract_is_what_replicate_gives():
         assert leaf.sharding == given[name].sharding == sharding.replicated(mesh)
 
 
+def test_programs_that_cannot_be_compiled_are_refused():
+    with jax.disable_jit():
+        for made in (sharding.make_mesh, lambda: sharding.flat_mesh(mesh(1))):
+            with pytest.raises(UserError, match="jax_disable_jit is set"):
+                made()
+
+
 def test_a_mesh_that_is_in_force_is_refused():
     """What is computed under it would have to be on it: checkpoints would seem damaged."""
     with jax.set_mesh(jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])):

@@ -44,7 +44,8 @@ class Spec:
       label_key: of the labels in the pickled dict of the Python format.
       label_column: of the labels in Hugging Face's Parquet files.
       binary, python: the two published formats.
-      builder: the class in `tensorflow_datasets.image_classification.cifar`.
+      builder: the class in `tensorflow_datasets.image_classification.cifar`; "" if that has none,
+        and the data set cannot be downloaded.
       page: where the archives and their MD5s are published.
     """
 

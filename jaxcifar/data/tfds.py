@@ -33,6 +33,7 @@ def read(spec: Spec, folder: pathlib.Path, split: str) -> Read:
       UserError: it is not prepared, and cannot be downloaded; it is prepared in another format; or
         it is damaged.
     """
+    _require_builder(spec, folder)
     try:
         builder = make_builder(spec, folder)
     except ValueError as error:
@@ -157,6 +158,32 @@ def make_builder(spec: Spec, folder: pathlib.Path) -> Any:
     return WithoutTensorFlow(data_dir=str(folder), file_format="array_record")
 
 
+def _require_builder(spec: Spec, folder: pathlib.Path) -> None:
+    """Checks that tfds works, and has this data set.
+
+    Raises:
+      UserError: it does not.
+    """
+    try:
+        from tensorflow_datasets.image_classification import cifar
+    except Exception as error:  # a broken installation raises almost anything
+        raise UserError(
+            f"{_not_found(spec, folder)}, nor can it be downloaded: tensorflow-datasets cannot be "
+            f"imported ({in_short(error)}). Install it anew, or put the data there."
+        ) from error
+    if not hasattr(cifar, spec.builder):
+        raise UserError(f"{_not_found(spec, folder)}, and tensorflow-datasets does not have it.")
+
+
+def _not_found(spec: Spec, folder: pathlib.Path) -> str:
+    return (
+        f"{spec.title} was not found. Looked in {folder} for {spec.binary.archive}, "
+        f"{spec.python.archive}, {spec.binary.folder}/, {spec.python.folder}/, Parquet files, PNG "
+        "files in a folder for each class or with trainLabels.csv, and a copy prepared by "
+        "tensorflow-datasets"
+    )
+
+
 def _require_network(spec: Spec, folder: pathlib.Path) -> None:
     """Fails within seconds where the data set cannot be downloaded; tfds retries for minutes.
 
@@ -183,10 +210,7 @@ def _require_network(spec: Spec, folder: pathlib.Path) -> None:
     if failure:
         error = failure[0]
         raise UserError(
-            f"{spec.title} was not found, and cannot be downloaded ({host}: {error}).\n"
-            f"Looked in {folder} for {spec.binary.archive}, {spec.python.archive}, "
-            f"{spec.binary.folder}/, {spec.python.folder}/, Parquet files, PNG files in a folder "
-            "for each class or with trainLabels.csv, and a copy prepared by tensorflow-datasets.\n"
+            f"{_not_found(spec, folder)}; and it cannot be downloaded ({host}: {error}).\n"
             f"Either put one of the official archives ({spec.page}) there, "
             "or name the folder that has it: --config.data.dir=FOLDER or JAXCIFAR_DATA=FOLDER.\n"
             f"To try without {spec.title}: jaxcifar train quickstart."

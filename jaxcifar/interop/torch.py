@@ -115,7 +115,9 @@ def fit(
         if not entries:
             of_convolution = path[-2].startswith("conv") and path[-1] == "bias"
             if isinstance(module, VGG) and module.batch_norm and of_convolution:
-                flat[path] = jnp.zeros(leaf.shape)  # BatchNorm takes away any bias before it
+                flat[path] = jnp.zeros(
+                    leaf.shape, leaf.dtype
+                )  # BatchNorm takes away any bias before it
             else:
                 problems.setdefault("missing", []).append(torch_name)
         elif len(entries) > 1:
@@ -132,7 +134,8 @@ def fit(
             elif path[-1] == "var" and (value < 0).any():
                 problems.setdefault("negative, but a variance", []).append(key)
             else:
-                flat[path] = jnp.asarray(_transposed(value, to_torch=False), jnp.float32)
+                # A copy, as PyTorch may train on in the same memory.
+                flat[path] = jnp.array(_transposed(value, to_torch=False), jnp.float32)
     if unknown := [key for entries in given.values() for key, _ in entries]:
         problems["unknown"] = unknown
     if problems:
@@ -175,7 +178,8 @@ def to_torch(name: str | nn.Module, variables: Mapping[str, Any]) -> dict[str, n
     leaves = flatten_dict({k: variables[k] for k in ("params", "batch_stats") if k in variables})
     for path, leaf in leaves.items():
         torch_name = _torch_name(module, path)
-        state_dict[torch_name] = _transposed(np.asarray(leaf, np.float32), to_torch=True)
+        # A copy, which may be written to.
+        state_dict[torch_name] = _transposed(np.array(leaf, np.float32), to_torch=True)
         if path[-1] == "var":
             tracked = torch_name.replace("running_var", "num_batches_tracked")
             state_dict[tracked] = np.zeros((), np.int64)

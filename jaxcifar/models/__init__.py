@@ -77,10 +77,10 @@ def create_model(
     """
     choose("model.name", name, MODELS)
     choose("model.activation", activation, ACTIVATIONS)
-    narrowest = 16 if _BUILDERS[name].func is WideResNet else 24  # channels; DenseNet's growth
-    if not 1 <= narrowest * width < math.inf:
+    kind: Any = _BUILDERS[name].func
+    if not 1 <= kind.narrowest * width < math.inf:
         raise UserError(
-            f"model.width is {width}; it must be finite, and at least {1 / narrowest:.4f}."
+            f"model.width is {width}; it must be finite, and at least {1 / kind.narrowest:.4f}."
         )
     if remat and not can_remat(name):
         having = ", ".join(filter(can_remat, MODELS))

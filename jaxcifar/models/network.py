@@ -29,9 +29,12 @@ class Network(nn.Module):
       normal: draws the initial weights: (key, shape, dtype) -> standard normal numbers.
       batch_norm: whether there are BatchNorm layers; only VGG can do without.
       has_dropout: whether there are dropout layers, at whatever rate.
+      narrowest: the channels of the narrowest layer of width 1, or fewer: no layer has less than
+        one.
     """
 
     has_dropout: ClassVar[bool] = True
+    narrowest: ClassVar[int] = 24
 
     num_classes: int = 10
     activation: str = "relu"

@@ -3,7 +3,7 @@
 Pre-activation blocks, four in each of three stages for a depth of 28; dropout within the blocks.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -41,6 +41,8 @@ class WideResNet(Network, kw_only=True):
       widening: k, which multiplies the 16, 32 and 64 channels of the stages.
       others: see `jaxcifar.models.network.Network`.
     """
+
+    narrowest: ClassVar[int] = 16
 
     blocks: int
     widening: int

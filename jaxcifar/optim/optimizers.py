@@ -108,7 +108,9 @@ def make_optimizer(
         tx = make_optimizer("sgd", 0.1, momentum=0.9, regularize=l1_and_l2(0.0, 1e-4))
 
     `learning_rate`, `weight_decay` and the strengths of the penalties may be traced, so that runs
-    that differ only in those share one compiled step.
+    that differ only in those share one compiled step. `optax.inject_hyperparams` needs the other
+    numbers as its `static_args`: "momentum", "nesterov", "bias_scale" and "clip_norm", and, unless
+    `name` is "adamw", "weight_decay".
 
     Args:
       name: "adam" (Kingma & Ba 2014: b1 0.9, b2 0.999, eps 1e-8 outside the square root), "adamw"
