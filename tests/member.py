@@ -4,8 +4,8 @@ It trains `tests.tiny.tiny(**fields)`, and may be told to misbehave: {"place": [
 index], "workdir", "fields", "wait", "kill": step, "term": step, "raise": step, "where": the method
 of the hook that does so, "who": the process that is killed, stopped or fails, "spoil": step,
 "slow": whether it waits before each step, "closes": how many seconds the first takes to close,
-"images": whether they are others, "jax": settings of JAX, "term_loading", "term_compiling": whether
-a signal comes then}.
+"images": whether they are others, "code": the digest of the package's, "jax": settings of JAX,
+"term_loading", "term_compiling": whether a signal comes then}.
 Without a place it has the one that its launcher gave it.
 """
 
@@ -21,6 +21,7 @@ import jax
 
 from jaxcifar import data, launch, processes, programs, train
 from jaxcifar.hooks import Hook
+from jaxcifar.run import machine
 from jaxcifar.signals import exit_code
 from tests import tiny
 
@@ -68,6 +69,8 @@ def compile_until_stopped(*_):
 def main(told):
     for name, value in told.get("jax", {}).items():
         jax.config.update(name, value)
+    if told.get("code"):
+        machine.code = lambda: told["code"]
     if told.get("images"):
         of_all = data.load
 

@@ -716,7 +716,8 @@ def test_what_rounds_otherwise_is_said_and_what_is_random_otherwise_refused(stop
     content = json.loads(path.read_text())
     assert {"x64", "prng", "cpus", "jaxlib", "processes"} <= content["environment"].keys()
     other = {"cpus": 64, "cpu": "Another 9000", "xla_flags": "--xla_x=1", "jax": "0", "jaxlib": "1"}
-    other |= {"device": "Gamma", "devices": 3, "matmul_precision": "high", "commit": "abc"}
+    other |= {"device": "Gamma", "devices": 3, "matmul_precision": "high"}
+    other |= {"commit": "abc", "code": "4567"}
     here = content["environment"] | other
     path.write_text(json.dumps(content | {"environment": here}))
     rewrite(stopped, 14, about=content | {"environment": here})

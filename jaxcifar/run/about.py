@@ -225,7 +225,7 @@ _ROUNDING = (
     *("device", "devices", "processes", "cpus", "cpu"),
     *("jax", "jaxlib", "xla_flags", "matmul_precision", "steps_per_call", "remat"),
 )
-_CODE = ("jaxcifar", "commit", "flax", "optax", "numpy")  # may change either, or nothing
+_CODE = ("jaxcifar", "code", "commit", "flax", "optax", "numpy")  # may change either, or nothing
 
 
 def note_changes(before: dict[str, Any], now: dict[str, Any], what: str = "resumed") -> None:
@@ -237,7 +237,11 @@ def note_changes(before: dict[str, Any], now: dict[str, Any], what: str = "resum
       before, now: see `jaxcifar.run.machine.environment`.
       what: is done with the run.
     """
-    on_cpu = now["cpu"] is not None  # elsewhere the number of cores changes nothing
+    alike = set()
+    if now["cpu"] is None:  # then the number of cores changes nothing
+        alike.add("cpus")
+    if before.get("code") == now["code"]:  # nor does a commit of other files
+        alike.add("commit")
     for names, how in (
         (_ROUNDING, "under conditions that change rounding"),
         (_CODE, "with different code"),
@@ -245,7 +249,7 @@ def note_changes(before: dict[str, Any], now: dict[str, Any], what: str = "resum
         changed = [
             f"{name} {before[name]} -> {now[name]}"
             for name in names
-            if name in before and before[name] != now[name] and (name != "cpus" or on_cpu)
+            if name in before and before[name] != now[name] and name not in alike
         ]
         if changed:
             note(f"{what} {how}: {', '.join(changed)}")

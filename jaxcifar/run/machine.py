@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import importlib.metadata
 import os
 import pathlib
@@ -45,6 +46,7 @@ def numerics() -> dict[str, Any]:
     flags = os.environ.get("XLA_FLAGS", "").split()
     return {
         "jaxcifar": __version__,  # known even if it is not installed
+        "code": code(),
         **{name: _version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
         "xla_flags": " ".join(flag for flag in flags if not flag.startswith("--xla_dump")),
         **compilation.settings(),
@@ -72,9 +74,20 @@ def _cpu() -> str:
 
 
 @functools.cache  # as `_version`
+def code() -> str:
+    """Returns a digest of the text of the package's modules, 16 hex digits."""
+    package, digest = pathlib.Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).as_posix()
+        if not name.startswith("configs/"):  # it is here only where a wheel was installed
+            digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+@functools.cache  # as `_version`
 def git_commit() -> str | None:
-    """Returns the commit of this code, with '+' if files differ from it; None outside git."""
-    here = pathlib.Path(__file__).parent
+    """Returns the commit of this package, with '+' if its files differ; None outside git."""
+    here = pathlib.Path(__file__).parents[1]
 
     def git(*args: str) -> str:
         # Without optional locks, as a kill or a full disk could leave one in the user's repository.
@@ -86,7 +99,7 @@ def git_commit() -> str | None:
     try:
         # In an installed package the enclosing repository, if any, is another project's.
         git("ls-files", "--error-unmatch", __file__)
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -120,9 +120,10 @@ def test_a_folder_that_was_deleted_before_it_was_locked(tmp_path, monkeypatch):
     [
         ({}, ""),
         (
-            {"commit": "0123", "flax": "0.0"},
-            r"resumed with different code: commit 0123 -> .*, flax 0\.0",
+            {"code": "4567", "commit": "0123", "flax": "0.0"},
+            r"resumed with different code: code 4567 -> .*, commit 0123 -> .*, flax 0\.0",
         ),
+        ({"commit": "0123"}, ""),  # of documents, for example
         ({"cpus": 99}, "resumed under conditions that change rounding: cpus 99 -> "),
     ],
 )

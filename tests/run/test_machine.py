@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shutil
 import subprocess
 from types import SimpleNamespace
 
@@ -16,10 +17,12 @@ from tests.tiny import mesh
 
 @pytest.fixture(autouse=True)
 def asked_anew():
-    """The commit is asked for once in a process."""
-    machine.git_commit.cache_clear()
+    """Commit and code are asked for once in a process."""
+    for known in (machine.git_commit, machine.code):
+        known.cache_clear()
     yield
-    machine.git_commit.cache_clear()
+    for known in (machine.git_commit, machine.code):
+        known.cache_clear()
 
 
 def test_environment():
@@ -41,6 +44,42 @@ def test_commit(monkeypatch):
     assert machine.git_commit() == found  # of what was loaded, whatever is checked out now
     machine.git_commit.cache_clear()
     assert machine.git_commit() is None
+
+
+def test_the_code_is_known_by_its_text(tmp_path, monkeypatch):
+    """Wherever it is installed, and whether or not it is committed."""
+    found, copy = machine.code(), copied(tmp_path)
+    (copy / "configs").mkdir()
+    (copy / "configs" / "row1.py").touch()  # as of a wheel
+    monkeypatch.setattr(machine, "__file__", str(copy / "run" / "machine.py"))
+    machine.code.cache_clear()
+    assert machine.code() == found
+    (copy / "step.py").write_text("# another")
+    assert machine.code() == found  # what was loaded
+    machine.code.cache_clear()
+    assert machine.code() != found
+
+
+def test_only_files_of_the_package_make_another_commit(tmp_path, monkeypatch):
+    """Such as a config of one's own does not."""
+    copy = copied(tmp_path)
+    author = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    for command in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "all"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    monkeypatch.setattr(machine, "__file__", str(copy / "run" / "machine.py"))
+    (tmp_path / "slower.py").touch()
+    assert re.fullmatch("[0-9a-f]{40}", machine.git_commit() or "")
+    machine.git_commit.cache_clear()
+    (copy / "step.py").write_text("# another")
+    assert (machine.git_commit() or "").endswith("+")
+
+
+def copied(folder):
+    """Copies the package's modules into a folder."""
+    here = pathlib.Path(jaxcifar.__file__).parent
+    return shutil.copytree(
+        here, folder / "jaxcifar", ignore=shutil.ignore_patterns("__pycache__", "configs")
+    )
 
 
 def test_names_of_files_that_are_no_text(monkeypatch):
