@@ -23,7 +23,7 @@ from jaxcifar.checks import check_config, unused
 from jaxcifar.config import Config, flatten
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.hooks import Hook, Hooks, Run
-from jaxcifar.run.checkpoint import Damaged, NotFinite, Saved
+from jaxcifar.run.checkpoint import Damaged, NotFinite
 from jaxcifar.run.folder import Position, RunFolder
 from jaxcifar.run.log import best_record, score
 from jaxcifar.run.machine import PeakMemory, numerics
@@ -236,24 +236,13 @@ class _EpochMetrics:
         calls = self._calls[:-1] if but_last else self._calls[:]
         for call in jax.device_get(calls):
             self.finite &= bool(np.isfinite(call["loss"]).all())
-            self._add(call)
+            for name, values in call.items():
+                self._position.steps.setdefault(name, []).extend(values.tolist())
         del self._calls[: len(calls)]
         now = time.monotonic()
         self._position.seconds += now - self._began
         self._began = now
         return bool(calls)
-
-    def _add(self, call: dict[str, np.ndarray]) -> None:
-        """Adds a call's metrics, and drops those that not every step of the epoch has.
-
-        The norms, say, if `train.log_norms` was changed when the run was resumed.
-        """
-        steps = self._position.steps
-        names = [name for name in call if name in steps or not steps]
-        for name in steps.keys() - call.keys():
-            del steps[name]
-        for name in names:
-            steps.setdefault(name, []).extend(call[name].tolist())
 
     @contextlib.contextmanager
     def paused(self) -> Generator[None]:
@@ -382,7 +371,12 @@ def _settle(run: Run, metrics: "_EpochMetrics", folder: RunFolder) -> None:
     """Waits for all steps, and checks their losses: what follows may be saved."""
     metrics.fetch()
     position = run.position
-    bad = np.flatnonzero(~np.isfinite(position.steps.get("loss", [])))
+    losses = position.steps.get("loss", [])
+    # Not the norms of a part of the epoch, where `train.log_norms` was changed on resuming.
+    position.steps = {
+        name: values for name, values in position.steps.items() if len(values) == len(losses)
+    }
+    bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
         step = position.epochs_done * run.task.steps_per_epoch + int(bad[0]) + 1
         raise _diverged(f"The training loss of step {step}", step, run, folder)
@@ -421,7 +415,7 @@ def _result(
     peak_memory: int | None,
     folder: RunFolder,
 ) -> dict[str, Any]:
-    result = {
+    result: dict[str, Any] = {
         "best": best_record(records),
         "last": records[-1],
         "parameters": _parameter_count(run.state),
@@ -431,35 +425,25 @@ def _result(
         "train_seconds": sum(record["seconds"] for record in records),
         "peak_memory_bytes": peak_memory,
     }
-    best = _best(result["best"], folder)
-    if splits.test is not None:
-        state = _restored(best, result["best"], run, folder)
-        test = programs.on_devices(splits.test, run.task.mesh)
-        result["test"] = programs.evaluate(run.task.inference, state.averaged, *test)
-    return folder.finish(result)
-
-
-def _best(record: dict[str, Any], folder: RunFolder) -> Saved:
-    """The best checkpoint, which must belong to the epoch of the best record."""
-    best = folder.best()
+    record, best = result["best"], folder.best()
     if best is None or best.step != record["step"]:
         raise UserError(
             f"{folder.path} is damaged: the best epoch is {record['epoch']} (step "
             f"{record['step']}), but the best checkpoint is of step {best.step if best else 'none'}"
             ". Restore the folder from a copy, or train again in another workdir."
         )
-    return best
-
-
-def _restored(best: Saved, record: dict[str, Any], run: Run, folder: RunFolder) -> TrainState:
-    try:
-        return folder.state(programs.abstract_state(run.task), best)
-    except Damaged as error:
-        raise UserError(
-            f"The checkpoint of the best epoch, {record['epoch']}, is lost, and with it the "
-            f"accuracy on the test set: {error} Restore it from a copy, or train again in another "
-            "workdir."
-        ) from error
+    if splits.test is not None:
+        try:
+            state = folder.state(programs.abstract_state(run.task), best)
+        except Damaged as error:
+            raise UserError(
+                f"The checkpoint of the best epoch, {record['epoch']}, is lost, and with it the "
+                f"accuracy on the test set: {error} Restore it from a copy, or train again in "
+                "another workdir."
+            ) from error
+        test = programs.on_devices(splits.test, run.task.mesh)
+        result["test"] = programs.evaluate(run.task.inference, state.averaged, *test)
+    return folder.finish(result)
 
 
 def _parameter_count(state: TrainState) -> int:

@@ -4,7 +4,6 @@ import contextlib
 import json
 import pathlib
 import shlex
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -147,7 +146,7 @@ def check_same_config(
     way_out: str = RESUME,
     *,
     empty: bool = False,
-    can_start_from: Callable[[], bool] = lambda: False,
+    can_start_from: bool = False,
 ) -> None:
     """Checks that a run's config computes the same as `config`.
 
@@ -172,7 +171,7 @@ def check_same_config(
         ]
         if "train.epochs" in changed and not empty:
             lines.append("A run keeps its number of epochs, because its schedule depends on it.")
-        if not changed.keys() & {"init_from", "model.name", "model.width"} and can_start_from():
+        if can_start_from and not changed.keys() & {"init_from", "model.name", "model.width"}:
             lines.append(
                 "A new run can start from its weights: "
                 f"--config.init_from={shlex.quote(str(workdir))} --workdir=NEW"

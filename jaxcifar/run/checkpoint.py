@@ -21,7 +21,7 @@ import re
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import jax
@@ -303,48 +303,6 @@ class Checkpointer:
                 f"The checkpoint {path} is damaged: its state is that of step {state.step}."
             )
         return state, document.progress
-
-    def restore_newest(
-        self, like: TrainState, check: Callable[[Saved, dict[str, Any]], None]
-    ) -> tuple[TrainState, dict[str, Any], int] | None:
-        """Returns (state, progress, damaged) of the newest intact checkpoint.
-
-        The `damaged` checkpoints after it are set aside: their folders are renamed.
-
-        Args:
-          like: see `restore`.
-          check: called with a checkpoint and its progress; raises `Damaged` if they contradict
-            each other. Other exceptions are passed on.
-
-        Returns:
-          None if there is no checkpoint.
-
-        Raises:
-          UserError: a checkpoint belongs to a different model or optimizer, or all are damaged;
-            they are left as they are.
-        """
-        damaged: list[tuple[Saved, Damaged]] = []
-        for saved in reversed(self.all()):
-            try:
-                check(saved, self.progress(saved))
-                state, progress = self.restore(like, saved)
-            except Damaged as error:
-                damaged.append((saved, error))
-                continue
-            for other, error in damaged:
-                self.set_aside(other, error)
-            return state, progress, len(damaged)
-        if damaged:
-            raise UserError(
-                "\n  ".join(
-                    [
-                        f"All checkpoints in {self.directory} are damaged; nothing was changed "
-                        "there. Restore one from a copy, or start in a new workdir.",
-                        *(str(error) for _, error in damaged),
-                    ]
-                )
-            )
-        return None
 
     def set_aside(self, saved: Saved, why: Exception) -> None:
         """Renames the folder of a damaged checkpoint, and tells the user."""

@@ -140,7 +140,7 @@ class RunFolder:
             config,
             self.path,
             empty=nothing_trained(self.path),
-            can_start_from=self._has_best,
+            can_start_from=_epochs_logged(self.path) > 0,
         )
         if not path.exists():
             return None
@@ -162,12 +162,6 @@ class RunFolder:
             )
         note(f"{path} is damaged ({wrong}); it is restored from the last checkpoint.")
         return None
-
-    def _has_best(self) -> bool:
-        try:
-            return self.checkpoints.best() is not None
-        except Damaged:
-            return False
 
     def _mended(self, result: dict[str, Any]) -> dict[str, Any]:
         """Restores the picture and the TensorBoard file if they changed; returns the result."""
@@ -320,23 +314,31 @@ class RunFolder:
 
     def _newest(self, like: TrainState, steps_per_epoch: int) -> tuple[TrainState, Position] | None:
         assert self._about is not None, "open() comes first"
-        config = self._about.config
-
-        def check(saved: Saved, progress: dict[str, Any]) -> None:
-            if "about" in progress:
-                check_same_config(About.of(progress["about"]).config, config, self.path)
-            if (step := _position(progress).step(steps_per_epoch)) != saved.step:
-                raise Damaged(
-                    f"The checkpoint {self.checkpoints.directory / str(saved.number)} is damaged: "
-                    f"it is that of step {saved.step}, but its progress says step {step}."
+        damaged: list[tuple[Saved, Damaged]] = []
+        for saved in reversed(self.checkpoints.all()):
+            try:
+                self._check(saved, steps_per_epoch)
+                state, progress = self.checkpoints.restore(like, saved)
+                break
+            except Damaged as error:
+                damaged.append((saved, error))
+        else:
+            if damaged:
+                raise UserError(
+                    "\n  ".join(
+                        [
+                            f"All checkpoints in {self.checkpoints.directory} are damaged; nothing "
+                            "was changed there. Restore one from a copy, or start in a new "
+                            "workdir.",
+                            *(str(error) for _, error in damaged),
+                        ]
+                    )
                 )
-
-        found = self.checkpoints.restore_newest(like, check)
-        if found is None:
             if _epochs_logged(self.path):
                 note(f"there is no checkpoint in {self.path}: the run starts from the beginning")
             return None
-        state, progress, damaged = found
+        for other, error in damaged:  # only now, as none may be intact
+            self.checkpoints.set_aside(other, error)
         *earlier, now = self._about.environments
         if by := progress.get("about"):  # else an earlier version wrote it
             earlier = About.of(by).environments
@@ -346,9 +348,21 @@ class RunFolder:
         self._history = progress.get("history")
         # Some may have been set aside by a start that was killed before it saved their number.
         aside = len(list(self.checkpoints.directory.glob("damaged-*")))
-        self._damaged = max(progress.get("damaged", 0) + damaged, aside)
+        self._damaged = max(progress.get("damaged", 0) + len(damaged), aside)
         self._check_best(like)
         return state, _position(progress)
+
+    def _check(self, saved: Saved, steps_per_epoch: int) -> None:
+        """Checks that a checkpoint is of this run, and that its position is of its step."""
+        assert self._about is not None, "open() comes first"
+        progress = self.checkpoints.progress(saved)
+        if "about" in progress:
+            check_same_config(About.of(progress["about"]).config, self._about.config, self.path)
+        if (step := _position(progress).step(steps_per_epoch)) != saved.step:
+            raise Damaged(
+                f"The checkpoint {self.checkpoints.directory / str(saved.number)} is damaged: it "
+                f"is that of step {saved.step}, but its progress says step {step}."
+            )
 
     def _check_best(self, like: TrainState) -> None:
         best = self.checkpoints.best()
