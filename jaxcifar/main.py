@@ -13,7 +13,6 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
-import copy
 import os
 import pathlib
 from collections.abc import Sequence
@@ -184,10 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Trains or evaluates, alone or as one of the processes of a run."""
     arguments, fields = _parse(argv)
     original = None if arguments.config is None else options.load(_file(arguments.config))
-    config = None
-    if original is not None:
-        # A deep copy, which keeps the references between fields (ml_collections' FieldReference).
-        config = options.with_options(copy.deepcopy(original), fields)
+    config = None if original is None else options.with_options(original, fields)
     place = launch.place(
         os.environ,
         arguments.distributed,

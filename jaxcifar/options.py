@@ -1,6 +1,7 @@
 """What a command line refers to: paths, config files, and the fields that options change."""
 
 import argparse
+import copy
 import difflib
 import json
 import pathlib
@@ -156,11 +157,12 @@ def write_origin(folder: pathlib.Path, file: str | pathlib.Path, config: Config)
 
 
 def with_options(config: Config, options: Sequence[str]) -> Config:
-    """Returns `config` changed by options such as "--config.train.epochs=3".
+    """Returns a copy of `config`, changed by options such as "--config.train.epochs=3".
 
     Raises:
       UserError: an option is unknown, or its value has the wrong type.
     """
+    config = copy.deepcopy(config)  # which keeps references between fields
     # What is given twice counts the second time, but absl would join the values of a tuple.
     joined = [f"--config.{name}" for name, v in flatten(config).items() if isinstance(v, tuple)]
     last, kept = {option.partition("=")[0]: i for i, option in enumerate(options)}, []

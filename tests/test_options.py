@@ -170,10 +170,12 @@ def test_options_change_what_a_file_has_made_its_own_way(tmp_path, line):
     assert changed.optim.learning_rate == 0.5
 
 
-def test_options_change_a_config():
+def test_options_change_a_copy_of_a_config():
+    given = base_config()
     config = options.with_options(
-        base_config(), ["--config.train.epochs=3", "--config.augment.erasing_area=(0.1, 0.2)"]
+        given, ["--config.train.epochs=3", "--config.augment.erasing_area=(0.1, 0.2)"]
     )
+    assert given == base_config()
     assert config.train.epochs == 3
     assert tuple(config.augment.erasing_area) == (0.1, 0.2)
 

@@ -14,7 +14,6 @@ PDF).
 """
 
 import argparse
-import copy
 import math
 import pathlib
 import sys
@@ -36,7 +35,7 @@ def _smoothness_command(arguments: argparse.Namespace, options: list[str]) -> No
             raise UserError(f"{name} is {value}; it must be positive, or 0 to choose.")
     if any(option.startswith("--config.seed") for option in options):
         raise UserError("--config.seed is not an option of smoothness. Give --seed instead.")
-    configs = [with_options(copy.deepcopy(source.config), options) for source in sources]
+    configs = [with_options(source.config, options) for source in sources]
     folder = arguments.out / "smoothness"
     how = {"steps": arguments.steps, "every": arguments.every, "step_sizes": sizes}
     plans = []  # of all configs, before hours with the first

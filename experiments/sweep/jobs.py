@@ -1,7 +1,6 @@
 """The runs of a sweep: what each is to train, and its state."""
 
 import contextlib
-import copy
 import functools
 import os
 import pathlib
@@ -165,8 +164,7 @@ def checked(
         raise UserError(f"--out is {out}, which is a file. Give a folder.")
     jobs, mesh = [], sharding.make_mesh()
     for source in sources:
-        # A copy, in which fields that refer to others still do.
-        config = with_options(copy.deepcopy(source.config), options)
+        config = with_options(source.config, options)
         of_source: list[Job] = []
         for seed in seeds:
             config = config.copy_and_resolve_references()
