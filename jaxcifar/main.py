@@ -12,11 +12,10 @@ if __name__ == "__main__":
     end_by_signals()  # even during the imports below, which take seconds
 
 import argparse
-import contextlib
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
@@ -50,21 +49,6 @@ class Origin(Hook):
         resumed = run.step and (run.workdir / options.ORIGIN).exists()
         if processes.is_first() and not resumed:
             options.write_origin(run.workdir, self._file, self._config)
-
-
-class Shown(Hook):
-    """Shows other machines that this process trains the run.
-
-    Args:
-      until: at its end the sign is withdrawn.
-    """
-
-    def __init__(self, until: contextlib.ExitStack):
-        self._until = until
-
-    def locked(self, workdir: pathlib.Path) -> None:
-        if processes.is_first():
-            self._until.enter_context(signs.shown(workdir))
 
 
 # What `jaxcifar train` and `jaxcifar eval` set themselves, or have no use for.
@@ -242,9 +226,8 @@ def _train(arguments: argparse.Namespace, config: Config | None, original: Confi
     given = arguments.workdir
     workdir = options.user_path(f"runs/{file.stem}" if given is None else given)
     profile = Profile(arguments.profile) if arguments.profile else None
-    with contextlib.ExitStack() as until:
-        hooks = [Shown(until), Origin(file, original), *([profile] if profile else [])]
-        result = train.train_and_evaluate(config, workdir, hooks=hooks)
+    hooks = [Origin(file, original), *([profile] if profile else [])]
+    result = train.train_and_evaluate(config, workdir, hooks=hooks)
     _say(summary(result, config, workdir))
     if profile and profile.traced:
         _say(f"a trace of {profile.traced} steps is in {workdir / 'profile'}")
@@ -309,7 +292,12 @@ def run(argv: Sequence[str] | None = None) -> int:
     Args:
       argv: the options; None means those of this process.
     """
-    return exit_code(lambda: main(argv), processes.leave)
+
+    def leave(code: int, text: str) -> NoReturn:
+        signs.withdraw()
+        processes.leave(code, text)
+
+    return exit_code(lambda: main(argv), leave)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,15 @@ The state is one of
   finished   all epochs are done
   running    a process on this machine is training it, or one on another machine showed a sign of
              life in the last ten minutes
-  stale      the other machine has shown none for ten minutes
+  stale      the other machine has shown none for ten minutes, and its process did not end by itself
   failed     the last attempt of a sweep failed; the reason follows
   imported   weights from elsewhere, not trained here
   measured   by `jaxcifar landscape smoothness`, whose command resumes it if anything is left
-  stopped    the command that started it resumes it (so is called a run, too, that a Python program
-             of one's own is training on another machine, or on macOS)
+  stopped    the command that started it resumes it
   damaged    a file cannot be read; the command that started it may restore it
 """
 
-import contextlib
 import json
-import os
 import pathlib
 import sys
 from typing import Any
@@ -33,8 +30,6 @@ from jaxcifar.run import signs
 from jaxcifar.run.folder import run_folders
 from jaxcifar.run.log import averaged, best_record
 from jaxcifar.run.progress import duration
-
-LOCKS = pathlib.Path("/proc/locks")  # of Linux
 
 
 def find(folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -87,37 +82,11 @@ def _state(workdir: pathlib.Path, otherwise: str) -> str:
     sign = signs.running(workdir)
     if sign and sign.alive:
         return f"running on {sign.host}, last sign {duration(sign.age)} ago"
-    if _locked(workdir):
-        return "running"
     if why := signs.failure(workdir):
         return f"failed: {why.splitlines()[0]}"
     if sign and not sign.here:  # here, a process without the lock is dead
         return f"stale: {sign.host} fell silent {duration(sign.age)} ago"
     return otherwise
-
-
-def _locked(workdir: pathlib.Path) -> bool:
-    """Whether a process on this machine holds the run's lock, found out without touching it."""
-    with contextlib.suppress(OSError):
-        here = os.stat(workdir / ".lock")
-        device = f"{os.major(here.st_dev):02x}:{os.minor(here.st_dev):02x}"
-        # 1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF
-        for line in LOCKS.read_text().splitlines():
-            _, kind, *_, holder, place, _, _ = line.split()
-            found = kind == "FLOCK" and place.endswith(f":{here.st_ino}")
-            if found and (place.startswith(device) or _has_open(int(holder), here)):
-                return True
-    return False
-
-
-def _has_open(process: int, file: os.stat_result) -> bool:
-    """Whether a process has a file open: on btrfs, its locks have another device than `stat`."""
-    with contextlib.suppress(OSError):  # it is another user's
-        for opened in pathlib.Path(f"/proc/{process}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                if os.path.samestat(opened.stat(), file):
-                    return True
-    return False
 
 
 def table(found: list[dict[str, Any]]) -> Table:

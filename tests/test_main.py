@@ -14,8 +14,8 @@ import pytest
 from experiments.report import __main__ as report
 from experiments.runs.configs import named
 from experiments.sweep.jobs import checked
-from jaxcifar import train
-from jaxcifar.errors import Interrupted, UserError
+from jaxcifar import data, train
+from jaxcifar.errors import Interrupted
 from jaxcifar.files import read_lines
 from jaxcifar.main import Origin, run, summary
 from jaxcifar.options import load
@@ -133,23 +133,6 @@ RESULT = {
 }
 
 
-def test_other_machines_see_that_it_trains(tmp_path, monkeypatch):
-    """They see no lock of this one; `jaxcifar runs` there would call the run stopped."""
-    workdir, seen = tmp_path / "run", []
-
-    def trains(config, workdir, *, hooks):
-        workdir.mkdir()
-        for hook in hooks:
-            hook.locked(workdir)
-        seen.append(signs.running(workdir))
-        raise UserError("The disk is full.")
-
-    monkeypatch.setattr(train, "train_and_evaluate", trains)
-    assert run(["--config=quickstart", f"--workdir={workdir}", "--nocompilation_cache"]) == 2
-    assert seen[0].alive
-    assert signs.running(workdir) is None
-
-
 def test_summary_of_a_run_validated_on_the_test_set():
     assert summary(RESULT, tiny(), "runs/x").split("\n") == [
         "best epoch 7: validation accuracy 91.23%, loss 0.3141",
@@ -172,6 +155,41 @@ def test_summary_of_a_run_with_a_held_out_part():
         "test set, once, at the best epoch: accuracy 50.00%, loss 1.2500 (10,000 images)"
     )
     assert len(lines) == 5
+
+
+# --- how it ends ------------------------------------------------------------------------------
+
+
+def stopped_before_a_step(*arguments):
+    """Ends by a signal, as a command does that has nothing to save yet."""
+
+    def loading(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    data.load = loading
+    return run(arguments)
+
+
+def test_a_signal_before_the_first_step_leaves_no_sign_of_life(tmp_path):
+    process = Forked(
+        stopped_before_a_step,
+        *("--config=quickstart", "--workdir=new", "--config.data.name=synthetic"),
+        environment=environment_of(devices=1) | {"HOME": str(tmp_path)},
+        cwd=tmp_path,
+    )
+    output(process, code=128 + signal.SIGTERM)
+    assert os.listdir(tmp_path / "new") == [".lock"]
+
+
+def test_a_start_that_is_refused_leaves_nothing_and_the_reason_of_an_earlier_failure(tmp_path):
+    signs.fail(tmp_path / "failed", "it broke")
+    for name in ("new", "failed"):
+        workdir = f"--workdir={tmp_path / name}"
+        with on_one_device():
+            assert run(["--config=quickstart", workdir, "--config.train.batch_size=60000"]) == 2
+    assert os.listdir(tmp_path) == ["failed"]
+    assert signs.failure(tmp_path / "failed") == "it broke"
 
 
 # --- several commands in one process, as a notebook runs them ---------------------------------

@@ -91,7 +91,7 @@ def _missing(lines: list[str]) -> str:
 def sweep_section(name: str, sweep: Sweep, judged: list[dict[str, Any]]) -> str:
     """Returns the section of one sweep; `judged` is what `claims.judge` returns for it."""
     parts = [f"<h2 id={_anchor(name)}>Runs in {html.escape(name)}</h2>"]
-    for note in sweep.notes:
+    for note in sweep.finished.notes:
         parts.append(f"<p class=warn>† {text(note)}. Not comparable with the original’s.</p>")
     missing = []
     for run in sweep.runs:
@@ -113,7 +113,7 @@ def sweep_section(name: str, sweep: Sweep, judged: list[dict[str, Any]]) -> str:
         parts += [f"<h3>Figures</h3><div class=pictures>{shown}</div>" if shown else ""]
         missing += absent
     parts.append(_missing(missing))
-    facts = "".join(f"<li>{text(line)}</li>" for line in provenance(sweep.runs))
+    facts = "".join(f"<li>{text(line)}</li>" for line in provenance(sweep.finished.runs))
     again = html.escape("\n".join(commands(sweep)))
     parts.append(f"<h3>Where these numbers come from</h3><ul>{facts}</ul><pre>{again}</pre>")
     return "\n".join(parts)
@@ -248,7 +248,7 @@ def page(folder: pathlib.Path) -> str:
         f"commit <code>{git_commit()}</code>.</p>",
         f"<nav><ul>{items}</ul></nav>",
     ]
-    if any(run.shortened for sweep in found for run in sweep.runs):
+    if any(run.shortened for run in done):
         parts.append(
             "<p class=warn>Some of these runs were SHORTENED and are marked so: their numbers do "
             "not compare with the original’s.</p>"

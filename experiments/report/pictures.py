@@ -11,7 +11,8 @@ from experiments.runs.read import Run, Sweep
 def signed(part: Sweep, title: str) -> dict[str, str]:
     """Returns the title and the keywords of a picture of runs, see `plots.drawing`.
 
-    Below the title stands which runs were shortened or changed, and how.
+    Below the title stands which runs were shortened or changed, and how, or are of other images
+    than the official ones.
     """
     notes = [f"† {note}" for note in part.notes]
     return {"title": "\n".join([title, *notes]), "keywords": keywords(part.runs)}

@@ -30,9 +30,10 @@ def provenance(runs: Sequence[Run]) -> list[str]:
             )
             names = ("jaxcifar", "jax", "flax", "optax", "numpy", "python")
             facts.setdefault("versions", set()).add(", ".join(f"{n} {env[n]}" for n in names))
-            commit = str(env["commit"])  # with "+", code is known by its digest alone
-            code = f" (code {env['code']})" if commit.endswith("+") and "code" in env else ""
-            facts.setdefault("commit", set()).add(commit + code)
+            commit = str(env["commit"])
+            if "code" in env and (env["commit"] is None or commit.endswith("+")):
+                commit += f" (code {env['code']})"  # which alone tells what it was
+            facts.setdefault("commit", set()).add(commit)
             facts.setdefault("started", set()).add(env["started"][:10])
     return [f"{name}: {' | '.join(sorted(values))}" for name, values in facts.items()]
 

@@ -47,7 +47,7 @@ from experiments.runs.configs import named
 from experiments.sweep import shards, slurm, status, workers
 from experiments.sweep.estimates import time_left
 from experiments.sweep.jobs import Job, check_images, checked, groups, in_order, parse_seeds
-from experiments.sweep.training import AGAIN, BROKE, Outcome, Signs, run, run_workers
+from experiments.sweep.training import AGAIN, BROKE, Observer, Outcome, run, run_workers
 from jaxcifar import processes
 from jaxcifar.cli import CHECKOUT
 from jaxcifar.errors import Interrupted, UserError, note
@@ -99,14 +99,14 @@ _NO_STEP = "No step was done before that. Allow more time."
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    sign = Signs()
+    observer = Observer()
 
     def command() -> int:
         arguments, options = _parse(argv)
         try:
-            return _carry_out(arguments, options, sign)
+            return _carry_out(arguments, options, observer)
         except Interrupted as error:
-            if error.signum != signal.SIGUSR1 or sign.progressed:
+            if error.signum != signal.SIGUSR1 or observer.progressed:
                 raise
             raise Interrupted(error.signum, f"{error} {_NO_STEP}") from error
         except processes.NoDevice as error:
@@ -119,16 +119,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return BROKE
 
     def end(code: int, text: str) -> NoReturn:  # by a signal, while nothing is to be saved
-        sign.withdraw()
+        signs.withdraw()
         if code == _WARNED:
-            code, text = (AGAIN, text) if sign.progressed else (code, f"{text} {_NO_STEP}")
+            code, text = (AGAIN, text) if observer.progressed else (code, f"{text} {_NO_STEP}")
         leave(code, text)
 
     code = exit_code(command, end)
-    return AGAIN if code == _WARNED and sign.progressed else code
+    return AGAIN if code == _WARNED and observer.progressed else code
 
 
-def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -> int:
+def _carry_out(arguments: argparse.Namespace, options: list[str], observer: Observer) -> int:
     seeds = parse_seeds(arguments.seeds)
     sources = named(arguments.rows, arguments.configs)
     shard = shards.parse_shard(arguments.shard) if arguments.shard is not None else None
@@ -177,12 +177,12 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], sign: Signs) -
     if where:
         # Another sweep of this folder, perhaps on another machine, writes elsewhere.
         logs = out / "logs" / f"{socket.gethostname()}-{os.getpid()}"
-        outcome = run_workers(jobs, command, where, logs, sign)
+        outcome = run_workers(jobs, command, where, logs, observer)
     else:
         compilation.use_cache()
         index, count = shards.parse_shard(arguments.worker)  # each starts elsewhere in the list
         first = index * len(jobs) // count
-        outcome = run(jobs[first:] + jobs[:first], arguments.began, sign)
+        outcome = run(jobs[first:] + jobs[:first], arguments.began, observer)
     return _conclude(jobs, out, outcome, time.monotonic() - started)
 
 

@@ -189,15 +189,16 @@ def _check_there(folder: pathlib.Path, jobs: list[Job]) -> None:
     wanted = {job.workdir: job.config for job in jobs}
     seeds = [path for path in folder.glob("seed*") if path.name[len("seed") :].isdecimal()]
     for workdir in sorted({*wanted, *seeds}):
-        saved = None
+        saved, empty = None, False
         with contextlib.suppress(UserError, OSError):  # damaged: its turn will come
             saved = about.read(workdir)
+            sign = signs.running(workdir)
+            empty = nothing_trained(workdir) and not (sign and sign.alive)
         if saved:
             config = wanted.get(workdir)
             if config is None:
                 config = jobs[0].config.copy_and_resolve_references()
                 config.seed = saved.config.seed
-            empty = nothing_trained(workdir)
             about.check_same_config(saved.config, config, workdir, _WAY_OUT, empty=empty)
 
 

@@ -26,8 +26,8 @@ LOOK_AGAIN = 5.0  # seconds, at runs that another process trains
 GIVE_UP = 300.0  # seconds, if none of those processes seems to be alive
 
 
-class Signs(Hook):
-    """Shows signs of life of the runs of a sweep, one run after the other.
+class Observer(Hook):
+    """Looks at the runs of a sweep, one after the other.
 
     Attributes:
       announce: called once the next run is locked.
@@ -37,11 +37,10 @@ class Signs(Hook):
     def __init__(self) -> None:
         self.announce: Callable[[], None] = lambda: None
         self.progressed = False
-        self._first, self._shown = 0, contextlib.ExitStack()
+        self._first = 0
 
     def locked(self, workdir: pathlib.Path) -> None:
         self.announce()
-        self._shown.enter_context(signs.shown(workdir))
 
     def start(self, run: Run) -> None:
         self._first = run.step
@@ -51,10 +50,6 @@ class Signs(Hook):
 
     def close(self, run: Run) -> None:
         self.progressed |= run.step > self._first
-
-    def withdraw(self) -> None:
-        """Removes the sign of the run that has ended, if there is one."""
-        self._shown.close()
 
 
 Failed = list[tuple[Job, str]]
@@ -68,7 +63,7 @@ class Outcome(NamedTuple):
     held: Failed  # locked by processes that have shown no sign of life for long
 
 
-def run(jobs: list[Job], start: str, sign: Signs) -> Outcome:
+def run(jobs: list[Job], start: str, observer: Observer) -> Outcome:
     """Trains what is not done.
 
     A run that raises a `UserError` has failed. One that raises anything else broke, and the next
@@ -89,7 +84,7 @@ def run(jobs: list[Job], start: str, sign: Signs) -> Outcome:
       jobs: the jobs of the sweep.
       start: the ID of this start of the sweep, common to all its workers (--began); what failed in
         it, here or elsewhere, is not tried again.
-      sign: shows signs of life.
+      observer: of each run.
 
     Raises:
       Interrupted: it was stopped, during a run or between two.
@@ -141,9 +136,9 @@ def run(jobs: list[Job], start: str, sign: Signs) -> Outcome:
             if why := signs.failure(job.workdir, start):
                 fail(job, why, known=True)
                 continue
-            sign.announce = functools.partial(announce, number, job)
+            observer.announce = functools.partial(announce, number, job)
             try:
-                _train(job, sign)
+                _train(job, observer)
                 succeeded = True
                 blame()
                 suspect = None
@@ -177,18 +172,16 @@ def run(jobs: list[Job], start: str, sign: Signs) -> Outcome:
     return Outcome(failed, broken, held)
 
 
-def _train(job: Job, sign: Signs) -> None:
+def _train(job: Job, observer: Observer) -> None:
     """Trains a run; raises what `train_and_evaluate` does, and `UserError` for an `OSError`."""
     try:
         file, folder = job.source.file or config_file(job.name), job.workdir.parent
         # The file may have been edited since other seeds were trained, and options make up for it.
         if not (folder / ORIGIN).exists() or not any(folder.glob("seed*/config.json")):
             write_origin(folder, file, job.source.config)
-        train.train_and_evaluate(job.config, job.workdir, hooks=[sign])
+        train.train_and_evaluate(job.config, job.workdir, hooks=[observer])
     except OSError as error:  # such as that of a full disk
         raise of_file(error) from error
-    finally:
-        sign.withdraw()
 
 
 class _Patience:
@@ -220,7 +213,7 @@ class _Patience:
 def _without_sign(job: Job) -> str:
     """Says who locked a run without a sign of life since; "" if somebody may be training it."""
     sign = signs.running(job.workdir)
-    # `jaxcifar train` shows none; and on this machine a dead process holds no lock.
+    # On this machine, a dead process holds no lock.
     if sign is None or sign.alive or sign.here:
         return ""
     return (
@@ -243,7 +236,7 @@ def run_workers(
     command: list[str],
     where: Sequence[workers.Place],
     logs: pathlib.Path,
-    sign: Signs,
+    observer: Observer,
 ) -> Outcome:
     """Lets a worker at each place run the command, a sweep of these jobs.
 
@@ -252,7 +245,7 @@ def run_workers(
       command: what trains them all; each worker trains what no other has begun.
       where: the places of the workers.
       logs: the folder for what the workers print.
-      sign: notes whether any of them made a step, if they are stopped.
+      observer: notes whether any of them made a step, if they are stopped.
 
     Raises:
       UserError: a worker could not start.
@@ -276,7 +269,7 @@ def run_workers(
         ended = workers.supervise(commands, where, logs, table)
     except workers.Stopped as error:
         # A worker that died after hours of progress may just have been started again.
-        sign.progressed = AGAIN in error.codes or sum(len(job.records) for job in jobs) > epochs
+        observer.progressed = AGAIN in error.codes or sum(len(job.records) for job in jobs) > epochs
         raise
     failed: Failed = []
     broke: Failed = []

@@ -168,19 +168,18 @@ def _require_builder(spec: Spec, folder: pathlib.Path) -> None:
         from tensorflow_datasets.image_classification import cifar
     except Exception as error:  # a broken installation raises almost anything
         raise UserError(
-            f"{_not_found(spec, folder)}, nor can it be downloaded: tensorflow-datasets cannot be "
-            f"imported ({in_short(error)}). Install it anew, or put the data there."
+            f"{_not_found(spec, folder)}; and tensorflow-datasets, which may have prepared a copy "
+            f"there or would download one, cannot be imported ({in_short(error)}). Install it anew."
         ) from error
     if not hasattr(cifar, spec.builder):
-        raise UserError(f"{_not_found(spec, folder)}, and tensorflow-datasets does not have it.")
+        raise UserError(f"{_not_found(spec, folder)}; and tensorflow-datasets does not have it.")
 
 
 def _not_found(spec: Spec, folder: pathlib.Path) -> str:
     return (
         f"{spec.title} was not found. Looked in {folder} for {spec.binary.archive}, "
-        f"{spec.python.archive}, {spec.binary.folder}/, {spec.python.folder}/, Parquet files, PNG "
-        "files in a folder for each class or with trainLabels.csv, and a copy prepared by "
-        "tensorflow-datasets"
+        f"{spec.python.archive}, {spec.binary.folder}/, {spec.python.folder}/, Parquet files, and "
+        "PNG files in a folder for each class or with trainLabels.csv"
     )
 
 
@@ -210,7 +209,8 @@ def _require_network(spec: Spec, folder: pathlib.Path) -> None:
     if failure:
         error = failure[0]
         raise UserError(
-            f"{_not_found(spec, folder)}; and it cannot be downloaded ({host}: {error}).\n"
+            f"{_not_found(spec, folder)}, and a copy prepared by tensorflow-datasets; and it "
+            f"cannot be downloaded ({host}: {error}).\n"
             f"Either put one of the official archives ({spec.page}) there, "
             "or name the folder that has it: --config.data.dir=FOLDER or JAXCIFAR_DATA=FOLDER.\n"
             f"To try without {spec.title}: jaxcifar train quickstart."

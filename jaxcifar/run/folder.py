@@ -95,10 +95,14 @@ class RunFolder:
 
     def __enter__(self) -> "RunFolder":
         with contextlib.ExitStack() as stack:
-            processes.share(lambda: stack.enter_context(locked(self.path)))
+            processes.share(lambda: self._hold(stack))
             check_shared(self.path)
             self._closing = stack.pop_all()
         return self
+
+    def _hold(self, stack: contextlib.ExitStack) -> None:
+        stack.enter_context(locked(self.path))
+        stack.enter_context(signs.shown(self.path))
 
     def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
         try:
@@ -140,7 +144,7 @@ class RunFolder:
             config,
             self.path,
             empty=nothing_trained(self.path),
-            can_start_from=_epochs_logged(self.path) > 0,
+            can_start_from=can_go_on and _epochs_logged(self.path) > 0,
         )
         if not path.exists():
             return None

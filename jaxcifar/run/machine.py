@@ -79,14 +79,15 @@ def code() -> str:
     package, digest = pathlib.Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         name = path.relative_to(package).as_posix()
-        if not name.startswith("configs/"):  # it is here only where a wheel was installed
+        # Configs are here only where a wheel was installed; what is hidden is an editor's.
+        if not name.startswith(("configs/", ".")) and "/." not in name:
             digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
 @functools.cache  # as `_version`
 def git_commit() -> str | None:
-    """Returns the commit of this package, with '+' if its files differ; None outside git."""
+    """Returns the commit of this code, with '+' if its files differ; None outside git."""
     here = pathlib.Path(__file__).parents[1]
 
     def git(*args: str) -> str:
@@ -99,7 +100,8 @@ def git_commit() -> str | None:
     try:
         # In an installed package the enclosing repository, if any, is another project's.
         git("ls-files", "--error-unmatch", __file__)
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+        changed = git("status", "--porcelain", "--", ".", "../experiments")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

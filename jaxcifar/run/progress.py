@@ -162,6 +162,7 @@ class Progress:
         self._evaluation_seconds += self._shown - self._evaluation_began
         self._evaluations += 1
         self._epochs_left -= 1
+        self._bar.update(self._task, completed=record["step"], status="", refresh=True)
         penalty = record["train_loss"] - record["train_ce"]
         self.say(
             f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}  "

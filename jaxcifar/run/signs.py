@@ -1,7 +1,7 @@
-"""What the commands add to a run's workdir: a sign of life, or the reason for a failure.
+"""What a run's workdir says of its processes: a sign of life, or the reason for a failure.
 
-.running exists while a process works on the run, and is touched regularly. failed.json says why the
-last attempt failed, and is deleted when the next one begins.
+.running exists while a process works on the run, and is touched regularly. failed.json, which
+sweeps write, says why the last attempt failed, and is deleted when the next one begins.
 """
 
 import contextlib
@@ -37,14 +37,26 @@ def shown(workdir: pathlib.Path) -> Generator[None]:
 
     A thread renews the sign, because the one that trains may compile or evaluate for an hour.
     """
-    give(workdir)
+    with contextlib.suppress(OSError):  # a full disk, say, may still have room for the run
+        give(workdir)
     ended = threading.Event()
     threading.Thread(target=_renew, args=(workdir, ended), daemon=True).start()
+    _shown.add(workdir)
     try:
         yield
     finally:
         ended.set()
-        withdraw(workdir)
+        _withdraw(workdir)
+        _shown.remove(workdir)
+
+
+_shown: set[pathlib.Path] = set()
+
+
+def withdraw() -> None:
+    """Removes the signs of this process, which then ends at once, from any thread."""
+    for workdir in list(_shown):
+        _withdraw(workdir)
 
 
 def _renew(workdir: pathlib.Path, ended: threading.Event) -> None:
@@ -54,9 +66,8 @@ def _renew(workdir: pathlib.Path, ended: threading.Event) -> None:
 
 
 def give(workdir: pathlib.Path) -> None:
-    """Leaves a sign that this process works here; an earlier failure no longer counts."""
+    """Leaves a sign that this process works here."""
     write_shared(workdir / ".running", _who())
-    forget_failure(workdir)
 
 
 def forget_failure(workdir: pathlib.Path) -> None:
@@ -64,7 +75,7 @@ def forget_failure(workdir: pathlib.Path) -> None:
     (workdir / "failed.json").unlink(missing_ok=True)
 
 
-def withdraw(workdir: pathlib.Path) -> None:
+def _withdraw(workdir: pathlib.Path) -> None:
     """Removes the sign, if this process left it."""
     sign = _read(workdir / ".running")
     if sign and (sign["host"], sign["pid"]) == (_who()["host"], _who()["pid"]):

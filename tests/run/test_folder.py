@@ -46,6 +46,15 @@ def test_another_config_is_refused_by_its_differences(finished):
 
 
 @pytest.mark.slow
+def test_a_run_without_checkpoints_is_no_start_for_another(finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints")
+    with pytest.raises(UserError, match="of another config") as error:
+        run(tiny(train__epochs=3), workdir)
+    assert "init_from" not in str(error.value)
+
+
+@pytest.mark.slow
 def test_a_run_without_an_epoch_is_no_start_for_another(stopped):
     with pytest.raises(UserError, match="new --workdir") as error:
         run(tiny(train__epochs=3), stopped)
@@ -93,7 +102,8 @@ def test_whoever_holds_the_lock_is_not_the_process_that_died(tmp_path):
     (tmp_path / ".running").write_text(json.dumps(sign))
     assert signs.running(tmp_path).host == "node7"
     with RunFolder(tmp_path):
-        assert signs.running(tmp_path) is None
+        assert signs.running(tmp_path).here
+    assert signs.running(tmp_path) is None
 
 
 def test_a_folder_that_was_deleted_before_it_was_locked(tmp_path, monkeypatch):

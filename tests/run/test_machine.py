@@ -51,6 +51,9 @@ def test_the_code_is_known_by_its_text(tmp_path, monkeypatch):
     found, copy = machine.code(), copied(tmp_path)
     (copy / "configs").mkdir()
     (copy / "configs" / "row1.py").touch()  # as of a wheel
+    (copy / ".#step.py").symlink_to("user@host.1:2")  # as Emacs locks what it edits
+    (copy / "run" / ".ipynb_checkpoints").mkdir()
+    (copy / "run" / ".ipynb_checkpoints" / "log-checkpoint.py").touch()
     monkeypatch.setattr(machine, "__file__", str(copy / "run" / "machine.py"))
     machine.code.cache_clear()
     assert machine.code() == found

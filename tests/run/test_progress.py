@@ -95,9 +95,15 @@ def test_a_terminal_shows_that_it_compiles_and_then_no_more(monkeypatch, capsys)
         shows.started(0)
         capsys.readouterr()
         shows.say("begins")
-    after = capsys.readouterr().out
-    assert "epoch 1/4" in after
-    assert "compiling" not in after
+        after = capsys.readouterr().out
+        assert "epoch 1/4" in after
+        assert "compiling" not in after
+        shows.evaluating()
+        assert "evaluating" in capsys.readouterr().out
+        shows.epoch(RECORD)
+        capsys.readouterr()
+        shows.say("the next")
+        assert "evaluating" not in capsys.readouterr().out
 
 
 def test_quiet_shows_nothing(monkeypatch, capsys):

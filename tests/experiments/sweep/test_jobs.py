@@ -107,6 +107,20 @@ def test_a_run_of_other_options_in_which_nothing_was_trained(tmp_path, there):
     assert ("Give the same options" in str(error.value)) == there
 
 
+def test_nothing_is_to_be_deleted_where_another_process_has_begun(tmp_path):
+    (source,) = configs.named("vgg2", None)
+    (job,) = checked([source], [0], tmp_path, OPTIONS)
+    job.workdir.mkdir(parents=True)
+    environment = {"environment": {"dtype": "float32"}, "data": {}}
+    write_json(job.workdir / "config.json", {"config": job.config.to_dict()} | environment)
+    with signs.shown(job.workdir), pytest.raises(UserError) as error:
+        checked([source], [0], tmp_path, [*OPTIONS, "--config.optim.l2=1e-4"])
+    assert "to begin anew" not in str(error.value)
+    # What cannot be looked into costs its own run only.
+    (job.workdir / "checkpoints").touch()
+    assert checked([source], [0], tmp_path, OPTIONS) == [job]
+
+
 def test_a_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
     (source,) = configs.named("vgg2", None)
     (job,) = checked([source], [0], tmp_path, OPTIONS)

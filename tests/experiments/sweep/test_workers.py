@@ -338,7 +338,7 @@ def test_a_terminal_shows_what_there_is_room_for(tmp_path, monkeypatch):
     shown, counts = tmp_path / "shown", status.counts
     monkeypatch.setattr(status, "counts", lambda jobs: shown.touch() or counts(jobs))
     wait = f"until [ -e {shown} ]; do sleep 0.1; done"
-    told = (jobs, ["bash", "-c", wait], ONE, tmp_path / "logs", training.Signs())
+    told = (jobs, ["bash", "-c", wait], ONE, tmp_path / "logs", training.Observer())
     printed = in_a_terminal(monkeypatch, lambda: training.run_workers(*told))
     before, after = printed.split(UP, 1)
     first, header, *rows, rest, _ = before.splitlines()
