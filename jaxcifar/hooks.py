@@ -79,9 +79,9 @@ class Hook:
     def before_step(self, run: Run) -> None:
         """Before each call of the training program, when `run.step` steps are done.
 
-        A call makes `run.task.steps_from(run.step)` steps. The time that this method takes is not
-        counted as training. If it reads the state (see `reads_state`), the devices have finished
-        the previous call; else the host prepares a call while they work on that one.
+        A call makes `run.task.steps_from(run.step)` steps. If it reads the state (see
+        `reads_state`), the devices have finished the previous call, and the time that it takes is
+        not counted as training; else the devices work on that call meanwhile.
         """
 
     def before_evaluation(self, run: Run) -> None:
@@ -118,9 +118,8 @@ class Profile(Hook):
       traced: the steps in the trace, once it is written; else 0.
     """
 
-    reads_state = False  # or the trace would show gaps between calls that no other run has
-
     def __init__(self, steps: int):
+        self.reads_state = True  # at first, as to start a trace may take seconds
         self._steps, self._first = steps, -1
         self._tracing = False
         self.traced = 0
@@ -142,7 +141,8 @@ class Profile(Hook):
             self._first, self._tracing = run.step, True
         else:
             self._write_if_done(run)
-        # Where the next call is the last in the trace, the loop waits for it: it is training.
+        # Not while it traces, or there would be gaps between calls that no other run has. Where the
+        # next call is the last in the trace, the loop waits for it: it is training.
         after = run.step + run.task.steps_from(run.step)
         self.reads_state = self._tracing and after - self._first >= self._steps
 

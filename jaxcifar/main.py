@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxcifar import launch, options, processes, restore, train
 from jaxcifar.config import Config, base_config, flatten
@@ -183,20 +184,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     with processes.together(place, arguments.start_timeout):
         if not arguments.nocompilation_cache:
-            _use_cache()
+            compilation.use_cache()
+        _check_cache()
         if arguments.mode == "eval":
             _evaluate(arguments, config, fields)
         else:
             _train(arguments, config, original)
 
 
-def _use_cache() -> None:
-    """Uses the cache of compiled programs where all processes of the run have the same.
+def _check_cache() -> None:
+    """Keeps the cache of compiled programs only where all processes of the run have the same.
 
     On GPUs they compile a program together: one that finds it in its own cache would not take part,
     and the others would wait for it.
     """
-    compilation.use_cache()
     folder, *others = processes.gather(jax.config.jax_compilation_cache_dir)  # pyright: ignore
     shared = set(others) <= {folder}
     if shared and folder and "://" not in folder:
@@ -206,6 +207,7 @@ def _use_cache() -> None:
             shared = False
     if not shared:
         jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()  # it may be in use already, for what the processes agree on
         if processes.is_first():
             note(
                 "compiling without a cache, since the processes of this run do not share theirs. "
@@ -248,6 +250,8 @@ def _evaluate(arguments: argparse.Namespace, config: Config | None, fields: Sequ
         f"{found['checkpoint']} checkpoint (step {found['step']}): accuracy "
         f"{found['accuracy']:.2%}, loss {found['loss']:.4f} ({found['images']:,} test images)"
     )
+    if found["data"]["official"] is False:
+        _say(f"the images of {found['data']['source']} are not verified as the official files")
 
 
 def _say(text: str) -> None:

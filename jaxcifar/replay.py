@@ -74,6 +74,7 @@ def replay(
     config = about.config
     config.data.dir = data_dir or config.data.dir
     last_start = about.environments[-1]  # its settings, as others would round differently
+    config.model.dtype = about.environments[0]["dtype"]  # "auto" is another one elsewhere
     if last_start["device"] == mesh.devices.flat[0].device_kind and "remat" in last_start:
         config.train.steps_per_call = last_start["steps_per_call"]
         config.model.remat = "on" if last_start["remat"] else "off"

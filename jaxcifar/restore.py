@@ -105,19 +105,20 @@ def test_images(workdir: str | pathlib.Path, config: Config) -> data.Dataset:
 
 
 def _test_images(about: About, workdir: pathlib.Path, config: Config) -> data.Dataset:
+    name, folder = config.data.name, config.data.dir
     try:
-        test = data.load(config.data.name, "test", data_dir=config.data.dir)
+        test = data.load(name, "test", data_dir=folder)
     except data.Unlabelled as error:
-        if config.data.protocol != "holdout":
-            raise
-        folder = config.data.dir or data.cifar.default_dir()
+        known = "The accuracy on the held-out images is in result.json. "
         raise UserError(
-            f"The test images in {folder} have no labels. The accuracy on the held-out images is "
-            f"in {workdir / 'result.json'}; anything computed from test images needs their labels: "
-            "set data.dir to a folder that has them."
+            f"The test images in {folder or data.cifar.default_dir()} have no labels. "
+            f"{known if config.data.protocol == 'holdout' else ''}Anything computed from test "
+            "images needs their labels: set data.dir to a folder that has them."
         ) from error
     part = "test" if config.data.protocol == "holdout" else "validation"
     check_images(about.data, {part: test.provenance}, workdir)
+    if part not in about.data:  # as of imported weights: no training has compared the two
+        data.check_apart(data.load(name, "train", data_dir=folder), test)
     return test
 
 

@@ -1,5 +1,6 @@
 """What a run starts from: random weights, another run's or imported ones (`config.init_from`)."""
 
+import contextlib
 import pathlib
 import shlex
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from jaxcifar.run.digest import digests, shapes
 from jaxcifar.run.folder import Position, RunFolder
 from jaxcifar.state import abstract_variables, first_state
 from jaxcifar.task import create_model, hyperparams, optimization
+
+_LONGEST_LINE = 100  # of runs that start one from the other; folders may have been exchanged
 
 
 class InitialWeights(NamedTuple):
@@ -98,8 +101,13 @@ def initial_weights(config: Config, mesh: Mesh) -> InitialWeights:
             f"{source.data.name} {classes[0]}"
         )
     protocols = source.data.protocol, config.data.protocol
-    if source.data.name == config.data.name and protocols == ("test", "holdout"):
-        lines.append("that run was trained on the images that this one holds out for validation")
+    if config.data.protocol == "holdout" and any(
+        (its.data.name, its.data.protocol) == (config.data.name, "test") for its in _line(path)
+    ):
+        lines.append(
+            "that run, or one that it started from, was trained on the images that this one holds "
+            "out for validation"
+        )
     for field, (there, here) in changed_fields(source.to_dict(), config.to_dict()).items():
         if field.startswith("model.") or field in ("data.mean", "data.std"):
             lines.append(f"config.{field} is {here!r}; that run had {there!r}")
@@ -107,6 +115,15 @@ def initial_weights(config: Config, mesh: Mesh) -> InitialWeights:
     if source.data.name == config.data.name and protocols == ("holdout", "holdout"):
         held_out = about.of_run(path).data.get("validation", {}).get("sha256", "")
     return InitialWeights(unflatten_dict(taken, sep="/"), facts, "\n".join(lines), held_out)
+
+
+def _line(workdir: pathlib.Path) -> list[Config]:
+    """The configs of a run, of the one that it started from, and so on, as far as they are read."""
+    found = [about.of_run(workdir)]
+    with contextlib.suppress(UserError):
+        while (origin := found[-1].init_from) and len(found) < _LONGEST_LINE:
+            found.append(about.of_run(pathlib.Path(origin["source"])))
+    return [its.config for its in found]
 
 
 def _classifier(model: models.Network) -> set[str]:

@@ -26,7 +26,7 @@ from jaxcifar.hooks import Hook, Hooks, Run
 from jaxcifar.run.checkpoint import Damaged, NotFinite
 from jaxcifar.run.folder import Position, RunFolder
 from jaxcifar.run.log import best_record, score
-from jaxcifar.run.machine import PeakMemory, numerics
+from jaxcifar.run.machine import PeakMemory, numerics, runtime
 from jaxcifar.run.progress import Progress, say
 from jaxcifar.signals import Stop, interruptible
 from jaxcifar.start import InitialWeights, initial_weights
@@ -71,7 +71,7 @@ def train_and_evaluate(
     per_host = ("data.dir", "train.checkpoint_minutes")  # these may differ between hosts
     fields = {name: value for name, value in flatten(config).items() if name not in per_host}
     processes.check_same("config", fields)
-    processes.check_same("environment", numerics())
+    processes.check_same("environment", numerics() | {"runtime": runtime(mesh)})
     all_hooks = Hooks(hooks)
     with RunFolder(pathlib.Path(workdir)) as folder:
         all_hooks.call("locked", folder.path)

@@ -620,6 +620,19 @@ def test_a_broken_tfds_is_no_damage_of_what_it_prepared(few_downloaded, monkeypa
     assert "elete" not in str(error.value)
 
 
+def test_a_part_of_another_form_does_not_hide_what_tfds_prepared(few_downloaded, capsys):
+    """Such as two classes of another data set, in a folder that is shared."""
+    expected = cifar.load(FEW, "train", str(few_downloaded))
+    for name in ("cat", "dog"):
+        (few_downloaded / "train" / name).mkdir(parents=True)
+    found = cifar.load(FEW, "train", str(few_downloaded))
+    np.testing.assert_array_equal(found.images, expected.images)
+    assert "Passed over" in capsys.readouterr().err
+    shutil.rmtree(few_downloaded / "cifar10")
+    with pytest.raises(UserError, match=r"contains only a part of CIFAR-10"):
+        cifar.load(FEW, "train", str(few_downloaded))
+
+
 def test_a_set_that_tfds_does_not_have(tmp_path):
     own = dataclasses.replace(FEW, title="Mine", builder="")
     with pytest.raises(UserError, match=r"Mine was not found.*tensorflow-datasets does not have"):

@@ -135,7 +135,7 @@ def test_the_time_of_a_hook_beside_which_the_device_works_is_counted(tmp_path):
 
 def test_only_hooks_that_read_the_state_hold_the_host_back():
     assert not Hooks(
-        [Profile(1), Observer(), Origin(CONFIGS / "row1.py", load("row1")), Hook()]
+        [Observer(), Origin(CONFIGS / "row1.py", load("row1")), Hook()]
     ).any_reads_state
     assert Hooks([Hook(), SignalAt(0)]).any_reads_state
 

@@ -14,7 +14,7 @@ import pytest
 from experiments.report import __main__ as report
 from experiments.runs.configs import named
 from experiments.sweep.jobs import checked
-from jaxcifar import data, train
+from jaxcifar import data, restore, train
 from jaxcifar.errors import Interrupted
 from jaxcifar.files import read_lines
 from jaxcifar.main import Origin, run, summary
@@ -190,6 +190,20 @@ def test_a_start_that_is_refused_leaves_nothing_and_the_reason_of_an_earlier_fai
             assert run(["--config=quickstart", workdir, "--config.train.batch_size=60000"]) == 2
     assert os.listdir(tmp_path) == ["failed"]
     assert signs.failure(tmp_path / "failed") == "it broke"
+
+
+def test_an_evaluation_says_that_its_images_are_not_the_official_ones(
+    tmp_path, capsys, monkeypatch
+):
+    facts = {"official": False, "source": "/data/cifar"}
+    found = {"checkpoint": "best", "step": 7, "accuracy": 0.5, "loss": 1.25, "images": 10_000}
+    for official, lines in ((True, 1), (None, 1), (False, 2)):
+        result = found | {"data": facts | {"official": official}}
+        monkeypatch.setattr(restore, "evaluate_workdir", lambda *_, result=result, **__: result)
+        assert run(["--mode=eval", f"--workdir={tmp_path}"]) == 0
+        said = capsys.readouterr().out.splitlines()
+        assert len(said) == lines
+    assert said[1] == "the images of /data/cifar are not verified as the official files"
 
 
 # --- several commands in one process, as a notebook runs them ---------------------------------

@@ -104,6 +104,16 @@ def test_test_images_without_labels(finished, monkeypatch):
         restore.test_images(finished[0], tiny(data__protocol="holdout"))
 
 
+def test_imported_weights_are_not_tested_on_training_images(tmp_path, monkeypatch):
+    """As where a file was copied over another: no training has compared the two."""
+    variables = abstract_variables(task.create_model(tiny(), 10, "cpu"))
+    start.run_of_weights(tiny(), tmp_path, jax.tree.map(lambda x: np.ones(x.shape), variables))
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda name, split, **more: load(name, "train", **more))
+    with pytest.raises(UserError, match="test images in generated are training images too"):
+        restore.evaluate_workdir(tmp_path, mesh=ONE)
+
+
 def test_a_checkpoint_knows_its_config(finished, tmp_path, capsys):
     folder = copy(finished[0], tmp_path, lambda config: config["model"].update(width=0.1))
     found = restore.evaluate_workdir(folder, mesh=ONE)

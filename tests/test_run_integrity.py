@@ -734,8 +734,9 @@ def test_what_rounds_otherwise_is_said_and_what_is_random_otherwise_refused(stop
         path.write_text(json.dumps(content | {"environment": here, "resumed": []}))
         with pytest.raises(UserError, match=message):
             run(tiny(), stopped)
-        with pytest.raises(UserError, match=message):  # it would be another run
-            replay.replay(stopped, mesh=ONE)
+        if field != "dtype":
+            with pytest.raises(UserError, match=message):  # it would be another run
+                replay.replay(stopped, mesh=ONE)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from jaxcifar import cli, data, programs, restore, start, train
+from jaxcifar import cli, data, programs, restore, start, task, train
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
@@ -18,7 +18,7 @@ from jaxcifar.optim import make_optimizer
 from jaxcifar.replay import replay
 from jaxcifar.run import signs
 from jaxcifar.run.digest import digests
-from jaxcifar.state import create_state
+from jaxcifar.state import abstract_variables, create_state
 from tests.tiny import Look, SignalAt, mesh, run, state_of, tiny, without_times
 
 ONE = mesh(1)
@@ -227,6 +227,24 @@ def test_what_is_no_source(tmp_path, first):
     with pytest.raises(UserError, match="not a local path"):
         run(tiny(init_from="gs://bucket/run"), tmp_path / "next")
     assert not (tmp_path / "next").exists()
+
+
+@pytest.mark.parametrize("protocol", ["test", "holdout"])
+def test_held_out_images_that_an_earlier_run_of_the_line_was_trained_on(tmp_path, protocol):
+    """The one that it starts from has not seen them, but what that started from."""
+    variables = abstract_variables(task.create_model(tiny(), 10, "cpu"))
+    weights = jax.tree.map(lambda x: np.ones(x.shape), variables)
+    start.run_of_weights(tiny(data__protocol=protocol), tmp_path / "a", weights)
+    start.run_of_weights(tiny(data__protocol="holdout"), tmp_path / "b", weights)
+    path = tmp_path / "b" / "config.json"
+    origin = {"source": str(tmp_path / "a"), "digests": {}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_from": origin}))
+    for name in ("a", "b"):
+        config = tiny(data__protocol="holdout", init_from=str(tmp_path / name))
+        said = start.initial_weights(config, ONE).text
+        assert ("images that this one holds out for validation" in said) == (protocol == "test")
+    shutil.rmtree(tmp_path / "a")  # then nothing is known
+    assert "holds out" not in start.initial_weights(config, ONE).text
 
 
 def test_a_run_of_other_epochs_says_how_to_go_on(first, stopped, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxcifar.data import batches, pictures, tfds
 from jaxcifar.data.dataset import Dataset, provenance_of
-from jaxcifar.data.source import Read, Source, Unlabelled
+from jaxcifar.data.source import Partial, Read, Source, Unlabelled
 from jaxcifar.data.spec import CIFAR10, CIFAR100, Spec
 from jaxcifar.errors import UserError, note
 from jaxcifar.options import user_path
@@ -40,8 +40,9 @@ def load(spec: Spec, split: str, data_dir: str = "") -> Dataset:
     files in `data_dir` itself (the binary format, then the Python one; under the official names or
     Keras'); Hugging Face's Parquet files; pictures in a folder for each class; Kaggle's pictures
     with trainLabels.csv. If no folder is named and none of these is found, in Keras' cache.
-    Otherwise tensorflow-datasets prepares the data set in `data_dir`, and downloads about 160 MB
-    the first time.
+    Otherwise, or if only parts or images without labels are found beside a copy that
+    tensorflow-datasets prepared, that prepares the data set in `data_dir`, and downloads about
+    160 MB the first time.
 
     Args:
       spec: the data set, `CIFAR10` or `CIFAR100`.
@@ -66,7 +67,12 @@ def load(spec: Spec, split: str, data_dir: str = "") -> Dataset:
     read, source = None, ""
     unnamed = not data_dir and not os.environ.get("JAXCIFAR_DATA")
     if found := _find(spec, folder):
-        read, source = _read(spec, found, split)
+        try:
+            read, source = _read(spec, found, split)
+        except (Partial, Unlabelled) as error:
+            if not tfds.is_prepared(spec, folder):
+                raise
+            note(f"Passed over: {error}")
     elif unnamed and (found := _find(spec, _folder(KERAS))):
         try:
             read, source = _read(spec, found, split)
@@ -105,7 +111,7 @@ def _whole(spec: Spec, found: Sequence[Source], split: str) -> list[Source]:
     if not whole:
         part = (parts or found)[0]
         names = ", ".join(part.missing[:10]) + (", …" if len(part.missing) > 10 else "")
-        raise UserError(
+        raise Partial(
             f"{part.path} contains only a part of {spec.title}: {names} is missing. Unpack the "
             "archive again, or point --config.data.dir at a folder that is complete."
         )

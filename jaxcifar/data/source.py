@@ -18,6 +18,10 @@ class Unlabelled(UserError):
     """The test images that were found have no labels."""
 
 
+class Partial(UserError):
+    """Only a part of a data set was found."""
+
+
 class Read(NamedTuple):
     """The images and labels of one split, as a source has them.
 

@@ -61,6 +61,11 @@ def read(spec: Spec, folder: pathlib.Path, split: str) -> Read:
     return Read(images, labels, official=True)
 
 
+def is_prepared(spec: Spec, folder: pathlib.Path) -> bool:
+    """Whether tfds seems to have prepared the data set there, in the format that is read here."""
+    return any((folder / spec.name).glob("[0-9]*/*.array_record*"))
+
+
 @contextlib.contextmanager
 def _alone(spec: Spec, folder: pathlib.Path) -> Generator[None]:
     """Lets one process at a time prepare a data set, while the others wait for it."""

@@ -449,9 +449,10 @@ def _import(arguments: argparse.Namespace) -> str:
     return (
         f"{arguments.file} is now a run in {arguments.workdir}: {arguments.model}, width "
         f"{config.model.width:g}, {classes} classes.\nAssumed, because weights do not say it: "
-        f"{_assumed(module)}; {arguments.activation}; RGB images, normalised by mean "
-        f"{arguments.mean or known.mean} and std {arguments.std or known.std} (--mean, --std); the "
-        f"classes of {name} in their order.\nTo evaluate it: jaxcifar eval {workdir}\nTo train on "
+        f"{_assumed(module)}; {arguments.activation}; RGB images, one view of each (another run's "
+        f"six are not in its weights), normalised by mean {arguments.mean or known.mean} and std "
+        f"{arguments.std or known.std} (--mean, --std); the classes of {name} in their order."
+        f"\nTo evaluate it: jaxcifar eval {workdir}\nTo train on "
         f"from it, by a config of this network: jaxcifar train CONFIG --init_from={workdir}"
     )
 

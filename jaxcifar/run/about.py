@@ -221,7 +221,7 @@ def check_alike(
 # difference grows during training.
 _DECISIVE = {"x64": "jax_enable_x64", "prng": "JAX's random numbers"}
 _ROUNDING = (
-    *("device", "devices", "processes", "cpus", "cpu"),
+    *("device", "devices", "processes", "cpus", "cpu", "runtime"),
     *("jax", "jaxlib", "xla_flags", "matmul_precision", "steps_per_call", "remat"),
 )
 _CODE = ("jaxcifar", "code", "commit", "flax", "optax", "numpy")  # may change either, or nothing
@@ -287,9 +287,9 @@ def check_images(
     for part, facts in provenance.items():
         if part in saved and saved[part]["sha256"] != facts["sha256"]:
             raise UserError(
-                f"{workdir} holds a run on other {part} images (from {saved[part]['source']}; "
-                f"these are from {facts['source']}): their SHA-256 differs. Use the same images, "
-                "or choose another --workdir."
+                f"{workdir} holds a run on other {part} images, or on the same in another order "
+                f"(from {saved[part]['source']}; these are from {facts['source']}): their SHA-256 "
+                "differs. Use the same files, or choose another --workdir."
             )
 
 

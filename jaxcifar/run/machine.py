@@ -32,6 +32,7 @@ def environment(in_force: dict[str, Any], mesh: Mesh | None = None) -> dict[str,
         "python": platform.python_version(),
         "commit": git_commit(),
         "device": mesh.devices.flat[0].device_kind,
+        "runtime": runtime(mesh),
         "devices": mesh.size,
         "processes": processes.count(),
         "cpus": len(available_cores()),
@@ -62,6 +63,19 @@ def available_cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
+
+
+def runtime(mesh: Mesh) -> str:
+    """Returns what compiles and computes on an accelerator; "" on CPUs, where jaxlib does."""
+    if mesh.devices.flat[0].platform == "cpu":
+        return ""
+    found = [" ".join(mesh.local_devices[0].client.platform_version.split())]
+    for package in ("libtpu", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{package} {_version(package)}")
+    settings = ("LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
+    found += [f"{name}={os.environ[name]}" for name in settings if os.environ.get(name)]
+    return ", ".join(found)
 
 
 def _cpu() -> str:

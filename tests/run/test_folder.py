@@ -203,7 +203,7 @@ def test_a_start_that_trained_nothing_is_forgotten(tmp_path):
 def test_other_images_of_any_part_are_refused(tmp_path):
     trained(tmp_path)
     other = FACTS | {"validation": {"sha256": "c", "source": "there"}}
-    with pytest.raises(UserError, match=r"other validation images \(from x; .* from there\)"):
+    with pytest.raises(UserError, match=r"other validation images, .*\(from x; .* from there\)"):
         opened(tmp_path, other)
     assert "resumed" not in json.loads((tmp_path / "config.json").read_text())
 
