@@ -28,6 +28,7 @@ import jax
 import pytest
 
 from jaxcifar import programs
+from tests.forked import CACHE
 from tests.sweeps import on_one_device, start_sweep
 
 # A trace makes many small objects, and next to no garbage among them.
@@ -41,12 +42,13 @@ for _name in ("init", "order", "train", "evaluate_batch", "probabilities_of_batc
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
     """Three for two cores: processes that tests start wait for each other as much as they work."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None  # then xdist takes it
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return 3 * (cores or 1) // 2
 
 
-_CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "xla"
-jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 

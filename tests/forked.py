@@ -16,7 +16,9 @@ import tempfile
 
 import jax
 
-_CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "xla"
+CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "xla"
+if not os.access(CACHE if CACHE.exists() else CACHE.parents[1], os.W_OK):
+    CACHE = pathlib.Path(tempfile.gettempdir(), f"jaxcifar-tests-{os.getuid()}")
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["jaxcifar.main", "jaxcifar.run.plots", "tensorboardX"])
 
@@ -29,7 +31,7 @@ def environment_of(devices):
     flags = re.sub(r"device_count=\d+", f"device_count={devices}", os.environ["XLA_FLAGS"])
     return os.environ | {
         "XLA_FLAGS": flags,
-        "JAX_COMPILATION_CACHE_DIR": str(_CACHE),
+        "JAX_COMPILATION_CACHE_DIR": str(CACHE),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
     }
 

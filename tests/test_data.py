@@ -536,8 +536,10 @@ def test_missing_data_set_fails_fast_and_says_the_way_out(tmp_path, monkeypatch)
 @pytest.fixture
 def proxy(monkeypatch):
     """Where there is a proxy, whether the network can be reached is not asked."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("https_proxy", "http://proxy.invalid:3128")
-    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")  # of the test's own server
 
 
 @pytest.fixture

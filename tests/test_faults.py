@@ -299,7 +299,7 @@ def test_a_replay_computes_as_the_last_start_did(tmp_path, monkeypatch, capsys):
         run(tiny(train__epochs=1), tmp_path, SignalAt(1))
     path = tmp_path / "config.json"
     content = json.loads(path.read_text())
-    last = content["environment"] | {"steps_per_call": 3}
+    last = content["environment"] | {"steps_per_call": 3, "cpus": 99}
     # Of a GPU, on which "auto" was bfloat16.
     elsewhere = content["environment"] | {"dtype": "bfloat16"}
     path.write_text(json.dumps(content | {"environment": elsewhere, "resumed": [last]}))
@@ -312,7 +312,10 @@ def test_a_replay_computes_as_the_last_start_did(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "load", noted)
     assert cli.main(["replay", str(tmp_path), f"--data-dir={tmp_path}"]) == 0
     assert set(looked_in) == {str(tmp_path)}
-    assert "steps_per_call" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "replayed under conditions that change rounding: " in said
+    assert "cpus 99 -> " in said
+    assert "steps_per_call" not in said
 
 
 # --- files of others --------------------------------------------------------------------------

@@ -308,7 +308,10 @@ def output(process, code=0):
 
 @pytest.mark.slow
 def test_the_headline_command(command, tmp_path):
-    """Trains, is stopped by SIGTERM and resumed; again returns at once; evaluates."""
+    """Trains, is stopped by SIGTERM and resumed; again returns at once; evaluates.
+
+    Its programs are compiled as everyone's, and its numbers are those of a run that never stopped.
+    """
     arguments, workdir = ("--config=small.py", "--config.train.epochs=10"), tmp_path / "runs/small"
     process = command(*arguments)
     deadline = time.monotonic() + 240
@@ -333,6 +336,10 @@ def test_the_headline_command(command, tmp_path):
     assert resumed, trained
     shown = re.findall(r"^epoch +(\d+)/10  train", trained, re.MULTILINE)
     assert shown == [str(epoch) for epoch in range(int(resumed[1]) + 1, 11)]
+    output(command(*arguments, "--workdir=runs/whole"))
+    for name in ("metrics.jsonl", "steps.jsonl"):
+        ours, theirs = (read_lines(tmp_path / "runs" / run / name) for run in ("small", "whole"))
+        assert small.without_times(ours) == small.without_times(theirs)
     records = read_lines(workdir / "metrics.jsonl")
     assert [record["epoch"] for record in records] == list(range(1, 11))
     result = json.loads((workdir / "result.json").read_text())

@@ -197,6 +197,8 @@ def test_penalties_by_hand():
     tx = optim.add_l1(0.1)
     added, _ = tx.update(jax.tree.map(jnp.zeros_like, PARAMS), tx.init(PARAMS), PARAMS)
     np.testing.assert_allclose(added["conv"]["kernel"], [[0.1, -0.1], [0.0, 0.1]])
+    gradient = jax.grad(optim.l1_penalty)(PARAMS, 0.1)
+    np.testing.assert_allclose(gradient["conv"]["kernel"], [[0.1, -0.1], [0.0, 0.1]])
 
 
 def test_kernels_are_known_by_their_name():

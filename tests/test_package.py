@@ -1,6 +1,7 @@
 """Imports go one way, from what knows nothing to what knows everything; what is distributed."""
 
 import ast
+import os
 import pathlib
 import re
 import shutil
@@ -189,12 +190,16 @@ def test_an_index_takes_the_metadata_of_the_distributions(distributions):
 
 
 INSTALLED = """
-import sys
+import importlib.metadata, sys
 sys.path.insert(0, sys.argv[1])
-from jaxcifar import cli, options
+from jaxcifar import options
 assert options.__file__.startswith(sys.argv[1])
 print(options.load("row9").model.name, options.config_file("row9"))
-sys.exit(cli.main(["sweep", "--help"]))
+(distribution,) = importlib.metadata.distributions(name="jaxcifar", path=[sys.argv[1]])
+(script,) = distribution.entry_points.select(group="console_scripts")
+assert script.name == "jaxcifar"
+sys.argv = ["jaxcifar", "sweep", "--help"]
+script.load()()
 """
 
 
@@ -240,7 +245,8 @@ def test_an_environment_that_cannot_be_made_leaves_nothing(tmp_path, python, mes
     (tmp_path / "python").write_text(f"#!/bin/sh\n{python}\n")
     (tmp_path / "python").chmod(0o755)
     make = ["make", f"--file={ROOT / 'Makefile'}", "PYTHON=./python", ".venv/bin/python"]
-    done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True)
+    environ = os.environ | {"LC_ALL": "C", "LANGUAGE": ""}
+    done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, env=environ)
     assert done.returncode != 0
     assert message in done.stderr
     assert not (tmp_path / ".venv").exists()

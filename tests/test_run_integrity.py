@@ -628,7 +628,7 @@ def test_the_picture_and_tensorboard_are_made_again(copied):
         *itertools.product([".lock"], ["delete", "folder"]),  # it is empty
     ],
 )
-def test_any_file_of_a_finished_run(expected, copied, name, how):
+def test_any_file_of_a_finished_run(expected, copied, name, how, capsys):
     """Is made again; or is named in one message, and what was damaged can be put back."""
     (path,) = copied.glob(name)
     content = path.read_bytes()
@@ -651,23 +651,35 @@ def test_any_file_of_a_finished_run(expected, copied, name, how):
         path.write_bytes(content)
         run(tiny(), copied)
     assert numbers(copied) == expected
-    if not path.name.startswith("events"):  # each start writes its own
+    if name in ("history.png", "tensorboard/*"):  # no numbers
+        assert path.name in capsys.readouterr().err
+    if path.name.startswith("events"):  # each start writes its own
+        (path,) = (p for p in (copied / "tensorboard").iterdir() if p.is_file())
+        assert epochs_in(path) == [1, 2, 3]
+    else:
         assert path.is_file() or (name, how) == ("history.png", "folder")
+        assert name != "history.png" or how == "folder" or path.read_bytes() == content
+
+
+def epochs_in(path):
+    """The epochs of a TensorBoard file."""
+    from tensorboardX.proto import event_pb2
+
+    content, epochs = path.read_bytes(), []
+    while content:
+        size = int.from_bytes(content[:8], "little")
+        event = event_pb2.Event.FromString(content[12 : 12 + size])
+        epochs += [event.step for v in event.summary.value if v.tag == "val/loss"]
+        content = content[16 + size :]
+    return epochs
 
 
 @pytest.mark.slow
 def test_tensorboard_holds_every_epoch_once(finished, stopped):
     run(tiny(), stopped)
-    loader = pytest.importorskip("tensorboardX.proto.event_pb2")
     for folder in (finished, stopped):
         (path,) = (folder / "tensorboard").iterdir()
-        content, epochs = path.read_bytes(), []
-        while content:
-            size = int.from_bytes(content[:8], "little")
-            event = loader.Event.FromString(content[12 : 12 + size])
-            epochs += [event.step for v in event.summary.value if v.tag == "val/loss"]
-            content = content[16 + size :]
-        assert epochs == [1, 2, 3]
+        assert epochs_in(path) == [1, 2, 3]
 
 
 # --- what belongs together --------------------------------------------------------------------

@@ -163,6 +163,12 @@ def test_stopped_and_resumed_is_the_same_run(whole, tmp_path, step):
     assert content(tmp_path) == whole
 
 
+def test_a_signal_after_the_last_evaluation_changes_nothing(whole, tmp_path):
+    """Nothing is left to stop: the last checkpoint is written, and the result."""
+    run(tiny(), tmp_path, SignalAt(6, where="after_epoch"))
+    assert content(tmp_path) == whole
+
+
 @pytest.mark.slow
 def test_stopped_twice_between_two_epochs(whole, tmp_path):
     """The state is saved already, and evaluated: there is nothing to write."""

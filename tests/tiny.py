@@ -116,6 +116,9 @@ class SignalAt(Hook):
     def before_evaluation(self, run):
         self._kill("before_evaluation", run)
 
+    def after_epoch(self, run, record):
+        self._kill("after_epoch", run)
+
 
 class Spoil(Hook):
     """Makes the parameters not a number where `step` steps are done."""

@@ -265,6 +265,8 @@ class Checkpointer:
 
     def _delete_old(self) -> None:
         there, best = self.all(), self.best()
+        for newest in there[-1:]:
+            self.progress(newest)  # it can be read back
         for saved in there[:-_KEPT]:
             if saved != best:
                 path = self._path(saved)

@@ -12,6 +12,7 @@ from typing import Any
 from jaxcifar import processes
 from jaxcifar.errors import Busy, UserError
 from jaxcifar.run import signs
+from jaxcifar.run.progress import duration
 
 
 @contextlib.contextmanager
@@ -51,7 +52,7 @@ def locked(workdir: pathlib.Path) -> Generator[None]:
                     )
                     raise Busy(
                         f"Another process is training in {workdir}{copied if linked else ''}. "
-                        "Wait for it, or choose another --workdir."
+                        f"Wait for it, or choose another --workdir.{_if_its_host_is_dead(workdir)}"
                     ) from error
                 if held is file:
                     raise UserError(
@@ -66,6 +67,18 @@ def locked(workdir: pathlib.Path) -> Generator[None]:
         stack.callback(_delete_if_empty, made)
         signs.clear(workdir)
         yield
+
+
+def _if_its_host_is_dead(workdir: pathlib.Path) -> str:
+    """What to do if a file server keeps the lock of a machine that died; "" if none seems to be."""
+    sign = signs.running(workdir)
+    if sign is None or sign.alive or sign.here:
+        return ""
+    return (
+        f" It was on {sign.host}, which fell silent {duration(sign.age)} ago: if that host is "
+        "down, the file server has kept its lock. Wait until it is released, or, if nothing else "
+        f"is training there, delete {workdir / '.lock'}."
+    )
 
 
 def _unlock(held: Any) -> None:

@@ -107,8 +107,10 @@ def git_commit() -> str | None:
     def git(*args: str) -> str:
         # Without optional locks, as a kill or a full disk could leave one in the user's repository.
         command = ["git", "--no-optional-locks", "-C", str(here), *args]
+        # Not in the repository that a hook of git is called for.
+        environ = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
         return subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=True
+            command, capture_output=True, text=True, errors="replace", check=True, env=environ
         ).stdout.strip()
 
     try:

@@ -20,9 +20,20 @@ def test_winograd_is_exact_but_for_rounding(shape):
         for i in range(3)
         for j in range(3)
     )
+    cotangent = rng.normal(size=expected.shape)
+    of_padded, of_kernel = np.zeros_like(padded), np.zeros_like(kernel)
+    for i in range(3):
+        for j in range(3):
+            seen = np.s_[:, i : i + shape[1], j : j + shape[2]]
+            of_padded[seen] += cotangent @ kernel[i, j].T
+            of_kernel[i, j] = np.einsum("nhwi,nhwo->io", padded[seen], cotangent)
     with jax.enable_x64(True):
-        y = winograd.conv3x3(jnp.asarray(x), jnp.asarray(kernel))
-    np.testing.assert_allclose(y, expected, atol=1e-12)
+        y, back = jax.vjp(winograd.conv3x3, jnp.asarray(x), jnp.asarray(kernel))
+        gradients = back(jnp.asarray(cotangent))
+    for found, wanted in zip(
+        (y, *gradients), (expected, of_padded[:, 1:-1, 1:-1], of_kernel), strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, atol=1e-12)
 
 
 @pytest.mark.parametrize(

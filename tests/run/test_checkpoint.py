@@ -121,6 +121,25 @@ def test_a_failed_checkpoint_within_an_epoch_gives_way_to_the_next(tmp_path, mon
     checkpoints.close()
 
 
+def test_what_cannot_be_read_back_replaces_nothing(tmp_path, monkeypatch):
+    state, checkpoints = small_state(), Checkpointer(tmp_path / "c")
+    for step in (2, 4):
+        checkpoints.save(step, after(state, step), {}, None)
+    checkpoints.wait()
+    rename = os.rename
+
+    def losing(source, target, **how):  # as a disk does that has promised too much
+        rename(source, target, **how)
+        if (progress := pathlib.Path(target, "progress", "metadata")).exists():
+            progress.write_text("")
+
+    monkeypatch.setattr(os, "rename", losing)
+    checkpoints.save(6, after(state, 6), {}, None)
+    with pytest.raises(UserError, match="c/12 cannot be written"):
+        checkpoints.wait()
+    assert [saved.step for saved in checkpoints.all()] == [2, 4, 6]
+
+
 def test_a_lost_score_of_an_earlier_version_damages_one_checkpoint(tmp_path):
     checkpoints = Checkpointer(tmp_path / "c")
     for number, accuracy in ((3, 0.3), (5, 0.5), (7, 0.4)):  # without digests

@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import shutil
+import time
 
 import pytest
 
@@ -104,6 +105,20 @@ def test_whoever_holds_the_lock_is_not_the_process_that_died(tmp_path):
     with RunFolder(tmp_path):
         assert signs.running(tmp_path).here
     assert signs.running(tmp_path) is None
+
+
+def test_the_lock_of_a_machine_that_seems_to_be_dead(tmp_path):
+    """A file server may have kept it."""
+    sign = {"host": "node7", "pid": 1, "job": "", "time": "2026-01-01T00:00:00Z"}
+    (tmp_path / ".running").write_text(json.dumps(sign))
+    with (tmp_path / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(Busy) as error:
+            RunFolder(tmp_path).__enter__()
+        assert "node7" not in str(error.value)  # it may be alive
+        os.utime(tmp_path / ".running", (time.time() - 7200,) * 2)
+        with pytest.raises(Busy, match=r"node7, which fell silent 2h00m ago: .*delete .*/\.lock"):
+            RunFolder(tmp_path).__enter__()
 
 
 def test_a_folder_that_was_deleted_before_it_was_locked(tmp_path, monkeypatch):

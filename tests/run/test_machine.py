@@ -1,5 +1,6 @@
 """What a run ran on."""
 
+import os
 import pathlib
 import re
 import shutil
@@ -67,8 +68,10 @@ def test_only_files_of_the_package_make_another_commit(tmp_path, monkeypatch):
     """Such as a config of one's own does not."""
     copy = copied(tmp_path)
     author = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "of_another"))  # as in a hook of git
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     for command in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "all"]):
-        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+        subprocess.run(["git", *command], cwd=tmp_path, env=environ, check=True)
     monkeypatch.setattr(machine, "__file__", str(copy / "run" / "machine.py"))
     (tmp_path / "slower.py").touch()
     assert re.fullmatch("[0-9a-f]{40}", machine.git_commit() or "")
@@ -109,6 +112,21 @@ def test_the_users_repository_is_only_read():
     machine.git_commit.cache_clear()
     machine.git_commit()
     assert (path.stat().st_mtime_ns, path.read_bytes()) == before
+
+
+def test_what_compiles_for_an_accelerator(tmp_path, monkeypatch):
+    assert machine.runtime(mesh(1)) == ""
+    client = SimpleNamespace(platform_version="cuda 12.9\nPJRT C API")
+    device = SimpleNamespace(platform="gpu", client=client)
+    gpus = SimpleNamespace(devices=np.array([device]), local_devices=[device])
+    installed = tmp_path / "nvidia_cudnn_cu12-9.1.dist-info"
+    installed.mkdir()
+    metadata = "Metadata-Version: 2.1\nName: nvidia-cudnn-cu12\nVersion: 9.1\n"
+    (installed / "METADATA").write_text(metadata)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    found = machine.runtime(gpus)  # type: ignore[arg-type]
+    assert found == "cuda 12.9 PJRT C API, nvidia-cudnn-cu12 9.1, NVIDIA_TF32_OVERRIDE=0"
 
 
 def test_peak_memory():
