@@ -141,6 +141,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = with_options(source.config, options)
     mesh = sharding.make_mesh()
     checks.check_config(config, mesh)
+    if config.init_from:
+        raise UserError(
+            f"config.init_from is {config.init_from!r}, but these networks start from random "
+            "weights, as others have seen the images that they are tested on. Leave it out."
+        )
     train = data.load(config.data.name, "train", data_dir=config.data.dir)
     theirs, places = read_images(arguments.file, train)
     if not 2 <= arguments.folds <= len(places):
@@ -149,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     other = dataclasses.replace(ours, images=theirs)
     versions = dict(zip(VERSIONS, (ours, other), strict=True))
     settings = flatten(config) | {"name": source.name, "folds": arguments.folds}
+    settings |= {"dtype": task.build(config, ours, mesh).in_force["dtype"]}
     settings |= {
         f"sha256_{name}": fingerprint(images.images, images.labels)
         for name, images in versions.items()
@@ -156,7 +162,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     content: dict[str, Any] = {"settings": settings, "environment": [], "results": []}
     if arguments.out.exists():
         content = read_json(arguments.out)
-        if changed := differences(content.get("settings", {}), settings):
+        # Earlier versions recorded no dtype; they were used on CPUs.
+        if changed := differences({"dtype": "float32"} | content.get("settings", {}), settings):
             listed = "\n  ".join(changed)
             raise UserError(
                 f"{arguments.out} is of other settings (there -> here):\n  {listed}\nGive the same "

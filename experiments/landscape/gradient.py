@@ -283,6 +283,7 @@ class Measured(NamedTuple):
     provenance: dict[str, Any]  # of the images it trained on
     environment: dict[str, Any]
     original: dict[str, Any] | None  # the flat config that options changed; None where unknown
+    dtype: str  # of the training; `environment` is of the measurements
     records: list[dict[str, Any]]  # see `AlongGradient.found`
 
     @property
@@ -301,8 +302,10 @@ class Measured(NamedTuple):
         """Says what sets the measurements apart from a full training of their row or config."""
         config = self.config
         parts = [marks.mark(self.original, config)]
-        if self.original and (dtype := config["model.dtype"]) != self.original["model.dtype"]:
-            parts.append(f"trained in {dtype}")  # `environment` is of the measurements
+        if self.dtype != "float32":
+            parts.append(f"trained in {self.dtype}")
+        if (loss := plots.training_loss(config)) != "training":
+            parts.append(f"the loss is of {loss}")
         whole = config["train.epochs"] * (self.provenance["images"] // config["train.batch_size"])
         if self.settings["steps"] < whole:
             parts.append(f"SHORTENED: {self.settings['steps']:,} of {whole:,} steps")
@@ -333,8 +336,18 @@ def measured(folder: pathlib.Path) -> list[Measured]:
         config = flatten(complete(content["config"]))
         original, _ = origin(path.parent.name.rsplit("_seed", 1)[0], path.parent)
         rest = (content[name] for name in facts)
-        found.append(Measured(path.parent, config, *rest, original, records))
+        dtype = _dtype_of(path.with_name("config.json"), config)
+        found.append(Measured(path.parent, config, *rest, original, dtype, records))
     return found
+
+
+def _dtype_of(path: pathlib.Path, config: dict[str, Any]) -> str:
+    """The dtype of a training, by its config.json; without one "auto" is that of CPUs."""
+    if path.exists():
+        check_keys(path, content := read_json(path), ("environment",))
+        check_keys(path, content["environment"], ("dtype",))
+        return content["environment"]["dtype"]
+    return "float32" if config["model.dtype"] == "auto" else config["model.dtype"]
 
 
 def table(found: Sequence[Measured]) -> Table:
@@ -362,12 +375,20 @@ def table(found: Sequence[Measured]) -> Table:
     return Table("Along the gradient", header, lines)
 
 
+_HATCHES = ("//", "", "//", "", "xx", "..", "xx", "..")  # of the runs in a picture, in turn
+
+
 def draw(folder: pathlib.Path) -> list[pathlib.Path]:
     """Draws the measurements below `folder`, all in one picture; returns its files."""
     paths = plots.png_and_pdf(folder, "smoothness")
     found = measured(folder)
     if not found:
         raise UserError(f"{folder} contains no measurements.")
+    if len(found) > len(_HATCHES):
+        raise UserError(
+            f"{folder} contains measurements of {len(found)} runs; a picture has room for "
+            f"{len(_HATCHES)}. Move the folders of some of them elsewhere."
+        )
     spans = list(dict.fromkeys(map(_span, found)))
     title = f"Along the gradient, step sizes {', or '.join(spans)}"
     notes = [one.note for one in found]
@@ -381,13 +402,15 @@ def draw(folder: pathlib.Path) -> list[pathlib.Path]:
             sized = f", measured {_span(one)} ahead" if len(spans) > 1 else ""
             label = f"{_label(one)} (trained at {one.config['optim.learning_rate']:g}{sized})"
             style = plots.LINES[(2, 1, 3, 0)[i % 4]]
-            band = {"color": style["color"], "hatch": "//" if i % 2 == 0 else ""}
+            band = {"color": style["color"], "hatch": _HATCHES[i]}
             for axes, quantity in ((panels[0], "losses"), (panels[1], "gradient_changes")):
                 values = np.array([record[quantity] for record in one.records])
                 plots.gap(axes, steps, values.T, label=label, **band)
                 if len(steps) == 1:  # the gap is none
                     axes.vlines(steps, values.min(1), values.max(1), color=style["color"])
-            few = {"marker": "o", "markersize": 3.5} if len(steps) <= 12 else {}
+            # The second four have the colours of the first.
+            marker = {"marker": "o" if i < 4 else "^", "markersize": 3.5}
+            few = marker if len(steps) <= 12 or i >= 4 else {}
             panels[2].plot(steps, one.betas, label=label, **style, **few)
         panels[0].set_title("loss: lowest to highest")
         panels[1].set_title("gradient: ‖∇ there − ∇ here‖")

@@ -97,6 +97,11 @@ def test_a_network_that_diverged_is_not_tested(file):
     assert not file.with_name("out.json").exists()
 
 
+def test_weights_that_have_seen_the_images_are_refused(file):
+    with pytest.raises(UserError, match="init_from is 'runs/x', but these networks start from"):
+        compare_training.main(command(file, "--rows=vgg2", "--config.init_from=runs/x"))
+
+
 @pytest.mark.slow
 def test_each_version_is_trained_on_and_tested_and_a_stop_loses_nothing(file, monkeypatch, capsys):
     fit, seen = compare_training.fit, []
@@ -112,7 +117,14 @@ def test_each_version_is_trained_on_and_tested_and_a_stop_loses_nothing(file, mo
         compare_training.main(command(file))
     monkeypatch.setattr(compare_training, "fit", fit)
     out = file.with_name("out.json")
-    assert len(json.loads(out.read_text())["results"]) == 3
+    content = json.loads(out.read_text())
+    assert len(content["results"]) == 3
+    assert content["settings"].pop("dtype") == "float32"
+    other = content | {"settings": content["settings"] | {"dtype": "bfloat16"}}
+    out.write_text(json.dumps(other))  # as of a GPU
+    with pytest.raises(UserError, match="dtype: 'bfloat16' -> 'float32'"):
+        compare_training.main(command(file))
+    out.write_text(json.dumps(content))  # of an earlier version
     compare_training.main(command(file))
     content = json.loads(out.read_text())
     order = [(result["fold"], result["trained_on"]) for result in content["results"]]

@@ -23,6 +23,7 @@ from jaxcifar.hooks import Hook
 from jaxcifar.options import load
 from jaxcifar.run import plots
 from jaxcifar.signals import exit_code
+from tests import tiny
 from tests.sweeps import OPTIONS, on_one_device
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -145,11 +146,53 @@ def test_fewer_steps_than_the_row_are_marked(tmp_path, measured):
     note = found.note
     assert "SHORTENED: 2 of 6 steps" in note
     assert "SHORTENED: 2 of 50 epochs" in note
-    assert "trained in float32" in note
+    assert "trained in" not in note  # float32, as every training on CPUs
     assert not any("steps" in one.note for one in gradient.measured(measured / "smoothness"))
     (folder / "measurements.jsonl").unlink()  # killed before the first one
     with pytest.raises(UserError, match="contains no measurements"):
         gradient.draw(tmp_path / "smoothness")
+
+
+def measure(folder, config, steps=100, official=True):
+    """Writes two measurements of a run."""
+    folder.mkdir(parents=True)
+    settings = {"steps": steps, "every": 50, "step_sizes": [0.1, 0.2]}
+    facts = {"sha256": "0123", "images": 512, "official": official}
+    gradient.write_settings(folder / "settings.json", config, settings, facts)
+    record = {"loss": 2.0, "gradient_norm": 1.0, "losses": [2.0, 3.0]}
+    lines = [record | {"step": step, "gradient_changes": [1.0, 2.0]} for step in (0, 50)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "measurements.jsonl").write_text(text)
+
+
+def test_what_a_loss_is_and_how_it_was_trained_is_said(tmp_path):
+    """Of a GPU's run, in bfloat16 by itself, and of one with other targets."""
+    smoothing = {"train__label_smoothing": 0.2}
+    measure(tmp_path / "row1_seed0", load("row1"))
+    config = {"environment": {"dtype": "bfloat16"}}
+    (tmp_path / "row1_seed0" / "config.json").write_text(json.dumps(config))
+    measure(tmp_path / "mine_seed0", tiny.tiny(**smoothing))
+    other, row = gradient.measured(tmp_path)
+    assert "trained in bfloat16" in row.note
+    assert "the loss is of training, label smoothing 0.2" in other.note
+    assert "the loss is of" not in row.note
+
+
+def test_each_of_eight_runs_looks_another_way(tmp_path, monkeypatch):
+    looks, gap = [], plots.gap
+
+    def seen(axes, x, curves, *, label, color, hatch):
+        looks.append((color, hatch))
+        gap(axes, x, curves, label=label, color=color, hatch=hatch)
+
+    monkeypatch.setattr(plots, "gap", seen)
+    for number in range(1, 9):
+        measure(tmp_path / f"vgg{number}_seed0", load(f"vgg{number}"))
+    gradient.draw(tmp_path)
+    assert len(set(looks)) == 8
+    measure(tmp_path / "vgg1_seed1", load("vgg1"))
+    with pytest.raises(UserError, match="measurements of 9 runs; a picture has room for 8"):
+        gradient.draw(tmp_path)
 
 
 def test_a_picture_says_which_of_its_measurements_are_fewer(tmp_path, monkeypatch):
