@@ -162,8 +162,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     content: dict[str, Any] = {"settings": settings, "environment": [], "results": []}
     if arguments.out.exists():
         content = read_json(arguments.out)
-        # Earlier versions recorded no dtype; they were used on CPUs.
-        if changed := differences({"dtype": "float32"} | content.get("settings", {}), settings):
+        # Earlier versions recorded no dtype. "auto" is this one on CPUs.
+        on_cpu = (content.get("environment") or [{}])[0].get("cpu")
+        there = {"dtype": "float32" if on_cpu else settings["dtype"]}
+        if changed := differences(there | content.get("settings", {}), settings):
             listed = "\n  ".join(changed)
             raise UserError(
                 f"{arguments.out} is of other settings (there -> here):\n  {listed}\nGive the same "

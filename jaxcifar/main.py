@@ -15,7 +15,7 @@ import argparse
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -25,7 +25,7 @@ from jaxcifar.config import Config, base_config, flatten
 from jaxcifar.errors import UserError, nearest, note
 from jaxcifar.hooks import Hook, Profile, Run
 from jaxcifar.kernels import compilation
-from jaxcifar.run import about, lock, signs
+from jaxcifar.run import about, lock
 from jaxcifar.run.log import averaged
 from jaxcifar.run.progress import duration
 from jaxcifar.signals import exit_code, finish
@@ -296,12 +296,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     Args:
       argv: the options; None means those of this process.
     """
-
-    def leave(code: int, text: str) -> NoReturn:
-        signs.withdraw()
-        processes.leave(code, text)
-
-    return exit_code(lambda: main(argv), leave)
+    return exit_code(lambda: main(argv), processes.leave)
 
 
 if __name__ == "__main__":

@@ -93,12 +93,28 @@ def _message_of(signum: int) -> str:
     return f"Stopped by {signal.Signals(signum).name}. Nothing that was saved is lost."
 
 
+_last_words: list[Callable[[], None]] = []
+
+
+def before_leaving(call: Callable[[], None]) -> None:
+    """Has a function called where the process ends without unwinding; it gets two seconds."""
+    _last_words.append(call)
+
+
+def clear_up() -> None:
+    """Calls what `before_leaving` was given, in a thread, as a file server may not answer."""
+    thread = threading.Thread(target=lambda: [call() for call in _last_words], daemon=True)
+    thread.start()
+    thread.join(timeout=2)
+
+
 def leave(code: int, text: str) -> NoReturn:
     """Ends the process at once, from any thread, with a message."""
     try:
         release_terminal()
         _flush()
         note(text)
+        clear_up()
     finally:  # whoever reads its output may be gone
         os._exit(code)
 

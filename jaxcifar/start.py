@@ -120,7 +120,7 @@ def initial_weights(config: Config, mesh: Mesh) -> InitialWeights:
 def _line(workdir: pathlib.Path) -> list[Config]:
     """The configs of a run, of the one that it started from, and so on, as far as they are read."""
     found = [about.of_run(workdir)]
-    with contextlib.suppress(UserError):
+    with contextlib.suppress(UserError, OSError):  # it may be in another user's home
         while (origin := found[-1].init_from) and len(found) < _LONGEST_LINE:
             found.append(about.of_run(pathlib.Path(origin["source"])))
     return [its.config for its in found]

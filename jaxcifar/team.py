@@ -292,6 +292,7 @@ class Team:
                 self._wait(LAST, lambda: len(self._closed) == len(self._peers))
             signals.release_terminal()
             sys.stdout.flush()
+            signals.clear_up()
         finally:  # whoever reads its output may be gone, and its disk full
             os._exit(cause.code or 1)
 

@@ -71,7 +71,7 @@ def train_and_evaluate(
     per_host = ("data.dir", "train.checkpoint_minutes")  # these may differ between hosts
     fields = {name: value for name, value in flatten(config).items() if name not in per_host}
     processes.check_same("config", fields)
-    processes.check_same("environment", numerics() | {"runtime": runtime(mesh)})
+    processes.check_same("environment", numerics() | runtime(mesh))
     all_hooks = Hooks(hooks)
     with RunFolder(pathlib.Path(workdir)) as folder:
         all_hooks.call("locked", folder.path)

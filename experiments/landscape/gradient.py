@@ -384,17 +384,14 @@ def draw(folder: pathlib.Path) -> list[pathlib.Path]:
     found = measured(folder)
     if not found:
         raise UserError(f"{folder} contains no measurements.")
-    if len(found) > len(_HATCHES):
-        raise UserError(
-            f"{folder} contains measurements of {len(found)} runs; a picture has room for "
-            f"{len(_HATCHES)}. Move the folders of some of them elsewhere."
-        )
     spans = list(dict.fromkeys(map(_span, found)))
     title = f"Along the gradient, step sizes {', or '.join(spans)}"
     notes = [one.note for one in found]
     if len(set(notes)) > 1:
         notes = [f"{_label(one)}: {one.note}" if one.note else "" for one in found]
     title += "".join(f"\n{note}" for note in dict.fromkeys(notes) if note)
+    if len(found) > len(_HATCHES):
+        title += f"\nof {len(found)} runs, each {len(_HATCHES)}th looks the same"
     with plots.drawing(*paths, size=(12, 4), title=title) as figure:
         panels = figure.subplots(1, 3)
         for i, one in enumerate(found):
@@ -402,15 +399,15 @@ def draw(folder: pathlib.Path) -> list[pathlib.Path]:
             sized = f", measured {_span(one)} ahead" if len(spans) > 1 else ""
             label = f"{_label(one)} (trained at {one.config['optim.learning_rate']:g}{sized})"
             style = plots.LINES[(2, 1, 3, 0)[i % 4]]
-            band = {"color": style["color"], "hatch": _HATCHES[i]}
+            band = {"color": style["color"], "hatch": _HATCHES[i % len(_HATCHES)]}
             for axes, quantity in ((panels[0], "losses"), (panels[1], "gradient_changes")):
                 values = np.array([record[quantity] for record in one.records])
                 plots.gap(axes, steps, values.T, label=label, **band)
                 if len(steps) == 1:  # the gap is none
                     axes.vlines(steps, values.min(1), values.max(1), color=style["color"])
-            # The second four have the colours of the first.
-            marker = {"marker": "o" if i < 4 else "^", "markersize": 3.5}
-            few = marker if len(steps) <= 12 or i >= 4 else {}
+            again = i % len(_HATCHES) >= 4  # these have the colours of the four before
+            marker = {"marker": "^" if again else "o", "markersize": 3.5}
+            few = marker if len(steps) <= 12 or again else {}
             panels[2].plot(steps, one.betas, label=label, **style, **few)
         panels[0].set_title("loss: lowest to highest")
         panels[1].set_title("gradient: ‖∇ there − ∇ here‖")

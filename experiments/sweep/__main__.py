@@ -119,7 +119,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return BROKE
 
     def end(code: int, text: str) -> NoReturn:  # by a signal, while nothing is to be saved
-        signs.withdraw()
         if code == _WARNED:
             code, text = (AGAIN, text) if observer.progressed else (code, f"{text} {_NO_STEP}")
         leave(code, text)

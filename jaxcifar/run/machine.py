@@ -65,17 +65,16 @@ def available_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def runtime(mesh: Mesh) -> str:
-    """Returns what compiles and computes on an accelerator; "" on CPUs, where jaxlib does."""
+def runtime(mesh: Mesh) -> dict[str, str]:
+    """Returns what compiles and computes on an accelerator; {} on CPUs, where jaxlib does."""
     if mesh.devices.flat[0].platform == "cpu":
-        return ""
-    found = [" ".join(mesh.local_devices[0].client.platform_version.split())]
+        return {}
+    found = {"platform": " ".join(mesh.local_devices[0].client.platform_version.split())}
     for package in ("libtpu", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found.append(f"{package} {_version(package)}")
+            found[package] = _version(package)
     settings = ("LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
-    found += [f"{name}={os.environ[name]}" for name in settings if os.environ.get(name)]
-    return ", ".join(found)
+    return found | {name: os.environ[name] for name in settings if os.environ.get(name)}
 
 
 def _cpu() -> str:
@@ -116,7 +115,8 @@ def git_commit() -> str | None:
     try:
         # In an installed package the enclosing repository, if any, is another project's.
         git("ls-files", "--error-unmatch", __file__)
-        changed = git("status", "--porcelain", "--", ".", "../experiments")
+        others = ("../experiments", ":(exclude)../experiments/results")
+        changed = git("status", "--porcelain", "--", ".", *others)
         return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None

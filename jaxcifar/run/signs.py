@@ -15,6 +15,7 @@ import time
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
+from jaxcifar import signals
 from jaxcifar.files import write_shared
 
 EVERY = 10.0  # seconds, between two touches
@@ -51,12 +52,7 @@ def shown(workdir: pathlib.Path) -> Generator[None]:
 
 
 _shown: set[pathlib.Path] = set()
-
-
-def withdraw() -> None:
-    """Removes the signs of this process, which then ends at once, from any thread."""
-    for workdir in list(_shown):
-        _withdraw(workdir)
+signals.before_leaving(lambda: [_withdraw(workdir) for workdir in list(_shown)])
 
 
 def _renew(workdir: pathlib.Path, ended: threading.Event) -> None:

@@ -74,10 +74,16 @@ def test_only_files_of_the_package_make_another_commit(tmp_path, monkeypatch):
         subprocess.run(["git", *command], cwd=tmp_path, env=environ, check=True)
     monkeypatch.setattr(machine, "__file__", str(copy / "run" / "machine.py"))
     (tmp_path / "slower.py").touch()
+    results = tmp_path / "experiments" / "results" / "mine"
+    results.mkdir(parents=True)
+    (results / "origin.json").touch()
     assert re.fullmatch("[0-9a-f]{40}", machine.git_commit() or "")
-    machine.git_commit.cache_clear()
-    (copy / "step.py").write_text("# another")
-    assert (machine.git_commit() or "").endswith("+")
+    for changed in (tmp_path / "experiments" / "benchmark.py", copy / "step.py"):
+        machine.git_commit.cache_clear()
+        before = changed.read_text() if changed.exists() else ""
+        changed.write_text("# another")
+        assert (machine.git_commit() or "").endswith("+")
+        changed.write_text(before) if before else changed.unlink()
 
 
 def copied(folder):
@@ -115,7 +121,7 @@ def test_the_users_repository_is_only_read():
 
 
 def test_what_compiles_for_an_accelerator(tmp_path, monkeypatch):
-    assert machine.runtime(mesh(1)) == ""
+    assert machine.runtime(mesh(1)) == {}
     client = SimpleNamespace(platform_version="cuda 12.9\nPJRT C API")
     device = SimpleNamespace(platform="gpu", client=client)
     gpus = SimpleNamespace(devices=np.array([device]), local_devices=[device])
@@ -126,7 +132,11 @@ def test_what_compiles_for_an_accelerator(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     found = machine.runtime(gpus)  # type: ignore[arg-type]
-    assert found == "cuda 12.9 PJRT C API, nvidia-cudnn-cu12 9.1, NVIDIA_TF32_OVERRIDE=0"
+    assert found == {
+        "platform": "cuda 12.9 PJRT C API",
+        "nvidia-cudnn-cu12": "9.1",
+        "NVIDIA_TF32_OVERRIDE": "0",
+    }
 
 
 def test_peak_memory():

@@ -191,8 +191,7 @@ def test_each_of_eight_runs_looks_another_way(tmp_path, monkeypatch):
     gradient.draw(tmp_path)
     assert len(set(looks)) == 8
     measure(tmp_path / "vgg1_seed1", load("vgg1"))
-    with pytest.raises(UserError, match="measurements of 9 runs; a picture has room for 8"):
-        gradient.draw(tmp_path)
+    gradient.draw(tmp_path)  # of nine, two look alike
 
 
 def test_a_picture_says_which_of_its_measurements_are_fewer(tmp_path, monkeypatch):
