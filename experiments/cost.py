@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcifar.models import create_model
+from jaxcifar.models.airbench import Whitening
 from jaxcifar.models.layers import Conv, Linear
 from jaxcifar.state import abstract_variables
 
@@ -27,8 +28,11 @@ def forward_multiply_adds(model: str, width: float = 1.0) -> int:
     ) -> Any:
         nonlocal total
         out = call(*args, **kwargs)
-        if isinstance(context.module, Conv | Linear):
-            kernel = context.module.variables["params"]["kernel"]
+        if isinstance(context.module, Conv | Linear | Whitening):
+            # Whitening's is not trained, and so among the statistics.
+            (kernel,) = (
+                part["kernel"] for part in context.module.variables.values() if "kernel" in part
+            )
             total += kernel.size * out.size // out.shape[-1]
         return out
 

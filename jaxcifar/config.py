@@ -106,7 +106,8 @@ def base_config() -> Config:
     config.optim.schedule = "cosine"  # "cosine" (stepped per epoch) "cosine_per_step" "constant"
     #                     "triangular" (rises in the warm-up, then falls, both per step)
     config.optim.start_factor = 0.0  # for "triangular" only: the first rate, as a share of the peak
-    config.optim.end_factor = 0.0  # for "triangular" only: the last rate, likewise
+    config.optim.end_factor = 0.0  # for "triangular" only: the rate, likewise, that it would reach
+    #                                one step after the last
     config.optim.bias_scale = 1.0  # for SGD only: multiplies the gradients of BatchNorm's biases,
     #                                and so their learning rate, but not their L2
     config.optim.clip_norm = 0.0  # the largest norm of the whole gradient; 0: no limit

@@ -99,7 +99,12 @@ def place(
 
 
 def _slurm(environment: Mapping[str, str]) -> Place | None:
-    """Detects a Slurm step, as started by srun; an allocation, or a login to its node, is none."""
+    """Detects a Slurm step, as started by srun; an allocation, or a login to its node, is none.
+
+    Nor is an interactive shell (`srun --pty bash`): only the first of its tasks has one.
+    """
+    if "SLURM_PTY_PORT" in environment:
+        return None
     try:
         nodes = environment["SLURM_STEP_NODELIST"]
         count = int(environment["SLURM_STEP_NUM_TASKS"])
@@ -197,7 +202,9 @@ def _gpus(environment: Mapping[str, str], processes: int, local: int) -> tuple[i
     if visible is None:  # no GPUs, or all of the host's: one for each process, or all for one
         return (local,) if processes > 1 else None
     gpus = len([name for name in visible.split(",") if name])
-    if gpus <= 1:  # the process's own, which it sees as number 0
+    on_node = environment.get("SLURM_GPUS_ON_NODE", "0")
+    bound = on_node.isdigit() and gpus * processes <= int(on_node)  # as by --gpus-per-task
+    if gpus <= 1 or bound:  # the process's own, which it sees as number 0 and so on
         return None
     if gpus % processes:
         raise UserError(

@@ -12,8 +12,10 @@ if __name__ == "__main__":
     end_by_signals()  # even during the imports below, which take seconds
 
 import argparse
+import contextlib
 import os
 import pathlib
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -200,11 +202,16 @@ def _check_cache() -> None:
     """
     folder, *others = processes.gather(jax.config.jax_compilation_cache_dir)  # pyright: ignore
     shared = set(others) <= {folder}
-    if shared and folder and "://" not in folder:
+    if shared and others and folder and "://" not in folder:
+        # A file of this run alone, as others may begin in the same folder at the same time.
+        name = processes.share(lambda: f".shared-{uuid.uuid4().hex}")
         try:
-            shared = all(lock.see(pathlib.Path(folder, ".shared")))
+            shared = all(lock.see(pathlib.Path(folder, name)))
         except UserError:  # the first cannot write there
             shared = False
+        if processes.is_first():
+            with contextlib.suppress(OSError):
+                pathlib.Path(folder, name).unlink()
     if not shared:
         jax.config.update("jax_compilation_cache_dir", None)
         compilation_cache.reset_cache()  # it may be in use already, for what the processes agree on

@@ -112,7 +112,8 @@ def check_same(what: str, values: dict[str, Any]) -> None:
             shown = [f"{name} {_short(a)} -> {_short(b)}" for name, (a, b) in changed.items()]
             raise UserError(
                 f"Process {process} differs from process 0 in its {what}: {', '.join(shown)}. All "
-                "processes of a run need the same."
+                "processes of a run need the same. (Processes that each train a run of their own "
+                "need --distributed=off.)"
             )
 
 

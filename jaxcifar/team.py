@@ -104,7 +104,8 @@ class Team:
                     self._refuse(
                         f"Of the {place.count} processes of the run, these did not connect within "
                         f"{seconds:.0f} seconds: {', '.join(map(str, missing))}. Start the "
-                        f"command on every host, with --coordinator_address={place.address}."
+                        f"command on every host, with --coordinator_address={place.address}; or "
+                        "with --distributed=off, if it is to train alone."
                     )
                 self._welcome(accepted)
 
@@ -327,12 +328,13 @@ def _write(stream: Any, message: dict[str, Any]) -> None:
 
 
 def _hung_up(connection: socket.socket) -> bool:
-    try:
-        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    try:  # after its greeting, a process sends nothing but its end before all have met
+        connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
         return False
     except OSError:
-        return True
+        pass
+    return True
 
 
 def _keep_watch(connection: socket.socket) -> None:

@@ -49,6 +49,11 @@ def test_steps_of_slurm(nodes, host):
     assert found == Place(f"{host}:4321", 4, 2, None)
 
 
+def test_an_interactive_shell_of_slurm_is_no_step():
+    """`srun -n 4 --pty bash`: the other three have no shell, and never come."""
+    assert place(SLURM | {"SLURM_PTY_PORT": "40123"}) is None
+
+
 def test_all_tasks_of_a_step_find_the_same_port_and_other_steps_another():
     ports = {
         place(SLURM | {"SLURM_STEP_ID": step, "SLURM_PROCID": process}).address
@@ -70,6 +75,10 @@ def test_tasks_of_a_node_share_its_gpus():
     assert place(uneven | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}).local_devices == (2, 3)
     with pytest.raises(UserError, match="see 3 GPUs, which they cannot share"):
         place(tasks | {"CUDA_VISIBLE_DEVICES": "0,1,2"})
+    # By --gpus-per-task each has its own; without it, all of the node's are seen by all.
+    for on_node, local_devices in (("8", None), ("4", (2, 3))):
+        of_node = {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_GPUS_ON_NODE": on_node}
+        assert place(tasks | of_node).local_devices == local_devices
     on_cpus = {"CUDA_VISIBLE_DEVICES": "0,1,2", "JAX_PLATFORMS": "cpu"}
     assert place(tasks | on_cpus).local_devices is None
 

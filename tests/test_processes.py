@@ -129,8 +129,9 @@ def meet(port):
 @pytest.mark.parametrize(
     ("hangs_up", "started", "result"),
     [
-        (True, (1, 1, 2), "met"),
-        (False, (1, 1), "Two processes of the run have --process_id=1"),
+        ("silently", (1, 1, 2), "met"),
+        ("with a word", (1, 1, 2), "met"),
+        ("", (1, 1), "Two processes of the run have --process_id=1"),
     ],
 )
 def test_a_process_that_is_started_again_takes_the_place_of_the_first(hangs_up, started, result):
@@ -143,6 +144,8 @@ def test_a_process_that_is_started_again_takes_the_place_of_the_first(hangs_up, 
             connections.callback(connection.close)
             connection.sendall(json.dumps({"jaxcifar": [index, 3]}).encode() + b"\n")
             if number == 0 and hangs_up:
+                if hangs_up == "with a word":  # as where Ctrl-C ended it
+                    connection.sendall(b'{"end": [1, 130, "Stopped by SIGINT."]}\n')
                 connection.close()
         code, said = end_of(first)
     assert (code, said.startswith(result)) == (0, True), said
@@ -670,6 +673,7 @@ def test_a_process_that_never_comes(tmp_path):
     code, said = Member(free_port(), 0, tmp_path / "run", wait=2).end()
     assert code == 2
     assert "did not connect within 2 seconds: 1." in said
+    assert "--distributed=off" in said
     assert not (tmp_path / "run").exists()
 
 

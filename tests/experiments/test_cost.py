@@ -15,3 +15,8 @@ def test_multiply_adds_by_hand():
     assert cost.forward_multiply_adds("vgg_a") == total + 512 * 512 * 2 + 512 * 10
     # "0.56 GFLOPs", as ResNet-18 for CIFAR is known.
     assert cost.forward_multiply_adds("resnet18") == pytest.approx(0.555e9, rel=2e-3)
+    # Two-by-two patches whitened, and two convolutions in each of three blocks, the first of each
+    # before the pooling: 31, 15, 15, 7, 7 and 3 pixels wide; and a linear layer.
+    blocks = (24, 64, 31), (64, 64, 15), (64, 256, 15), (256, 256, 7), (256, 256, 7), (256, 256, 3)
+    total = 4 * 3 * 24 * 31**2 + sum(9 * i * o * side**2 for i, o, side in blocks) + 256 * 10
+    assert cost.forward_multiply_adds("airbench94") == total
