@@ -115,9 +115,8 @@ def fit(
         if not entries:
             of_convolution = path[-2].startswith("conv") and path[-1] == "bias"
             if isinstance(module, VGG) and module.batch_norm and of_convolution:
-                flat[path] = jnp.zeros(
-                    leaf.shape, leaf.dtype
-                )  # BatchNorm takes away any bias before it
+                # BatchNorm takes away any bias before it.
+                flat[path] = jnp.zeros(leaf.shape, leaf.dtype)
             else:
                 problems.setdefault("missing", []).append(torch_name)
         elif len(entries) > 1:
@@ -449,11 +448,12 @@ def _import(arguments: argparse.Namespace) -> str:
     return (
         f"{arguments.file} is now a run in {arguments.workdir}: {arguments.model}, width "
         f"{config.model.width:g}, {classes} classes.\nAssumed, because weights do not say it: "
-        f"{_assumed(module)}; {arguments.activation}; RGB images, one view of each (another run's "
-        f"six are not in its weights), normalised by mean {arguments.mean or known.mean} and std "
-        f"{arguments.std or known.std} (--mean, --std); the classes of {name} in their order."
-        f"\nTo evaluate it: jaxcifar eval {workdir}\nTo train on "
-        f"from it, by a config of this network: jaxcifar train CONFIG --init_from={workdir}"
+        f"{_assumed(module)}; {arguments.activation}; RGB images, each evaluated in one view, "
+        f"normalised by mean {arguments.mean or known.mean} and std {arguments.std or known.std} "
+        f"(--mean, --std); the classes of {name} in their order.\n"
+        f"To evaluate it: jaxcifar eval {workdir}\n"
+        "To train on from it, by a config of this network: jaxcifar train CONFIG "
+        f"--init_from={workdir}"
     )
 
 
