@@ -91,7 +91,8 @@ class Run(NamedTuple):
         if self.imported:
             return "imported weights, not trained"
         done = f"epoch {len(self.records)} of {self.config['train.epochs']}"
-        why = signs.failure(self.folder).partition("\n")[0].rstrip(".")
+        # Its first sentence, as this stands in tables and titles; `jaxcifar runs` shows more.
+        why = signs.failure(self.folder).partition("\n")[0].partition(". ")[0].rstrip(".")
         return f"{done}, failed: {why}" if why else done
 
     @property

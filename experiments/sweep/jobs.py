@@ -75,6 +75,8 @@ class Job(NamedTuple):
                     f"{self.workdir / 'metrics.jsonl'} has {len(records)} of {epochs} epochs."
                 )
             result = _read(read_json, self.workdir / "result.json") if finished else {}
+            if not isinstance(result, dict):
+                raise UserError(f"{self.workdir / 'result.json'} is not the result of a run.")
             for name, digest in result.get("files", {}).items():
                 path = self.workdir / name
                 if path.suffix == ".jsonl" and _read(file_digest, path) != digest:

@@ -18,7 +18,7 @@ from jaxcifar.hooks import Hook, Run
 from jaxcifar.options import ORIGIN, config_file, write_origin
 from jaxcifar.run import signs
 from jaxcifar.run.lock import locked
-from jaxcifar.run.progress import duration, say
+from jaxcifar.run.progress import say
 from jaxcifar.signals import interruptible
 
 AGAIN, BROKE = 75, 70  # exit codes; those of sysexits.h for such cases
@@ -212,15 +212,8 @@ class _Patience:
 
 def _without_sign(job: Job) -> str:
     """Says who locked a run without a sign of life since; "" if somebody may be training it."""
-    sign = signs.running(job.workdir)
-    # On this machine, a dead process holds no lock.
-    if sign is None or sign.alive or sign.here:
-        return ""
-    return (
-        f"{job} is locked by a process on {sign.host} that fell silent {duration(sign.age)} ago. "
-        "If that host is down, the file server has kept its lock: wait until it is released, or, "
-        f"if nothing else is training there, delete {job.workdir / '.lock'}."
-    )
+    why = signs.silent(job.workdir)
+    return f"{job} is {why}" if why else ""
 
 
 def _held(job: Job) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 from jaxcifar import processes
 from jaxcifar.errors import Busy, UserError
 from jaxcifar.run import signs
-from jaxcifar.run.progress import duration
 
 
 @contextlib.contextmanager
@@ -52,7 +51,8 @@ def locked(workdir: pathlib.Path) -> Generator[None]:
                     )
                     raise Busy(
                         f"Another process is training in {workdir}{copied if linked else ''}. "
-                        f"Wait for it, or choose another --workdir.{_if_its_host_is_dead(workdir)}"
+                        "Wait for it, or choose another --workdir."
+                        + (f" It is {silent}" if (silent := signs.silent(workdir)) else "")
                     ) from error
                 if held is file:
                     raise UserError(
@@ -67,18 +67,6 @@ def locked(workdir: pathlib.Path) -> Generator[None]:
         stack.callback(_delete_if_empty, made)
         signs.clear(workdir)
         yield
-
-
-def _if_its_host_is_dead(workdir: pathlib.Path) -> str:
-    """What to do if a file server keeps the lock of a machine that died; "" if none seems to be."""
-    sign = signs.running(workdir)
-    if sign is None or sign.alive or sign.here:
-        return ""
-    return (
-        f" It was on {sign.host}, which fell silent {duration(sign.age)} ago: if that host is "
-        "down, the file server has kept its lock. Wait until it is released, or, if nothing else "
-        f"is training there, delete {workdir / '.lock'}."
-    )
 
 
 def _unlock(held: Any) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from jaxcifar import signals
 from jaxcifar.files import write_shared
+from jaxcifar.run.progress import duration
 
 EVERY = 10.0  # seconds, between two touches
 _SILENT = 600.0  # seconds after which a run no longer counts as running
@@ -103,6 +104,19 @@ def running(workdir: pathlib.Path) -> Running | None:
     # An old sign does not count even if its process number is in use here: it was used again.
     alive = age < _SILENT and not (here and _is_dead(sign["pid"]))
     return Running(sign["host"], sign["job"], age, alive, here)
+
+
+def silent(workdir: pathlib.Path) -> str:
+    """Says who keeps a run locked without a sign of life; "" if somebody may be training it."""
+    sign = running(workdir)
+    # On this machine, a dead process holds no lock.
+    if sign is None or sign.alive or sign.here:
+        return ""
+    return (
+        f"locked by a process on {sign.host} that fell silent {duration(sign.age)} ago. If that "
+        "host is down, the file server has kept its lock: wait until it is released, or, if "
+        f"nothing else is training there, delete {workdir / '.lock'}."
+    )
 
 
 def fail(workdir: pathlib.Path, message: str, start: str = "") -> None:

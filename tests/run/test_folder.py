@@ -117,7 +117,7 @@ def test_the_lock_of_a_machine_that_seems_to_be_dead(tmp_path):
             RunFolder(tmp_path).__enter__()
         assert "node7" not in str(error.value)  # it may be alive
         os.utime(tmp_path / ".running", (time.time() - 7200,) * 2)
-        with pytest.raises(Busy, match=r"node7, which fell silent 2h00m ago: .*delete .*/\.lock"):
+        with pytest.raises(Busy, match=r"on node7 that fell silent 2h00m ago\. .*delete .*/\.lock"):
             RunFolder(tmp_path).__enter__()
 
 

@@ -248,7 +248,7 @@ def test_a_seed_that_diverged_is_named_wherever_the_others_are_counted(tmp_path)
     (folder / "result.json").unlink()
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:7]))
-    signs.fail(folder, "The training loss of step 1400 is not finite.\nA second line.")
+    signs.fail(folder, "The training loss of step 1400 is not finite. And more.\nA second line.")
     left_out = "row1, seed 2: epoch 7 of 50, failed: The training loss of step 1400 is not finite"
     main(["tables", str(tmp_path)])
     main(["claims", str(tmp_path)])

@@ -107,6 +107,15 @@ def test_a_run_of_other_options_in_which_nothing_was_trained(tmp_path, there):
     assert ("Give the same options" in str(error.value)) == there
 
 
+def test_a_result_that_is_none_is_damaged(tmp_path):
+    (source,) = configs.named("vgg2", None)
+    (job,) = checked([source], [0], tmp_path, OPTIONS)
+    pretend(job.config, job.workdir)
+    (job.workdir / "result.json").write_text("[]")
+    assert job.state == "damaged"
+    assert "result.json is not the result of a run" in job.damage
+
+
 def test_nothing_is_to_be_deleted_where_another_process_has_begun(tmp_path):
     (source,) = configs.named("vgg2", None)
     (job,) = checked([source], [0], tmp_path, OPTIONS)
