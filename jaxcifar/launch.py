@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 import urllib.error
 import urllib.request
 import zlib
@@ -101,9 +102,10 @@ def place(
 def _slurm(environment: Mapping[str, str]) -> Place | None:
     """Detects a Slurm step, as started by srun; an allocation, or a login to its node, is none.
 
-    Nor is an interactive shell (`srun --pty bash`): only the first of its tasks has one.
+    Nor is an interactive shell (`srun --pty bash`): only the first of its tasks has one. What srun
+    starts from there has its variable too, but no terminal.
     """
-    if "SLURM_PTY_PORT" in environment:
+    if "SLURM_PTY_PORT" in environment and sys.stdin and sys.stdin.isatty():
         return None
     try:
         nodes = environment["SLURM_STEP_NODELIST"]
@@ -115,13 +117,14 @@ def _slurm(environment: Mapping[str, str]) -> Place | None:
     # node1 · node1,other2 · node[001-015,020],other2 · a range within a name: rack[1-2]node[3-4]
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
     host = re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0] if first else nodes)
-    tasks = _tasks_on_node(environment)
-    return Place(
-        f"{host}:{_port(environment, f'{job}.{step}')}",
-        count,
-        index,
-        _gpus(environment, tasks, local),
+    on_node = environment.get("SLURM_GPUS_ON_NODE", "")
+    gpus = _gpus(
+        environment,
+        _tasks_on_node(environment),
+        local,
+        of_host=int(on_node) if on_node.isdigit() else 0,
     )
+    return Place(f"{host}:{_port(environment, f'{job}.{step}')}", count, index, gpus)
 
 
 def _tasks_on_node(environment: Mapping[str, str]) -> int:
@@ -190,8 +193,17 @@ def _on_cpus(environment: Mapping[str, str]) -> bool:
     return environment.get("JAX_PLATFORMS", "").split(",")[0] == "cpu"
 
 
-def _gpus(environment: Mapping[str, str], processes: int, local: int) -> tuple[int, ...] | None:
+def _gpus(
+    environment: Mapping[str, str], processes: int, local: int, of_host: int = 0
+) -> tuple[int, ...] | None:
     """Which of the GPUs that it sees a process uses; None means all of them.
+
+    Args:
+      environment: of the process.
+      processes: how many run on this host.
+      local: the number of this one among them.
+      of_host: how many GPUs they have together, if the launcher may have given each its own (as
+        Slurm does under --gpus-per-task); 0 if it gives none.
 
     Raises:
       UserError: the processes of a host see the same GPUs and cannot share them equally.
@@ -202,9 +214,7 @@ def _gpus(environment: Mapping[str, str], processes: int, local: int) -> tuple[i
     if visible is None:  # no GPUs, or all of the host's: one for each process, or all for one
         return (local,) if processes > 1 else None
     gpus = len([name for name in visible.split(",") if name])
-    on_node = environment.get("SLURM_GPUS_ON_NODE", "0")
-    bound = on_node.isdigit() and gpus * processes <= int(on_node)  # as by --gpus-per-task
-    if gpus <= 1 or bound:  # the process's own, which it sees as number 0 and so on
+    if gpus <= 1 or gpus * processes <= of_host:  # its own, which it sees as number 0 and so on
         return None
     if gpus % processes:
         raise UserError(

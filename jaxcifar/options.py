@@ -133,7 +133,9 @@ def load(name: str | pathlib.Path) -> Config:
     return config
 
 
-def write_origin(folder: pathlib.Path, file: str | pathlib.Path, config: Config) -> None:
+def write_origin(
+    folder: pathlib.Path, file: str | pathlib.Path, config: Config, grid: Sequence[str] = ()
+) -> None:
     """Writes what a run's config was before options changed it, if that is not what is there.
 
     Without it nothing could say later how the run was shortened, or which command made it.
@@ -141,12 +143,14 @@ def write_origin(folder: pathlib.Path, file: str | pathlib.Path, config: Config)
     Args:
       folder: of the run, or the one that holds its config's seeds; created if necessary.
       file: the config file.
-      config: what it returns.
+      config: what it returns, varied by `grid`.
+      grid: the values by which a sweep varied it: ("optim.l2=0.0001", …).
     """
     path, file = folder / ORIGIN, pathlib.Path(file)
     # One that comes with the package has the same name on every machine.
     packaged = file.resolve().parent == CONFIGS.resolve()
     content = {"file": file.stem if packaged else str(file), "config": config.to_dict()}
+    content |= {"grid": list(grid)} if grid else {}
     try:
         same = json.loads(path.read_text()) == json.loads(json.dumps(content))
     except (OSError, ValueError):

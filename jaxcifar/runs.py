@@ -4,9 +4,8 @@ jaxcifar runs [DIR]
 
 The state is one of
   finished   all epochs are done
-  running    a process on this machine is training it, or one on another machine showed a sign of
-             life in the last ten minutes
-  stale      the other machine has shown none for ten minutes, and its process did not end by itself
+  running    a process that is training it showed a sign of life in the last ten minutes
+  stale      one on another machine has shown none for ten minutes, and did not end by itself
   failed     the last attempt of a sweep failed; the reason follows
   imported   weights from elsewhere, not trained here
   measured   by `jaxcifar landscape smoothness`, whose command resumes it if anything is left
@@ -84,7 +83,7 @@ def _state(workdir: pathlib.Path, otherwise: str) -> str:
         return f"running on {sign.host}, last sign {duration(sign.age)} ago"
     if why := signs.failure(workdir):
         return f"failed: {why.splitlines()[0]}"
-    if sign and not sign.here:  # here, a process without the lock is dead
+    if sign and not sign.here:  # here it is known to be dead, or may be suspended
         return f"stale: {sign.host} fell silent {duration(sign.age)} ago"
     return otherwise
 

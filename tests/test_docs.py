@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments.runs.configs import named, parse_rows
+from experiments.runs.configs import named, parse_rows, varied
 from experiments.runs.rows import ROWS
 from experiments.sweep import shards, workers
 from experiments.sweep.__main__ import main as sweep_main
@@ -150,7 +150,7 @@ def parsed(command, arguments):
 def check_sweep(arguments):
     """Its flags, rows, files, seeds and fields, as the command reads them before the data."""
     found, rest = parsed(sweep_main, arguments)
-    sources = named(found.rows, found.configs)
+    sources = varied(named(found.rows, found.configs), found.grid)
     assert checked(sources, parse_seeds(found.seeds), found.out, rest)
     if found.workers:
         workers.places(found.workers)
@@ -416,9 +416,9 @@ def test_commands_that_are_run(finished, swept, users_folder, capsys):
         shutil.copytree(finished[0], users_folder / "runs" / name)
     for name in ("table4", "rates", "bn"):
         shutil.copytree(swept, users_folder / "results" / name)
-    (users_folder / "results" / "rates" / "vgg2").rename(
-        users_folder / "results" / "rates" / "row9"
-    )
+    rates = users_folder / "results" / "rates"
+    (rates / "vgg2").rename(rates / "row9")
+    (rates / "vgg6").rename(rates / "row9-learning_rate-0.001")
     shutil.copy(ROOT / "docs" / "history_quickstart.png", users_folder / "picture.png")
     weights = to_torch("resnet18", shapes_only("resnet18", width=0.125))
     with (users_folder / "weights.pt").open("wb") as file:  # a file is known by its content

@@ -1,6 +1,8 @@
 """Which process of how many this is, by what launchers put into the environment."""
 
 import http.server
+import os
+import sys
 import threading
 
 import pytest
@@ -49,9 +51,17 @@ def test_steps_of_slurm(nodes, host):
     assert found == Place(f"{host}:4321", 4, 2, None)
 
 
-def test_an_interactive_shell_of_slurm_is_no_step():
+def test_an_interactive_shell_of_slurm_is_no_step_but_what_srun_starts_from_it_is(monkeypatch):
     """`srun -n 4 --pty bash`: the other three have no shell, and never come."""
-    assert place(SLURM | {"SLURM_PTY_PORT": "40123"}) is None
+    shell = SLURM | {"SLURM_PTY_PORT": "40123", "SLURM_PROCID": "0"}
+    master, terminal = os.openpty()
+    with os.fdopen(master), os.fdopen(terminal) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert place(shell) is None
+    # Its steps have inherited the variable, and a pipe in place of the terminal.
+    with open(os.devnull) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert place(shell | {"SLURM_STEP_ID": "1"}).count == 4
 
 
 def test_all_tasks_of_a_step_find_the_same_port_and_other_steps_another():
@@ -81,6 +91,12 @@ def test_tasks_of_a_node_share_its_gpus():
         assert place(tasks | of_node).local_devices == local_devices
     on_cpus = {"CUDA_VISIBLE_DEVICES": "0,1,2", "JAX_PLATFORMS": "cpu"}
     assert place(tasks | on_cpus).local_devices is None
+
+
+def test_mpirun_gives_no_process_its_own_gpus():
+    """So what it names in a job of eight, the four of this host share, rank 1 being this one."""
+    some = {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_GPUS_ON_NODE": "16"}
+    assert place(OPEN_MPI | some).local_devices == (1,)
 
 
 def test_open_mpi_4():

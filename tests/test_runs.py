@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import re
 import shutil
 import time
@@ -70,6 +71,12 @@ def test_signs_and_failures_of_sweeps(stopped, tmp_path, monkeypatch):
     hour_ago = time.time() - 3600
     os.utime(workdir / ".running", (hour_ago, hour_ago))
     assert states(tmp_path) == {"run": "stale: node7 fell silent 1h00m ago"}
+    # One from before this machine was started, whose number another process may have by now.
+    sign = json.loads((workdir / ".running").read_text())
+    (workdir / ".running").write_text(json.dumps(sign | {"host": HOST, "machine": "another boot"}))
+    booted = float(pathlib.Path("/proc/stat").read_text().split("btime ")[1].split()[0])
+    os.utime(workdir / ".running", (booted - 60,) * 2)
+    assert states(tmp_path)["run"] == "stopped"
     signs.give(workdir)
     os.utime(workdir / ".running", (hour_ago, hour_ago))  # a dead process of this machine
     assert states(tmp_path) == {"run": "stopped"}

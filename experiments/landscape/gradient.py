@@ -334,7 +334,7 @@ def measured(folder: pathlib.Path) -> list[Measured]:
             keys = ("step", "loss", "gradient_norm", "losses", "gradient_changes")
             check_keys(path.with_name("measurements.jsonl"), record, keys)
         config = flatten(complete(content["config"]))
-        original, _ = origin(path.parent.name.rsplit("_seed", 1)[0], path.parent)
+        original, *_ = origin(path.parent.name.rsplit("_seed", 1)[0], path.parent)
         rest = (content[name] for name in facts)
         dtype = _dtype_of(path.with_name("config.json"), config)
         found.append(Measured(path.parent, config, *rest, original, dtype, records))

@@ -121,11 +121,13 @@ def _figures(arguments: argparse.Namespace) -> int:
     if named and needs_network and not (named.folder / "checkpoints").is_dir():
         raise UserError(f"--run={arguments.run} has no checkpoints/ folder to draw from.")
     asked, failed = set(only) != set(figures.FIGURES), False
-    if named and {*only} <= {*figures.OF_ONE_RUN}:
-        found = [sweep for sweep in found if named in sweep.runs]
     for sweep in found:
-        chosen = named if named in sweep.runs else figures.choose_run(sweep)
-        drawn, missing = figures.draw(sweep, only, chosen, arguments.image)
+        chosen, wanted = named or figures.choose_run(sweep), only
+        if named and named not in sweep.runs:
+            wanted = [name for name in only if name not in figures.OF_ONE_RUN]
+        if not wanted:
+            continue
+        drawn, missing = figures.draw(sweep, wanted, chosen, arguments.image)
         _print(drawn)
         print("".join(f"{line}\n" for line in missing), end="", flush=True)
         failed |= asked and bool(missing)

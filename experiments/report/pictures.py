@@ -12,9 +12,12 @@ def signed(part: Sweep, title: str) -> dict[str, str]:
     """Returns the title and the keywords of a picture of runs, see `plots.drawing`.
 
     Below the title stands which runs were shortened or changed, and how, or are of other images
-    than the official ones.
+    than the official ones; and which are left out, because they are not finished.
     """
     notes = [f"† {note}" for note in part.notes]
+    if part.left_out:
+        absent = ", ".join(f"{run.name} seed {run.seed}" for run in part.left_out)
+        notes.append(f"Not finished, and left out: {absent}")
     return {"title": "\n".join([title, *notes]), "keywords": keywords(part.runs)}
 
 

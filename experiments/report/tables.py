@@ -311,8 +311,12 @@ def comma_separated(sweep: Sweep, against: str = "") -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    for name in sweep.finished.names:
-        runs = sweep.finished.of(name)
+    for name in sweep.names:
+        runs, unfinished = sweep.finished.of(name), "; ".join(sweep.only([name]).unfinished)
+        if not runs:
+            line = {"row": name, "seeds": 0, "unfinished": unfinished}
+            writer.writerow([line.get(column, "") for column in columns])
+            continue
         run, results = runs[0], [run.result for run in runs if run.result]
         cells: list[Any] = [name, *("" if cell == NONE else cell for cell in settings(run))]
         cells += [len(runs), results[0]["parameters"]]
@@ -330,14 +334,15 @@ def comma_separated(sweep: Sweep, against: str = "") -> str:
         known = {data["official"] for run in runs for data in run.data.values()} - {None}
         official = all(known) if known else ""
         cells += [f"{estimate(seconds).mean:.1f}", official, "; ".join(run.shortened), run.mark]
-        cells.append("; ".join(sweep.only([name]).unfinished))
-        writer.writerow(cells)
+        writer.writerow([*cells, unfinished])
     return text.getvalue()
 
 
 def latex(sweep: Sweep, against: str = "") -> str:
     """Returns a `table` environment for each table (needs the packages booktabs and graphicx)."""
     parts = [f"% {line}" for line in provenance(sweep.finished.runs)]
+    # Where no run of a table is finished, there is no table with a note.
+    parts += [f"% Not finished, and left out: {run}" for run in sweep.unfinished]
     for table in tables(sweep, against):
         lines = [" & ".join(map(_escape, line)) + r" \\" for line in table.lines]
         parts += [

@@ -4,20 +4,23 @@ import contextlib
 import glob
 import os
 import pathlib
+import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from experiments.runs.rows import ROWS
-from jaxcifar.config import Config
+from jaxcifar.config import Config, base_config, flatten, nearest_field
 from jaxcifar.errors import UserError, choose
-from jaxcifar.options import config_file, load, user_path
+from jaxcifar.options import config_file, load, user_path, with_options
 
 
 class Source(NamedTuple):
     """A config to train by, and where it came from."""
 
-    name: str  # of the row, or the config file without .py
+    name: str  # of the row, or the config file without .py; `varied` adds to it
     config: Config
     file: str | None = None  # as given; None for a row
+    grid: tuple[str, ...] = ()  # the values by which it was varied: ("optim.l2=0.0001", …)
 
 
 def parse_rows(text: str) -> list[str]:
@@ -87,3 +90,61 @@ def named(rows: str | None, files: str | None) -> list[Source]:
             )
     sources = [Source(name, load(name)) for name in row_names]
     return sources + [Source(pathlib.Path(path).stem, load(path), path) for path in paths]
+
+
+def varied(sources: list[Source], grid: Sequence[str]) -> list[Source]:
+    """Returns each config with each combination of some values.
+
+    Args:
+      sources: the configs.
+      grid: the values of each field: ["optim.l2=0,1e-4", …]. The names tell the combinations
+        apart: "row9-l2-0", "row9-l2-0.0001".
+
+    Raises:
+      UserError: a field is unknown, has several numbers, or is given twice, or a value cannot be
+        used.
+    """
+    known, seen = flatten(base_config()), set()
+    for text in grid:
+        field, _, values = text.removeprefix("config.").partition("=")
+        if field not in known or not values:
+            hint = "" if field in known else nearest_field(field)
+            raise UserError(f"--grid is {text!r}; give a field and values, {_GRID}.{hint}")
+        if field == "seed":
+            raise UserError(f"--grid is {text!r}. Give --seeds={values} instead.")
+        if isinstance(known[field], tuple):
+            raise UserError(f"--grid is {text!r}, but {field} is a tuple. Write a config for each.")
+        if field in seen:
+            raise UserError(f"--grid has {field} twice. Give all values at once, {_GRID}.")
+        seen.add(field)
+        sources = [_with(source, field, value) for source in sources for value in values.split(",")]
+    names = [source.name for source in sources]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--grid makes two configs of the name {twice[0]}. Give each value once.")
+    return sources
+
+
+_GRID = "such as --grid=optim.learning_rate=1e-3,3e-4"
+
+
+def _with(source: Source, field: str, text: str) -> Source:
+    config = with_options(source.config, [f"--config.{field}={text}"])
+    value = flatten(config)[field]  # the same for "1e-3" and "0.001"
+    value = f"{value:g}" if isinstance(value, float) else str(value)
+    if not re.fullmatch(r"[\w.+-]+", value):
+        raise UserError(
+            f"--grid has {field}={text}, but {value!r} cannot be part of a folder's name. Write a "
+            "config for each value."
+        )
+    varying = f"{field}={value}"
+    name = varied_name(source.name, [varying])
+    return Source(name, config, source.file or source.name, (*source.grid, varying))
+
+
+def varied_name(name: str, grid: Sequence[str]) -> str:
+    """Returns the name of a config that is varied by values such as "optim.l2=0.0001"."""
+    for varying in grid:
+        field, _, value = varying.partition("=")
+        group, _, last = field.rpartition(".")
+        name += f"-{group if last == 'name' else last}-{value}"
+    return name

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.runs.configs import varied_name
 from experiments.runs.read import Run, Sweep
 
 
@@ -61,11 +62,12 @@ def commands(sweep: Sweep) -> list[str]:
                 seed = [f"--config.seed={run.seed}"] if run.seed != run.original["seed"] else []
                 given = [run.file, f"--workdir={run.folder}", *run.options, *seed]
                 found.append(shlex.join(["jaxcifar", "train", *given]))
-            elif (stem := pathlib.Path(run.file).stem) != name:
-                found.append(f"# {name}: renamed; rename it to {stem} before you resume it")
+            elif (trained := varied_name(pathlib.Path(run.file).stem, run.grid)) != name:
+                found.append(f"# {name}: renamed; rename it to {trained} before you resume it")
             else:
                 seeds = ",".join(str(other.seed) for other in same)
-                alike.setdefault((seeds, sweep.folder, tuple(run.options)), []).append(run)
+                options = (*(f"--grid={value}" for value in run.grid), *run.options)
+                alike.setdefault((seeds, sweep.folder, options), []).append(run)
     for (seeds, out, options), runs in alike.items():
         rows = ",".join(run.name for run in runs if run.row)
         files = ",".join(run.file for run in runs if run.file and not run.row)

@@ -43,6 +43,7 @@ class Run(NamedTuple):
     result: dict[str, Any] | None  # None while the run is unfinished
     original: dict[str, Any] | None  # the flat config that options changed; None where unknown
     file: str | None  # the config file, or the name of one of the package's; None where unknown
+    grid: tuple[str, ...]  # the values by which a sweep varied that: ("optim.l2=0.0001", …)
 
     @property
     def row(self) -> Row | None:
@@ -146,6 +147,7 @@ class Sweep:
 
     folder: pathlib.Path
     runs: tuple[Run, ...]  # those of one name together, by seed
+    left_out: tuple[Run, ...] = ()  # by `finished`
 
     @property
     def names(self) -> list[str]:
@@ -157,12 +159,15 @@ class Sweep:
 
     def only(self, names: Sequence[str]) -> "Sweep":
         """Returns the sweep without the runs of other names."""
-        return Sweep(self.folder, tuple(run for run in self.runs if run.name in names))
+        parts = ([run for run in of if run.name in names] for of in (self.runs, self.left_out))
+        return Sweep(self.folder, *map(tuple, parts))
 
     @property
     def finished(self) -> "Sweep":
-        """The sweep without its unfinished runs."""
-        return Sweep(self.folder, tuple(run for run in self.runs if run.result is not None))
+        """The sweep without its unfinished runs, which it still names in `left_out`."""
+        done = tuple(run for run in self.runs if run.result is not None)
+        others = tuple(run for run in self.runs if run.result is None)
+        return Sweep(self.folder, done, self.left_out + others)
 
     @property
     def unfinished(self) -> list[str]:
@@ -367,9 +372,10 @@ def read_run(folder: pathlib.Path) -> Run:
             f"{len(records)} of {config['train.epochs']} epochs. Delete it and train again."
         )
     name = _places(folder)[0].name
-    original, file = origin(name, folder)
+    original, file, grid = origin(name, folder)
     records = [log.averaged(record) for record in records]
-    return Run(name, folder, config, data, environment, resumed, records, result, original, file)
+    facts = (data, environment, resumed, records, result)
+    return Run(name, folder, config, *facts, original, file, grid)
 
 
 def _places(run: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
@@ -402,8 +408,12 @@ def _is_a_seed(folder: pathlib.Path) -> bool:
     return mine in ("", *beside) or pathlib.Path(mine).stem == folder.parent.name
 
 
-def origin(name: str, folder: pathlib.Path) -> tuple[dict[str, Any] | None, str | None]:
-    """Returns the flat config that options changed, and its file; None where unknown.
+def origin(
+    name: str, folder: pathlib.Path
+) -> tuple[dict[str, Any] | None, str | None, tuple[str, ...]]:
+    """Returns the flat config that options changed, its file, and the values that varied it.
+
+    Config and file are None where unknown.
 
     Args:
       name: of the row or config.
@@ -417,15 +427,16 @@ def origin(name: str, folder: pathlib.Path) -> tuple[dict[str, Any] | None, str 
     if name not in ROWS and path.exists():
         content = read_json(path)
         try:
-            return flatten(complete(content["config"])), content["file"]
+            config, grid = flatten(complete(content["config"])), tuple(content.get("grid", ()))
+            return config, content["file"], grid
         except (UserError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} cannot be used ({error}). Restore it from a copy, or delete it; without "
                 "it nothing can say whether the run was shortened."
             ) from error
     if (options.CONFIGS / f"{name}.py").exists():
-        return _config_here(name), name
-    return None, None
+        return _config_here(name), name, ()
+    return None, None, ()
 
 
 @functools.cache

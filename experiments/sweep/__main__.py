@@ -3,12 +3,15 @@
     jaxcifar sweep --rows=1-12 --seeds=0-2 --out=results/table3
     jaxcifar sweep --rows=vgg1-vgg8 --out=results/table4 --config.train.epochs=3
     jaxcifar sweep --configs=mine/wide.py,mine/deep_*.py --seeds=0-4 --out=results/mine
+    jaxcifar sweep --rows=9 --grid=optim.learning_rate=1e-3,3e-4 --seeds=0-4 --out=results/rates
 
 Runs go to OUT/NAME/seedN, where NAME is the row, or the config file without .py. Finished runs are
 skipped and unfinished ones are resumed. A run that fails does not stop the others; it is named at
 the end. A run that another process is training is left to that process and checked again later, so
 several sweeps of one folder share its work. Runs that differ only in numbers (seed, learning rate,
-L1, L2, epochs) share one compiled step. `--config.FIELD=VALUE` changes all runs.
+L1, L2, epochs) share one compiled step. `--config.FIELD=VALUE` changes all runs. `--grid` trains
+each config with each of some values of a field, in the folders NAME-learning_rate-0.001 and so on;
+given several times, with each combination.
 
     … --workers=auto                             a process for each GPU of this machine
     … --slurm --tasks=12 --time=4:00:00 --sbatch="--gpus-per-node=1"       an array of Slurm jobs
@@ -43,7 +46,7 @@ from typing import NoReturn
 
 import jax
 
-from experiments.runs.configs import named
+from experiments.runs.configs import named, varied
 from experiments.sweep import shards, slurm, status, workers
 from experiments.sweep.estimates import time_left
 from experiments.sweep.jobs import Job, check_images, checked, groups, in_order, parse_seeds
@@ -67,6 +70,13 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--rows", help="1-12, vgg1-vgg8, 9, or a list of such")
     parser.add_argument("--configs", help="config files, or patterns: configs/row9.py,mine/*.py")
     parser.add_argument("--seeds", default="0", help="0-2, or a list of such (default 0)")
+    parser.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE,…",
+        help="vary the configs by a field: optim.learning_rate=1e-3,3e-4 (repeatable)",
+    )
     parser.add_argument("--out", required=True, type=user_path, help="the sweep's folder")
     parser.add_argument("--dry-run", action="store_true", help="list the work, do nothing")
     parser.add_argument("--workers", help="processes on this machine: a number, or auto")
@@ -142,7 +152,9 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], observer: Obse
     # Not the pattern: a file that is added later is of another sweep.
     if files := [source.file for source in sources if source.file]:
         command.append(f"--configs={','.join(files)}")
+    command += [f"--grid={text}" for text in arguments.grid]
     command += options
+    sources = varied(sources, arguments.grid)
 
     started, out = time.monotonic(), arguments.out
     jobs = checked(sources, seeds, out, options)

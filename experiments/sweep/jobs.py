@@ -166,6 +166,10 @@ def checked(
         raise UserError(f"--out is {out}, which is a file. Give a folder.")
     jobs, mesh = [], sharding.make_mesh()
     for source in sources:
+        for option in options:
+            field = option.partition("=")[0].removeprefix("--config.")
+            if any(value.startswith(f"{field}=") for value in source.grid):
+                raise UserError(f"{option} would undo --grid, which has {field}. Leave one out.")
         config = with_options(source.config, options)
         of_source: list[Job] = []
         for seed in seeds:

@@ -175,10 +175,10 @@ def run(jobs: list[Job], start: str, observer: Observer) -> Outcome:
 def _train(job: Job, observer: Observer) -> None:
     """Trains a run; raises what `train_and_evaluate` does, and `UserError` for an `OSError`."""
     try:
-        file, folder = job.source.file or config_file(job.name), job.workdir.parent
+        file, folder = config_file(job.source.file or job.name), job.workdir.parent
         # The file may have been edited since other seeds were trained, and options make up for it.
         if not (folder / ORIGIN).exists() or not any(folder.glob("seed*/config.json")):
-            write_origin(folder, file, job.source.config)
+            write_origin(folder, file, job.source.config, job.source.grid)
         train.train_and_evaluate(job.config, job.workdir, hooks=[observer])
     except OSError as error:  # such as that of a full disk
         raise of_file(error) from error

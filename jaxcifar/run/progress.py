@@ -187,10 +187,8 @@ class Progress:
 
 def duration(seconds: float) -> str:
     """Returns 42s, 3m05s or 2h07m."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    minutes, seconds = divmod(seconds, 60)
-    if minutes < 60:
-        return f"{minutes}m{seconds:02d}s"
-    return f"{minutes // 60}h{minutes % 60:02d}m"
+    if round(seconds) < 60:
+        return f"{round(seconds)}s"
+    if round(seconds) < 3600:
+        return "{}m{:02d}s".format(*divmod(round(seconds), 60))
+    return "{}h{:02d}m".format(*divmod(round(seconds / 60), 60))

@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import socket
 import threading
 import time
@@ -100,10 +101,12 @@ def running(workdir: pathlib.Path) -> Running | None:
     # process number.
     who = _who()
     machine = sign.get("machine", who["machine"])  # earlier versions did not write it
-    here = (sign["host"], machine) == (who["host"], who["machine"])
+    same_name = sign["host"] == who["host"]
+    before_boot = same_name and time.time() - age < _booted()
+    here = before_boot or (same_name and machine == who["machine"])
     # An old sign does not count even if its process number is in use here: it was used again.
-    alive = age < _SILENT and not (here and _is_dead(sign["pid"]))
-    return Running(sign["host"], sign["job"], age, alive, here)
+    dead = before_boot or (here and _is_dead(sign["pid"]))
+    return Running(sign["host"], sign["job"], age, age < _SILENT and not dead, here)
 
 
 def silent(workdir: pathlib.Path) -> str:
@@ -181,6 +184,16 @@ def _machine() -> str:
     except OSError:
         return ""
     return f"{boot} {namespace}"
+
+
+@functools.cache
+def _booted() -> float:
+    """When this machine was started, in seconds since the epoch; 0 where that is unknown."""
+    try:
+        found = re.search(r"^btime (\d+)$", pathlib.Path("/proc/stat").read_text(), re.MULTILINE)
+    except OSError:
+        return 0.0
+    return float(found[1]) if found else 0.0
 
 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:

@@ -248,6 +248,10 @@ def test_one_run_is_drawn_of_one_sweep(tmp_path):
     assert main(["figures", str(tmp_path), "--only=augment", run]) == 0
     assert (tmp_path / "one" / "figures" / "augment.png").exists()
     assert not (tmp_path / "two" / "figures").exists()
+    assert main(["figures", str(tmp_path), "--only=augment,history", run]) == 0
+    assert [path.name for path in (tmp_path / "two" / "figures").glob("*.png")] == [
+        "history_row1.png"
+    ]
     with pytest.raises(UserError, match="no checkpoints/ folder"):
         main(["figures", str(tmp_path), "--only=augment,fig2", run])
 
@@ -286,6 +290,20 @@ def test_figure_2_shows_what_the_first_layer_makes(swept, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
+def test_pictures_say_which_seeds_are_left_out(tmp_path, drawn):
+    """A mean of those that did not diverge is not the mean of all."""
+    write_fake_runs(tmp_path, rows=["vgg1", "vgg2", "vgg5"], seeds=3, epochs=50)
+    for name, seed in (("vgg2", 1), ("vgg5", 0)):
+        (tmp_path / name / f"seed{seed}" / "result.json").unlink()
+    main(["figures", str(tmp_path), "--only=fig3,history,accuracy"])
+    said = {stem: figure.get_suptitle().split("\n")[-1] for stem, figure in drawn.items()}
+    left_out = "Not finished, and left out: "
+    assert said["fig3"] == f"{left_out}vgg2 seed 1"
+    assert said["history_vgg5"] == f"{left_out}vgg5 seed 0"
+    assert said["accuracy"] == f"{left_out}vgg2 seed 1, vgg5 seed 0"
+    assert left_out not in said["history_vgg1"]
+
+
 def test_pictures_of_several_runs_say_which_were_shortened(tmp_path, drawn):
     write_fake_runs(tmp_path, rows=[f"vgg{i}" for i in (1, 3, 4, 5, 6, 7, 8)], seeds=1, epochs=50)
     write_fake_runs(tmp_path, rows=["vgg2"], seeds=1, epochs=3)

@@ -260,10 +260,27 @@ def test_a_seed_that_diverged_is_named_wherever_the_others_are_counted(tmp_path)
     )
     one, other = csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text()))
     assert (one["unfinished"], other["unfinished"]) == (left_out, "")
+    assert (one["seeds"], other["seeds"]) == ("2", "3")
     level = "| validation accuracy of row 1 (read as: above 92%) | above 92.00% | 92.59% | "
     assert (
         f"{level}91.95% … 93.23% | 2 | 92.64% | undecided" in (tmp_path / "claims.md").read_text()
     )
+
+
+def test_a_config_none_of_whose_seeds_came_through_is_named_everywhere(tmp_path):
+    """Else it would look as if it had never been tried."""
+    write_fake_runs(tmp_path, rows=["row1", "vgg1"], seeds=2, epochs=50)
+    for seed in range(2):
+        (tmp_path / "vgg1" / f"seed{seed}" / "result.json").unlink()
+    main(["tables", str(tmp_path)])
+    one, other = csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text()))
+    assert (one["row"], one["seeds"], one["unfinished"]) == ("row1", "2", "")
+    assert (other["row"], other["seeds"], other["val_accuracy_best"]) == ("vgg1", "0", "")
+    lost = [f"vgg1, seed {seed}: epoch 50 of 50" for seed in range(2)]
+    assert other["unfinished"] == "; ".join(lost)
+    for name in ("table.md", "table.tex"):
+        page = (tmp_path / name).read_text()
+        assert [line in page for line in lost] == [True, True]
 
 
 def test_what_is_not_in_the_tables_is_not_in_their_notes_and_origin(tmp_path):
