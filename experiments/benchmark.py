@@ -90,19 +90,14 @@ def jax_timer(
         for _ in range(calls):
             digests({"params": state.params, "stats": state.batch_stats, "opt": state.opt_state})
 
-    def images_per_second() -> float:
-        return made.steps_per_call * batch * rate(make, calls)
-
-    def digests_per_second() -> float:
-        return rate(digest, steps)
-
     facts = {
         "init_seconds": init_seconds,
         "compile_seconds": compile_seconds,
         "step_memory_bytes": step.memory_analysis().temp_size_in_bytes,
         "dtype": made.in_force["dtype"],
     }
-    return images_per_second, digests_per_second, facts
+    images_per_call = made.steps_per_call * batch
+    return lambda: images_per_call * rate(make, calls), lambda: rate(digest, steps), facts
 
 
 def torch_timer(model: str, batch: int, dtype: str, channels_last: bool, steps: int) -> Timer:

@@ -24,7 +24,6 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
@@ -36,7 +35,6 @@ from experiments.runs.configs import Source, named
 from experiments.runs.table import Table
 from experiments.scaling import CHIPS, Chip, all_reduce_seconds
 from jaxcifar import checks, data, programs, sharding, task
-from jaxcifar.config import base_config
 from jaxcifar.errors import UserError, choose, in_short, note
 from jaxcifar.files import write_json
 from jaxcifar.options import Parser, user_path, with_options
@@ -231,14 +229,11 @@ def table(content: dict[str, Any]) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("python -m experiments.compile_for", __doc__)
-    parser.add_argument("--topology", help="a chip and the shape of a slice: v5e:2x4")
+    parser.add_argument("--topology", required=True, help="a chip and a shape: --topology=v5e:2x4")
     parser.add_argument("--rows", help="of the original report: 1-12,vgg2")
     parser.add_argument("--configs", help="config files, by comma; * is any name")
     parser.add_argument("--out", type=user_path, help="a JSON file")
     arguments, options = parser.parse_known_args(argv)
-    with_options(base_config(), options)  # for its message, before any other
-    if not arguments.topology:
-        raise UserError("Name what to compile for: --topology=v5e:2x4.")
     if arguments.out and not arguments.out.parent.is_dir():
         raise UserError(f"There is no folder {arguments.out.parent} to write {arguments.out} in.")
     sources = [
@@ -253,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "topology": arguments.topology,
         "chip": chip._asdict(),
         "options": options,
-        "environment": environment({"libtpu": _libtpu_version()}, mesh),
+        "environment": environment({}, mesh),
         "results": [],
     }
     if arguments.out:
@@ -285,13 +280,6 @@ def _check(source: Source, mesh: Mesh) -> None:
         _task(source, mesh)
     except UserError as error:
         raise UserError(f"{source.file or source.name}: {error}") from error
-
-
-def _libtpu_version() -> str | None:
-    try:
-        return version("libtpu")
-    except PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

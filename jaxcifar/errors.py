@@ -47,7 +47,7 @@ def of_file(error: OSError, path: object = "") -> UserError:
     return UserError(f"{where}: {error.strerror or error}." if where else f"{error}.")
 
 
-def in_short(error: Exception) -> str:
+def in_short(error: BaseException) -> str:
     """Returns the first line of an error, shortened for use within a message."""
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0].partition(' See full')[0][:200]}".removesuffix(": ")

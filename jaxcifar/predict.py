@@ -24,7 +24,6 @@ from jaxcifar.run import about
 from jaxcifar.task import build_inference
 
 _SIDE = 32
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of a TIFF file
 _TURNS = {  # by EXIF's orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,8 +33,8 @@ _TURNS = {  # by EXIF's orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 _BAR = 24  # characters of a probability of 1
 
 
@@ -85,10 +84,8 @@ def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # Only some formats, because Pillow starts external programs to read certain others. And
-            # not by name, because Pillow then maps a TIFF into memory, and confuses width and
-            # height where it is rotated.
-            with path.open("rb") as file, Image.open(file, formats=_FORMATS) as opened:
+            # Only some formats, because Pillow starts external programs to read certain others.
+            with Image.open(path, formats=_FORMATS) as opened:
                 if (frames := getattr(opened, "n_frames", 1)) > 1:
                     note(f"{path} has {frames} pictures; the first is used")
                 opened.load()
@@ -105,18 +102,9 @@ def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
         raise UserError(f"There is no file {path}.") from error
     except Exception as error:  # of a damaged file Pillow raises almost anything
         raise UserError(f"{path} cannot be read as a picture: {in_short(error)}.") from error
-    if picture.mode == "F" or (picture.mode == "I" and opened.format != "PNG"):
-        raise UserError(
-            f"{path} has pixels of 32 bits, for which no value is defined as white. Save it with 8 "
-            "or 16 bits."
-        )
-    if picture.mode.startswith("I"):  # Pillow clips at 255 where it should divide
-        white = 2 ** _bits(opened) - 1
-        values = np.asarray(picture).clip(0, white)
-        if getattr(opened, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # zero is white
-            values = white - values
-        grey = values // ((white + 1) // 256)
-        grey = np.where(values == picture.info.get("transparency", -1), 255, grey)
+    if picture.mode.startswith("I"):  # 16-bit grey: Pillow clips at 255 where it should divide
+        values = np.asarray(picture)
+        grey = np.where(values == picture.info.get("transparency", -1), 255, values // 256)
         picture = Image.fromarray(grey.astype(np.uint8))
     elif picture.mode in ("P", "PA", "LA") or picture.has_transparency_data:
         picture = picture.convert("RGBA")
@@ -127,12 +115,6 @@ def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
     if size != (_SIDE, _SIDE):
         picture = picture.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     return np.asarray(picture), size
-
-
-def _bits(picture: Image.Image) -> int:
-    """How many bits a pixel of 16-bit grey has: some scanners' and cameras' TIFF files have 12."""
-    tags = getattr(picture, "tag_v2", {})
-    return tags.get(_BITS_PER_SAMPLE, (16,))[0]
 
 
 def pictures(paths: list[pathlib.Path]) -> list[pathlib.Path]:

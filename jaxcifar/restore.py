@@ -91,11 +91,7 @@ def _load(
 
 
 def test_images(workdir: str | pathlib.Path, config: Config) -> data.Dataset:
-    """Returns the test images of a run.
-
-    Args:
-      workdir: the run's folder.
-      config: the run's; `data.dir` says where the images are now.
+    """Returns the test images of a run, from where its `config.data.dir` says that they are now.
 
     Raises:
       UserError: they are missing, or are not those that the run started with.

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from absl import logging
 
-from jaxcifar.errors import Interrupted, UserError, note, of_file, unread
+from jaxcifar.errors import Interrupted, UserError, in_short, note, of_file, unread
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -93,17 +93,12 @@ def _message_of(signum: int) -> str:
     return f"Stopped by {signal.Signals(signum).name}. Nothing that was saved is lost."
 
 
-_last_words: list[Callable[[], None]] = []
-
-
-def before_leaving(call: Callable[[], None]) -> None:
-    """Has a function called where the process ends without unwinding; it gets two seconds."""
-    _last_words.append(call)
+last_words: list[Callable[[], Any]] = []  # called where the process ends without unwinding
 
 
 def clear_up() -> None:
-    """Calls what `before_leaving` was given, in a thread, as a file server may not answer."""
-    thread = threading.Thread(target=lambda: [call() for call in _last_words], daemon=True)
+    """Calls `last_words`, for two seconds, in a thread, as a file server may not answer."""
+    thread = threading.Thread(target=lambda: [call() for call in last_words], daemon=True)
     thread.start()
     thread.join(timeout=2)
 
@@ -178,7 +173,29 @@ def _ending_at_once(leave: Callable[[int, str], NoReturn]) -> Generator[None]:
             os.close(writable)
 
 
-SECOND_SIGINT = "Stopped by a second SIGINT. What was not saved is lost."
+# How a command may end without a bug.
+FORESEEN = (UserError, Interrupted, OSError, KeyboardInterrupt, SystemExit)
+
+
+def code_and_text(error: BaseException) -> tuple[int, str]:
+    """Returns the exit code of a command that raised `error`, and what to say; "" is nothing."""
+    match error:
+        case UserError():
+            return 2, str(error)
+        case Interrupted():
+            return 128 + error.signum, str(error)
+        case BrokenPipeError():  # whoever reads the output, such as head, has seen enough
+            return 128 + signal.SIGPIPE, ""
+        case OSError():  # a full disk, no permission, a folder where a file is expected
+            return 2, str(of_file(error))
+        case KeyboardInterrupt():
+            return 128 + signal.SIGINT, "Stopped by a second SIGINT. What was not saved is lost."
+        case SystemExit(code=int() | None as code):  # how argparse and absl end a command
+            return code or 0, ""
+        case SystemExit():
+            return 1, str(error.code)
+        case _:
+            return 1, f"failed ({in_short(error)})"
 
 
 def exit_code(
@@ -190,9 +207,7 @@ def exit_code(
     plus the signal's number after `Interrupted`. The message goes to stderr. Outside of
     `interruptible`, a signal ends the process at once, with that exit code as well.
 
-    Args:
-      command: to run.
-      leave: ends the process, from any thread, with an exit code and a message.
+    `leave` ends the process, from any thread, with an exit code and a message.
     """
     logging.set_verbosity(logging.ERROR)  # Orbax logs every save
     for stream in (sys.stdout, sys.stderr):
@@ -200,30 +215,24 @@ def exit_code(
             stream.reconfigure(errors="replace")  # pyright: ignore # an ASCII terminal shows "?"
     try:
         with _ending_at_once(leave):
-            code = _code_of(command)
+            try:
+                code = command() or 0
+            except SystemExit as end:
+                code = _told(end)
             _flush()
             return code
-    except (UserError, Interrupted) as error:
-        note(str(error))
-        return 128 + error.signum if isinstance(error, Interrupted) else 2
-    except BrokenPipeError:  # whoever reads the output, such as head, has seen enough
-        unread(sys.stdout)
-        return 128 + signal.SIGPIPE
-    except OSError as error:  # a full disk, no permission, a folder where a file is expected
-        note(str(of_file(error)))
-        return 2
-    except KeyboardInterrupt:
-        note(SECOND_SIGINT)
-        return 128 + signal.SIGINT
+    except FORESEEN as error:
+        if isinstance(error, BrokenPipeError):
+            unread(sys.stdout)
+        return _told(error)
 
 
-def _code_of(command: Callable[[], int | None]) -> int:
-    try:
-        return command() or 0
-    except SystemExit as end:  # how argparse and absl end a command
-        if isinstance(end.code, str):
-            note(end.code)
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+def _told(error: BaseException) -> int:
+    """Tells the user why a command ended; returns its exit code."""
+    code, text = code_and_text(error)
+    if text:
+        note(text)
+    return code
 
 
 def _flush() -> None:

@@ -48,10 +48,6 @@ def initial_weights(config: Config, mesh: Mesh) -> InitialWeights:
     the two runs differ in the number of classes, the classifier (every variable whose shape
     depends on that number) is left out.
 
-    Args:
-      config: the config of the new run.
-      mesh: the devices that receive the weights.
-
     Raises:
       UserError: the source does not exist, has no checkpoint or has a different network, or the
         processes of the run do not find the same weights.
@@ -162,7 +158,6 @@ def run_of_weights(config: Config, workdir: str | pathlib.Path, variables: dict[
     It can be evaluated and exported, and other runs can start from it (`config.init_from`).
 
     Args:
-      config: the run's config.
       workdir: the run's folder, created if necessary; it must not hold a run yet.
       variables: {"params", "batch_stats"} of the config's model.
 

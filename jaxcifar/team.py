@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
@@ -19,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from jaxcifar import signals
-from jaxcifar.errors import Interrupted, UserError, in_short, note, of_file
+from jaxcifar.errors import UserError, note
 from jaxcifar.launch import Place
 
 # Seconds. Added up, these waits are shorter than the minute within which all processes end after a
@@ -234,9 +233,8 @@ class Team:
         Args:
           error: what was raised here, if anything.
         """
-        foreseen = (UserError, Interrupted, OSError, KeyboardInterrupt, SystemExit)
-        expected = error is None or isinstance(error, foreseen)
-        mine = End(self.place.index, *_code_and_text(error))
+        expected = error is None or isinstance(error, signals.FORESEEN)
+        mine = End(self.place.index, *(signals.code_and_text(error) if error else (0, "")))
         if not expected and self.is_first:  # the failure of another process may be its cause
             self._wait(CAUSE, lambda: bool(self._failed()))
         with self._changed:
@@ -302,26 +300,6 @@ class Team:
             return bool(self._changed.wait_for(done, seconds))
 
 
-def _code_and_text(error: BaseException | None) -> tuple[int, str]:
-    match error:
-        case None:
-            return 0, ""
-        case Interrupted():
-            return 128 + error.signum, str(error)
-        case UserError():
-            return 2, str(error)
-        case OSError():
-            return 2, str(of_file(error))
-        case KeyboardInterrupt():
-            return 128 + signal.SIGINT, signals.SECOND_SIGINT
-        case SystemExit():
-            return int(error.code or 0) if str(error.code or 0).isdigit() else 1, str(error.code)
-        case Exception():
-            return 1, f"failed ({in_short(error)})"
-        case _:
-            return 1, f"failed ({type(error).__name__})"
-
-
 def _write(stream: Any, message: dict[str, Any]) -> None:
     stream.write(json.dumps(message).encode() + b"\n")
     stream.flush()
@@ -354,4 +332,4 @@ def _keep_watch(connection: socket.socket) -> None:
 
 
 def _say(end: End) -> None:
-    note(f"process {end.process}: {end.text}")
+    note(f"process {end.process}: {end.text or f'exit code {end.code}'}")

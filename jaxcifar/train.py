@@ -31,7 +31,7 @@ from jaxcifar.run.progress import Progress, say
 from jaxcifar.signals import Stop, interruptible
 from jaxcifar.start import InitialWeights, initial_weights
 from jaxcifar.state import TrainState
-from jaxcifar.task import Task, build, hyperparams
+from jaxcifar.task import build, hyperparams
 
 
 def train_and_evaluate(
@@ -90,13 +90,12 @@ def train_and_evaluate(
         images, labels = programs.on_devices(splits.train, mesh)
         validation = programs.on_devices(splits.validation, mesh)
         folder.open(config, splits.provenance, task.in_force, mesh, initial.facts)
-        state, position = folder.restore(programs.abstract_state(task), task.steps_per_epoch) or (
+        state, position = folder.restore(programs.abstract_state(task)) or (
             programs.init(task)(
                 sharding.replicate(np.uint32(config.seed), mesh), numbers, images, initial.weights
             ),
             Position(),
         )
-        _add_learning_rates(position, task, config)
         records = folder.start_log(position.epochs_done)
 
         step = first = position.step(task.steps_per_epoch)
@@ -275,15 +274,6 @@ def _check_sizes(config: Config, mesh: Mesh) -> None:
     limit = config.train.limit_train_images
     sizes = data.splits_without_images(where.name, where.dir, protocol=where.protocol, limit=limit)
     build(config, sizes.train, mesh)
-
-
-def _add_learning_rates(position: Position, task: Task, config: Config) -> None:
-    """Completes a mid-epoch checkpoint from before the learning rate was a metric."""
-    if position.steps and "learning_rate" not in position.steps:
-        schedule = task.optimization.make_schedule(hyperparams(config), task.steps_per_epoch)
-        first = position.epochs_done * task.steps_per_epoch
-        steps = range(first, first + len(position.steps["loss"]))
-        position.steps["learning_rate"] = [float(schedule(step)) for step in steps]
 
 
 def _announce(run: Run, splits: data.Splits, progress: Progress) -> None:

@@ -126,7 +126,8 @@ def test_variables_are_restored_whatever_the_optimizer(finished, tmp_path):
     folder = copy(finished[0], tmp_path, lambda config: config["optim"].update(name="sgd"))
     for path in folder.glob("checkpoints/*/progress/metadata"):
         content = json.loads(path.read_text())
-        del content["sha256"], content["progress"]["about"]  # a checkpoint's own config is believed
+        del content["sha256"]
+        content["progress"]["about"]["config"]["optim"]["name"] = "sgd"  # which is believed
         path.write_text(json.dumps(content | {"sha256": sha256(content)}))
     assert restore.load_variables(folder, mesh=ONE)[0].optim.name == "sgd"
     jax.tree.map(np.testing.assert_array_equal, state_of(folder), state_of(finished[0]))
@@ -252,21 +253,6 @@ def test_a_run_from_before_some_fields_goes_on(tmp_path, stopped, finished):
     for name in ("metrics.jsonl", "steps.jsonl"):
         ours, theirs = (read_lines(f / name) for f in (folder, finished[0]))
         assert without_times(ours) == without_times(theirs)
-
-
-@pytest.mark.slow
-def test_a_checkpoint_from_before_the_learning_rate_was_logged(tmp_path, stopped, finished):
-    folder = copy(stopped, tmp_path)
-    checkpoints = Checkpointer(folder / "checkpoints")
-    progress = checkpoints.progress(checkpoints.last())
-    del progress["steps"]["learning_rate"]
-    (file,) = (folder / "checkpoints").glob("*/progress/metadata")
-    # As it was written then: nothing else, and no digest.
-    before = {name: progress[name] for name in ("epochs_done", "steps", "seconds")}
-    file.write_text(json.dumps(before))
-    run(tiny(), folder)
-    ours, theirs = (read_lines(f / "steps.jsonl") for f in (folder, finished[0]))
-    assert ours == theirs
 
 
 @pytest.mark.parametrize("kind", ["finished", "stopped"])

@@ -293,25 +293,6 @@ def rewrite(folder, number, **fields):
 
 
 @pytest.mark.slow
-def test_a_position_that_is_not_the_checkpoints_is_noticed(expected, stopped, capsys):
-    rewrite(stopped, 14, epochs_done=1)
-    assert run(tiny(), stopped)["damaged_checkpoints"] == 1
-    assert "it is that of step 7, but its progress says step 4" in capsys.readouterr().err
-    assert numbers(stopped) == expected
-
-
-@pytest.mark.slow
-def test_a_state_of_another_step_is_noticed(expected, stopped, capsys):
-    before = sorted(stopped.glob("checkpoints/1[23]"))[-1]
-    shutil.rmtree(stopped / "checkpoints" / "14" / "state")
-    shutil.copytree(before / "state", stopped / "checkpoints" / "14" / "state")
-    rewrite(stopped, 14, digests=rewrite(stopped, before.name)["digests"])
-    assert run(tiny(), stopped)["damaged_checkpoints"] == 1
-    assert "its state is that of step 6" in capsys.readouterr().err
-    assert numbers(stopped) == expected
-
-
-@pytest.mark.slow
 def test_the_best_record_and_the_best_checkpoint_must_be_of_one_epoch(tmp_path):
     with pytest.raises(Interrupted):
         run(tiny(**OFTEN), tmp_path, Predict(1), StopAt(8))

@@ -82,11 +82,9 @@ def _slice_command(arguments: argparse.Namespace, options: list[str]) -> None:
     if not 0 <= arguments.seed < 2**32:
         raise UserError(f"--seed is {arguments.seed}; it must be 0 to {2**32 - 1}.")
     name = slices.run_name(arguments.run)
-    stem = f"{name}_{arguments.dimensions}d_{arguments.batch_norm}"
-    path = arguments.out / "slices" / f"{stem}.npz"
+    path = arguments.out / "slices" / f"{name}_{arguments.dimensions}d_kept.npz"
     what = slices.Slice(*(getattr(arguments, name) for name in slices.Slice._fields))
-    data_dir = str(arguments.data_dir or "")
-    found = slices.slice_around(arguments.run, path, what, data_dir=data_dir)
+    found = slices.slice_around(arguments.run, path, what, str(arguments.data_dir or ""))
     paths = slices.draw(found, path, slices.title_of(found, arguments.run))
     print("\n".join(f"wrote {p}" for p in (path, *paths)))
 
@@ -117,13 +115,6 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--dimensions", type=int, default=2, choices=(1, 2), help=dimensions)
     command.add_argument("--points", type=int, default=21, help="along each direction, odd")
     command.add_argument("--extent", type=float, default=1.0, help="in units of filter norms")
-    statistics = (
-        "BatchNorm's statistics: the network's own, or recomputed at each point (default "
-        "%(default)s)"
-    )
-    command.add_argument(
-        "--batch-norm", default="kept", choices=("kept", "recomputed"), help=statistics
-    )
     command.add_argument("--images", type=int, default=1024, help="of the training set")
     command.add_argument("--checkpoint", default="best", choices=("best", "last"))
     command.add_argument("--seed", type=int, default=0, help="of the directions")

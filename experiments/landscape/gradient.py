@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
 from experiments.landscape.settings import check_same
 from experiments.runs import marks, names
@@ -172,7 +171,6 @@ class Plan(NamedTuple):
     folder: pathlib.Path
     settings: dict[str, Any]  # {"steps", "every", "step_sizes"}
     provenance: dict[str, Any]  # of the images it trains on
-    mesh: Mesh
 
 
 def plan(
@@ -182,7 +180,6 @@ def plan(
     steps: int,
     every: int,
     step_sizes: Sequence[float],
-    mesh: Mesh | None = None,
 ) -> Plan:
     """Checks what `smoothness` is to do, and writes nothing.
 
@@ -192,12 +189,11 @@ def plan(
       steps: training steps; 0 is all that the config says.
       every: steps between measurements; 0 is a fiftieth of `steps`.
       step_sizes: see `AlongGradient`.
-      mesh: of the devices; None is all.
 
     Raises:
       UserError: the folder holds measurements with other settings, or the config cannot be used.
     """
-    mesh = sharding.flat_mesh(mesh)
+    mesh = sharding.make_mesh()
     check_config(config, mesh)
     images = train.load_splits(config).train
     whole = config.train.epochs * task.build(config, images, mesh).steps_per_epoch
@@ -209,12 +205,10 @@ def plan(
     path = folder / "settings.json"
     if path.exists():
         check_settings(path, config, settings, images.provenance)
-    return Plan(config, folder, settings, images.provenance, mesh)
+    return Plan(config, folder, settings, images.provenance)
 
 
-def smoothness(
-    plan: Plan, original: tuple[str | pathlib.Path, Config] | None = None
-) -> list[dict[str, Any]]:
+def smoothness(plan: Plan, original: tuple[str | pathlib.Path, Config]) -> None:
     """Trains as planned, and measures at each `every`th step; an interrupted call resumes.
 
     Args:
@@ -222,30 +216,26 @@ def smoothness(
       original: the config file, and what it returned before options changed it, which tells
         pictures and tables whether the run was shortened.
 
-    Returns:
-      The measurements.
-
     Raises:
       UserError: measurements are lost, or a loss is not finite.
       Interrupted: a signal came; everything so far is saved.
     """
-    config, folder, settings, provenance, mesh = plan
+    config, folder, settings, provenance = plan
     path = folder / "settings.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_settings(path, config, settings, provenance)
-    if original and not (folder / ORIGIN).exists():  # the file may have been edited since
+    if not (folder / ORIGIN).exists():  # the file may have been edited since
         write_origin(folder, *original)
     hook = AlongGradient(folder, **settings)
     if not hook.complete:
         config = config.copy_and_resolve_references()
         config.train.steps_per_call = 1  # so that each step can be measured
         try:
-            train.train_and_evaluate(config, folder, hooks=[hook], mesh=mesh)
+            train.train_and_evaluate(config, folder, hooks=[hook])
         except Interrupted as error:
             if error.signum or not hook.complete:  # else the hook itself asked for the end
                 raise
-    return hook.found
 
 
 def write_settings(

@@ -4,20 +4,16 @@ Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets". `experiments.la
 command.
 """
 
-import functools
 import json
 import pathlib
 import time
 import zipfile
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from matplotlib.colors import LogNorm
 
 from experiments.landscape.settings import check_same
@@ -26,18 +22,14 @@ from experiments.runs.images import training_images
 from experiments.runs.provenance import checksum
 from experiments.runs.read import read_json, read_run
 from jaxcifar import programs, restore, sharding
-from jaxcifar.config import Config
-from jaxcifar.data import Dataset
 from jaxcifar.errors import Interrupted, UserError, in_short, of_file
 from jaxcifar.files import replacing
-from jaxcifar.kernels import compilation
 from jaxcifar.models import create_model
-from jaxcifar.models.layers import BatchNorm
 from jaxcifar.run import plots
 from jaxcifar.run.machine import environment
 from jaxcifar.run.progress import duration
 from jaxcifar.signals import interruptible
-from jaxcifar.task import Inference, build_inference
+from jaxcifar.task import build_inference
 
 _moved = jax.jit(optax.tree.add_scale)
 
@@ -77,10 +69,8 @@ class Slice(NamedTuple):
       dimensions: 1, a line; or 2, a square grid.
       points: along each direction.
       extent: from −extent to extent, in units of the filters' norms.
-      batch_norm: "kept" evaluates with the checkpoint's running statistics, "recomputed" with those
-        of the same images at each point.
       images: the loss is the mean over so many images: the first that the run was trained on, not
-        augmented. For "recomputed", a multiple of `train.eval_batch_size`, or fewer than that.
+        augmented.
       checkpoint: "best" or "last".
       seed: of the directions.
     """
@@ -88,28 +78,23 @@ class Slice(NamedTuple):
     dimensions: int
     points: int
     extent: float
-    batch_norm: str
     images: int
     checkpoint: str
     seed: int
 
 
 def slice_around(
-    workdir: pathlib.Path,
-    path: pathlib.Path,
-    what: Slice,
-    *,
-    data_dir: str = "",
-    mesh: Mesh | None = None,
+    workdir: pathlib.Path, path: pathlib.Path, what: Slice, data_dir: str
 ) -> dict[str, Any]:
     """Evaluates the loss on a line or a square grid around a run's checkpoint.
+
+    BatchNorm has the checkpoint's running statistics at every point.
 
     Args:
       workdir: of the run.
       path: an .npz file, written every half minute; an interrupted call resumes from it.
       what: is evaluated.
       data_dir: the folder of the images; "" is the run's.
-      mesh: of the devices; None is all.
 
     Returns:
       What the file holds: "coordinates" [points], "loss" and "accuracy" [points] or
@@ -121,12 +106,14 @@ def slice_around(
         other images, or there are too few of them.
       Interrupted: SIGINT or SIGTERM came; everything so far is saved.
     """
-    mesh = sharding.flat_mesh(mesh)
+    mesh = sharding.make_mesh()
     config, step, variables = restore.load_variables(workdir, what.checkpoint, mesh=mesh)
-    config.model.dropout_rate = 0.0  # statistics are of the network as it is evaluated
-    views, config.data.test_augment = config.data.test_augment, "none"  # of the images themselves
+    config.data.test_augment = "none"  # the loss is of the images themselves
     config.data.dir = data_dir or config.data.dir
-    images = _images(workdir, config, what)
+    images = training_images(workdir, config)
+    if what.images > len(images):
+        raise UserError(f"--images is {what.images:,}; there are {len(images):,} training images.")
+    images = images.take(slice(what.images), f"the first {what.images}")
     inference = build_inference(config, images, mesh)
     settings = {
         "run": "/".join(workdir.resolve().parts[-2:]),
@@ -134,6 +121,7 @@ def slice_around(
         "model": config.model.name,
         "step": step,
         **what._asdict(),
+        "batch_norm": "kept",  # earlier versions could also recompute the statistics at each point
         "sha256": images.provenance["sha256"],
         "official": images.provenance["official"],
         "dtype": (dtype := jnp.dtype(inference.model.dtype).name),
@@ -146,7 +134,7 @@ def slice_around(
         "environment": np.array(json.dumps(environment({"dtype": dtype}, mesh))),
     }
     shape = (what.points,) * what.dimensions
-    found = _saved(path, settings, shape, {"dtype": dtype, "test_augment": views})
+    found = _saved(path, settings, shape)
     if found["done"].all():
         return read(path)  # not written again: it says what computed it
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +146,6 @@ def slice_around(
     keys = jax.random.split(jax.random.key(what.seed), what.dimensions)
     directions = [filter_normalized_direction(key, variables["params"]) for key in keys]
     arrays = programs.on_devices(images, mesh)
-    statistics = _statistics_of(inference)
     todo = [index for index in np.ndindex(shape) if not found["done"][index]]
     began = saved_at = time.monotonic()
     with interruptible() as stop:
@@ -167,8 +154,6 @@ def slice_around(
             for i, direction in zip(index, directions, strict=True):
                 params = _moved(params, float(coordinates[i]), direction)
             there = variables | {"params": params}
-            if what.batch_norm == "recomputed" and variables["batch_stats"]:
-                there["batch_stats"] = statistics(there, arrays[0])
             here = programs.evaluate(inference, sharding.replicate(there, mesh), *arrays)
             assert here is not None
             found["loss"][index], found["accuracy"][index] = here["loss"], here["accuracy"]
@@ -186,34 +171,15 @@ def slice_around(
     return read(path)
 
 
-def _images(workdir: pathlib.Path, config: Config, what: Slice) -> Dataset:
-    """Returns the images that the loss is the mean of."""
-    loaded, batch = training_images(workdir, config), config.train.eval_batch_size
-    if what.images > len(loaded):
-        raise UserError(f"--images is {what.images:,}; there are {len(loaded):,} training images.")
-    if what.batch_norm == "recomputed" and what.images > batch and what.images % batch:
-        whole = what.images // batch * batch
-        raise UserError(
-            f"--images is {what.images:,}; statistics are recomputed over whole batches of {batch} "
-            f"(train.eval_batch_size). Give a multiple of it, such as {whole:,}."
-        )
-    return loaded.take(slice(what.images), f"the first {what.images}")
-
-
 def _saved(
-    path: pathlib.Path, settings: dict[str, Any], shape: tuple[int, ...], earlier: dict[str, Any]
+    path: pathlib.Path, settings: dict[str, Any], shape: tuple[int, ...]
 ) -> dict[str, np.ndarray]:
-    """Returns what the file holds so far: nothing yet if there is none.
-
-    Args:
-      path, settings, shape: of the file, and of what is asked for.
-      earlier: what files have that were written before these settings were recorded.
-    """
+    """Returns what the file holds so far: nothing yet if there is none."""
     if not path.exists():
         found = {name: np.full(shape, np.nan) for name in ("loss", "accuracy")}
         return found | {"done": np.zeros(shape, bool)}
     saved = read(path)
-    check_same(path, earlier | saved["settings"], settings)
+    check_same(path, saved["settings"], settings)
     return {name: saved[name] for name in ("loss", "accuracy", "done")}
 
 
@@ -233,50 +199,6 @@ def read(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is damaged ({in_short(error)}). Delete it, and evaluate the slice again."
         ) from error
-
-
-def _statistics_of(inference: Inference) -> Callable[[dict[str, Any], jax.Array], dict[str, Any]]:
-    """Returns (variables, images) -> BatchNorm statistics: the mean over whole batches.
-
-    The images are rows of bytes [N, 3072], as from `programs.on_devices`.
-    """
-
-    momenta: dict[tuple[str, ...], float] = {}  # of the layers, by their paths
-
-    def see(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        if isinstance(context.module, BatchNorm):
-            momenta[context.module.path] = context.module.momentum
-        return call(*args, **kwargs)
-
-    # A whitening kernel is a statistic too, but of the images, not of the parameters.
-    def before(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-        return jnp.zeros_like(x) if path[-1].key == "var" else x
-
-    def of_batch_alone(path: tuple[Any, ...], old: jax.Array, new: jax.Array) -> jax.Array:
-        *layer, name = (entry.key for entry in path)
-        if name not in ("mean", "var"):
-            return new
-        momentum = momenta[tuple(layer)]
-        return (new - momentum * old) / (1 - momentum)
-
-    @functools.partial(compilation.jit, platform=inference.platform)
-    def of_batch(variables: dict[str, Any], rows: jax.Array) -> dict[str, Any]:
-        # A step of the moving average adds (1 − momentum) · batch: to variances of zero, and to the
-        # network's own means, because accelerators compute the variance about them.
-        stats = jax.tree_util.tree_map_with_path(before, variables["batch_stats"])
-        inputs = inference.normalize(programs.as_images(rows))
-        there = variables | {"batch_stats": stats}
-        with nn.intercept_methods(see):
-            _, updates = inference.model.apply(there, inputs, train=True, mutable=["batch_stats"])
-        return jax.tree_util.tree_map_with_path(of_batch_alone, stats, updates["batch_stats"])
-
-    def statistics(variables: dict[str, Any], images: jax.Array) -> dict[str, Any]:
-        size = min(inference.batch_size, len(images))
-        batches = [images[i : i + size] for i in range(0, len(images) - size + 1, size)]
-        found = [of_batch(variables, batch) for batch in batches]
-        return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
-
-    return statistics
 
 
 # --- what was evaluated ----------------------------------------------------------------------

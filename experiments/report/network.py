@@ -135,17 +135,11 @@ def mosaic(tiles: np.ndarray) -> np.ndarray:
 # --- predictions ------------------------------------------------------------------------------
 
 
-def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Returns counts [true class, predicted class]."""
-    counts = np.zeros((classes, classes), int)
-    np.add.at(counts, (labels, predicted), 1)
-    return counts
-
-
 def confusion(part: Sweep, paths: list[pathlib.Path]) -> None:
     """Draws which classes are taken for which, as shares of the true class."""
     test, found = predictions(part.runs[0])
-    counts = confusion_matrix(test.labels, found.argmax(1), len(test.class_names))
+    counts = np.zeros(2 * (len(test.class_names),), int)  # [true class, predicted class]
+    np.add.at(counts, (test.labels, found.argmax(1)), 1)
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)  # a class may have none
     title = f"Confusion on {len(test):,} test images, accuracy {np.trace(counts) / len(test):.2%}"
     ticks, few = range(len(counts)), len(counts) <= 20  # whose numbers can be read

@@ -5,7 +5,7 @@ import io
 import math
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from experiments.runs import names
@@ -204,17 +204,8 @@ def cost_table(sweep: Sweep) -> Table:
             run.mark,
         ]
         lines.append(cells)
-    header = [
-        "#",
-        "Model",
-        "Parameters",
-        "Original",
-        "Training",
-        "Compiling, last start",
-        "Images/s",
-        "Memory",
-    ]
-    return Table("What it took", [*header, "Note"], lines)
+    header = ["#", "Model", "Parameters", "Original", "Training", "Compiling, last start"]
+    return Table("What it took", [*header, "Images/s", "Memory", "Note"], lines)
 
 
 def against_table(sweep: Sweep, base: str) -> Table:
@@ -297,8 +288,8 @@ def markdown(sweep: Sweep, against: str = "") -> str:
     return "\n".join(parts)
 
 
-def comma_separated(sweep: Sweep, against: str = "") -> str:
-    """Returns the CSV, a line for each row or config; `against` adds nothing to it.
+def comma_separated(sweep: Sweep) -> str:
+    """Returns the CSV, a line for each row or config.
 
     Numbers are raw, accuracies are shares of 1, and what does not apply is empty.
     """
@@ -374,16 +365,13 @@ def _escape(text: str) -> str:
     return text
 
 
-FORMATS: dict[str, Callable[[Sweep, str], str]] = {
-    "table.md": markdown,
-    "table.csv": comma_separated,
-    "table.tex": latex,
-}
-
-
 def write(sweep: Sweep, against: str = "") -> list[pathlib.Path]:
     """Writes the tables of a sweep beside its runs, see `tables`; returns the files."""
-    texts = {sweep.folder / name: form(sweep, against) for name, form in FORMATS.items()}
-    for path, text in texts.items():
-        replace(path, text)
-    return list(texts)
+    texts = {
+        "table.md": markdown(sweep, against),
+        "table.csv": comma_separated(sweep),
+        "table.tex": latex(sweep, against),
+    }
+    for name, text in texts.items():
+        replace(sweep.folder / name, text)
+    return [sweep.folder / name for name in texts]

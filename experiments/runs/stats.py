@@ -20,10 +20,9 @@ class Estimate(NamedTuple):
 
 
 class Contrast(NamedTuple):
-    """A weighted sum of means. With one run in a group, `error` and `half` are NaN."""
+    """A weighted sum of means. With one run in a group, `half` is NaN."""
 
     mean: float
-    error: float  # the standard error of `mean`
     half: float  # half the width of the 95% confidence interval of `mean`
     n: int  # runs in the smallest group
 
@@ -58,15 +57,14 @@ def contrast(*terms: tuple[Any, Sample]) -> Contrast:
     groups = [(factor, estimate(values)) for factor, values in terms]
     mean, n = _plain(sum(c * group.mean for c, group in groups)), min(g.n for _, g in groups)
     if n < 2:
-        return Contrast(mean, math.nan, math.nan, n)
+        return Contrast(mean, math.nan, n)
     variances = [np.square(c * group.std) / group.n for c, group in groups]
     squared = np.sum(variances, axis=0)
     known = squared > 0  # else all values of each group are equal
     parts = [v**2 / (group.n - 1) for v, (_, group) in zip(variances, groups, strict=True)]
     freedom = np.divide(squared**2, np.sum(parts, axis=0), where=known, out=np.ones_like(squared))
-    error = np.sqrt(squared)
-    half = np.where(known, scipy.stats.t.ppf(0.975, freedom) * error, 0.0)
-    return Contrast(mean, _plain(error), _plain(half), n)
+    half = np.where(known, scipy.stats.t.ppf(0.975, freedom) * np.sqrt(squared), 0.0)
+    return Contrast(mean, _plain(half), n)
 
 
 def _plain(value: Any) -> Any:

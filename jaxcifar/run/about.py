@@ -123,7 +123,7 @@ def without_weights(workdir: pathlib.Path) -> str:
 
 def of_checkpoint(about: About, progress: dict[str, Any], workdir: pathlib.Path) -> About:
     """Returns `about`; the checkpoint's copy, with a note, where its config differs from that."""
-    there = progress.get("about", about.content)
+    there = progress["about"]
     if changed := differences(there["config"], about.content["config"]):
         note(
             f"{workdir / 'config.json'} differs from the config saved with the checkpoint; the "
@@ -151,10 +151,7 @@ def check_same_config(
     """Checks that a run's config computes the same as `config`.
 
     Args:
-      saved: the run's config.
-      config: the config to compare with.
-      workdir: the run's folder, for the message.
-      way_out: what to do, for the message.
+      way_out: what the message says to do.
       empty: whether nothing was trained there, so that the message may suggest to begin anew.
       can_start_from: whether it may suggest a new run that starts from this one's weights.
 
@@ -188,14 +185,8 @@ def check_alike(
 ) -> None:
     """Checks that a run would compute here what it computed before, but for rounding.
 
-    Settings of JAX that an earlier version did not record are not compared.
-
-    Args:
-      about: of the run.
-      config: the run's config.
-      provenance: where the images of each split come from.
-      now: see `jaxcifar.run.machine.environment`.
-      workdir: the run's folder, for the message.
+    Settings of JAX that an earlier version did not record are not compared. `now` is what
+    `jaxcifar.run.machine.environment` returns.
 
     Raises:
       UserError: the images, the dtype or settings of JAX differ.
@@ -259,10 +250,7 @@ def check_initial_weights(
 ) -> None:
     """Checks that a run without a checkpoint starts from the same weights as before.
 
-    Args:
-      saved: what config.json says about them.
-      now: see `jaxcifar.start.InitialWeights.facts`.
-      workdir: the run's folder, for the message.
+    Both are `jaxcifar.start.InitialWeights.facts`, the `saved` ones from config.json.
 
     Raises:
       UserError: the weights differ.

@@ -10,7 +10,6 @@ when the checkpoint is read. No other module depends on Orbax, whose interface c
 """
 
 import contextlib
-import dataclasses
 import errno
 import functools
 import json
@@ -71,12 +70,12 @@ class Saved(NamedTuple):
 
 
 class _Document(NamedTuple):
-    """The JSON file of a checkpoint; `digests` is None if an earlier version wrote it."""
+    """The JSON file of a checkpoint."""
 
     progress: dict[str, Any]
     val_accuracy: float | None
     best: tuple[int, float] | None  # number and accuracy, up to this checkpoint
-    digests: dict[str, Digest] | None
+    digests: dict[str, Digest]
 
 
 class Checkpointer:
@@ -172,25 +171,33 @@ class Checkpointer:
             note(f"The checkpoint of step {before.step} was not written: {why}. Another is tried.")
             self.close()
             self.delete_unfinished()
-        found, finite = digests(_parts(sharding.of_this_process(state)))
+        found, finite = digests(vars(sharding.of_this_process(state)))
         if not finite:
             raise NotFinite(f"The parameters after step {step} are not finite.")
+        best = self._newest_best()
+        if val_accuracy is not None and (best is None or val_accuracy > best[1]):
+            best = saved.number, val_accuracy
         content = {
             "progress": progress,
             "val_accuracy": val_accuracy,
-            "best": self._best_with(saved, val_accuracy),
+            "best": best,
             "digests": found,
         }
         content["sha256"] = sha256(content)
         with self._saving(saved) as path:
             self.directory.mkdir(parents=True, exist_ok=True)
             if self._writer is None:
+                alone = _this_process()
                 self._writer = ocp.AsyncCheckpointer(
-                    _handler("progress"),
+                    ocp.CompositeCheckpointHandler(
+                        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+                        state=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+                        progress=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+                    ),
                     async_options=ocp.options.AsyncOptions(
                         post_finalization_callback=self._sync_unfinished
                     ),
-                    multiprocessing_options=_this_process(),
+                    multiprocessing_options=alone,
                 )
             self._writing = saved
             self._writer.save(
@@ -231,12 +238,6 @@ class Checkpointer:
                 writer, self._writer = self._writer, None
                 with contextlib.suppress(Exception):  # wait() has reported it
                     writer.close()
-
-    def _best_with(self, saved: Saved, val_accuracy: float | None) -> tuple[int, float] | None:
-        best = self._newest_best()
-        if val_accuracy is not None and (best is None or val_accuracy > best[1]):
-            return saved.number, val_accuracy
-        return best
 
     def _newest_best(self) -> tuple[int, float] | None:
         """The number and accuracy of the best checkpoint, according to the newest ones."""
@@ -282,7 +283,6 @@ class Checkpointer:
         Args:
           like: a state of the same structure, made of arrays or of `jax.ShapeDtypeStruct`s, whose
             shardings say where to put the restored arrays.
-          saved: a checkpoint that `last` or `best` returned.
 
         Raises:
           UserError: the checkpoint belongs to a different model or optimizer.
@@ -291,19 +291,15 @@ class Checkpointer:
         document = self._document(saved)
         with self._reading(saved) as path:
             metadata = _metadata(path)
-            _check_shapes(path, document, metadata, _parts(like))
+            _check_shapes(path, document, metadata, vars(like))
             # What the checkpoint lacks was added by a later version, and is None here too.
-            wanted = {name: tree for name, tree in _parts(like).items() if name in metadata}
+            wanted = {name: tree for name, tree in vars(like).items() if name in metadata}
             with ocp.StandardCheckpointer(multiprocessing_options=_this_process()) as reader:
                 state = like.replace(**reader.restore(path / "state", wanted))
             if not jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key):
                 # With several processes, a key is written and read as its raw data.
                 state = state.replace(key=jax.random.wrap_key_data(state.key))
-            _check_digests(path, document, _parts(state))
-        if int(state.step) != saved.step:
-            raise Damaged(
-                f"The checkpoint {path} is damaged: its state is that of step {state.step}."
-            )
+            _check_digests(path, document, vars(state))
         return state, document.progress
 
     def set_aside(self, saved: Saved, why: Exception) -> None:
@@ -318,9 +314,7 @@ class Checkpointer:
     def restore_variables(self, like: dict[str, Any], saved: Saved) -> dict[str, Any]:
         """Returns the variables of a checkpoint: their moving average, if it keeps one.
 
-        Args:
-          like: {"params", "batch_stats"}, see `restore`. The optimizer does not matter.
-          saved: a checkpoint that `last` or `best` returned.
+        `like` is {"params", "batch_stats"}, see `restore`. The optimizer does not matter.
 
         Raises:
           UserError: the checkpoint belongs to a different model.
@@ -329,7 +323,7 @@ class Checkpointer:
         document = self._document(saved)
         with self._reading(saved) as path:
             metadata = _metadata(path)
-            if "ema" in document.digests if document.digests else metadata.get("ema"):
+            if "ema" in document.digests:
                 like = {"ema": like}
             _check_shapes(path, document, metadata, like)
             arguments = ocp.args.PyTreeRestore(
@@ -349,8 +343,6 @@ class Checkpointer:
     def _document(self, saved: Saved) -> _Document:
         with self._reading(saved) as path:
             content = json.loads((path / "progress" / "metadata").read_text())
-            if "sha256" not in content:
-                return _of_earlier_version(path, content)
             expected = content.pop("sha256")
             if sha256(content) != expected:
                 raise ValueError("its progress differs from what was saved")
@@ -389,7 +381,7 @@ class Checkpointer:
 
 
 def _written_as(document: _Document) -> Saved | None:
-    """The checkpoint that a document was written for; None if a version without history did."""
+    """The checkpoint that a document was written for; None if its progress does not say it."""
     progress = document.progress
     if "history" not in progress:
         return None
@@ -441,40 +433,6 @@ def _is_number(name: str) -> bool:
     return name.isascii() and name.isdigit() and str(int(name)) == name
 
 
-def _of_earlier_version(path: pathlib.Path, progress: dict[str, Any]) -> _Document:
-    """Reads what versions without digests wrote: "progress", and the accuracy in another file."""
-    if not progress.keys() >= {"epochs_done", "steps", "seconds"}:
-        raise ValueError("its progress is incomplete")
-    scores = {}
-    for other in path.parent.iterdir():
-        if _is_number(other.name) and int(other.name) <= int(path.name) and int(other.name) % 2:
-            try:
-                metrics = json.loads((other / "metrics" / "metrics").read_text())
-                scores[int(other.name)] = float(metrics["val_accuracy"])
-            except Exception as error:
-                if other == path or may_pass(error):
-                    raise  # else that checkpoint is damaged, and cannot be the best
-    best = max(scores, key=lambda number: (scores[number], -number), default=None)
-    return _Document(
-        progress, scores.get(int(path.name)), best and (best, scores[best]), digests=None
-    )
-
-
-def _parts(state: TrainState) -> dict[str, Any]:
-    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-
-
-def _handler(*json_items: str) -> ocp.CompositeCheckpointHandler:
-    """Returns the handler of a folder with the item "state" and some of JSON."""
-    alone = _this_process()
-    others = {item: ocp.JsonCheckpointHandler(multiprocessing_options=alone) for item in json_items}
-    return ocp.CompositeCheckpointHandler(
-        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
-        state=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
-        **others,
-    )
-
-
 def _this_process() -> Any:
     """Lets a process read or write alone, where Orbax would wait for the others of the run."""
     if jax.device_count() > 1:
@@ -490,20 +448,19 @@ def _this_process() -> Any:
 
 def _metadata(path: pathlib.Path) -> dict[str, Any]:
     """Returns the names and shapes of a checkpoint's arrays, by part."""
-    others = [item.name for item in path.iterdir() if item.is_dir() and item.name != "state"]
-    with ocp.Checkpointer(_handler(*others), multiprocessing_options=_this_process()) as reader:
-        return dict(reader.metadata(path).item_metadata["state"])
+    handler: Any = ocp.StandardCheckpointHandler(multiprocessing_options=_this_process())
+    with contextlib.closing(handler):
+        return dict(handler.metadata(path / "state"))
 
 
 def _check_shapes(
     path: pathlib.Path, document: _Document, metadata: dict[str, Any], like: dict[str, Any]
 ) -> None:
-    known, alike = document.digests, True
-    if known is not None:
-        wanted = {name: shapes_digest(tree) for name, tree in like.items() if jax.tree.leaves(tree)}
-        # A whole state must have every part of the checkpoint; variables alone need not.
-        names = known if "step" in like else wanted
-        alike = wanted == {name: known[name].shapes for name in names if name in known}
+    known = document.digests
+    wanted = {name: shapes_digest(tree) for name, tree in like.items() if jax.tree.leaves(tree)}
+    # A whole state must have every part of the checkpoint; variables alone need not.
+    names = known if "step" in like else wanted
+    alike = wanted == {name: known[name].shapes for name in names if name in known}
     saved_shapes = _shapes({name: metadata.get(name) for name in like})
     like_shapes = _shapes(like)
     for name in sorted(saved_shapes.keys() | like_shapes.keys()):
@@ -512,7 +469,7 @@ def _check_shapes(
                 f"{name} has shape {saved_shapes.get(name, 'none (it is absent)')} in it, and "
                 f"{like_shapes.get(name, 'none (it is absent)')} in this config's model."
             )
-            if known is not None and alike:  # by its digests, this model's state was saved
+            if alike:  # by its digests, this model's state was saved
                 raise Damaged(f"The checkpoint {path} is damaged: {message}")
             raise UserError(f"The checkpoint {path} belongs to a different model: {message}")
 
@@ -523,9 +480,6 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _check_digests(path: pathlib.Path, document: _Document, parts: dict[str, Any]) -> None:
-    if document.digests is None:
-        note(f"The checkpoint {path} cannot be verified: an earlier version of jaxcifar wrote it.")
-        return
     found, _ = digests(parts)
     if changed := [name for name in found if found[name].bits != document.digests[name].bits]:
         raise Damaged(

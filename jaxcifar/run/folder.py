@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxcifar import processes, sharding
 from jaxcifar.config import Config
 from jaxcifar.errors import UserError, in_short, note, of_file
-from jaxcifar.files import file_digest, read_lines, walk, write_json
+from jaxcifar.files import file_digest, walk, write_json
 from jaxcifar.run import about, signs
 from jaxcifar.run.about import (
     About,
@@ -27,7 +27,7 @@ from jaxcifar.run.about import (
 from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
 from jaxcifar.run.digest import sha256
 from jaxcifar.run.lock import check_shared, locked
-from jaxcifar.run.log import Record, RunLog, best_record
+from jaxcifar.run.log import Record, RunLog
 from jaxcifar.run.machine import environment
 from jaxcifar.state import TrainState
 
@@ -169,7 +169,7 @@ class RunFolder:
 
     def _mended(self, result: dict[str, Any]) -> dict[str, Any]:
         """Restores the picture and the TensorBoard file if they changed; returns the result."""
-        files = result.get("files", {})
+        files = result["files"]
         changed = [name for name in files if file_digest(self.path / name) != files[name]]
         if not changed:
             return result
@@ -177,23 +177,18 @@ class RunFolder:
         self._history = None  # then the logs, which are intact, are read
         if last := self.checkpoints.last():
             with contextlib.suppress(UserError):  # it is damaged
-                self._history = self.checkpoints.progress(last).get("history")
+                self._history = self.checkpoints.progress(last)["history"]
         self.start_log(result["last"]["epoch"])
         return self.finish(result)
 
     def _contradiction(self, result: dict[str, Any]) -> str | None:
         """What is wrong with a result, in a few words; None if nothing is."""
-        if "sha256" in result and result["sha256"] != _digest_of(result):
+        if result["sha256"] != _digest_of(result):
             return "it was changed after it was written"
         for name in _LOGS:
-            if "files" in result and file_digest(self.path / name) != result["files"].get(name):
+            if file_digest(self.path / name) != result["files"][name]:
                 return f"{name} was changed after it was written"
-        if "files" not in result:  # of an earlier version
-            records = read_lines(self.path / "metrics.jsonl")
-            if (result["best"], result["last"]) != (best_record(records), records[-1]):
-                return "metrics.jsonl has different numbers"
-        last = self.checkpoints.last()
-        if last and "last" in result:
+        if last := self.checkpoints.last():
             end, epochs = result["last"]["step"], result["last"]["epoch"]
             saved_epochs = last.step * epochs // end
             if epochs - saved_epochs > _LOGGED_AHEAD:
@@ -221,10 +216,8 @@ class RunFolder:
         that trained nothing, as one that was stopped while it compiled, is forgotten.
 
         Args:
-          config: the run's config.
           provenance: where the images of each split came from.
           in_force: what the config's "auto" fields were resolved to.
-          mesh: the devices in use.
           initial: the origin of the initial weights, see `jaxcifar.start.InitialWeights.facts`;
             None if they are random, or if the run already has a checkpoint.
 
@@ -285,14 +278,13 @@ class RunFolder:
         state, _ = self.checkpoints.restore(sharding.of_this_process(like), saved)
         return sharding.of_all(state, like)
 
-    def restore(self, like: TrainState, steps_per_epoch: int) -> tuple[TrainState, Position] | None:
+    def restore(self, like: TrainState) -> tuple[TrainState, Position] | None:
         """Returns the state and position of the newest intact checkpoint.
 
         Damaged checkpoints after it are set aside, and so is a damaged best one.
 
         Args:
           like: see `jaxcifar.run.checkpoint.Checkpointer.restore`.
-          steps_per_epoch: training steps in an epoch of the run.
 
         Returns:
           None if there is no checkpoint.
@@ -303,7 +295,7 @@ class RunFolder:
         here: list[TrainState] = []  # in the first process
 
         def newest() -> list[Any] | None:
-            found = self._newest(sharding.of_this_process(like), steps_per_epoch)
+            found = self._newest(sharding.of_this_process(like))
             if found is None:
                 return None
             here.append(found[0])
@@ -316,12 +308,13 @@ class RunFolder:
         state = sharding.of_all(here[0], like) if here else self.state(like, Saved(*saved))
         return state, Position(**position)
 
-    def _newest(self, like: TrainState, steps_per_epoch: int) -> tuple[TrainState, Position] | None:
+    def _newest(self, like: TrainState) -> tuple[TrainState, Position] | None:
         assert self._about is not None, "open() comes first"
         damaged: list[tuple[Saved, Damaged]] = []
         for saved in reversed(self.checkpoints.all()):
             try:
-                self._check(saved, steps_per_epoch)
+                of = About.of(self.checkpoints.progress(saved)["about"])
+                check_same_config(of.config, self._about.config, self.path)
                 state, progress = self.checkpoints.restore(like, saved)
                 break
             except Damaged as error:
@@ -343,30 +336,15 @@ class RunFolder:
             return None
         for other, error in damaged:  # only now, as none may be intact
             self.checkpoints.set_aside(other, error)
-        *earlier, now = self._about.environments
-        if by := progress.get("about"):  # else an earlier version wrote it
-            earlier = About.of(by).environments
-        if earlier:
-            note_changes(earlier[-1], now)
+        note_changes(of.environments[-1], self._about.environments[-1])
         self._write_about()
-        self._history = progress.get("history")
+        self._history = progress["history"]
         # Some may have been set aside by a start that was killed before it saved their number.
         aside = len(list(self.checkpoints.directory.glob("damaged-*")))
-        self._damaged = max(progress.get("damaged", 0) + len(damaged), aside)
+        self._damaged = max(progress["damaged"] + len(damaged), aside)
         self._check_best(like)
-        return state, _position(progress)
-
-    def _check(self, saved: Saved, steps_per_epoch: int) -> None:
-        """Checks that a checkpoint is of this run, and that its position is of its step."""
-        assert self._about is not None, "open() comes first"
-        progress = self.checkpoints.progress(saved)
-        if "about" in progress:
-            check_same_config(About.of(progress["about"]).config, self._about.config, self.path)
-        if (step := _position(progress).step(steps_per_epoch)) != saved.step:
-            raise Damaged(
-                f"The checkpoint {self.checkpoints.directory / str(saved.number)} is damaged: it "
-                f"is that of step {saved.step}, but its progress says step {step}."
-            )
+        position = Position(progress["epochs_done"], progress["steps"], progress["seconds"])
+        return state, position
 
     def _check_best(self, like: TrainState) -> None:
         best = self.checkpoints.best()
@@ -387,11 +365,7 @@ class RunFolder:
     def start_log(self, epochs_done: int) -> list[Record]:
         """Opens the logs to continue them after `epochs_done` epochs; returns those records.
 
-        What the logs say about those epochs is replaced by what the checkpoint recorded, if it was
-        written by a version that records it.
-
-        Raises:
-          UserError: an epoch is missing from the logs, and the checkpoint has no record of it.
+        What the logs say about those epochs is replaced by what the checkpoint recorded.
         """
         self._log = RunLog(self.path, epochs_done, self._history)
         self._closing.callback(self._log.close)
@@ -412,9 +386,8 @@ class RunFolder:
     def _save(
         self, step: int, state: TrainState, position: Position, val_accuracy: float | None
     ) -> None:
-        # Copies, because Orbax writes in the background while the lists grow.
-        steps = {name: list(values) for name, values in position.steps.items()}
-        progress = dataclasses.asdict(dataclasses.replace(position, steps=steps)) | {
+        # `asdict` copies the lists, which grow while Orbax writes in the background.
+        progress = dataclasses.asdict(position) | {
             "about": self._about and self._about.content,
             "history": list(self._log.history) if self._log else [],
             "damaged": self._damaged,
@@ -485,10 +458,6 @@ def _digest_of(result: dict[str, Any]) -> str:
 def _epochs_logged(workdir: pathlib.Path) -> int:
     path = workdir / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.is_file() else 0
-
-
-def _position(progress: dict[str, Any]) -> Position:
-    return Position(progress["epochs_done"], progress["steps"], progress["seconds"])
 
 
 def run_folders(top: pathlib.Path) -> list[pathlib.Path]:

@@ -1,7 +1,6 @@
 """The files that a run writes while it trains, and how to read them."""
 
 import base64
-import contextlib
 import json
 import pathlib
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcifar.errors import UserError, note
+from jaxcifar.errors import note
 from jaxcifar.files import append, read_lines, replace
 
 Record = dict[str, Any]
@@ -26,20 +25,15 @@ class RunLog:
     again as those epochs are trained again: no epoch appears twice, and none is missing.
 
     Args:
-      workdir: the run's folder.
       epochs_done: the number of epochs before the checkpoint.
       saved: the `history` in the checkpoint, from which damaged files are restored; None to read
-        the files instead (a finished run is repaired, or an earlier version, which kept no history,
-        wrote the checkpoint).
+        the files instead (a finished run is repaired, whose result.json has verified them).
 
     Attributes:
       records: the records of the epochs so far.
       events: the path of the TensorBoard file.
-      history: for each epoch its record, the metrics of its steps and, unless an earlier version
-        logged it, the time of its end; JSON-serialisable, as checkpoints keep it.
-
-    Raises:
-      UserError: `saved` is None, and an epoch is missing from a file or damaged.
+      history: for each epoch its record, the metrics of its steps and, unless it was read from the
+        files, the time of its end; JSON-serialisable, as checkpoints keep it.
     """
 
     def __init__(
@@ -47,7 +41,7 @@ class RunLog:
     ):
         self._metrics, self._steps = workdir / "metrics.jsonl", workdir / "steps.jsonl"
         if saved is None:
-            metrics, steps = (_read(path, epochs_done) for path in (self._metrics, self._steps))
+            metrics, steps = (read_lines(p)[:epochs_done] for p in (self._metrics, self._steps))
             saved = [_pack(record, line) for record, line in zip(metrics, steps, strict=True)]
         self.history = list(saved)
         self.records: list[Record] = [epoch["record"] for epoch in saved]
@@ -90,20 +84,6 @@ def _steps_line(epoch: dict[str, Any]) -> str:
         values = np.frombuffer(base64.b64decode(packed), "<f4").tolist()
         line[name] = [float(f"{value:.6g}") for value in values]
     return json.dumps(line)
-
-
-def _read(path: pathlib.Path, epochs: int) -> list[Record]:
-    """Returns the lines of epochs 1 to `epochs` in a file."""
-    lines, found = [], []
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        lines = read_lines(path)[:epochs] if epochs else []
-        found = [line["epoch"] for line in lines]
-    if found != list(range(1, epochs + 1)):
-        raise UserError(
-            f"{path} is damaged: epochs 1 to {epochs} must be in it, and the checkpoint, which an "
-            "earlier version wrote, has no copy of them. Start in a new workdir."
-        )
-    return lines
 
 
 def _start(path: pathlib.Path, text: str) -> None:

@@ -123,11 +123,7 @@ def git_commit() -> str | None:
 
 
 class PeakMemory:
-    """The peak memory since this object was made.
-
-    Args:
-      mesh: of the devices in use.
-    """
+    """The peak memory since this object was made."""
 
     def __init__(self, mesh: Mesh) -> None:
         # Linux can forget the peak of a process, which may have trained another run before. Devices

@@ -10,9 +10,7 @@ import rich.console
 import rich.progress
 
 from jaxcifar.errors import note, unread
-from jaxcifar.run.log import averaged
-
-Record = dict[str, Any]
+from jaxcifar.run.log import Record, averaged
 
 
 class _Stdout:

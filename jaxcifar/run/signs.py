@@ -54,7 +54,7 @@ def shown(workdir: pathlib.Path) -> Generator[None]:
 
 
 _shown: set[pathlib.Path] = set()
-signals.before_leaving(lambda: [_withdraw(workdir) for workdir in list(_shown)])
+signals.last_words.append(lambda: [_withdraw(workdir) for workdir in list(_shown)])
 
 
 def _renew(workdir: pathlib.Path, ended: threading.Event) -> None:
@@ -125,10 +125,7 @@ def silent(workdir: pathlib.Path) -> str:
 def fail(workdir: pathlib.Path, message: str, start: str = "") -> None:
     """Writes failed.json, if that is possible.
 
-    Args:
-      workdir: of the run.
-      message: why it failed.
-      start: which start of a sweep need not try it again; "" if the run may not be at fault.
+    `start` is the start of a sweep that need not try it again; "" if the run may not be at fault.
     """
     with contextlib.suppress(OSError):
         workdir.mkdir(parents=True, exist_ok=True)  # the run may have failed before it wrote there
@@ -162,14 +159,7 @@ def _who() -> dict[str, Any]:
     environ = os.environ
     task = f"{environ.get('SLURM_ARRAY_JOB_ID')}_{environ.get('SLURM_ARRAY_TASK_ID')}"
     job = task if "SLURM_ARRAY_JOB_ID" in environ else environ.get("SLURM_JOB_ID", "")
-    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {
-        "host": socket.gethostname(),
-        "machine": _machine(),
-        "pid": os.getpid(),
-        "job": job,
-        "time": started,
-    }
+    return {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "job": job}
 
 
 @functools.cache

@@ -12,7 +12,6 @@ from experiments import benchmark
 from experiments.cost import forward_multiply_adds
 from jaxcifar import programs
 from jaxcifar.errors import UserError
-from jaxcifar.signals import exit_code
 
 
 def test_timers_take_turns_after_a_warm_up(monkeypatch):
@@ -124,9 +123,3 @@ def test_a_turn_times_all_steps_but_its_first(monkeypatch):
         clock[0] += 100.0 if steps == 1 else 0.5 * steps
 
     assert benchmark.rate(make, 4) == 2.0
-
-
-@pytest.mark.parametrize("option", ["--models=vgg", "--batch=0", "--out=nowhere/a.json"])
-def test_bad_options(option, capsys):
-    assert exit_code(lambda: benchmark.main([option])) == 2
-    assert capsys.readouterr().err

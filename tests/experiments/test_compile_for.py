@@ -131,22 +131,6 @@ def test_a_config_is_compiled_for_the_images_that_it_has(monkeypatch):
     assert sizes == [50_000, 10_000, 45_000, 5_000, *counts, 1000, counts[1]]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "--topology=v5e:2x4"),
-        (["--topology=v9:2x2", "--rows=1"], "v5e, v5p, v6e"),
-        (["--topology=v5e:2x4"], "Name what to train"),
-        (["--topology=v5e:2x4", "--rows=99"], "row99"),
-        (["--topology=v5e:2x4", "--rows=1", "--out=/no/such/folder/a.json"], "no folder"),
-        (["--topology=v5e:2x4", "--rows=1", "--config.train.epoch=3"], "Did you mean"),
-    ],
-)
-def test_refuses(arguments, message, capsys):
-    assert exit_code(lambda: compile_for.main(arguments)) == 2
-    assert message in capsys.readouterr().err
-
-
 def test_says_how_to_install_libtpu(monkeypatch):
     def missing(**_):
         raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")

@@ -71,17 +71,3 @@ def test_efficiency_at_the_break_even_is_one_half():
         assert f"Efficiency with {batch:,} images per device: 8 devices" in grid.title
         (line,) = (line for line in grid.lines if line[0] == "airbench94")
         assert line[grid.header.index("efficiency (10 Gbit/s)")] == efficiency
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("--devices=0", "--devices is 0; it must be at least 1"),
-        ("--batch=0", "--batch is 0; it must be at least 1"),
-        ("--utilization=2", "a share"),
-        ("--chip=v9", "v5e, v5p, v6e"),
-    ],
-)
-def test_refuses(option, message, capsys):
-    assert exit_code(lambda: main([option])) == 2
-    assert message in capsys.readouterr().err

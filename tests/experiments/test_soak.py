@@ -104,9 +104,3 @@ def test_what_grows_fails(tmp_path, monkeypatch, capsys, one_device):
     printed = capsys.readouterr()
     assert printed.out.startswith("These keep growing: threads (")
     assert "20 of 20 epochs" in printed.err
-
-
-def test_too_few_epochs(tmp_path, capsys):
-    assert exit_code(lambda: soak.main([f"--out={tmp_path}", "--epochs=19"])) == 2
-    assert "--epochs is 19; it must be at least 20" in capsys.readouterr().err
-    assert not any(tmp_path.iterdir())

@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import gc
-import json
 import logging
 import os
 import pathlib
@@ -140,23 +139,6 @@ def test_what_cannot_be_read_back_replaces_nothing(tmp_path, monkeypatch):
     assert [saved.step for saved in checkpoints.all()] == [2, 4, 6]
 
 
-def test_a_lost_score_of_an_earlier_version_damages_one_checkpoint(tmp_path):
-    checkpoints = Checkpointer(tmp_path / "c")
-    for number, accuracy in ((3, 0.3), (5, 0.5), (7, 0.4)):  # without digests
-        for name in ("progress", "metrics"):
-            (tmp_path / "c" / str(number) / name).mkdir(parents=True)
-        progress = tmp_path / "c" / str(number) / "progress" / "metadata"
-        progress.write_text(json.dumps({"epochs_done": number // 2, "steps": {}, "seconds": 0.0}))
-        score = tmp_path / "c" / str(number) / "metrics" / "metrics"
-        score.write_text(json.dumps({"val_accuracy": accuracy}))
-    assert checkpoints.best() == Saved(2, evaluated=True)
-    (tmp_path / "c" / "5" / "metrics" / "metrics").write_text("")
-    assert checkpoints.progress(Saved(3, evaluated=True))["epochs_done"] == 3
-    assert checkpoints.best() == Saved(3, evaluated=True)
-    with pytest.raises(Damaged, match="c/5 cannot be read"):
-        checkpoints.progress(Saved(2, evaluated=True))
-
-
 def test_what_cannot_be_deleted_stays_without_harm(tmp_path, monkeypatch):
     """As on NFS, where another process reads it."""
     state, rmtree = small_state(), shutil.rmtree
@@ -208,7 +190,6 @@ def test_a_step_before_and_after_its_evaluation(tmp_path):
     [
         ({"about": {"data": {"train": {}}}}, False),
         ({"about": {"data": {}}}, True),
-        ({}, True),  # of an earlier version
     ],
 )
 def test_random_weights_are_not_the_best(tmp_path, progress, imported):

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from experiments.report import claims
 from experiments.report.__main__ import main
@@ -191,8 +192,10 @@ def test_size_of_a_change_against_another():
     found = claims.larger(one, other, base)
     # |0.94 − 0.921| − |0.90 − 0.921|: the base counts twice, negatively.
     assert found.mean == pytest.approx(0.019 - 0.021)
-    error = math.sqrt(0.01**2 / 3 + 0.01**2 / 3 + 4 * 0.001**2 / 3)
-    assert found.error == pytest.approx(error)
+    variances = np.array([0.01**2, 0.01**2, 4 * 0.001**2]) / 3
+    freedom = variances.sum() ** 2 / (variances**2 / 2).sum()
+    half = scipy.stats.t.ppf(0.975, freedom) * math.sqrt(variances.sum())
+    assert found.half == pytest.approx(half)
 
 
 @pytest.mark.slow
