@@ -119,12 +119,7 @@ def strong(
         keys[0], images, padding=padding, padding_mode=padding_mode, flip=flip, platform=platform
     )
     images = color_jitter(
-        keys[1],
-        images,
-        brightness=brightness,
-        contrast=contrast,
-        saturation=saturation,
-        hue=hue,
+        keys[1], images, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
     )
     rotations = rotation_matrices(draw_angles(keys[2], len(images), rotation))
     shifts = draw_shift_matrices(keys[3], images.shape, translation=translation)

@@ -34,44 +34,18 @@ class Command(NamedTuple):
     function: str = "main"
 
 
-def train_arguments(arguments: Sequence[str]) -> list[str]:
-    """Turns a config's name or file, and options without "config.", into `jaxcifar.main`'s flags.
+def _one(arguments: Sequence[str], option: str, takes: str, give: str) -> list[str]:
+    """Puts an option's name before the one argument that has none, and "config." before fields.
 
     Raises:
-      UserError: not exactly one config is named, or there is none of that name.
+      UserError: not exactly one value of the option is given.
     """
-    from jaxcifar.options import config_file
-
-    names = [argument for argument in arguments if not argument.startswith("-")]
-    if len(names) != 1:
-        given = f"{len(names)} are named: {', '.join(names)}" if names else "none is named"
-        raise UserError(
-            f"train takes one config, but {given}. Give a name, such as row9, or a file. Options "
-            "are --NAME=VALUE."
-        )
-    rest = [argument for argument in arguments if argument.startswith("-")]
-    if also := [argument for argument in rest if argument.startswith("--config=")]:
-        raise UserError(f"train takes one config, but {names[0]} and {also[0]} are given.")
-    return [f"--config={config_file(names[0])}", *_fields(rest)]
-
-
-def eval_arguments(arguments: Sequence[str]) -> list[str]:
-    """Turns a workdir, and options without "config.", into `jaxcifar.main`'s flags.
-
-    Raises:
-      UserError: not exactly one is named.
-    """
-    named = [f"--workdir={argument}" for argument in arguments if not argument.startswith("-")]
-    rest = [argument for argument in arguments if argument.startswith("-")]
-    folders = [argument for argument in (*named, *rest) if argument.startswith("--workdir=")]
-    if len(folders) != 1:
-        runs = ", ".join(folder.removeprefix("--workdir=") for folder in folders)
-        given = f"{len(folders)} are named: {runs}" if folders else "none is named"
-        raise UserError(
-            f"eval takes one run, but {given}. Give its folder, such as runs/row9. Options are "
-            "--NAME=VALUE."
-        )
-    return ["--mode=eval", *named, *_fields(rest)]
+    named = [word if word.startswith("-") else f"--{option}={word}" for word in arguments]
+    values = [word.partition("=")[2] for word in named if word.startswith(f"--{option}=")]
+    if len(values) != 1:
+        given = f"{len(values)} are named: {', '.join(values)}" if values else "none is named"
+        raise UserError(f"{takes}, but {given}. Give {give}. Options are --NAME=VALUE.")
+    return _fields(named)
 
 
 def _fields(arguments: Sequence[str], outside: Sequence[str] = ("seed", "init_from")) -> list[str]:
@@ -99,14 +73,14 @@ COMMANDS = {
             "row9 --optim.learning_rate=3e-4 --workdir=runs/slower",
             "mine.py --seed=1",
         ),
-        train_arguments,
+        lambda given: _one(given, "config", "train takes one config", "its name, or a file"),
         "run",
     ),
     "eval": Command(
         "jaxcifar.main",
         "evaluate a run on the test set",
         ("runs/row9", "runs/row9 --checkpoint=last --data.dir=/data"),
-        eval_arguments,
+        lambda given: ["--mode=eval", *_one(given, "workdir", "eval takes one run", "its folder")],
         "run",
     ),
     "predict": Command(

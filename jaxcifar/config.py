@@ -186,13 +186,13 @@ RANGES = {
 
 
 def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
-    """Returns {"model.name": "resnet18", …}: one entry for each leaf, tuples left whole."""
+    """Returns {"model.name": "resnet18", …}: one entry for each leaf; a list of JSON as a tuple."""
     flat = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict | dict):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = value
+            flat[prefix + name] = tuple(value) if isinstance(value, list) else value
     return flat
 
 
@@ -201,20 +201,13 @@ def changed_fields(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tupl
     one, other = flatten(one), flatten(other)
     pairs = {field: (one.get(field), other.get(field)) for field in {**one, **other}}
     return {
-        field: (a, b)
-        for field, (a, b) in pairs.items()
-        # A tuple comes back from JSON as a list.
-        if field not in EXECUTION_FIELDS and _plain(a) != _plain(b)
+        field: (a, b) for field, (a, b) in pairs.items() if field not in EXECUTION_FIELDS and a != b
     }
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Returns "field: a -> b" for each field that changes what a run computes."""
     return [f"{field}: {a!r} -> {b!r}" for field, (a, b) in changed_fields(one, other).items()]
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def complete(saved: dict[str, Any], writer: str = "") -> Config:
@@ -239,7 +232,7 @@ def complete(saved: dict[str, Any], writer: str = "") -> Config:
                 )
             group, _, name = field.rpartition(".")
             place = config[group] if group else config
-            place[name] = tuple(value) if isinstance(known[field], tuple) else value
+            place[name] = value
     return config
 
 

@@ -160,11 +160,12 @@ def devices() -> list[Any]:
 
     Raises:
       NoDevice: JAX has no device.
-      UserError: JAX_PLATFORMS is misspelt, or the processes cannot connect their CPUs.
+      UserError: JAX_PLATFORMS is misspelt, the processes cannot connect their CPUs, or JAX sees
+        those of others that this process has not joined.
     """
     try:
         with _connecting():
-            return jax.devices()
+            found = jax.devices()
     except (RuntimeError, AssertionError) as error:
         platforms = os.environ.get("JAX_PLATFORMS", "")
         setting = f"JAX_PLATFORMS is {platforms!r}, and " if platforms else ""
@@ -174,6 +175,16 @@ def devices() -> list[Any]:
             "JAX_PLATFORMS to use what is there, set it to cpu to use the CPU, or install jaxcifar "
             "for the accelerator ('.[cuda12]', '.[cuda13]', '.[tpu]')."
         ) from error
+    if (hosts := jax.process_count()) > count():
+        raise UserError(
+            f"JAX sees the devices of {hosts} processes, but this one was started alone, as on one "
+            "host of a TPU slice. To train one run on all of them, start `jaxcifar train` on every "
+            f"host, with --coordinator_address=HOST:PORT, --num_processes={hosts} and --process_id "
+            "where the slice does not provide them; a sweep cannot use a slice of several hosts. "
+            "Everything else, such as an evaluation, runs in one process: with JAX_PLATFORMS=cpu, "
+            "on the CPUs of this host."
+        )
+    return found
 
 
 @contextlib.contextmanager
@@ -283,23 +294,6 @@ def _connecting() -> Generator[None]:
             "/etc/hosts, replace a 127.0.1.1 of that name by the address, or add it. The hosts use "
             "ports chosen at each start, which no firewall may block."
         ) from error
-
-
-def check_joined() -> None:
-    """Checks that this process has joined all those whose devices JAX sees.
-
-    Raises:
-      UserError: it was started alone.
-    """
-    if (hosts := jax.process_count()) > count():
-        raise UserError(
-            f"JAX sees the devices of {hosts} processes, but this one was started alone, as on one "
-            "host of a TPU slice. To train one run on all of them, start `jaxcifar train` on every "
-            f"host, with --coordinator_address=HOST:PORT, --num_processes={hosts} and --process_id "
-            "where the slice does not provide them; a sweep cannot use a slice of several hosts. "
-            "Everything else, such as an evaluation, runs in one process: with JAX_PLATFORMS=cpu, "
-            "on the CPUs of this host."
-        )
 
 
 def _short(value: Any) -> str:

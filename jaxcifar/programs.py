@@ -43,7 +43,7 @@ def init(task: Task) -> Callable[..., TrainState]:
     ) -> TrainState:
         return create_state(
             task.model,
-            task.make_optimizer(hyperparams),
+            task.optimization.make(hyperparams, task.steps_per_epoch),
             seed,
             images=task.inference.normalize(as_images(images)),
             weights=weights,
@@ -147,7 +147,7 @@ def training(task: Task, steps: int) -> Any:
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         train_step = make_train_step(
             loss(task),
-            task.make_optimizer(hyperparams),
+            task.optimization.make(hyperparams, task.steps_per_epoch),
             schedule=task.optimization.make_schedule(hyperparams, task.steps_per_epoch),
             regularizers=task.optimization.make_regularizers(hyperparams),
             ema_decay=task.ema_decay,

@@ -64,7 +64,7 @@ def replay(
       UserError: there is no run, it was never trained, it cannot be computed here as it was (see
         `jaxcifar.run.about.check_alike`), or the checkpoint cannot be read.
     """
-    workdir, mesh = pathlib.Path(workdir), sharding.flat_mesh(mesh)
+    workdir, mesh = pathlib.Path(workdir), sharding.make_mesh(mesh)
     about, checkpoints = of_run(workdir), Checkpointer(workdir / "checkpoints")
     if not about.data:
         raise UserError(f"{workdir} holds imported weights: there is no step to replay.")

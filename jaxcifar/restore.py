@@ -53,7 +53,7 @@ def _load(
 ) -> tuple[About, int, dict[str, Any]]:
     """Does what `load_variables` does, and returns all that is known of the run with it."""
     choose("checkpoint", which, WHICH)
-    mesh = sharding.flat_mesh(mesh)
+    mesh = sharding.make_mesh(mesh)
     run = of_run(workdir)
     checkpoints = Checkpointer(workdir / "checkpoints")
     tried = saved = None
@@ -141,7 +141,7 @@ def evaluate_workdir(
       UserError: there is no run or no checkpoint, the checkpoint is damaged or belongs to a
         different config, or the test images differ from those that the run started with.
     """
-    workdir, mesh = pathlib.Path(workdir), sharding.flat_mesh(mesh)
+    workdir, mesh = pathlib.Path(workdir), sharding.make_mesh(mesh)
     about, step, variables = _load(workdir, which, mesh)
     config = about.config if config is None else config
     check_config(config, mesh, training=False)

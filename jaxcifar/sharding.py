@@ -17,35 +17,14 @@ from jaxcifar.errors import UserError
 BATCH_AXIS = "batch"
 
 
-def make_mesh() -> Mesh:
-    """Returns a mesh of one axis over all devices of all processes.
+def make_mesh(of: Mesh | None = None) -> Mesh:
+    """Returns a mesh of one axis over the devices of a mesh, however it is made; None is all.
 
     Raises:
-      UserError: JAX has no device, see `jaxcifar.processes.devices`; it sees other processes that
-        this one was not joined with; or a mesh is in force.
+      UserError: there is no device, see `jaxcifar.processes.devices`; or JAX's settings are such
+        that programs cannot be compiled for it.
     """
-    devices = processes.devices()
-    processes.check_joined()
-    _check_context()
-    return Mesh(np.asarray(devices), (BATCH_AXIS,))
-
-
-def flat_mesh(mesh: Mesh | None) -> Mesh:
-    """Returns a mesh of one axis over the devices of `mesh`, however it is made; None is all.
-
-    Raises:
-      UserError: the mesh has no devices, or another is in force; or see `make_mesh`.
-    """
-    if mesh is None:
-        return make_mesh()
-    _check_context()
-    if mesh.size == 0:
-        raise UserError("The mesh has no devices. Make it of one or more, or leave it out for all.")
-    return Mesh(mesh.devices.reshape(-1), (BATCH_AXIS,))
-
-
-def _check_context() -> None:
-    """Refuses what programs cannot be compiled under."""
+    devices = np.asarray(processes.devices()) if of is None else of.devices.reshape(-1)
     if jax.config.jax_disable_jit:  # pyright: ignore
         raise UserError(
             "jax_disable_jit is set, but jaxcifar compiles its programs ahead. Unset it, and look "
@@ -58,6 +37,9 @@ def _check_context() -> None:
             f"jax.set_mesh is in force, with the axes {', '.join(map(str, context.axis_names))}. "
             "Call jaxcifar outside of it; most functions take the mesh as an argument."
         )
+    if not devices.size:
+        raise UserError("The mesh has no devices. Make it of one or more, or leave it out for all.")
+    return Mesh(devices, (BATCH_AXIS,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

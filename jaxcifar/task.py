@@ -58,11 +58,6 @@ class Optimization(NamedTuple):
     end_factor: float
     clip_norm: float
 
-    @property
-    def mask(self) -> optim.Mask | None:
-        """Which parameters are penalized, or decay."""
-        return optim.MASKS[self.penalize]
-
     def make_schedule(self, hyperparams: Hyperparams, steps_per_epoch: int) -> optax.Schedule:
         """Returns step -> learning rate."""
         return optim.make_schedule(
@@ -77,7 +72,7 @@ class Optimization(NamedTuple):
 
     def make_regularizers(self, hyperparams: Hyperparams) -> tuple[optim.Regularizer, ...]:
         """Returns the penalties of the objective."""
-        return optim.l1_and_l2(hyperparams.l1, hyperparams.l2, self.mask)
+        return optim.l1_and_l2(hyperparams.l1, hyperparams.l2, optim.MASKS[self.penalize])
 
     def make(self, hyperparams: Hyperparams, steps_per_epoch: int) -> optax.GradientTransformation:
         """Returns the whole chain."""
@@ -85,7 +80,7 @@ class Optimization(NamedTuple):
             "momentum": self.momentum,
             "nesterov": self.nesterov,
             "weight_decay": hyperparams.weight_decay,
-            "mask": self.mask,
+            "mask": optim.MASKS[self.penalize],
             "bias_scale": self.bias_scale,
         }
         return optim.make_optimizer(
@@ -211,10 +206,6 @@ class Task:
         """
         return 1 if step % self.steps_per_call else self.steps_per_call
 
-    def make_optimizer(self, hyperparams: Hyperparams) -> optax.GradientTransformation:
-        """Returns the whole chain of the optimizer."""
-        return self.optimization.make(hyperparams, self.steps_per_epoch)
-
     def cross_entropy(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
         """Returns the loss of each example in training, [N]."""
         return losses.cross_entropy(logits, targets, self.label_smoothing)
@@ -297,7 +288,7 @@ def build_inference(
       mesh: of the devices, of any axes.
       platform: what to build for; None is that of the mesh.
     """
-    mesh = sharding.flat_mesh(mesh)
+    mesh = sharding.make_mesh(mesh)
     platform = platform or kernels.platform_of(mesh)
     return Inference(
         create_model(config, len(images.class_names), platform),

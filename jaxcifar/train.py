@@ -66,7 +66,7 @@ def train_and_evaluate(
       Interrupted: a signal or a hook ended the training, and everything so far is saved.
       RuntimeError: a hook failed.
     """
-    mesh = sharding.flat_mesh(mesh)
+    mesh = sharding.make_mesh(mesh)
     check_config(config, mesh)
     per_host = ("data.dir", "train.checkpoint_minutes")  # these may differ between hosts
     fields = {name: value for name, value in flatten(config).items() if name not in per_host}

@@ -20,20 +20,21 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 def test_train_takes_a_row_by_name_and_fields_without_their_prefix():
     given = ["row9", "--optim.learning_rate=3e-4", "--seed=2", "--workdir=runs/x"]
-    assert cli.train_arguments(given) == [
-        f"--config={ROOT / 'configs' / 'row9.py'}",
+    assert cli.COMMANDS["train"].translate(given) == [
+        "--config=row9",
         "--config.optim.learning_rate=3e-4",
         "--config.seed=2",
         "--workdir=runs/x",
     ]
-    assert cli.train_arguments(["mine/wide.py", "--config.train.epochs=3"]) == [
+    assert cli.COMMANDS["train"].translate(["mine/wide.py", "--config.train.epochs=3"]) == [
         "--config=mine/wide.py",
         "--config.train.epochs=3",
     ]
 
 
 def test_eval_takes_a_folder():
-    assert cli.eval_arguments(["runs/x", "--checkpoint=last", "--data.dir=/d"]) == [
+    given = ["runs/x", "--checkpoint=last", "--data.dir=/d"]
+    assert cli.COMMANDS["eval"].translate(given) == [
         *("--mode=eval", "--workdir=runs/x", "--checkpoint=last", "--config.data.dir=/d")
     ]
 
@@ -47,7 +48,7 @@ def test_eval_takes_a_folder():
         (["train", "rwo9"], "There is no config 'rwo9'"),
         (["train", "nowhere.py"], "There is no config file nowhere.py"),
         (["train", "quickstart", "--seed", "1"], "Options are --NAME=VALUE"),
-        (["train", "row1", "--config=row2.py"], "row1 and --config=row2.py are given"),
+        (["train", "row1", "--config=row2.py"], "2 are named: row1, row2.py"),
         (["eval", "/nowhere"], "contains no run"),
         (["eval"], "eval takes one run, but none is named. Give its folder"),
         (["sweep", "--rows=9", "--seed=1", "--out=x"], "Give --seeds instead"),

@@ -346,25 +346,16 @@ def test_archive_that_unpacks_to_too_much_stops_early(tmp_path):
     [
         (tar({"a/data_batch_1.bin": bytes(SIZE + 1)}), "61,461 bytes instead of 61,460"),
         (tar({"a/data_batch_1.bin": bytes(SIZE - 1)}), "61,459 bytes instead of 61,460"),
-        (tar({f"{i}": b"" for i in range(101)}), "more than 100 files"),
         (tar({"a/test_batch.bin": bytes(SIZE)})[:9_000], "unexpected end of data"),
         (EXTENDED_HEADER * 1000, "recursion"),
     ],
-    ids=["long", "short", "many", "cut", "nested"],
+    ids=["long", "short", "cut", "nested"],
 )
 def test_archive_of_other_contents(tmp_path, content, message):
     gz(tmp_path / "cifar-10-binary.tar.gz", content)
     with pytest.raises(UserError, match="is damaged") as error:
         cifar.load(FEW, "test", str(tmp_path))
     assert message in str(error.value)
-
-
-def test_archive_file_too_long_to_be_one_is_not_read(tmp_path):
-    path = tmp_path / "cifar-10-binary.tar.gz"
-    with path.open("wb") as stream:
-        stream.truncate(2**31)  # a sparse file, which takes no space, only time to read
-    with pytest.raises(UserError, match="holds more than"):
-        cifar.load(FEW, "test", str(tmp_path))
 
 
 def test_file_of_a_wrong_size_is_not_read(few, tmp_path):
@@ -413,13 +404,12 @@ def pickled(tmp_path, **replaced):
     [
         (np.zeros((20, 3072), np.float64), "float64"),
         (np.full((20, 3072), np.nan, np.float32), "float32"),
-        (np.full((20, 3072), 256), "256 to 256, not 0 to 255"),
-        (np.full((20, 3072), -1, np.int8), "-1 to -1, not 0 to 255"),
+        (np.full((20, 3072), 256), "int64, are not from 0 to 255"),
+        (np.full((20, 3072), -1, np.int8), "int8, are not from 0 to 255"),
         (np.full((20, 3072), None), "object"),
         (np.zeros((20, 3072), bool), "bool"),
         (np.zeros((20, 32, 32, 3), np.uint8), "(20, 32, 32, 3)"),
-        ([[0] * 3072] * 20, "a list, not an array"),
-        (None, "a NoneType, not an array"),
+        (None, "pixels of shape ()"),
     ],
 )
 def test_pixels_that_are_not_bytes(tmp_path, pixels, message):
@@ -427,14 +417,6 @@ def test_pixels_that_are_not_bytes(tmp_path, pixels, message):
     with pytest.raises(UserError, match="test_batch is damaged") as error:
         pickled(tmp_path, data=pixels)
     assert message in str(error.value)
-
-
-def doubled(times):
-    """A list of 2**times numbers, in lists of two."""
-    value = [0]
-    for _ in range(times):
-        value = [value, value]
-    return value
 
 
 @pytest.mark.parametrize(
@@ -452,7 +434,6 @@ def doubled(times):
         ([0] * 19 + [2**70], "record 19 has the label 1180591620717411303424"),
         ([0] * 19 + [10**5000], "4300"),
         ([0] * 19 + [[0]], "record 19 has the label [0]"),
-        ([0] * 19 + [doubled(25)], "[[...], [...]]"),
         (np.full(20, np.nan), "record 0 has the label nan"),
         (np.zeros((20, 1), int), "record 0 has the label [0]"),
         ("x" * 20, "record 0 has the label 'x'"),
@@ -463,7 +444,6 @@ def test_labels_that_are_not_classes(tmp_path, labels, message):
     with pytest.raises(UserError, match="test_batch is damaged") as error:
         pickled(tmp_path, labels=labels)
     assert message in str(error.value)
-    assert len(str(error.value)) < 1000
 
 
 def python2_pickle(pixels, labels) -> bytes:

@@ -51,9 +51,9 @@ def check(folder, expected, spec=FEW):
     return found
 
 
-def png(image, size=(32, 32), mode="RGB", **how):
+def png(image, size=(32, 32), mode="RGB"):
     stream = io.BytesIO()
-    Image.fromarray(image).resize(size).convert(mode).save(stream, "PNG", **how)
+    Image.fromarray(image).resize(size).convert(mode).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -133,11 +133,11 @@ def test_a_part_of_the_cache_of_keras_is_passed_over(few, tmp_path, monkeypatch,
     ("folder", "message"),
     [("~nobody-here/images", "Set HOME, "), ("gs://bucket/images", "is not a local path")],
 )
-def test_a_folder_that_cannot_be_one_is_told_what_to_name(folder, message, monkeypatch):
+def test_a_folder_that_cannot_be_one_is_refused(folder, message, monkeypatch):
     """A user without a home; a bucket."""
     monkeypatch.setenv("JAXCIFAR_DATA", folder)
     for given in ("", folder):
-        with pytest.raises(UserError, match=rf"{message}.*--config\.data\.dir"):
+        with pytest.raises(UserError, match=message):
             cifar.load(FEW, "test", given)
 
 
@@ -200,43 +200,15 @@ def test_a_whole_archive_beside_a_damaged_one(few, tmp_path):
 # --- archives that somebody else packed -------------------------------------------------------
 
 
-def member(name, kind=tarfile.REGTYPE, content=b"", link=""):
-    stream = io.BytesIO()
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
+def test_what_is_no_file_in_an_archive_is_not_read(tmp_path, kind):
+    stream, info = io.BytesIO(), tarfile.TarInfo("a/test_batch.bin")
+    info.type, info.linkname = kind, "/etc/passwd"
     with tarfile.open(fileobj=stream, mode="w") as archive:
-        info = tarfile.TarInfo(name)
-        info.type, info.size, info.linkname = kind, len(content), link
-        archive.addfile(info, io.BytesIO(content))
-    return stream.getvalue()[: 512 + -(-len(content) // 512) * 512]
-
-
-RECORDS = bytes(20 * 3073)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (member("/etc/test_batch.bin", content=RECORDS), "'/etc/test_batch.bin' lies outside"),
-        (member("a/../../test_batch.bin", content=RECORDS), "lies outside"),
-        (member("../evil", content=b"x"), "'../evil' lies outside"),
-        (member("a/test_batch.bin", tarfile.SYMTYPE, link="/etc/passwd"), "is a link"),
-        (member("a/test_batch.bin", tarfile.LNKTYPE, link="a/other"), "is a link"),
-        (member("a/readme", tarfile.SYMTYPE, link="/etc/passwd"), "'a/readme' is a link"),
-        (member("a/test_batch.bin", tarfile.CHRTYPE), "is a device"),
-        (member("a/test_batch.bin", tarfile.FIFOTYPE), "is a device"),
-        (
-            member("a/test_batch.bin", content=RECORDS) + member("b/test_batch.bin", content=b"x"),
-            "holds test_batch.bin twice",
-        ),
-    ],
-)
-def test_archives_that_reach_outside(tmp_path, content, message):
-    inner = tmp_path / "data"
-    inner.mkdir()
-    gz(inner / "cifar-10-binary.tar.gz", content + bytes(1024))
-    with pytest.raises(UserError, match=r"cifar-10-binary\.tar\.gz is damaged") as error:
-        cifar.load(FEW, "test", str(inner))
-    assert message in str(error.value)
-    assert [path.name for path in tmp_path.rglob("*")] == ["data", "cifar-10-binary.tar.gz"]
+        archive.addfile(info)
+    gz(tmp_path / "cifar-10-binary.tar.gz", stream.getvalue())
+    with pytest.raises(UserError, match=r"lacks test_batch\.bin"):
+        cifar.load(FEW, "test", str(tmp_path))
 
 
 # --- pictures in a folder for each class ------------------------------------------------------
@@ -312,7 +284,6 @@ PICTURE = np.zeros((32, 32, 3), np.uint8)
         (png(PICTURE, mode="RGBA"), "of type RGBA, not RGB"),
         (png(PICTURE) + bytes(2**14), "bytes, more than"),
         (b"GIF89a" + png(PICTURE), "cannot identify"),
-        (png(PICTURE, mode="P", transparency=0), "parts of it are transparent"),
     ],
 )
 def test_pictures_that_are_none(expected, tmp_path, content, message):
@@ -358,6 +329,14 @@ def write_kaggle(folder, expected, place="train"):
             table.writerow([number, FEW.class_names[label]])
             (folder / place / f"{number}.png").write_bytes(png(image))
     return folder
+
+
+def test_a_quote_without_its_end_in_the_table_of_kaggle(expected, tmp_path):
+    write_kaggle(tmp_path, expected)
+    table = tmp_path / "trainLabels.csv"
+    table.write_text(table.read_text().replace("\n", '\n"', 1) + "x" * 200_000)
+    with pytest.raises(UserError, match=r"trainLabels\.csv.*field larger than"):
+        cifar.load(FEW, "train", str(tmp_path))
 
 
 @pytest.mark.parametrize("place", ["train", "train/train"])
@@ -458,20 +437,6 @@ def write_parquet(folder, expected, label="label", pattern="{}-00000-of-00001.pa
 def test_parquet(expected, tmp_path, place, pattern):
     write_parquet(tmp_path / place, expected, pattern=pattern)
     check(tmp_path, expected)
-
-
-def test_one_large_picture_for_all_rows_is_refused_before_it_is_copied(expected, tmp_path):
-    """Parquet keeps equal values once: a file of a few kB could fill the memory."""
-    import pyarrow
-    from pyarrow import parquet
-
-    write_parquet(tmp_path, expected)
-    path = tmp_path / "test-00000-of-00001.parquet"
-    rows = [{"bytes": bytes(2**18), "path": None}] * 20
-    parquet.write_table(pyarrow.table({"img": rows, "label": [1] * 20}), path)
-    assert path.stat().st_size < 2**16
-    with pytest.raises(UserError, match="a picture of 262,144 bytes is too large"):
-        cifar.load(FEW, "test", str(tmp_path))
 
 
 def test_parquet_that_is_wrong(expected, tmp_path, monkeypatch):

@@ -154,7 +154,7 @@ def test_imported_weights_are_the_start(finished, tmp_path):
 
 
 def test_weights_are_imported_where_the_devices_could_not_share_a_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh(3))
+    monkeypatch.setattr(sharding, "make_mesh", lambda of=None: mesh(3))
     config = base_config()
     config.model.name, config.model.width = "vgg_a", 0.05
     variables = abstract_variables(task.create_model(config, 10, "cpu"))

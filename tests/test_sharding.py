@@ -22,11 +22,10 @@ def test_a_mesh_is_of_all_devices():
 
 def test_a_mesh_of_any_kind_is_one_axis_over_its_devices():
     one = sharding.make_mesh()
-    assert sharding.flat_mesh(None) == one
     for shape, names in (((8,), ("x",)), ((2, 4), ("data", "model"))):
-        assert sharding.flat_mesh(jax.make_mesh(shape, names)) == one
+        assert sharding.make_mesh(jax.make_mesh(shape, names)) == one
     with pytest.raises(UserError, match="The mesh has no devices"):
-        sharding.flat_mesh(mesh(0))
+        sharding.make_mesh(mesh(0))
 
 
 def test_a_process_of_several_that_was_started_alone_is_refused(monkeypatch):
@@ -65,7 +64,7 @@ def test_abstract_is_what_replicate_gives():
 
 def test_programs_that_cannot_be_compiled_are_refused():
     with jax.disable_jit():
-        for made in (sharding.make_mesh, lambda: sharding.flat_mesh(mesh(1))):
+        for made in (sharding.make_mesh, lambda: sharding.make_mesh(mesh(1))):
             with pytest.raises(UserError, match="jax_disable_jit is set"):
                 made()
 
@@ -73,7 +72,7 @@ def test_programs_that_cannot_be_compiled_are_refused():
 def test_a_mesh_that_is_in_force_is_refused():
     """What is computed under it would have to be on it: checkpoints would seem damaged."""
     with jax.set_mesh(jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])):
-        for made in (sharding.make_mesh, lambda: sharding.flat_mesh(mesh(1))):
+        for made in (sharding.make_mesh, lambda: sharding.make_mesh(mesh(1))):
             with pytest.raises(UserError, match=r"jax\.set_mesh is in force, with the axes x"):
                 made()
     assert sharding.make_mesh().size == 8

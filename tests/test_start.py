@@ -273,7 +273,8 @@ def test_a_replay_starts_from_the_same_weights(first, tmp_path):
 
 
 def test_on_the_command_line():
-    assert cli.train_arguments(["row9", "--init_from=runs/x"])[1:] == ["--config.init_from=runs/x"]
+    given = cli.COMMANDS["train"].translate(["row9", "--init_from=runs/x"])
+    assert given[1:] == ["--config.init_from=runs/x"]
 
 
 @pytest.mark.slow

@@ -1,18 +1,21 @@
 """CIFAR's own two formats, binary and pickled ("Python"), as an archive or a folder."""
 
 import functools
+import gzip
 import hashlib
 import io
 import pathlib
 import pickle
+import tarfile
 from collections.abc import Collection
 
 import numpy as np
 
-from jaxcifar.data import archive
-from jaxcifar.data.source import PIXELS, Read, Source, check, damaged
+from jaxcifar.data.source import Read, Source, check_labels, damaged
 from jaxcifar.data.spec import File, Release, Spec
 from jaxcifar.errors import UserError
+
+PIXELS = 3 * 32 * 32
 
 
 def find(spec: Spec, folder: pathlib.Path) -> list[Source]:
@@ -42,11 +45,9 @@ def find(spec: Spec, folder: pathlib.Path) -> list[Source]:
         for binary in (True, False):
             names = [inside(file, binary) for file in (*spec.train, *spec.test)]
             missing = [name for name in names if not (candidate / name).is_file()]
-            empty = len(missing) == len(names)
-            own_name = (spec.binary if binary else spec.python).folder == candidate.name
-            if not empty or (own_name and candidate.is_dir()):
+            if len(missing) < len(names):
                 read = functools.partial(_from_folder, spec, candidate, binary)
-                found.append(Source(candidate, read, missing, empty))
+                found.append(Source(candidate, read, missing))
     return found
 
 
@@ -54,6 +55,8 @@ def unpack(
     spec: Spec, release: Release, path: pathlib.Path, wanted: Collection[str]
 ) -> tuple[dict[str, bytes], str]:
     """Returns the content of files in an archive, by their names there, and the archive's MD5.
+
+    It is unpacked in memory, within limits: nothing is written.
 
     Raises:
       UserError: the archive is damaged, or lacks one of them.
@@ -64,17 +67,22 @@ def unpack(
     limit = sum(_largest(spec, file, binary) for file in files.values()) + 2**20
     contents = {}
     try:
-        content, md5 = archive.unpack(path, limit)
-        for name, size, stream in archive.members(content, {*files, *wanted}):
-            if name in files:
-                require_size(spec, files[name], binary, size, f"{path}: {name}")
-            if name in wanted:
-                contents[name] = stream.read()
+        with gzip.open(path) as stream:
+            content = stream.read(limit + 1)  # to the end, where gzip compares its checksum
+        if len(content) > limit:
+            raise damaged(spec, path, f"it holds more than the {limit:,} bytes of the images")
+        with path.open("rb") as stream:
+            md5 = hashlib.file_digest(stream, "md5").hexdigest()
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as members:
+            for member in filter(tarfile.TarInfo.isfile, members):
+                name = pathlib.PurePosixPath(member.name).name
+                if name in files:
+                    require_size(spec, files[name], binary, member.size, f"{path}: {name}")
+                if name in wanted and (stream := members.extractfile(member)):
+                    contents[name] = stream.read()
         del content  # as large as the images, of which more copies are made below
     except UserError:
         raise
-    except archive.BadArchive as error:
-        raise damaged(spec, path, str(error)) from error
     except Exception as error:  # a damaged archive raises almost anything
         raise damaged(spec, path, f"it cannot be read to its end ({error})") from error
     if missing := sorted({*wanted} - contents.keys()):
@@ -87,9 +95,8 @@ def unpack(
 
 def _from_archive(spec: Spec, release: Release, path: pathlib.Path, split: str) -> Read:
     binary = release is spec.binary
-    names = {file: inside(file, binary) for file in spec.files(split)}
-    found, md5 = unpack(spec, release, path, names.values())
-    contents = {file: found[name] for file, name in names.items()}
+    names = [inside(file, binary) for file in spec.files(split)]
+    contents, md5 = unpack(spec, release, path, names)
     return _parse(spec, contents, split, binary, path, official=md5 == release.md5)
 
 
@@ -98,9 +105,10 @@ def _from_folder(spec: Spec, folder: pathlib.Path, binary: bool, split: str) -> 
     for file in spec.files(split):
         path = folder / inside(file, binary)
         require_size(spec, file, binary, path.stat().st_size, f"{folder}: {path.name}")
-        contents[file] = path.read_bytes()
+        contents[path.name] = path.read_bytes()
     official = not binary and all(
-        hashlib.md5(raw).hexdigest() == file.python_md5 for file, raw in contents.items()
+        hashlib.md5(contents[file.name]).hexdigest() == file.python_md5
+        for file in spec.files(split)
     )
     return _parse(spec, contents, split, binary, folder, official)
 
@@ -128,26 +136,24 @@ def require_size(spec: Spec, file: File, binary: bool, size: int, where: str) ->
 
 def _parse(
     spec: Spec,
-    contents: dict[File, bytes],
+    contents: dict[str, bytes],
     split: str,
     binary: bool,
     source: pathlib.Path,
     official: bool,
 ) -> Read:
     parse = _parse_binary if binary else _parse_python
-    parts = [
-        parse(spec, file, contents[file], f"{source}: {inside(file, binary)}")
-        for file in spec.files(split)
-    ]
-    images, labels = zip(*parts, strict=True)
-    pixels = np.ascontiguousarray(np.concatenate(images), np.uint8)
-    return Read(pixels, np.concatenate(labels), official)
+    files = {inside(file, binary): file for file in spec.files(split)}
+    parts = [parse(spec, file, contents[name], f"{source}: {name}") for name, file in files.items()]
+    pixels, labels = map(np.concatenate, zip(*parts, strict=True))
+    images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return Read(np.ascontiguousarray(images, np.uint8), labels, official)
 
 
 def _parse_binary(spec: Spec, file: File, raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     rows = records(spec, file, raw)
-    labels = rows[:, spec.label_bytes - 1].tolist()
-    return check(spec, file.records, rows[:, spec.label_bytes :], labels, where)
+    labels = check_labels(spec, rows[:, spec.label_bytes - 1].tolist(), where)
+    return rows[:, spec.label_bytes :], labels
 
 
 def records(spec: Spec, file: File, raw: bytes) -> np.ndarray:
@@ -176,14 +182,14 @@ def _parse_python(spec: Spec, file: File, raw: bytes, where: str) -> tuple[np.nd
     try:
         batch = _ArraysOnly(io.BytesIO(raw), encoding="bytes").load()
         batch = {key.encode() if isinstance(key, str) else key: batch[key] for key in batch}
-        pixels, labels = batch[b"data"], batch[spec.label_key]
-        if isinstance(labels, np.ndarray) and labels.size != file.records:
-            # Before an array of any size becomes a list.
-            raise ValueError(f"it has {labels.size:,} labels instead of {file.records:,}")
+        pixels, labels = np.asarray(batch[b"data"]), batch[spec.label_key]
         labels = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
-        if not isinstance(pixels, np.ndarray):
-            raise TypeError(f"the pixels are a {type(pixels).__name__}, not an array")
-        return check(spec, file.records, pixels, labels, where)
+        if pixels.shape != (file.records, PIXELS) or len(labels) != file.records:
+            found = f"it has pixels of shape {pixels.shape} and {len(labels):,} labels"
+            raise damaged(spec, where, f"{found} instead of {file.records:,} records")
+        if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
+            raise damaged(spec, where, f"its pixels, {pixels.dtype}, are not from 0 to 255")
+        return pixels, check_labels(spec, labels, where)
     except UserError:
         raise
     except Exception as error:  # a damaged pickle raises almost anything

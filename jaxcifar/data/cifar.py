@@ -21,16 +21,7 @@ KERAS = "~/.keras/datasets"
 
 def default_dir() -> pathlib.Path:
     """Returns `$JAXCIFAR_DATA`, else ~/.cache/jaxcifar/data."""
-    return _folder(os.environ.get("JAXCIFAR_DATA") or "~/.cache/jaxcifar/data")
-
-
-def _folder(text: str) -> pathlib.Path:
-    try:
-        return user_path(text)
-    except UserError as error:
-        raise UserError(
-            f"{error} Name the folder of the images with --config.data.dir or JAXCIFAR_DATA."
-        ) from error
+    return user_path(os.environ.get("JAXCIFAR_DATA") or "~/.cache/jaxcifar/data")
 
 
 def load(spec: Spec, split: str, data_dir: str = "") -> Dataset:
@@ -59,7 +50,7 @@ def load(spec: Spec, split: str, data_dir: str = "") -> Dataset:
       UserError: nothing was found and nothing can be downloaded; only a part was found; or files
         are damaged, or differ between two forms in the same folder.
     """
-    folder = _folder(data_dir) if data_dir else default_dir()
+    folder = user_path(data_dir) if data_dir else default_dir()
     if data_dir and not folder.is_dir():
         raise UserError(
             f"data.dir is {data_dir!r}, which is not a folder. Name one that exists, or create it."
@@ -73,7 +64,7 @@ def load(spec: Spec, split: str, data_dir: str = "") -> Dataset:
             if not tfds.is_prepared(spec, folder):
                 raise
             note(f"Passed over: {error}")
-    elif unnamed and (found := _find(spec, _folder(KERAS))):
+    elif unnamed and (found := _find(spec, user_path(KERAS))):
         try:
             read, source = _read(spec, found, split)
         except UserError as error:  # such as half a download
@@ -93,32 +84,23 @@ def _find(spec: Spec, folder: pathlib.Path) -> list[Source]:
 
 def _read(spec: Spec, found: Sequence[Source], split: str) -> tuple[Read, str]:
     """Reads a split from the first complete source, and compares others; says which was read."""
-    first, *others = _whole(spec, found, split)
-    read = first.read(split)
-    for other in others:
-        _compare(first.path, read, other, split)
-    return read, str(first.path)
-
-
-def _whole(spec: Spec, found: Sequence[Source], split: str) -> list[Source]:
-    """Returns the complete sources.
-
-    Raises:
-      UserError: there is none.
-    """
     whole = [source for source in found if not source.missing]
-    parts = [source for source in found if source.missing and not source.empty]
+    parts = [source for source in found if source.missing]
     if not whole:
-        part = (parts or found)[0]
+        part = parts[0]
         names = ", ".join(part.missing[:10]) + (", …" if len(part.missing) > 10 else "")
         raise Partial(
             f"{part.path} contains only a part of {spec.title}: {names} is missing. Unpack the "
             "archive again, or point --config.data.dir at a folder that is complete."
         )
+    first, *others = whole
     for part in parts if split == "train" else ():
-        if part.path != whole[0].path:
-            note(f"{part.path} contains only a part of {spec.title}; {whole[0].path} is used.")
-    return whole
+        if part.path != first.path:
+            note(f"{part.path} contains only a part of {spec.title}; {first.path} is used.")
+    read = first.read(split)
+    for other in others:
+        _compare(first.path, read, other, split)
+    return read, str(first.path)
 
 
 def _compare(path: pathlib.Path, read: Read, other: Source, split: str) -> None:

@@ -135,7 +135,9 @@ def named_arrays(weights: Mapping[str, Any], part: str = "") -> dict[str, Any]:
     if part:
         chosen = _below(part, inside) or _below(part, found)
         if not chosen:
-            raise UserError(f"No name begins with {part!r}. There are: {_beginnings(inside)}.")
+            counts = Counter(name.partition(".")[0] for name in inside)
+            there = ", ".join(f"{name} ({count})" for name, count in counts.most_common(8))
+            raise UserError(f"No name begins with {part!r}. There are: {there}.")
         inside = _unwrapped(chosen)
     return inside
 
@@ -166,8 +168,3 @@ def _flat(weights: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
         ):
             found[prefix + name] = value
     return found
-
-
-def _beginnings(names: Mapping[str, Any]) -> str:
-    counts = Counter(name.partition(".")[0] for name in names)
-    return ", ".join(f"{name} ({count})" for name, count in counts.most_common(8))

@@ -172,7 +172,7 @@ def to_torch(name: str | nn.Module, variables: Mapping[str, Any]) -> dict[str, n
       name -> float32 array, and an int64 `num_batches_tracked` of 0 for each BatchNorm. As
       tensors they are what `load_state_dict(strict=True)` takes.
     """
-    module = _module(name, None, {})
+    module = name if isinstance(name, nn.Module) else create_model(name)
     state_dict = {}
     leaves = flatten_dict({k: variables[k] for k in ("params", "batch_stats") if k in variables})
     for path, leaf in leaves.items():
@@ -415,9 +415,6 @@ def _torch_shape(leaf: Any) -> tuple[int, ...]:
 # --- the command ------------------------------------------------------------------------------
 
 
-_DATA_OF_CLASSES = {10: "cifar10", 100: "cifar100"}
-
-
 def _import(arguments: argparse.Namespace) -> str:
     weights = read(arguments.file)
     try:
@@ -427,16 +424,12 @@ def _import(arguments: argparse.Namespace) -> str:
     except UserError as error:
         raise UserError(f"{arguments.file}: {error}") from error
     classes: int = module.num_classes  # pyright: ignore
-    name = arguments.data or _DATA_OF_CLASSES.get(classes)
-    if all(data.num_classes(known) != classes for known in data.DATASETS):
+    fitting = [name for name in data.DATASETS if data.num_classes(name) == classes]
+    name = arguments.data or next(iter(fitting), "")
+    if name not in fitting:
         raise UserError(
-            f"{arguments.file} has {classes} classes, which no data set here has; CONTRIBUTING.md "
-            "says how to add one."
-        )
-    if name is None or data.num_classes(name) != classes:
-        raise UserError(
-            f"{arguments.file} has {classes} classes, but {name or 'cifar10'} has "
-            f"{data.num_classes(name or 'cifar10')}. Name a data set with {classes}: --data=NAME."
+            f"{arguments.file} has {classes} classes, which {name or 'no data set here'} has not. "
+            f"--data with {classes}: {', '.join(fitting) or 'none, see CONTRIBUTING.md'}."
         )
     config = base_config()
     config.model.name, config.model.width = arguments.model, module.width  # pyright: ignore

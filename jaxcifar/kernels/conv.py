@@ -12,6 +12,7 @@ from jaxcifar.kernels import winograd
 
 # One product with more rows than this is slower than several, each staying in cache.
 _ROWS = 2**14
+_LAYOUT = "NHWC", "HWIO", "NHWC"
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, *, platform: str) -> jax.Array:
@@ -33,7 +34,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, *, platform: str) -
     x = jax.lax.optimization_barrier(x)
     if kernel.shape[0] == 1 or min(x.shape[1:3]) < kernel.shape[0]:
         # XLA has no fast convolution for images smaller than the kernel.
-        y = _as_product(x, kernel, stride)
+        y = _as_product(x, kernel, stride, pad=(kernel.shape[0] - 1) // 2)
     elif stride == 1 and winograd.is_faster(x, kernel):
         y = winograd.conv3x3(x, kernel)
     else:
@@ -45,11 +46,7 @@ def plain_conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """XLA's convolution; arguments and result are those of `conv2d`."""
     pad = (kernel.shape[0] - 1) // 2
     return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=((pad, pad), (pad, pad)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=_LAYOUT
     )
 
 
@@ -58,29 +55,18 @@ def valid_conv2x2(x: jax.Array, kernel: jax.Array, *, platform: str) -> jax.Arra
 
     It is computed in the full precision of its arguments.
     """
-    if platform != "cpu":
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(1, 1),
-            padding="VALID",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision="highest",
-        )
-    n, height, width, channels = x.shape
-    patches = jnp.concatenate(
-        [x[:, i : height - 1 + i, j : width - 1 + j] for i in (0, 1) for j in (0, 1)], axis=-1
+    if platform == "cpu":
+        return _as_product(x, kernel, 1, pad=0)
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "VALID", dimension_numbers=_LAYOUT, precision="highest"
     )
-    y = _product(patches.reshape(-1, 4 * channels), kernel.reshape(4 * channels, -1))
-    return y.reshape(n, height - 1, width - 1, -1)
 
 
-def _as_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def _as_product(x: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
     """im2col: one matrix product of the pixels that each tap of the kernel sees and the kernel."""
     n, *lengths, _ = x.shape
     size, _, _, features = kernel.shape
-    pad = (size - 1) // 2
-    height, width = (-(-length // stride) for length in lengths)
+    height, width = ((length + 2 * pad - size) // stride + 1 for length in lengths)
     x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     patches = jnp.concatenate(
         [

@@ -104,7 +104,6 @@ class Airbench(Network, kw_only=True):
       convolutions: in each group.
       residual: whether a group adds the input of its later convolutions.
       momentum: of BatchNorm's running statistics; see `jaxcifar.models.layers.BatchNorm`.
-      others: see `jaxcifar.models.network.Network`.
     """
 
     has_dropout: ClassVar[bool] = False
@@ -116,7 +115,6 @@ class Airbench(Network, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps normalised images [N, 32, 32, 3] to logits [N, num_classes] float32."""
         conv = self.conv(kernel_init=initializers.dirac())
         norm = self.norm(momentum=self.momentum, epsilon=1e-12, use_scale=False)
         x = self.act(Whitening(self.normal, self.dtype, self.platform, name="whitening")(x))

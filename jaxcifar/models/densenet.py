@@ -56,7 +56,6 @@ class DenseNet(Network, kw_only=True):
       remat: whether to keep for the gradients only what the first convolutions return, and to
         compute the rest again (concatenation, normalisation, activation). Pleiss et al.,
         "Memory-Efficient Implementation of DenseNets", 2017.
-      others: see `jaxcifar.models.network.Network`.
     """
 
     block_sizes: tuple[int, ...]
@@ -65,7 +64,6 @@ class DenseNet(Network, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps normalised images [N, 32, 32, 3] to logits [N, num_classes] float32."""
         act, conv, norm = self.act, self.conv(), self.norm()
         dense_layer = DenseLayer
         if self.remat:

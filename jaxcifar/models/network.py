@@ -15,6 +15,8 @@ from jaxcifar.models import initializers, layers
 class Network(nn.Module):
     """The base of the networks: `__call__(images, *, train)` maps images to logits.
 
+    The images are normalised, [N, 32, 32, 3]; the logits [N, num_classes] float32.
+
     A subclass builds its layers with `self.conv()`, `self.norm()` and `self.act`, so that dtype,
     initialisation and platform reach each of them.
 

@@ -68,7 +68,6 @@ class ResNet(Network, kw_only=True):
     Attributes:
       stage_sizes: blocks in each stage.
       block: `BasicBlock` or `BottleneckBlock`.
-      others: see `jaxcifar.models.network.Network`.
     """
 
     stage_sizes: tuple[int, ...]
@@ -76,7 +75,6 @@ class ResNet(Network, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps normalised images [N, 32, 32, 3] to logits [N, num_classes] float32."""
         act, conv, norm = self.act, self.conv(), self.norm()
         x = conv(int(64 * self.width), name="conv1")(x)
         x = act(norm(name="bn1")(x, train=train))

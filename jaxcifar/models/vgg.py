@@ -26,7 +26,6 @@ class VGG(Network):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps normalised images [N, 32, 32, 3] to logits [N, num_classes] float32."""
         init = initializers.xavier_normal(self.normal)
         conv, norm = self.conv(use_bias=True, kernel_init=init), self.norm()
         linear = partial(layers.Linear, kernel_init=init)

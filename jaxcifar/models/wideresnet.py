@@ -39,7 +39,6 @@ class WideResNet(Network, kw_only=True):
     Attributes:
       blocks: in each of the three stages.
       widening: k, which multiplies the 16, 32 and 64 channels of the stages.
-      others: see `jaxcifar.models.network.Network`.
     """
 
     narrowest: ClassVar[int] = 16
@@ -49,7 +48,6 @@ class WideResNet(Network, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps normalised images [N, 32, 32, 3] to logits [N, num_classes] float32."""
         act, conv, norm = self.act, self.conv(), self.norm()
         x = conv(int(16 * self.width), name="conv1")(x)
         for stage in range(3):

@@ -133,7 +133,7 @@ def test_stopped_measurements_go_on(measured, tmp_path, monkeypatch, capsys):
 
 def test_other_settings_are_refused(measured, capsys):
     assert smooth(measured, "--step-sizes=0.1,0.2") == 2
-    assert "step_sizes: [0.05" in capsys.readouterr().err
+    assert "step_sizes: (0.05" in capsys.readouterr().err
     assert smooth(measured, "--config.optim.learning_rate=0.1") == 2
     assert "optim.learning_rate: 0.001 -> 0.1" in capsys.readouterr().err
 
