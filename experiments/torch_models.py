@@ -100,24 +100,25 @@ class ResNet(nn.Module):
         block: type[BasicBlock] | type[Bottleneck],
         layers: Sequence[int],
         *,
+        planes: int = 64,
         num_classes: int = 10,
         activation: str = "relu",
         dropout_rate: float = 0.0,
         width: float = 1.0,
     ) -> None:
         super().__init__()
-        channels = int(64 * width)
+        channels = int(planes * width)
         self.conv1 = conv3x3(3, channels)
         self.bn1 = nn.BatchNorm2d(channels)
         self.act = ACTIVATIONS[activation]()
         self.layer_names = [f"layer{s + 1}" for s in range(len(layers))]
         for s, (name, depth) in enumerate(zip(self.layer_names, layers, strict=True)):
-            planes = int(64 * width * 2**s)
+            features = int(planes * width * 2**s)
             blocks = []
             for i in range(depth):
                 stride = 2 if s > 0 and i == 0 else 1
-                blocks.append(block(channels, planes, stride, activation))
-                channels = planes * block.expansion
+                blocks.append(block(channels, features, stride, activation))
+                channels = features * block.expansion
             self.add_module(name, nn.Sequential(*blocks))
         self.dropout = nn.Dropout(dropout_rate)
         self.fc = nn.Linear(channels, num_classes)
@@ -362,6 +363,8 @@ class Airbench(nn.Module):
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet20": partial(ResNet, BasicBlock, (3, 3, 3), planes=16),
+    "resnet56": partial(ResNet, BasicBlock, (9, 9, 9), planes=16),
     "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
     "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
     "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),

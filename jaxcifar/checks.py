@@ -31,6 +31,8 @@ _ONLY_FOR = {
     },
     "optim.start_factor": ("optim.schedule", ("triangular",)),
     "optim.end_factor": ("optim.schedule", ("triangular",)),
+    "optim.milestones": ("optim.schedule", ("multistep",)),
+    "optim.decay_factor": ("optim.schedule", ("multistep",)),
     "augment.padding_mode": ("data.augment", ("weak", "strong")),
     "augment.flip": ("data.augment", ("weak", "strong")),
     "augment.cutout": ("data.augment", ("weak",)),
@@ -71,6 +73,11 @@ def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = T
             f"config.train.lookahead_steps is {config.train.lookahead_steps} and train.ema_decay "
             f"{config.train.ema_decay}: both average the weights. Set one of them to 0."
         )
+    if config.optim.schedule == "multistep" and not config.optim.milestones:
+        raise UserError(
+            "config.optim.schedule is 'multistep', but optim.milestones is (). Give epochs, such "
+            "as --config.optim.milestones=60,120,160."
+        )
     if config.optim.warmup_epochs >= config.train.epochs:
         raise UserError(
             f"config.optim.warmup_epochs is {config.optim.warmup_epochs}, but the run has only "
@@ -106,6 +113,11 @@ def unused(config: Config) -> list[str]:
     strengths = config.optim.l1, config.optim.l2, config.optim.weight_decay
     if config.optim.penalize != "all" and not any(strengths):
         lines.append("optim.penalize, because optim.l1, l2 and weight_decay are 0")
+    if late := [epoch for epoch in config.optim.milestones if epoch >= config.train.epochs]:
+        lines.append(
+            f"optim.milestones {', '.join(map(str, late))}, because the run has "
+            f"{config.train.epochs} epochs"
+        )
     if config.optim.nesterov and not config.optim.momentum:
         lines.append("optim.nesterov, because optim.momentum is 0")
     if config.optim.start_factor and not config.optim.warmup_epochs:

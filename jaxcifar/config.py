@@ -104,10 +104,14 @@ def base_config() -> Config:
     #                        weight_decay
     config.optim.penalize = "all"  # which parameters L1, L2 and the decay affect: "all" "kernels"
     config.optim.schedule = "cosine"  # "cosine" (stepped per epoch) "cosine_per_step" "constant"
-    #                     "triangular" (rises in the warm-up, then falls, both per step)
+    #                     "triangular" (rises in the warm-up, then falls, both per step) "multistep"
+    #                     (falls at each milestone)
     config.optim.start_factor = 0.0  # for "triangular" only: the first rate, as a share of the peak
     config.optim.end_factor = 0.0  # for "triangular" only: the rate, likewise, that it would reach
     #                                one step after the last
+    config.optim.milestones = ()  # for "multistep" only: the epochs after which the rate is
+    #                               multiplied by decay_factor: (60, 120, 160)
+    config.optim.decay_factor = 0.1  # for "multistep" only
     config.optim.bias_scale = 1.0  # for SGD only: multiplies the gradients of BatchNorm's biases,
     #                                and so their learning rate, but not their L2
     config.optim.clip_norm = 0.0  # the largest norm of the whole gradient; 0: no limit
@@ -170,6 +174,8 @@ RANGES = {
     "optim.l2": (0.0, 100.0, False),
     "optim.start_factor": (0.0, 1.0, False),
     "optim.end_factor": (0.0, 1.0, False),
+    "optim.milestones": (0.0, 100_000.0, True),
+    "optim.decay_factor": (0.0, 1.0, True),
     "optim.bias_scale": (0.0, 10_000.0, True),
     "optim.clip_norm": (0.0, 1e9, False),
     "optim.warmup_epochs": (0.0, 100_000.0, False),
@@ -261,16 +267,26 @@ def validate(config: Config) -> None:
             raise UserError(f"config.{field} is {values}: the first must not be larger.")
 
 
+_OF_CHANNELS = (0, 3), "() or three numbers", (0.5, 0.5, 0.5)
+# Tuples that are not of a lowest and a highest value: the lengths allowed (none: any), in words,
+# and an example.
+_TUPLES: dict[str, tuple[tuple[int, ...], str, tuple[float, ...]]] = {
+    "data.mean": _OF_CHANNELS,
+    "data.std": _OF_CHANNELS,
+    "optim.milestones": ((), "a tuple of numbers", (60, 120, 160)),
+}
+
+
 def check_type(field: str, value: Any, default: Any) -> None:
     """Checks that a field's value is of the type of its default.
 
     Raises:
       UserError: it is not.
     """
-    example = (0.5, 0.5, 0.5) if default == () else default
+    example = default
     if isinstance(default, tuple):
-        lengths, wanted = ((2,), "two numbers") if default else ((0, 3), "() or three numbers")
-        good = isinstance(value, tuple | list) and len(value) in lengths
+        lengths, wanted, example = _TUPLES.get(field, ((2,), "two numbers", default))
+        good = isinstance(value, tuple | list) and (not lengths or len(value) in lengths)
         good = good and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
     elif isinstance(default, bool):
         good, wanted = isinstance(value, bool), "True or False"

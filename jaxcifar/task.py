@@ -45,6 +45,7 @@ class Optimization(NamedTuple):
       momentum, nesterov: of SGD.
       bias_scale: of the gradients of BatchNorm's biases.
       start_factor, end_factor: of the triangular schedule.
+      milestones, decay_factor: of the multistep schedule.
       clip_norm: the largest norm of the gradient; 0 is no limit.
     """
 
@@ -56,6 +57,8 @@ class Optimization(NamedTuple):
     bias_scale: float
     start_factor: float
     end_factor: float
+    milestones: tuple[float, ...]
+    decay_factor: float
     clip_norm: float
 
     def make_schedule(self, hyperparams: Hyperparams, steps_per_epoch: int) -> optax.Schedule:
@@ -66,8 +69,10 @@ class Optimization(NamedTuple):
             hyperparams.epochs,
             steps_per_epoch,
             hyperparams.warmup_epochs,
-            self.start_factor,
-            self.end_factor,
+            start_factor=self.start_factor,
+            end_factor=self.end_factor,
+            milestones=self.milestones,
+            decay_factor=self.decay_factor,
         )
 
     def make_regularizers(self, hyperparams: Hyperparams) -> tuple[optim.Regularizer, ...]:

@@ -8,9 +8,10 @@ import re
 import pytest
 
 from experiments.runs.rows import ROWS
-from jaxcifar.checks import check_config
-from jaxcifar.config import base_config, complete, differences, flatten, validate
+from jaxcifar.checks import check_config, unused
+from jaxcifar.config import base_config, changed_fields, complete, differences, flatten, validate
 from jaxcifar.errors import UserError
+from jaxcifar.options import with_options
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -76,9 +77,52 @@ def test_rows_are_as_the_original_report_has_them(line):
 
 
 def test_every_row_has_a_config():
-    others = {"quickstart", "fast", "fast96"}
+    others = {"quickstart", "fast", "fast96", "resnet18", "resnet20", "wideresnet"}
     files = {path.stem for path in (ROOT / "configs").glob("*.py")} - others
     assert set(ROWS) == files == {line.split()[0] for line in SETTINGS.split("\n")[1:-1]}
+
+
+@pytest.mark.parametrize(
+    ("name", "decay", "milestones", "factor", "epochs"),
+    [
+        ("resnet18", 5e-4, (), 0.1, 200),
+        ("resnet20", 1e-4, (82, 123), 0.1, 164),  # of 390 steps: 32,000, 48,000 and 64,000
+        ("wideresnet", 5e-4, (60, 120, 160), 0.2, 200),
+    ],
+)
+def test_baselines_are_as_their_papers_have_them(name, decay, milestones, factor, epochs):
+    config, _ = load_config(name)
+    check_config(config)
+    assert unused(config) == []
+    changed = {field: value for field, (_, value) in changed_fields(base_config(), config).items()}
+    schedule = {"schedule": "multistep", "milestones": milestones} if milestones else {}
+    given = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "l2": decay / 2} | schedule
+    given |= {"nesterov": True} if name != "resnet20" else {}
+    given |= {"decay_factor": factor} if factor != 0.1 else {}
+    expected = {f"optim.{field}": value for field, value in given.items()}
+    expected |= {"model.dropout_rate": 0.0, "train.batch_size": 128, "train.epochs": epochs}
+    expected |= {"model.name": {"wideresnet": "wideresnet28_10"}.get(name, name)}
+    expected |= {"augment.padding_mode": "reflect"} if name == "wideresnet" else {}
+    assert changed == {f: v for f, v in expected.items() if v != flatten(base_config())[f]}
+
+
+def test_milestones():
+    def changed(*options):
+        return with_options(base_config(), [f"--config.optim.{option}" for option in options])
+
+    config = changed("schedule=multistep", "milestones=20,30.5,70", "decay_factor=0.2")
+    check_config(config)
+    assert config.optim.milestones == (20, 30.5, 70)
+    assert unused(config) == ["optim.milestones 70, because the run has 50 epochs"]
+    assert changed("milestones=20").optim.milestones == (20,)
+    with pytest.raises(UserError, match=r"'multistep', but optim\.milestones is \(\)"):
+        check_config(changed("schedule=multistep"))
+    with pytest.raises(UserError, match="only for 'multistep'"):
+        check_config(changed("milestones=20,30"))
+    with pytest.raises(UserError, match="above 0"):
+        check_config(changed("schedule=multistep", "milestones=0,30"))
+    with pytest.raises(UserError, match="milestones"):
+        check_config(changed("schedule=multistep", "milestones=soon"))
 
 
 # --- fields -----------------------------------------------------------------------------------

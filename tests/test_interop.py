@@ -20,7 +20,7 @@ from jaxcifar.models import MODELS, create_model
 from jaxcifar.state import abstract_variables
 
 # Of the blocks of ResNet-50 and DenseNet-121.
-DEEPER = ("resnet101", "resnet152", "densenet169", "densenet201", "densenet264")
+DEEPER = ("resnet56", "resnet101", "resnet152", "densenet169", "densenet201", "densenet264")
 
 
 def random_variables(name, **options):

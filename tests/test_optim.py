@@ -314,7 +314,7 @@ def test_cosine_of_no_epochs_is_over(per):
 @pytest.mark.parametrize("name", optim.SCHEDULES)
 def test_numbers_may_be_traced_where_the_step_is_not(name):
     def rate(base, epochs, warm):
-        return optim.make_schedule(name, base, epochs, 10, warm)(27)
+        return optim.make_schedule(name, base, epochs, 10, warm, milestones=(2.5, 3))(27)
 
     numbers = 0.1, 4.0, 2.0
     assert jax.jit(rate)(*numbers) == pytest.approx(rate(*numbers), rel=1e-5)

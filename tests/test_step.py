@@ -100,7 +100,7 @@ def test_a_step_by_hand():
 def test_the_learning_rate_that_is_logged_is_the_one_that_was_applied(schedule):
     """Of every step of two epochs of four: (before − after) / gradient."""
     model = Small()
-    rates = optim.make_schedule(schedule, jnp.float32(0.5), jnp.float32(2), 4)
+    rates = optim.make_schedule(schedule, jnp.float32(0.5), jnp.float32(2), 4, milestones=(1,))
     tx = optim.make_optimizer("sgd", rates)
     loss = make_loss(model, as_it_is)
     step = jax.jit(make_train_step(loss, tx, schedule=rates))
@@ -115,10 +115,9 @@ def test_the_learning_rate_that_is_logged_is_the_one_that_was_applied(schedule):
         state = after
     np.testing.assert_allclose(logged, applied, rtol=1e-4, atol=1e-7)
     assert metrics["learning_rate"].dtype == jnp.float32
-    assert (
-        len(set(logged))
-        == {"constant": 1, "cosine": 2, "cosine_per_step": 8, "triangular": 8}[schedule]
-    )
+    two = {"cosine": 2, "multistep": 2}
+    expected = {"constant": 1, "cosine_per_step": 8, "triangular": 8} | two
+    assert len(set(logged)) == expected[schedule]
 
 
 class Constant(nn.Module):

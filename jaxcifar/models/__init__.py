@@ -19,6 +19,8 @@ from jaxcifar.models.wideresnet import WideResNet
 __all__ = ["ACTIVATIONS", "MODELS", "Network", "can_remat", "create_model"]
 
 _BUILDERS: dict[str, "partial[Network]"] = {
+    "resnet20": partial(ResNet, stage_sizes=(3, 3, 3), block=BasicBlock, features=16),
+    "resnet56": partial(ResNet, stage_sizes=(9, 9, 9), block=BasicBlock, features=16),
     "resnet18": partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock),
     "resnet34": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock),
     "resnet50": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BottleneckBlock),

@@ -1,10 +1,12 @@
 """ResNet v1 for 32×32 images. He et al., "Deep Residual Learning for Image Recognition", 2016.
 
-The stem is one 3×3 convolution of stride 1 without pooling; the rest is the paper's ImageNet
-network: four stages, the last three halving the resolution.
+The stem is one 3×3 convolution of stride 1 without pooling. All stages but the first halve the
+resolution. ResNet-18 to -152 have the four stages of the paper's networks for ImageNet; ResNet-20
+and -56 are its networks for CIFAR (section 4.2), three stages from 16 channels on, but with a
+projection where the shape changes (its option B), in place of zeros (A).
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -68,20 +70,24 @@ class ResNet(Network, kw_only=True):
     Attributes:
       stage_sizes: blocks in each stage.
       block: `BasicBlock` or `BottleneckBlock`.
+      features: channels of the stem and of the first stage; each stage doubles them.
     """
+
+    narrowest: ClassVar[int] = 16
 
     stage_sizes: tuple[int, ...]
     block: Any
+    features: int = 64
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         act, conv, norm = self.act, self.conv(), self.norm()
-        x = conv(int(64 * self.width), name="conv1")(x)
+        x = conv(int(self.features * self.width), name="conv1")(x)
         x = act(norm(name="bn1")(x, train=train))
         for stage, size in enumerate(self.stage_sizes):
             for i in range(size):
                 x = self.block(
-                    features=int(64 * self.width * 2**stage),
+                    features=int(self.features * self.width * 2**stage),
                     stride=2 if stage > 0 and i == 0 else 1,
                     act=act,
                     conv=conv,

@@ -14,7 +14,13 @@ from jaxcifar.optim.regularizers import (
     l2_penalty,
     proximal_l1,
 )
-from jaxcifar.optim.schedules import SCHEDULES, cosine_annealing, make_schedule, triangular
+from jaxcifar.optim.schedules import (
+    SCHEDULES,
+    cosine_annealing,
+    make_schedule,
+    multistep,
+    triangular,
+)
 
 __all__ = [
     "MASKS",
@@ -33,6 +39,7 @@ __all__ = [
     "l2_penalty",
     "make_optimizer",
     "make_schedule",
+    "multistep",
     "options_of",
     "proximal_l1",
     "triangular",

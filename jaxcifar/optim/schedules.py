@@ -1,5 +1,6 @@
 """Learning-rate schedules: functions of the step alone, so that a resumed run is the same run."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jax.core import Tracer
 
 from jaxcifar.errors import choose
 
-SCHEDULES = ("cosine", "cosine_per_step", "constant", "triangular")
+SCHEDULES = ("cosine", "cosine_per_step", "constant", "triangular", "multistep")
 
 
 def _numpy_or_jax(step: Any, *numbers: Any) -> Any:
@@ -97,26 +98,61 @@ def triangular(
     return schedule
 
 
+def multistep(
+    base_lr: float | jax.Array,
+    milestones: Sequence[float],
+    steps_per_epoch: int,
+    decay_factor: float = 0.1,
+) -> optax.Schedule:
+    """`base_lr`, multiplied by `decay_factor` after each milestone; PyTorch's MultiStepLR.
+
+    Args:
+      base_lr: the first learning rate.
+      milestones: epochs; whole ones, or their nearest steps.
+      steps_per_epoch: training steps in an epoch.
+      decay_factor: what PyTorch calls gamma.
+
+    Returns:
+      step -> learning rate.
+    """
+    steps = [round(epoch * steps_per_epoch) for epoch in milestones]
+
+    def schedule(step: Any) -> Any:
+        xp = _numpy_or_jax(step, base_lr)
+        rate = base_lr
+        for first in steps:
+            rate = rate * xp.where(step < first, 1.0, decay_factor)
+        return rate
+
+    return schedule
+
+
 def make_schedule(
     name: str,
     base_lr: float | jax.Array,
     epochs: float | jax.Array,
     steps_per_epoch: int,
     warmup_epochs: float | jax.Array = 0.0,
+    *,
     start_factor: float = 0.0,
     end_factor: float = 0.0,
+    milestones: Sequence[float] = (),
+    decay_factor: float = 0.1,
 ) -> optax.Schedule:
     """Returns the schedule `name`, one of SCHEDULES: step -> learning rate.
 
     Args:
-      name: "cosine" (see `cosine_annealing`), "cosine_per_step", "constant" or "triangular".
+      name: "cosine" (see `cosine_annealing`), "cosine_per_step", "constant", "triangular" or
+        "multistep".
       base_lr: the highest learning rate.
       epochs: of the whole run, with the warm-up.
       steps_per_epoch: training steps in an epoch.
       warmup_epochs: before the schedule, which then has the rest of the epochs: step n (from 0) of
         the W whole steps of warm-up has base_lr · (n + 1) / W. Goyal et al., "Accurate, Large
-        Minibatch SGD", 2017, section 2.2. The rise of "triangular" is its warm-up.
+        Minibatch SGD", 2017, section 2.2. The rise of "triangular" is its warm-up; the milestones
+        of "multistep" are epochs of the whole run, as there.
       start_factor, end_factor: of `triangular`.
+      milestones, decay_factor: of `multistep`.
 
     Raises:
       UserError: there is no such schedule.
@@ -133,6 +169,8 @@ def make_schedule(
         )
     if name == "constant":
         after = optax.constant_schedule(base_lr)
+    elif name == "multistep":
+        after = multistep(base_lr, milestones, steps_per_epoch, decay_factor)
     else:
         per = "step" if name == "cosine_per_step" else "epoch"
         after = cosine_annealing(base_lr, epochs - warmup_epochs, steps_per_epoch, per)
@@ -143,6 +181,7 @@ def make_schedule(
         # Whole steps, as in `triangular`: the last of them has the highest rate.
         warm = xp.floor(warmup_epochs * steps_per_epoch + 1e-3)
         rising = base_lr * (step + 1) / xp.maximum(warm, 1)
-        return xp.where(step < warm, rising, after(xp.maximum(step - warm, 0)))
+        since = step if name == "multistep" else xp.maximum(step - warm, 0)
+        return xp.where(step < warm, rising, after(since))
 
     return schedule

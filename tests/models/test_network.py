@@ -24,6 +24,8 @@ from tests.models.shapes import IMAGES, KEY, shapes
 
 # The report's sizes to the unit, counted by hand from the architectures.
 PARAMETERS = {
+    "resnet20": 272_474,
+    "resnet56": 855_770,
     "resnet18": 11_173_962,
     "resnet34": 21_282_122,
     "resnet50": 23_520_842,

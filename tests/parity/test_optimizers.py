@@ -96,6 +96,27 @@ def test_warm_up_then_the_schedule(name):
         assert float(jax.jit(schedule)(step)) == pytest.approx(expected, rel=1e-5, abs=1e-8)
 
 
+@pytest.mark.parametrize("warmup_epochs", [0, 2])
+def test_milestones(warmup_epochs):
+    """MultiStepLR, stepped each epoch; a warm-up does not move it."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    theirs = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[3, 5, 9], gamma=0.2)
+    given = {"milestones": (3, 5, 9), "decay_factor": 0.2}
+    schedule = optim.make_schedule("multistep", 0.3, 10, 7, warmup_epochs, **given)
+    alone = optim.multistep(0.3, (3, 5, 9), 7, 0.2)
+    for epoch in range(10):
+        for step in range(7 * epoch, 7 * epoch + 7):
+            expected = optimizer.param_groups[0]["lr"]
+            assert alone(step) == pytest.approx(expected, rel=1e-12)
+            assert jax.jit(alone)(step) == pytest.approx(expected, rel=1e-6)
+            if step < 7 * warmup_epochs:
+                expected *= (step + 1) / 14
+            assert schedule(step) == pytest.approx(expected, rel=1e-12)
+            assert jax.jit(schedule)(step) == pytest.approx(expected, rel=1e-6)
+        optimizer.step()
+        theirs.step()
+
+
 @pytest.mark.parametrize("name", ["cosine", "cosine_per_step", "constant"])
 @pytest.mark.parametrize(
     ("epochs", "steps_per_epoch", "warm"),
