@@ -59,7 +59,7 @@ class AlongGradient(Hook):
 
         self.look = look
 
-    def before_step(self, run):
+    def before_call(self, run):
         self.found.append(np.array(self.look(run.state, run.images, run.labels, run.order)))
 
     def after_epoch(self, run, record):

@@ -112,7 +112,7 @@ class StopAt(Hook):
     def __init__(self, step: int):
         self.step = step
 
-    def before_step(self, run: Run) -> None:
+    def before_call(self, run: Run) -> None:
         if run.step == self.step:
             run.stop.request("on purpose")
 

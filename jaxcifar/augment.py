@@ -212,16 +212,17 @@ def crop(
 
     The padding is zeros, or with padding_mode "reflect" the image mirrored at its outermost pixels.
 
-    With platform "tpu" the batch is sliced at every offset, first by row, then by column, and each
-    image's own is selected, because slices that start at different offsets would be a loop over
-    the images there. The result is the same to the bit.
+    `platform` is what the program is built for; "" is JAX's default backend. For "tpu" the batch is
+    sliced at every offset, first by row, then by column, and each image's own is selected, because
+    slices that start at different offsets would be a loop over the images there. The result is the
+    same to the bit.
     """
     choose("padding_mode", padding_mode, PADDING_MODES)
     _, height, width, channels = images.shape
     pad = (padding, padding)
     mode = "constant" if padding_mode == "zeros" else padding_mode
     padded = jnp.pad(images, ((0, 0), pad, pad, (0, 0)), mode=mode)
-    if platform == "tpu":
+    if (platform or jax.default_backend()) == "tpu":
         return _chosen(_chosen(padded, offsets[:, 0], 1, height), offsets[:, 1], 2, width)
 
     def cut(image: jax.Array, at: jax.Array) -> jax.Array:

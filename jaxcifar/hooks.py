@@ -64,7 +64,7 @@ class Hook:
     """Override the methods you need. All are called by the thread that trains.
 
     Attributes:
-      reads_state: set it to False if `before_step` does not read `run.state`; the host then need
+      reads_state: set it to False if `before_call` does not read `run.state`; the host then need
         not wait for the devices before each call.
     """
 
@@ -76,7 +76,7 @@ class Hook:
     def start(self, run: Run) -> None:
         """Before the first step of this start, or resumption, of the run."""
 
-    def before_step(self, run: Run) -> None:
+    def before_call(self, run: Run) -> None:
         """Before each call of the training program, when `run.step` steps are done.
 
         A call makes `run.task.steps_from(run.step)` steps. If it reads the state (see
@@ -129,7 +129,7 @@ class Profile(Hook):
         """Whether there was a step to trace."""
         return self._first >= 0
 
-    def before_step(self, run: Run) -> None:
+    def before_call(self, run: Run) -> None:
         if not self.began and processes.is_first():
             folder = run.workdir / "profile"
             folder.mkdir(exist_ok=True)
@@ -180,7 +180,7 @@ class Hooks:
     def any_reads_state(self) -> bool:
         """Whether a hook reads the state before each call of the training program."""
         return any(
-            hook.reads_state and getattr(hook.before_step, "__func__", None) is not Hook.before_step
+            hook.reads_state and getattr(hook.before_call, "__func__", None) is not Hook.before_call
             for hook in self._hooks
         )
 

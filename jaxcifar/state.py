@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxcifar.errors import UserError
+
 
 class TrainState(flax.struct.PyTreeNode):
     """The state of a run after `step` training steps.
@@ -68,9 +70,17 @@ def create_state(
       keep_slow: also keep Lookahead's slow weights, which start there too.
 
     It compiles fastest with `jaxcifar.kernels.compilation.jit(…, fast_compile=True)`.
+
+    Raises:
+      UserError: the model has other collections than "params" and "batch_stats".
     """
     init_key, key = jax.random.split(jax.random.key(seed))
     variables = model.init(init_key, jnp.zeros((1, 32, 32, 3), jnp.float32), train=False)
+    if other := sorted(set(variables) - {"params", "batch_stats"}):
+        raise UserError(
+            f"{type(model).__name__} has the collections {', '.join(other)}, but a state keeps "
+            "only params and batch_stats. Keep what changes in training in batch_stats."
+        )
     if images is not None:
         variables = model.fitted(variables, images)  # pyright: ignore
     if weights:

@@ -89,13 +89,15 @@ def train_and_evaluate(
         numbers = sharding.replicate(hyperparams(config), mesh)
         images, labels = programs.on_devices(splits.train, mesh)
         validation = programs.on_devices(splits.validation, mesh)
+        # In this order: `open` refuses another config or other images before anything is changed,
+        # `restore` may set checkpoints aside, `start_log` replaces what was logged after the one
+        # that it found.
         folder.open(config, splits.provenance, task.in_force, mesh, initial.facts)
-        state, position = folder.restore(programs.abstract_state(task)) or (
-            programs.init(task)(
-                sharding.replicate(np.uint32(config.seed), mesh), numbers, images, initial.weights
-            ),
-            Position(),
-        )
+        restored = folder.restore(programs.abstract_state(task))
+        if restored is None:
+            seed = sharding.replicate(np.uint32(config.seed), mesh)
+            restored = programs.init(task)(seed, numbers, images, initial.weights), Position()
+        state, position = restored
         records = folder.start_log(position.epochs_done)
 
         step = first = position.step(task.steps_per_epoch)
@@ -175,7 +177,7 @@ def _train_epoch(run: Run, all_hooks: Hooks, folder: RunFolder, progress: Progre
         if waits:
             jax.block_until_ready(run.state)
         with metrics.paused() if waits else contextlib.nullcontext():
-            all_hooks.call("before_step", run)
+            all_hooks.call("before_call", run)
         if _stop_is_agreed(run):
             _settle(run, metrics, folder)
             raise _stopped(run, folder)
@@ -193,9 +195,9 @@ def _train_epoch(run: Run, all_hooks: Hooks, folder: RunFolder, progress: Progre
         if progress.due() and metrics.fetch(but_last=True):
             progress.step(run.step, position.steps, position.seconds, task.batch_size)
         due = time.monotonic() - folder.saved_at > 60 * run.config.train.checkpoint_minutes
-        # Also if a loss is not finite: `_settle` raises then, in all processes.
-        if any(processes.agree("save", due and processes.is_first(), not metrics.finite)):
-            _settle(run, metrics, folder)
+        save, diverged = processes.agree("save", due and processes.is_first(), not metrics.finite)
+        if save or diverged:
+            _settle(run, metrics, folder)  # which raises in all processes if a loss is not finite
             with metrics.paused():
                 _save(run, folder)
     _settle(run, metrics, folder)

@@ -30,15 +30,15 @@ class Misbehave(Hook):
     def __init__(self, told):
         self.told = told
 
-    def before_step(self, run):
-        self.do("before_step", run.step)
+    def before_call(self, run):
+        self.do("before_call", run.step)
 
     def before_evaluation(self, run):
         self.do("before_evaluation", run.step)
 
     def do(self, where, step):
         me = processes.index()
-        if (where, me) != (self.told.get("where", "before_step"), self.told.get("who", me)):
+        if (where, me) != (self.told.get("where", "before_call"), self.told.get("who", me)):
             return
         if self.told.get("kill") == step:
             os.kill(os.getpid(), signal.SIGKILL)

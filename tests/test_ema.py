@@ -54,11 +54,11 @@ class Collect(Hook):
     def __init__(self):
         self.seen = []
 
-    def before_step(self, run):
+    def before_call(self, run):
         self.seen.append(jax.device_get(run.state.variables))
 
     def end(self, run, result):
-        self.before_step(run)
+        self.before_call(run)
 
 
 @pytest.mark.slow

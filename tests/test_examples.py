@@ -5,6 +5,7 @@ import io
 import pathlib
 import runpy
 
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -83,3 +84,17 @@ def test_regularizers(tmp_path):
     assert np.abs(w["L1"][wrong]).max() < 0.01
     for name in ("no penalty", "L2"):
         assert np.abs(w[name][wrong]).max() > 0.1
+
+
+@pytest.mark.slow
+def test_seeds(tmp_path):
+    found, printed = run("seeds.py", tmp_path)
+    assert pictures(printed) == ["seeds.png"]
+    assert found["losses"].shape == (4, 2, 1442 // 64)
+    assert printed.count("over 2 seeds") == 4
+    # Side by side they are what each is alone.
+    train_one = jax.jit(found["train_one"])
+    alone, classes = train_one(found["RATES"][1], np.uint32(1), found["digits"])
+    np.testing.assert_allclose(found["losses"][1, 1], alone, rtol=1e-3)
+    assert (found["found"][1, 1] == classes).mean() > 0.98
+    assert not np.allclose(found["losses"][1, 0], alone, rtol=1e-2)  # another seed

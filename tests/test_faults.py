@@ -238,7 +238,7 @@ def test_divergence_can_be_looked_at(tmp_path, steps_per_call):
 class Spoil(Hook):
     """Makes a parameter infinite where one step is done: the loss of that step was finite."""
 
-    def before_step(self, run):
+    def before_call(self, run):
         if run.step == 4:
             params = jax.tree.map(lambda x: x.at[:1].set(np.inf), run.state.params)
             run.state = run.state.replace(params=jax.device_put(params, run.state.step.sharding))

@@ -31,7 +31,7 @@ def test_hooks_see_each_call_once_and_in_order(tmp_path, steps_per_call, befores
     run(tiny(train__steps_per_call=steps_per_call), tmp_path, one, other)
     epochs = [
         [
-            *(("before_step", step) for step in befores if end - 3 <= step < end),
+            *(("before_call", step) for step in befores if end - 3 <= step < end),
             ("before_evaluation", end),
             ("after_epoch", end),
         ]
@@ -62,7 +62,7 @@ class Look(Hook):
         assert run.task.model.width == run.config.model.width
         assert run.hyperparams.learning_rate == np.float32(1e-3)
 
-    def before_step(self, run):
+    def before_call(self, run):
         assert int(run.state.step) == run.step
         if run.step % 3 == 0:
             self.orders.append(np.asarray(run.order))
@@ -103,7 +103,7 @@ def test_the_devices_have_finished_where_a_step_is_looked_at(tmp_path):
     class Look(Hook):
         seen = 0
 
-        def before_step(self, run):
+        def before_call(self, run):
             assert all(leaf.is_ready() for leaf in jax.tree.leaves(run.state.params))
             self.seen += 1
 
@@ -114,7 +114,7 @@ def test_the_devices_have_finished_where_a_step_is_looked_at(tmp_path):
 
 def test_a_hook_may_be_made_of_a_function(tmp_path):
     hook, steps = Hook(), []
-    hook.before_step = lambda run: steps.append(run.step)
+    hook.before_call = lambda run: steps.append(run.step)
     run(tiny(), tmp_path, hook)
     assert steps == [0, 1, 2, 3, 4, 5]
     assert Hooks([hook]).any_reads_state
@@ -123,7 +123,7 @@ def test_a_hook_may_be_made_of_a_function(tmp_path):
 class Slow(Hook):
     reads_state = False
 
-    def before_step(self, run):
+    def before_call(self, run):
         time.sleep(0.3)
 
 
@@ -243,7 +243,7 @@ def test_the_last_call_that_is_traced_counts_as_training(tmp_path, monkeypatch):
     seen = SimpleNamespace(workdir=tmp_path, state=(), task=calls)
     waited = []
     for seen.step in (6, 8, 10, 12, 14):
-        hook.before_step(seen)
+        hook.before_call(seen)
         waited.append(Hooks([hook]).any_reads_state)
     assert waited == [False, False, True, False, False]
     assert hook.traced == 6  # whole calls
@@ -295,7 +295,7 @@ class Raise(Hook):
     [
         ("locked", 0),
         ("start", 0),
-        ("before_step", 0),
+        ("before_call", 0),
         ("before_evaluation", 3),
         ("after_epoch", 3),
         ("close", 6),

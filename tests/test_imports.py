@@ -101,41 +101,6 @@ def test_a_run_starts_before_pictures_and_tensorboard_are_imported():
     assert not libraries & {"matplotlib", "tensorboardX", "PIL", "sklearn", "tensorflow_datasets"}
 
 
-def test_the_rooms_of_the_package_import_in_one_direction():
-    """No circle between rooms: each can be given a floor above all that it imports."""
-    rooms = {room(name) for name in MODULES if name.startswith("jaxcifar")} - {""}
-    below = {
-        one: {
-            room(other)
-            for name in MODULES
-            if name.startswith("jaxcifar.") and room(name) == one
-            for other in imported(name)
-            if room(other) and room(other) != one
-        }
-        for one in rooms
-    }
-    floors = {}
-    while len(floors) < len(rooms):
-        ready = [one for one in rooms - floors.keys() if below[one] <= floors.keys()]
-        assert ready, f"a circle among {sorted(rooms - floors.keys())}"
-        for one in ready:
-            floors[one] = 1 + max((floors[other] for other in below[one]), default=0)
-    # The way through a run, from what knows nothing to what knows everything.
-    for lower, higher in (
-        ("errors", "config"),
-        ("data", "programs"),
-        ("augment", "programs"),
-        ("models", "programs"),
-        ("losses", "step"),
-        ("optim", "programs"),
-        ("state", "step"),
-        ("step", "programs"),
-        ("programs", "train"),
-        ("train", "main"),
-    ):
-        assert floors[lower] < floors[higher], f"{higher} must be above {lower}"
-
-
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_every_imported_module_is_there(name):
     for other in imported(name):

@@ -46,7 +46,7 @@ class StopAt(Hook):
     def __init__(self, step):
         self.step = step
 
-    def before_step(self, run):
+    def before_call(self, run):
         if run.step == self.step:
             run.stop.request("on purpose")
 

@@ -48,7 +48,7 @@ def test_finished_and_stopped_runs(finished, stopped, tmp_path, capsys):
 
 def test_a_run_in_progress(tmp_path):
     class Look(Hook):
-        def before_step(self, run):
+        def before_call(self, run):
             self.seen = states(tmp_path)
 
     look = Look()

@@ -1,10 +1,12 @@
 """The state of a run before its first step, and its shapes without computing it."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcifar.errors import UserError
 from jaxcifar.models import create_model
 from jaxcifar.optim import make_optimizer
 from jaxcifar.state import abstract_variables, create_state
@@ -36,3 +38,17 @@ def test_abstract_variables_are_those_of_the_model(name):
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)),
                  found, expected)  # fmt: skip
+
+
+class Counting(nn.Module):
+    """Has a collection of its own."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        self.variable("counts", "calls", jnp.zeros, ())
+        return nn.Dense(10)(images.mean((1, 2)))
+
+
+def test_a_collection_that_would_be_lost_is_refused():
+    with pytest.raises(UserError, match="Counting has the collections counts"):
+        create_state(Counting(), make_optimizer("adam", 1e-3), 0)

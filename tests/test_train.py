@@ -233,7 +233,7 @@ class Break(Hook):
     def __init__(self, step):
         self.step = step
 
-    def before_step(self, run):
+    def before_call(self, run):
         if run.step == 5:
             self.wait(run)
             raise ValueError("broken on purpose")
@@ -342,7 +342,7 @@ class Wait(Hook):
     def __init__(self, clock):
         self.clock = clock
 
-    def before_step(self, run):
+    def before_call(self, run):
         self.clock.now += 5.0
 
     def before_evaluation(self, run):

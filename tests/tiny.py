@@ -103,15 +103,15 @@ class Synced:
 class SignalAt(Hook):
     """Sends this process a signal where `step` steps are done."""
 
-    def __init__(self, step, *, signum=signal.SIGTERM, where="before_step"):
+    def __init__(self, step, *, signum=signal.SIGTERM, where="before_call"):
         self.step, self.signum, self.where = step, signum, where
 
     def _kill(self, where, run):
         if (where, run.step) == (self.where, self.step):
             os.kill(os.getpid(), self.signum)
 
-    def before_step(self, run):
-        self._kill("before_step", run)
+    def before_call(self, run):
+        self._kill("before_call", run)
 
     def before_evaluation(self, run):
         self._kill("before_evaluation", run)
@@ -123,7 +123,7 @@ class SignalAt(Hook):
 class Spoil(Hook):
     """Makes the parameters not a number where `step` steps are done."""
 
-    def __init__(self, step, *, where="before_step"):
+    def __init__(self, step, *, where="before_call"):
         self.step, self.where = step, where
 
     def _spoil(self, where, run):
@@ -131,8 +131,8 @@ class Spoil(Hook):
             spoiled = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), run.state.params)
             run.state = run.state.replace(params=sharding.replicate(spoiled, run.task.mesh))
 
-    def before_step(self, run):
-        self._spoil("before_step", run)
+    def before_call(self, run):
+        self._spoil("before_call", run)
 
     def before_evaluation(self, run):
         self._spoil("before_evaluation", run)
@@ -148,7 +148,7 @@ class Look(Hook):
 class Slow(Hook):
     """Waits before each step."""
 
-    def before_step(self, run):
+    def before_call(self, run):
         time.sleep(0.3)
 
 
@@ -161,8 +161,8 @@ class Watch(Hook):
     def start(self, run):
         self.calls.append(("start", run.step))
 
-    def before_step(self, run):
-        self.calls.append(("before_step", run.step))
+    def before_call(self, run):
+        self.calls.append(("before_call", run.step))
 
     def before_evaluation(self, run):
         self.calls.append(("before_evaluation", run.step))
@@ -180,5 +180,5 @@ class Watch(Hook):
 
     @property
     def steps(self):
-        """What `before_step` saw."""
-        return [step for method, step in self.calls if method == "before_step"]
+        """What `before_call` saw."""
+        return [step for method, step in self.calls if method == "before_call"]

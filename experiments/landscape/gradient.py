@@ -110,7 +110,7 @@ class AlongGradient(Hook):
         self._began, self._first = time.monotonic(), run.step
         self._gradient = _gradient_of(run.task)
 
-    def before_step(self, run: Run) -> None:
+    def before_call(self, run: Run) -> None:
         """Measures, where it is time to."""
         if run.step % self._every == 0 and run.step <= self._last:
             self._measure(run)

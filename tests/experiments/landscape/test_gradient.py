@@ -111,7 +111,7 @@ def test_stopped_measurements_go_on(measured, tmp_path, monkeypatch, capsys):
     real = train.train_and_evaluate
 
     class StopAfterTheFirst(Hook):
-        def before_step(self, run):
+        def before_call(self, run):
             if run.step == 1:
                 signal.raise_signal(signal.SIGTERM)
 
@@ -297,7 +297,7 @@ def test_a_signal_as_all_is_measured_ends_the_command(tmp_path, monkeypatch):
     real = train.train_and_evaluate
 
     class Signal(Hook):
-        def before_step(self, run):
+        def before_call(self, run):
             signal.raise_signal(signal.SIGTERM)
 
     def stopped(config, workdir, *, hooks):
