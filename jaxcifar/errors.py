@@ -1,4 +1,4 @@
-"""What a user can mend, and how it is said: in one message."""
+"""Errors that the user can fix: one message, and no traceback."""
 
 import contextlib
 import difflib

@@ -41,7 +41,7 @@ NARROW = 0.125
 # In a DenseNet no two layers have the same shapes: a small one stands for all four.
 DENSE = (2, 3, 2, 2)
 # A deeper ResNet has more of the same blocks, and rounding in a hundred layers moves its statistics
-# by 3e-5: a small one stands for those with bottlenecks. That of 34 layers has the blocks of 18, and
+# by 3e-5: a small one stands for those with bottlenecks. That of 34 layers has the blocks of 18,
 # that of 56 those of 20.
 BOTTLENECKS = (1, 2)
 OTHERS = ("resnet56", "resnet34", "resnet50", "resnet101", "resnet152")
