@@ -2,9 +2,8 @@
 
     python -m jaxcifar.main --config=configs/resnet20.py
 
-The paper trains for 64,000 steps, and has 91.25% on the test set (--model.name=resnet56: 93.03%).
-The epochs here are the nearest to its steps; it learns with 45,000 of the images, for which there
-is --data.protocol=holdout. Not trained here yet.
+The paper has 91.25% on the test set (--config.model.name=resnet56: 93.03%), after 64,000 steps, to
+which the epochs here are the nearest. Not trained here yet.
 """
 
 from jaxcifar.config import base_config

@@ -20,8 +20,9 @@ _INTRO = """# Configuration
 
 Every field of a config, with its default, its range and its meaning. A config file sets them in
 Python. On the command line, `jaxcifar train`, `eval`, `sweep` and `landscape smoothness` take them
-as `--optim.l2=1e-4`; `python -m …` needs the long form, `--config.optim.l2=1e-4`. Unknown fields
-and impossible values are refused before any work starts.
+as `--optim.l2=1e-4`, and several numbers as `--optim.milestones=60,120,160`; `python -m …` needs
+the long form, `--config.optim.l2=1e-4`. Unknown fields and impossible values are refused before any
+work starts.
 
 Fields marked † change how a run is carried out, not what it computes, except for rounding. They may
 be changed when a run is resumed.

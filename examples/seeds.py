@@ -73,7 +73,8 @@ def train_one(rate, seed, digits):
         return state, metrics["loss"]
 
     state = create_state(model, tx, seed)
-    keys = jax.random.split(jax.random.fold_in(state.key, 0), EPOCHS)
+    # The steps draw from `fold_in(state.key, step)`: the orders need a number that is no step's.
+    keys = jax.random.split(jax.random.fold_in(state.key, np.uint32(2**32 - 1)), EPOCHS)
     count = len(digits["images"])
     orders = jax.vmap(lambda key: jax.random.permutation(key, count))(keys)
     batches = orders[:, : count // BATCH * BATCH].reshape(-1, BATCH)

@@ -110,12 +110,14 @@ def base_config() -> Config:
     config.optim.end_factor = 0.0  # for "triangular" only: the rate, likewise, that it would reach
     #                                one step after the last
     config.optim.milestones = ()  # for "multistep" only: the epochs after which the rate is
-    #                               multiplied by decay_factor: (60, 120, 160)
+    #                               multiplied by decay_factor, counted from the start of the run:
+    #                               (60, 120, 160). A shorter run needs its own
     config.optim.decay_factor = 0.1  # for "multistep" only
     config.optim.bias_scale = 1.0  # for SGD only: multiplies the gradients of BatchNorm's biases,
     #                                and so their learning rate, but not their L2
     config.optim.clip_norm = 0.0  # the largest norm of the whole gradient; 0: no limit
     config.optim.warmup_epochs = 0.0  # epochs of rising learning rate, before the schedule begins
+    #                                   ("multistep" has begun meanwhile)
 
     config.train = _Group()
     config.train.batch_size = 256  # images per step, over all devices together

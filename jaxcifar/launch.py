@@ -1,8 +1,8 @@
 """Finds out from flags and the environment whether this process is one of several of a run."""
 
 import dataclasses
+import os
 import re
-import sys
 import urllib.error
 import urllib.request
 import zlib
@@ -105,7 +105,7 @@ def _slurm(environment: Mapping[str, str]) -> Place | None:
     Nor is an interactive shell (`srun --pty bash`): only the first of its tasks has one. What srun
     starts from there has its variable too, but no terminal.
     """
-    if "SLURM_PTY_PORT" in environment and sys.stdin and sys.stdin.isatty():
+    if "SLURM_PTY_PORT" in environment and _has_terminal():
         return None
     try:
         nodes = environment["SLURM_STEP_NODELIST"]
@@ -125,6 +125,15 @@ def _slurm(environment: Mapping[str, str]) -> Place | None:
         of_host=int(on_node) if on_node.isdigit() else 0,
     )
     return Place(f"{host}:{_port(environment, f'{job}.{step}')}", count, index, gpus)
+
+
+def _has_terminal() -> bool:
+    """Whether this process belongs to a terminal, wherever its input comes from."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY))
+    except OSError:
+        return False
+    return True
 
 
 def _tasks_on_node(environment: Mapping[str, str]) -> int:

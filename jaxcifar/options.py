@@ -94,6 +94,12 @@ def load(name: str | pathlib.Path) -> Config:
       UserError: the file cannot be loaded, or does not return a valid config.
     """
     path = config_file(name)
+    if (path / "config.json").is_file():
+        raise UserError(
+            f"{path} is the folder of a run. To resume it, give the config and options that it was "
+            f"started with, and --workdir={path}. In a checkout, 'jaxcifar report tables "
+            f"{path.parent}' prints them."
+        )
     if not path.is_file():
         where = "" if path.is_absolute() else f" in {pathlib.Path.cwd()}"
         raise UserError(f"There is no config file {path}{where}.")

@@ -97,7 +97,9 @@ def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
             f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels. Make it smaller first."
         ) from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{path} is not a picture. Give a PNG, JPEG or WebP file.") from error
+        raise UserError(
+            f"{path} cannot be read as a picture. Give a PNG, JPEG or WebP file."
+        ) from error
     except FileNotFoundError as error:
         raise UserError(f"There is no file {path}.") from error
     except Exception as error:  # of a damaged file Pillow raises almost anything

@@ -231,7 +231,9 @@ def _report(found: list[_Size]) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser("jaxcifar replay", __doc__)
     parser.add_argument("workdir", type=user_path)
-    parser.add_argument("--data-dir", type=user_path, help="the folder of CIFAR, if it has moved")
+    parser.add_argument(
+        "--data-dir", "--data.dir", type=user_path, help="the folder of CIFAR, if it has moved"
+    )
     arguments = parser.parse_args(argv)
     compilation.use_cache()
     replay(arguments.workdir, data_dir=str(arguments.data_dir or ""))

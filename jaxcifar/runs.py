@@ -83,7 +83,7 @@ def _state(workdir: pathlib.Path, otherwise: str) -> str:
         return f"running on {sign.host}, last sign {duration(sign.age)} ago"
     if why := signs.failure(workdir):
         return f"failed: {why.splitlines()[0]}"
-    if sign and not sign.here:  # here it is known to be dead, or may be suspended
+    if sign and not sign.here and not sign.dead:  # here it may be suspended
         return f"stale: {sign.host} fell silent {duration(sign.age)} ago"
     return otherwise
 

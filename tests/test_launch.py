@@ -1,8 +1,11 @@
 """Which process of how many this is, by what launchers put into the environment."""
 
+import fcntl
 import http.server
 import os
+import subprocess
 import sys
+import termios
 import threading
 
 import pytest
@@ -51,17 +54,25 @@ def test_steps_of_slurm(nodes, host):
     assert found == Place(f"{host}:4321", 4, 2, None)
 
 
-def test_an_interactive_shell_of_slurm_is_no_step_but_what_srun_starts_from_it_is(monkeypatch):
+def test_an_interactive_shell_of_slurm_is_no_step_but_what_srun_starts_from_it_is():
     """`srun -n 4 --pty bash`: the other three have no shell, and never come."""
     shell = SLURM | {"SLURM_PTY_PORT": "40123", "SLURM_PROCID": "0"}
+    code = f"from jaxcifar.launch import place; print(place({shell}))"
+
+    def found(prepare):
+        """In a session of its own, as Slurm starts a task; its input is not the terminal's."""
+        how = {"start_new_session": True, "preexec_fn": prepare, "stdin": subprocess.DEVNULL}
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, check=True, capture_output=True, text=True, **how).stdout
+
     master, terminal = os.openpty()
-    with os.fdopen(master), os.fdopen(terminal) as stdin:
-        monkeypatch.setattr(sys, "stdin", stdin)
-        assert place(shell) is None
-    # Its steps have inherited the variable, and a pipe in place of the terminal.
-    with open(os.devnull) as stdin:
-        monkeypatch.setattr(sys, "stdin", stdin)
-        assert place(shell | {"SLURM_STEP_ID": "1"}).count == 4
+    try:
+        assert found(lambda: fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)) == "None\n"
+    finally:
+        os.close(master)
+        os.close(terminal)
+    # A step from there has inherited the variable, and no terminal.
+    assert "count=4, index=0" in found(lambda: None)
 
 
 def test_all_tasks_of_a_step_find_the_same_port_and_other_steps_another():

@@ -33,7 +33,7 @@ REFUSALS = [
     ((), "--config=configs/quickstart.py"),
     (("--config=configs/row99.py",), "row99.py"),
     (("--config=configs/row1.py", "--config.train.epoch=3"), "epochs"),
-    (("--config=configs/row1.py", "--config.model.name=resnet20"), "resnet50"),
+    (("--config=configs/row1.py", "--config.model.name=resnet51"), "resnet50"),
     (("--config=configs/row1.py", "--config.train.epochs=many"), "many"),
     (
         ("--config=configs/row1.py", "--confg.seed=1"),

@@ -91,6 +91,10 @@ def test_a_config_that_starts_from_another_the_wrong_way(tmp_path):
 def test_what_is_no_config_file(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="There is no config file"):
         options.load(tmp_path / "none.py")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"run is the folder of a run. To resume it, give the"):
+        options.load(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"There is no config file none.py in {tmp_path}"):
         options.load("none.py")

@@ -77,6 +77,8 @@ def test_signs_and_failures_of_sweeps(stopped, tmp_path, monkeypatch):
     booted = float(pathlib.Path("/proc/stat").read_text().split("btime ")[1].split()[0])
     os.utime(workdir / ".running", (booted - 60,) * 2)
     assert states(tmp_path)["run"] == "stopped"
+    # If that was another machine of this name, a file server may have kept its lock.
+    assert f"on {HOST} that fell silent" in signs.silent(workdir)
     signs.give(workdir)
     os.utime(workdir / ".running", (hour_ago, hour_ago))  # a dead process of this machine
     assert states(tmp_path) == {"run": "stopped"}

@@ -118,7 +118,7 @@ TABLE = [
     (MAIN, f"{MADE} --workdir=", "The path is empty"),
     (MAIN, "--config=good.py --wrokdir=x", "Did you mean '--workdir'?"),
     # Names and numbers that only a config as a whole shows to be wrong.
-    (MAIN, f"{MADE} --config.model.name=resnet20", "model.name is 'resnet20'", "resnet50"),
+    (MAIN, f"{MADE} --config.model.name=resnet51", "model.name is 'resnet51'", "resnet50"),
     (MAIN, f"{MADE} --config.model.name=ResNet18", "Did you mean 'resnet18'?"),
     (MAIN, f"{MADE} --config.model.activation=rleu", "Did you mean 'relu'?"),
     (MAIN, f"{MADE} --config.model.dtype=float16", "float16", "bfloat16"),
@@ -246,7 +246,7 @@ TABLE = [
     # The network of a run, and the list of runs.
     (PREDICT, "run", "required: pictures"),
     (PREDICT, "run cat.png", "There is no file cat.png"),
-    (PREDICT, "run file", "file is not a picture. Give a PNG, JPEG or WebP"),
+    (PREDICT, "run file", "file cannot be read as a picture. Give a PNG, JPEG or WebP"),
     (PREDICT, "run empty", "The folder empty contains no pictures", ".png"),
     (PREDICT, "run white.png --top=0", "give 1 or more"),
     (PREDICT, "run white.png --checkpoint=first", "invalid choice", "best"),

@@ -118,7 +118,8 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--images", type=int, default=1024, help="of the training set")
     command.add_argument("--checkpoint", default="best", choices=("best", "last"))
     command.add_argument("--seed", type=int, default=0, help="of the directions")
-    command.add_argument("--data-dir", type=user_path, help="the folder of CIFAR, if it has moved")
+    folder = "the folder of CIFAR, if it has moved"
+    command.add_argument("--data-dir", "--config.data.dir", type=user_path, help=folder)
     command.add_argument("--out", type=user_path, default=out, help="default %(default)s")
     arguments, options = parser.parse_known_args(argv)
     compilation.use_cache()

@@ -84,7 +84,7 @@ def _tables(arguments: argparse.Namespace) -> int:
             print(
                 f"{sweep.folder} has {what}, so there is nothing to compare. Train both in one "
                 "folder: a variation is a config file of its own (config = load('row9')), swept "
-                "with --configs beside --rows."
+                "with --configs beside --rows, or a --grid."
             )
         _print(tables.write(sweep, against))
     return 0
@@ -181,7 +181,9 @@ def main(argv: list[str] | None = None) -> int:
     drawing.add_argument("--only", default=",".join(figures.FIGURES), help=f"of {every}")
     drawing.add_argument("--run", type=user_path, help="the run whose network is drawn")
     drawing.add_argument("--image", type=int, default=0, help="the test image of fig2 (default 0)")
-    drawing.add_argument("--data-dir", type=user_path, help="the folder of CIFAR, if it has moved")
+    drawing.add_argument(
+        "--data-dir", "--data.dir", type=user_path, help="the folder of CIFAR, if it has moved"
+    )
     building = add("page", page)
     building.add_argument("--out", type=user_path, help="the file (default FOLDER/report.html)")
     arguments = parser.parse_args(argv)

@@ -209,7 +209,7 @@ def cost_table(sweep: Sweep) -> Table:
 
 
 def against_table(sweep: Sweep, base: str) -> Table:
-    """Each metric at the best epoch beside that of the runs of `base`: a line for each."""
+    """Each metric at the best and the last epoch beside that of the runs of `base`."""
     lines = []
     others = sweep.of(base)
     marked = _name(others[0])
@@ -218,15 +218,18 @@ def against_table(sweep: Sweep, base: str) -> Table:
         if name == base:
             continue
         what = ", ".join(differences(others[0], runs[0]))
-        for metric in (*METRICS, *TESTED):
-            both = values(runs, metric), values(others, metric)
+        at_best = [(metric, "best") for metric in METRICS]
+        at_last = [(metric, "last") for metric in METRICS]
+        for metric, which in [*at_best, *at_last, *((metric, "once") for metric in TESTED)]:
+            both = values(runs, metric, which), values(others, metric, which)
             if not all(both):
                 continue
             found = difference(*both)
+            epoch = "" if metric.once else f", {which} epoch"
             lines.append(
                 [
                     _name(runs[0]),
-                    *(what or NONE, f"{len(runs)}, {len(others)}", metric.title),
+                    *(what or NONE, f"{len(runs)}, {len(others)}", metric.title + epoch),
                     *(_show(estimate(of_each), metric) for of_each in both),
                     metric.text(found.mean, "+"),
                     _show_interval(found, metric),
@@ -304,6 +307,8 @@ def comma_separated(sweep: Sweep) -> str:
     writer.writerow(columns)
     for name in sweep.names:
         runs, unfinished = sweep.finished.of(name), "; ".join(sweep.only([name]).unfinished)
+        if all(run.imported for run in sweep.of(name)):
+            continue
         if not runs:
             line = {"row": name, "seeds": 0, "unfinished": unfinished}
             writer.writerow([line.get(column, "") for column in columns])

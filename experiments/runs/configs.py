@@ -129,8 +129,10 @@ _GRID = "such as --grid=optim.learning_rate=1e-3,3e-4"
 
 def _with(source: Source, field: str, text: str) -> Source:
     config = with_options(source.config, [f"--config.{field}={text}"])
-    value = flatten(config)[field]  # the same for "1e-3" and "0.001"
-    value = f"{value:g}" if isinstance(value, float) else str(value)
+    number = flatten(config)[field]  # the same for "1e-3" and "0.001"
+    value = str(number)
+    if isinstance(number, float) and float(f"{number:g}") == number:
+        value = f"{number:g}"
     if not re.fullmatch(r"[\w.+-]+", value):
         raise UserError(
             f"--grid has {field}={text}, but {value!r} cannot be part of a folder's name. Write a "

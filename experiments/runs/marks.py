@@ -80,6 +80,5 @@ def options(original: dict[str, Any], config: dict[str, Any]) -> list[str]:
     for field, (_, value) in changed_fields(original, config).items():
         if field == "seed":
             continue
-        value = tuple(value) if isinstance(value, list) else value  # as it came back from JSON
         found.append(f"--config.{field}={value}")
     return found

@@ -1,6 +1,8 @@
 """How settings are written in tables and figures."""
 
 _SHOWN = {
+    "resnet20": "ResNet-20",
+    "resnet56": "ResNet-56",
     "resnet18": "ResNet-18",
     "resnet34": "ResNet-34",
     "resnet50": "ResNet-50",
@@ -12,10 +14,12 @@ _SHOWN = {
     "densenet264": "DenseNet-264",
     "vgg_a": "VGG-A",
     "vgg_a_bn": "VGG-A(BN)",
+    "wideresnet28_10": "WRN-28-10",
     "relu": "ReLU",
     "gelu": "GELU",
     "silu": "SiLU",
     "leaky_relu": "LeakyReLU",
+    "mish": "Mish",
     "adam": "Adam",
     "adamw": "AdamW",
     "sgd": "SGD",

@@ -166,7 +166,7 @@ class Sweep:
     def finished(self) -> "Sweep":
         """The sweep without its unfinished runs, which it still names in `left_out`."""
         done = tuple(run for run in self.runs if run.result is not None)
-        others = tuple(run for run in self.runs if run.result is None)
+        others = tuple(run for run in self.runs if run.result is None and not run.imported)
         return Sweep(self.folder, done, self.left_out + others)
 
     @property

@@ -52,6 +52,7 @@ from experiments.sweep.estimates import time_left
 from experiments.sweep.jobs import Job, check_images, checked, groups, in_order, parse_seeds
 from experiments.sweep.training import AGAIN, BROKE, Observer, Outcome, run, run_workers
 from jaxcifar import processes
+from jaxcifar.checks import unused
 from jaxcifar.cli import CHECKOUT
 from jaxcifar.errors import Interrupted, UserError, note
 from jaxcifar.kernels import compilation
@@ -68,7 +69,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         epilog="Fields of the config (--optim.l2=1e-4): docs/config.md or jaxcifar train --help",
     )
     parser.add_argument("--rows", help="1-12, vgg1-vgg8, 9, or a list of such")
-    parser.add_argument("--configs", help="config files, or patterns: configs/row9.py,mine/*.py")
+    parser.add_argument("--configs", help="configs, files or patterns: resnet20,mine/*.py")
     parser.add_argument("--seeds", default="0", help="0-2, or a list of such (default 0)")
     parser.add_argument(
         "--grid",
@@ -178,6 +179,8 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], observer: Obse
         jobs = shards.take(jobs, index, plan, out, keep=not arguments.dry_run)
         command.append(f"--shard={arguments.shard}")
     jobs = in_order(jobs)
+    for line in dict.fromkeys(f"{job.name}: {line}" for job in jobs for line in unused(job.config)):
+        note(f"set, but without effect: {line}")
     if not arguments.dry_run:
         check_images([job for job in jobs if job.state != "done"])
     at_once = len(where) or 1 + status.alive(jobs)

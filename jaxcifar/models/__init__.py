@@ -12,15 +12,13 @@ from jaxcifar.models.airbench import Airbench
 from jaxcifar.models.densenet import DenseNet
 from jaxcifar.models.layers import ACTIVATIONS
 from jaxcifar.models.network import Network
-from jaxcifar.models.resnet import BasicBlock, BottleneckBlock, ResNet
+from jaxcifar.models.resnet import BasicBlock, BottleneckBlock, NarrowResNet, ResNet
 from jaxcifar.models.vgg import VGG
 from jaxcifar.models.wideresnet import WideResNet
 
 __all__ = ["ACTIVATIONS", "MODELS", "Network", "can_remat", "create_model"]
 
 _BUILDERS: dict[str, "partial[Network]"] = {
-    "resnet20": partial(ResNet, stage_sizes=(3, 3, 3), block=BasicBlock, features=16),
-    "resnet56": partial(ResNet, stage_sizes=(9, 9, 9), block=BasicBlock, features=16),
     "resnet18": partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock),
     "resnet34": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock),
     "resnet50": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BottleneckBlock),
@@ -39,6 +37,8 @@ _BUILDERS: dict[str, "partial[Network]"] = {
     "airbench96": partial(
         Airbench, features=(128, 384, 512), convolutions=3, residual=True, momentum=0.9
     ),
+    "resnet20": partial(NarrowResNet, stage_sizes=(3, 3, 3), block=BasicBlock),
+    "resnet56": partial(NarrowResNet, stage_sizes=(9, 9, 9), block=BasicBlock),
 }
 
 MODELS: tuple[str, ...] = tuple(_BUILDERS)

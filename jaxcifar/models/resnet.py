@@ -73,8 +73,6 @@ class ResNet(Network, kw_only=True):
       features: channels of the stem and of the first stage; each stage doubles them.
     """
 
-    narrowest: ClassVar[int] = 16
-
     stage_sizes: tuple[int, ...]
     block: Any
     features: int = 64
@@ -98,3 +96,11 @@ class ResNet(Network, kw_only=True):
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         init = initializers.torch_uniform(x.shape[-1])
         return layers.Linear(self.num_classes, kernel_init=init, bias_init=init, name="fc")(x)
+
+
+class NarrowResNet(ResNet, kw_only=True):
+    """One that begins with 16 channels."""
+
+    narrowest: ClassVar[int] = 16
+
+    features: int = 16

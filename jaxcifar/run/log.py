@@ -3,6 +3,7 @@
 import base64
 import json
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -134,7 +135,9 @@ class _Events:
         """Writes an epoch that ended at the time `at`; None means now."""
         for name, value in record.items():
             if name not in ("epoch", "step"):
-                scalar = self._scalar(name.replace("_", "/", 1), value)
+                group = re.match(r"(train|val|ema)_", name)  # TensorBoard groups by "train/"
+                tag = f"{group[0][:-1]}/{name[group.end() :]}" if group else name
+                scalar = self._scalar(tag, value)
                 self._write(at, step=record["epoch"], summary=scalar)
         self._writer.flush()
 

@@ -32,6 +32,7 @@ class Running(NamedTuple):
     age: float  # seconds
     alive: bool  # it is probably still running
     here: bool  # on this machine, and in this container
+    dead: bool  # its process is known to have ended
 
 
 @contextlib.contextmanager
@@ -102,11 +103,11 @@ def running(workdir: pathlib.Path) -> Running | None:
     who = _who()
     machine = sign.get("machine", who["machine"])  # earlier versions did not write it
     same_name = sign["host"] == who["host"]
+    here = same_name and machine == who["machine"]
     before_boot = same_name and time.time() - age < _booted()
-    here = before_boot or (same_name and machine == who["machine"])
     # An old sign does not count even if its process number is in use here: it was used again.
     dead = before_boot or (here and _is_dead(sign["pid"]))
-    return Running(sign["host"], sign["job"], age, age < _SILENT and not dead, here)
+    return Running(sign["host"], sign["job"], age, age < _SILENT and not dead, here, dead)
 
 
 def silent(workdir: pathlib.Path) -> str:

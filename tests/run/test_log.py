@@ -84,10 +84,10 @@ def test_tensorboard_gets_each_number_of_an_epoch(tmp_path):
         found |= {v.tag: (event.step, v.simple_value) for v in event.summary.value}
     assert found == {
         "val/loss": (2, 0.5),
-        "learning/rate": (2, pytest.approx(1e-3)),
-        "images/per_second": (2, 9),
+        "learning_rate": (2, pytest.approx(1e-3)),
+        "images_per_second": (2, 9),
         "ema/val_loss": (2, 0.25),
-        "gradient/norm": (2, 4.0),
+        "gradient_norm": (2, 4.0),
     }
 
 

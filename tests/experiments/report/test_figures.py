@@ -304,6 +304,7 @@ def test_pictures_say_which_seeds_are_left_out(tmp_path, drawn):
     assert left_out not in said["history_vgg1"]
 
 
+@pytest.mark.slow
 def test_pictures_of_several_runs_say_which_were_shortened(tmp_path, drawn):
     write_fake_runs(tmp_path, rows=[f"vgg{i}" for i in (1, 3, 4, 5, 6, 7, 8)], seeds=1, epochs=50)
     write_fake_runs(tmp_path, rows=["vgg2"], seeds=1, epochs=3)

@@ -37,6 +37,24 @@ def test_however_a_number_is_written_the_run_is_the_same():
     assert found == {"vgg2-l2-0.001"}
 
 
+def test_what_is_recorded_is_the_number_itself():
+    (source,) = configs.named("vgg2", None)
+    values = ["0.00123456789", "0.00123456788"]
+    found = configs.varied([source], [f"optim.l2={','.join(values)}"])
+    assert [variant.grid for variant in found] == [(f"optim.l2={value}",) for value in values]
+    assert [str(variant.config.optim.l2) for variant in found] == values
+
+
+def test_what_has_no_effect_is_said_before_the_work(tmp_path, capsys):
+    given = ("--grid=optim.decay_factor=0.1,0.2", "--config.optim.schedule=multistep")
+    more = ("--config.optim.milestones=1,30", "--dry-run")
+    assert start_sweep(tmp_path / "out", "vgg2", "0-1", *given, *more) == 0
+    said = capsys.readouterr().err
+    assert said.count("without effect") == 2
+    line = "vgg2-decay_factor-0.2: optim.milestones 30, because the run has 2 epochs"
+    assert f"set, but without effect: {line}" in said
+
+
 def test_a_name_says_what_it_is_the_name_of():
     (source,) = configs.named("vgg2", None)
     grid = ["model.name=vgg_a,resnet18", "optim.name=sgd"]
