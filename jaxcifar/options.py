@@ -95,10 +95,11 @@ def load(name: str | pathlib.Path) -> Config:
     """
     path = config_file(name)
     if (path / "config.json").is_file():
+        above = path.absolute().parents[1 if re.fullmatch(r"seed\d+", path.name) else 0]
         raise UserError(
             f"{path} is the folder of a run. To resume it, give the config and options that it was "
-            f"started with, and --workdir={path}. In a checkout, 'jaxcifar report tables "
-            f"{path.parent}' prints them."
+            f"started with, and --workdir={path}. In a checkout, 'jaxcifar report tables {above}' "
+            "prints the command."
         )
     if not path.is_file():
         where = "" if path.is_absolute() else f" in {pathlib.Path.cwd()}"
@@ -175,6 +176,10 @@ def with_options(config: Config, options: Sequence[str]) -> Config:
     config = copy.deepcopy(config)  # which keeps references between fields
     # What is given twice counts the second time, but absl would join the values of a tuple.
     joined = [f"--config.{name}" for name, v in flatten(config).items() if isinstance(v, tuple)]
+    given, options = iter(options), []
+    for option in given:  # --config.optim.milestones 20,30
+        value = next(given, None) if option in joined else None
+        options.append(option if value is None else f"{option}={value}")
     last, kept = {option.partition("=")[0]: i for i, option in enumerate(options)}, []
     for i, option in enumerate(options):
         name, equals, _ = option.partition("=")

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxcifar import augment, data, kernels, losses, models, optim, sharding
-from jaxcifar.config import Config
+from jaxcifar.config import Config, flatten
 from jaxcifar.errors import UserError, choose
 from jaxcifar.kernels import compilation
 
@@ -316,7 +316,8 @@ def normalization(config: Config, images: data.Dataset) -> dict[str, tuple[float
 
 def optimization(config: Config, model: models.Network) -> Optimization:
     """Returns the settings of a config's optimizer that are compiled in, for a network."""
-    settings = Optimization(**{field: config.optim[field] for field in Optimization._fields})
+    given = flatten(config)  # in which a list, as of a saved config, is a tuple
+    settings = Optimization(**{name: given[f"optim.{name}"] for name in Optimization._fields})
     # Where there is nothing to scale, `jaxcifar.checks.unused` says so.
     return settings if model.batch_norm else settings._replace(bias_scale=1.0)
 

@@ -115,6 +115,8 @@ def test_milestones():
     assert config.optim.milestones == (20, 30.5, 70)
     assert unused(config) == ["optim.milestones 70, because the run has 50 epochs"]
     assert changed("milestones=20").optim.milestones == (20,)
+    twice = ["--config.optim.milestones", "20,30", "--config.optim.milestones", "5"]
+    assert with_options(base_config(), twice).optim.milestones == (5,)
     with pytest.raises(UserError, match=r"'multistep', but optim\.milestones is \(\)"):
         check_config(changed("schedule=multistep"))
     with pytest.raises(UserError, match="only for 'multistep'"):

@@ -1,12 +1,14 @@
 """What a config becomes: checks of it, and the task that its programs are compiled for."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
 from jaxcifar import augment, optim, programs, task
 from jaxcifar.config import base_config
@@ -29,6 +31,8 @@ def test_a_task_is_its_config_in_force():
         "bias_scale": 1.0,
         "start_factor": 0.0,
         "end_factor": 0.0,
+        "milestones": (),
+        "decay_factor": 0.1,
         "clip_norm": 0.0,
     }
     assert (made.n_train, made.steps_per_epoch) == (100, 3)
@@ -55,6 +59,14 @@ def test_a_normalisation_of_the_config_is_that_of_training_and_evaluation():
         np.allclose(pixel, black, atol=1e-6) or np.allclose(pixel, found, atol=1e-6)
         for pixel in np.asarray(prepared).reshape(-1, 3)
     )
+
+
+def test_a_saved_config_whose_tuples_are_lists_makes_the_same_task():
+    config = tiny()
+    saved = ConfigDict(json.loads(json.dumps(config.to_dict())))
+    assert isinstance(saved.optim.milestones, list)
+    made = [task.build(each, first_images(100), mesh(1)) for each in (config, saved)]
+    assert len(set(made)) == 1
 
 
 def test_equal_configs_make_equal_tasks():

@@ -68,8 +68,10 @@ class Run(NamedTuple):
     @property
     def swept(self) -> bool:
         """Whether the folder is of a sweep, rather than of `jaxcifar.main`."""
-        name = pathlib.Path(os.path.abspath(self.folder)).name
-        return bool(_SEED.fullmatch(name)) and not (self.folder / options.ORIGIN).exists()
+        whole = pathlib.Path(os.path.abspath(self.folder))
+        of_sweep = (whole.parent / options.ORIGIN).exists()
+        alone = not of_sweep and (whole / options.ORIGIN).exists()
+        return bool(_SEED.fullmatch(whole.name)) and not alone
 
     @property
     def starts(self) -> list[dict[str, Any]]:
@@ -122,7 +124,8 @@ class Run(NamedTuple):
         """The options that make such a run of its original, except the seed: ["--config.…=…"]."""
         found = marks.options(self.original, self.config) if self.original else []
         folder = self.config["data.dir"]  # changes no number, but without it there are no images
-        return found + ([f"--config.data.dir={folder}"] if folder else [])
+        varied = any(value.startswith("data.dir=") for value in self.grid)
+        return found + ([f"--config.data.dir={folder}"] if folder and not varied else [])
 
     def steps(self, name: str = "ce") -> np.ndarray:
         """Returns a metric of each training step, [steps]: "loss", "ce" or "accuracy".
@@ -403,8 +406,9 @@ def _is_a_seed(folder: pathlib.Path) -> bool:
 
     if not (folder / options.ORIGIN).exists():
         return True
-    beside = [file(other) for other in folder.parent.glob("seed*") if other != folder]
-    mine = file(folder)
+    # A seed of a sweep that `jaxcifar train` resumed has both files.
+    beside = [file(other) for other in (folder.parent, *folder.parent.glob("seed*"))]
+    beside.remove(mine := file(folder))
     return mine in ("", *beside) or pathlib.Path(mine).stem == folder.parent.name
 
 
@@ -422,8 +426,8 @@ def origin(
     Raises:
       UserError: origin.json is damaged.
     """
-    path = folder / options.ORIGIN  # of `jaxcifar.main`; a sweep's is beside its seeds' folders
-    path = path if path.exists() else _places(folder)[0] / options.ORIGIN
+    path = _places(folder)[0] / options.ORIGIN  # of a sweep; that of `jaxcifar.main` is in the run
+    path = path if path.exists() else folder / options.ORIGIN
     if name not in ROWS and path.exists():
         content = read_json(path)
         try:

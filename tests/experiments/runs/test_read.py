@@ -13,7 +13,7 @@ import scipy.stats
 
 from experiments.report import tables
 from experiments.report.__main__ import main
-from experiments.runs import read, stats
+from experiments.runs import configs, read, stats
 from experiments.runs.provenance import commands, provenance
 from experiments.runs.rows import TABLE_3, TABLE_4
 from jaxcifar import options
@@ -295,6 +295,30 @@ def test_each_seed_that_was_trained_by_itself_has_a_command(tmp_path):
     trained, swept = commands(read.sweeps(tmp_path)[0])
     assert trained == commands(sweep)[0]
     assert swept.startswith("jaxcifar sweep --rows=row9 --seeds=1,2 ")
+
+
+def test_a_seed_of_a_grid_that_was_resumed_by_itself_is_one_of_its_seeds(tmp_path):
+    """`jaxcifar train vgg6 --optim.l2=1e-4 --seed=1 --workdir=…`, which leaves its own origin."""
+    (source,) = configs.varied(configs.named("vgg6", None), ["optim.l2=1e-4"])
+    write_fake_runs(tmp_path, rows=[source.name], seeds=3, model__name="vgg_a_bn", optim__l2=1e-4)
+    file = options.config_file("vgg6")
+    options.write_origin(tmp_path / source.name, file, source.config, source.grid)
+    options.write_origin(tmp_path / source.name / "seed1", file, load("vgg6"))
+    (sweep,) = read.sweeps(tmp_path)
+    assert [(run.name, run.seed) for run in sweep.runs] == [(source.name, s) for s in range(3)]
+    (command,) = commands(sweep)
+    assert command.startswith("jaxcifar sweep --configs=vgg6 --seeds=0,1,2 ")
+    assert "--grid=optim.l2=0.0001" in command
+
+
+def test_images_that_a_grid_varies_are_named_once(tmp_path):
+    (source,) = configs.varied(configs.named("vgg6", None), ["data.dir=official"])
+    write_fake_runs(tmp_path, rows=[source.name], seeds=1, data__dir="official")
+    options.write_origin(
+        tmp_path / source.name, options.config_file("vgg6"), source.config, source.grid
+    )
+    (command,) = commands(read.sweeps(tmp_path)[0])
+    assert command.count("data.dir") == 1
 
 
 def test_a_workdir_called_seed_is_a_run_of_its_own(tmp_path):
