@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     cases = [choose("A case in --cases", case, CASES) for case in arguments.cases.split(",")]
     if arguments.out.exists():
-        raise UserError(f"{arguments.out} is there already. Give a new folder.")
+        raise UserError(f"{arguments.out} already exists. Give a new folder.")
     compilation.use_cache()
     for case in cases:
         losses, variables = digests_of(config_of(case), arguments.out / case)

@@ -85,16 +85,16 @@ COMMANDS = {
     ),
     "predict": Command(
         "jaxcifar.predict",
-        "classify pictures with a run's network",
+        "classify images with a run's network",
         ("runs/row9 cat.png", "runs/row9 pictures/ --top=5 --json"),
     ),
     "runs": Command("jaxcifar.runs", "list the runs below a folder", ("", "results/ --json")),
     "replay": Command(
-        "jaxcifar.replay", "look into the step at which a run diverged", ("runs/row9",)
+        "jaxcifar.replay", "inspect the step at which a run diverged", ("runs/row9",)
     ),
     "import": Command(
         "jaxcifar.interop.torch",
-        "make a run from PyTorch weights",
+        "create a run from PyTorch weights",
         ("weights.pt --model=resnet18 --workdir=runs/imported",),
     ),
     "export": Command(

@@ -38,9 +38,9 @@ def base_config() -> Config:
     config: Config = _Group()
     config.seed = 0  # initialisation, batch order, augmentation and dropout all follow from it
     config.init_from = ""  # the folder of a run, or of imported weights, whose best checkpoint
-    #                        gives the first weights; with another number of classes, those of all
-    #                        but the last layer. The optimizer, any averages of weights and the
-    #                        schedule start afresh. "": random weights
+    #                        provides the initial weights; if the number of classes differs, those
+    #                        of all but the last layer. The optimizer state, any weight averages and
+    #                        the schedule start afresh. "": random weights
 
     config.model = _Group()
     config.model.name = "resnet18"  # one of jaxcifar.models.MODELS
@@ -52,22 +52,22 @@ def base_config() -> Config:
     config.model.remat = "auto"  # DenseNet: "on" needs a third of the memory or less and recomputes
     #               cheap layers; "off"; "auto": "on" on CPUs, where it is also faster, else "off"
     config.model.dtype = "auto"  # of the computation: "float32" "bfloat16"; "auto": bfloat16 on
-    #        GPUs and TPUs. Parameters, statistics and logits are always float32. Products of
-    #        float32 are in TF32 on GPUs and bfloat16 on TPUs, unless JAX_DEFAULT_MATMUL_PRECISION
-    #        in the environment is float32
+    #        GPUs and TPUs. Parameters, statistics and logits are always float32. Float32
+    #        products use TF32 on GPUs and bfloat16 on TPUs, unless the environment variable
+    #        JAX_DEFAULT_MATMUL_PRECISION is float32
 
     config.data = _Group()
     config.data.name = "cifar10"  # "cifar10" "cifar100" "digits" "synthetic"
-    config.data.dir = ""  # the folder of CIFAR; "": $JAXCIFAR_DATA, else ~/.cache/jaxcifar/data
+    config.data.dir = ""  # the CIFAR folder; "": $JAXCIFAR_DATA, else ~/.cache/jaxcifar/data
     config.data.augment = "weak"  # "none"; "weak": random crop and flip, and cutout if it is on;
     #    "strong": random crop, flip, color jitter, rotation, shift and erasing
     config.data.protocol = "test"  # "test": the best epoch is chosen on the test set, as in
     #                   Table 3 of the original report; "holdout": on a tenth of the training set,
     #                   and the test set is used once
-    config.data.mean = ()  # the mean of each channel by which images are normalised, for pixels
-    #                        from 0 to 1; (): that of the training pixels (of CIFAR: the official
-    #                        images). Set it for weights that were trained with a different mean
-    config.data.std = ()  # the standard deviation, likewise
+    config.data.mean = ()  # per-channel mean for normalising images, with pixels from 0 to 1;
+    #                        (): that of the training pixels (for CIFAR, of the official images).
+    #                        Set it for weights that were trained with a different mean
+    config.data.std = ()  # per-channel standard deviation, likewise
     config.data.test_augment = "none"  # views of a test image whose logits are averaged: "none"
     #                   (the image alone) "mirror_translate" (six)
 
@@ -75,7 +75,7 @@ def base_config() -> Config:
     #                    but cutout; mixup and CutMix work with any of them, even "none"
     config.augment.padding = 4  # pixels on each side before the random crop
     config.augment.padding_mode = "zeros"  # what is added: "zeros" "reflect"
-    config.augment.flip = "random"  # left to right: "random" "alternating" (each image every other
+    config.augment.flip = "random"  # horizontal: "random" "alternating" (each image every other
     #                                 epoch)
     config.augment.cutout = 0  # side of the square that "weak" erases, in pixels; 0: none
     config.augment.brightness = 0.2  # factors are drawn from 1 ± this
@@ -85,13 +85,14 @@ def base_config() -> Config:
     config.augment.rotation = 15.0  # degrees, ± this
     config.augment.translation = 0.1  # of the image's side, ± this
     config.augment.erasing_probability = 0.25  # probability that a rectangle of an image is erased
-    config.augment.erasing_area = (0.02, 0.33)  # area of that rectangle, as a share of the image:
-    #                                             smallest, largest
+    config.augment.erasing_area = (0.02, 0.33)  # area of that rectangle, as a fraction of the
+    #                                             image: smallest, largest
     config.augment.erasing_ratio = (0.3, 3.3)  # its height / width: smallest, largest
-    config.augment.mixup = 0.0  # the α of Beta(α, α), which draws the mixing weight; 0: no mixing.
-    #              The training accuracy is by an image's own label, often that of its smaller part
+    config.augment.mixup = 0.0  # the α of Beta(α, α), from which the mixing weight is drawn; 0: no
+    #              mixing. The training accuracy counts an image's own label, which often has the
+    #              smaller weight
     config.augment.cutmix = 0.0  # the same, for the area that is pasted. If both are on, each batch
-    #                              draws one of them
+    #                              uses one of them, drawn at random
 
     config.optim = _Group()
     config.optim.name = "adam"  # "adam" "adamw" "sgd"
@@ -106,34 +107,34 @@ def base_config() -> Config:
     config.optim.schedule = "cosine"  # "cosine" (stepped per epoch) "cosine_per_step" "constant"
     #                     "triangular" (rises in the warm-up, then falls, both per step) "multistep"
     #                     (falls at each milestone)
-    config.optim.start_factor = 0.0  # for "triangular" only: the first rate, as a share of the peak
-    config.optim.end_factor = 0.0  # for "triangular" only: the rate, likewise, that it would reach
-    #                                one step after the last
+    config.optim.start_factor = 0.0  # for "triangular" only: the first rate, relative to the peak
+    config.optim.end_factor = 0.0  # for "triangular" only: the rate that would be reached one step
+    #                                after the last, relative to the peak
     config.optim.milestones = ()  # for "multistep" only: the epochs after which the rate is
     #                               multiplied by decay_factor, counted from the start of the run:
     #                               (60, 120, 160). A shorter run needs its own
     config.optim.decay_factor = 0.1  # for "multistep" only
     config.optim.bias_scale = 1.0  # for SGD only: multiplies the gradients of BatchNorm's biases,
     #                                and so their learning rate, but not their L2
-    config.optim.clip_norm = 0.0  # the largest norm of the whole gradient; 0: no limit
+    config.optim.clip_norm = 0.0  # the norm that the whole gradient is clipped to; 0: no limit
     config.optim.warmup_epochs = 0.0  # epochs of rising learning rate, before the schedule begins
-    #                                   ("multistep" has begun meanwhile)
+    #                                   (the milestones of "multistep" count these epochs too)
 
     config.train = _Group()
     config.train.batch_size = 256  # images per step, over all devices together
     config.train.epochs = 50  # passes over the training set
     config.train.limit_train_images = 0  # use only the first N; 0: all
-    config.train.label_smoothing = 0.0  # share of each target spread evenly over all classes
-    config.train.ema_decay = 0.0  # decay of a moving average of weights and statistics, by which
-    #                               the best epoch is then chosen; 0: none
+    config.train.label_smoothing = 0.0  # fraction of each target spread evenly over all classes
+    config.train.ema_decay = 0.0  # decay of a moving average of weights and statistics, which then
+    #                               decides the best epoch; 0: none
     config.train.lookahead_steps = 0  # every this many steps, the weights are set to an average of
     #                                   their past values (Lookahead); 0: never
     config.train.eval_batch_size = 512  # images per evaluation step, over all devices together
     config.train.steps_per_call = 0  # training steps per compiled call; 0: 1 on CPUs, elsewhere the
     #    divisor of the epoch's steps nearest to 50 (batch 256: 39 of 195; batch 512: all 97)
     config.train.log_norms = False  # whether the norms of gradients and updates are logged
-    config.train.checkpoint_minutes = 10.0  # between saves within a long epoch (and between calls);
-    #                                       each epoch's end is saved too
+    config.train.checkpoint_minutes = 10.0  # minutes between saves within a long epoch (between
+    #                                       calls); the end of each epoch is also saved
     return config
 
 

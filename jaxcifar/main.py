@@ -1,4 +1,4 @@
-"""Trains or evaluates a network as a config file says.
+"""Trains or evaluates a network as specified by a config file.
 
     python -m jaxcifar.main --config=configs/row9.py --config.train.epochs=3
     python -m jaxcifar.main --mode=eval --workdir=runs/row9 --checkpoint=last
@@ -104,7 +104,7 @@ def _parser(verb: str = "") -> argparse.ArgumentParser:
     )
     add(
         "coordinator_address",
-        "at which the first process listens for the others",
+        "the address at which the first process listens for the others",
         metavar="HOST:PORT",
     )
     add("num_processes", "how many processes share the run", type=int, metavar="N")
@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.mode == "eval" and place and place.count > 1:
         raise UserError(
             f"Evaluation runs in one process, but this is one of {place.count}. Start it once, "
-            "without srun, mpirun and the flags of several processes, or with --distributed=off. "
+            "without srun, mpirun or the flags for several processes, or with --distributed=off. "
             "On a TPU slice set JAX_PLATFORMS=cpu as well, to use the CPUs of one host."
         )
     with processes.together(place, arguments.start_timeout):

@@ -1,4 +1,4 @@
-"""Classifies pictures with a trained network.
+"""Classifies images with a trained network.
 
     jaxcifar predict runs/row1 cat.png
     jaxcifar predict runs/row1 pictures/ --top=5
@@ -87,7 +87,7 @@ def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
             # Only some formats, because Pillow starts external programs to read certain others.
             with Image.open(path, formats=_FORMATS) as opened:
                 if (frames := getattr(opened, "n_frames", 1)) > 1:
-                    note(f"{path} has {frames} pictures; the first is used")
+                    note(f"{path} has {frames} frames; the first is used")
                 opened.load()
                 # Not by ImageOps, which writes all of EXIF anew and fails where a part is odd.
                 turn = _TURNS.get(opened.getexif().get(ExifTags.Base.Orientation))
@@ -98,12 +98,12 @@ def read_picture(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int]]:
         ) from error
     except UnidentifiedImageError as error:
         raise UserError(
-            f"{path} cannot be read as a picture. Give a PNG, JPEG or WebP file."
+            f"{path} cannot be read as an image. Give a PNG, JPEG or WebP file."
         ) from error
     except FileNotFoundError as error:
         raise UserError(f"There is no file {path}.") from error
     except Exception as error:  # of a damaged file Pillow raises almost anything
-        raise UserError(f"{path} cannot be read as a picture: {in_short(error)}.") from error
+        raise UserError(f"{path} cannot be read as an image: {in_short(error)}.") from error
     if picture.mode.startswith("I"):  # 16-bit grey: Pillow clips at 255 where it should divide
         values = np.asarray(picture)
         grey = np.where(values == picture.info.get("transparency", -1), 255, values // 256)
@@ -139,7 +139,7 @@ def pictures(paths: list[pathlib.Path]) -> list[pathlib.Path]:
             if p.suffix.lower() in _ENDINGS and not p.name.startswith(".") and p.is_file()
         )
         if not inside:
-            raise UserError(f"The folder {path} contains no pictures ({', '.join(_ENDINGS)}).")
+            raise UserError(f"The folder {path} contains no images ({', '.join(_ENDINGS)}).")
         found += inside
     return found
 
@@ -149,7 +149,7 @@ def _warn(path: pathlib.Path, size: tuple[int, int]) -> None:
     if max(wide, high) > 1.5 * min(wide, high):
         note(f"{path} is {wide}×{high}: squeezed into a square. A square crop may do better.")
     elif not _SIDE / 2 <= min(wide, high) <= max(wide, high) <= 4 * _SIDE:
-        note(f"{path} is {wide}×{high}, resized to 32×32, as the network was trained on.")
+        note(f"{path} is {wide}×{high}, resized to 32×32, the size used in training.")
 
 
 def _chart(path: pathlib.Path, ranked: list[tuple[str, float]]) -> str:
@@ -167,7 +167,9 @@ def _chart(path: pathlib.Path, ranked: list[tuple[str, float]]) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser("jaxcifar predict", __doc__)
     parser.add_argument("workdir", type=user_path, help="the run's folder")
-    parser.add_argument("pictures", type=user_path, nargs="+", help="files, or folders of them")
+    parser.add_argument(
+        "pictures", type=user_path, nargs="+", metavar="image", help="files, or folders of them"
+    )
     parser.add_argument("--top", type=int, default=3, help="how many classes (default 3)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--checkpoint", default="best", choices=restore.WHICH)

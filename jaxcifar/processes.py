@@ -269,14 +269,14 @@ def _check_numbers(place: Place) -> None:
     if sorted(numbers) != list(range(place.count)):
         raise UserError(
             f"The {place.count} processes of this run do not share their devices: JAX numbers them "
-            f"{', '.join(map(str, numbers))}. Start it on the hosts of one TPU slice, all of them."
+            f"{', '.join(map(str, numbers))}. Start it on all hosts of one TPU slice."
         )
     if numbers != list(range(place.count)):
         raise UserError(
             f"The TPU slice numbers the hosts of processes 0 to {place.count - 1} as "
             f"{', '.join(map(str, numbers))}. Start each with its number there as --process_id, "
-            f"and all with --coordinator_address=HOST:PORT, the host that is now of process "
-            f"{numbers.index(0)}."
+            "and all with --coordinator_address=HOST:PORT, where HOST is the one that now has "
+            f"process {numbers.index(0)}."
         )
 
 
@@ -291,8 +291,8 @@ def _connecting() -> Generator[None]:
         raise UserError(
             f"The processes cannot connect their CPUs ({in_short(error)}). Each host's name, here "
             f"{socket.gethostname()!r}, must resolve to an address that the others can reach: in "
-            "/etc/hosts, replace a 127.0.1.1 of that name by the address, or add it. The hosts use "
-            "ports chosen at each start, which no firewall may block."
+            "/etc/hosts, replace a 127.0.1.1 for that name with the address, or add it. The hosts "
+            "use ports chosen at each start, which no firewall may block."
         ) from error
 
 

@@ -4,8 +4,8 @@ jaxcifar replay WORKDIR [--data-dir=FOLDER]
 
 The run is only read. A step depends on nothing but the checkpoint and its own number, so the step
 at which the run diverged is reproduced: bit for bit on the same number of CPU cores, elsewhere
-except for rounding. (GPUs add in an order of their own; and the step is examined in a call of one
-step, which rounds differently from a call of many.)
+except for rounding. (GPUs may add in a different order each time, and the step is examined in
+a call of one step, which rounds differently from a call of many.)
 """
 
 import pathlib
@@ -101,7 +101,7 @@ def replay(
         return first
     if first >= end:
         raise UserError(
-            f"All {end} steps of the run in {workdir} are done: there is none to replay."
+            f"All {end} steps of the run in {workdir} are done: there is nothing to replay."
         )
     step = singly_until = first  # up to there, each step is a call of its own
     while step < end:

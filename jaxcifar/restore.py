@@ -62,7 +62,7 @@ def _load(
             saved = checkpoints.best() if which == "best" else checkpoints.last()
             if saved is None and (workdir / "result.json").exists():
                 raise UserError(
-                    f"{workdir} is a finished run without its checkpoints/. Bring them back, or "
+                    f"{workdir} is a finished run without its checkpoints/. Restore them, or "
                     "train it again in another folder."
                 )
             if saved is None and not run.data:

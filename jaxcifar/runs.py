@@ -5,7 +5,8 @@ jaxcifar runs [DIR]
 The state is one of
   finished   all epochs are done
   running    a process that is training it showed a sign of life in the last ten minutes
-  stale      one on another machine has shown none for ten minutes, and did not end by itself
+  stale      a process on another machine has shown no sign of life for ten minutes, and did not
+             exit normally
   failed     the last attempt of a sweep failed; the reason follows
   imported   weights from elsewhere, not trained here
   measured   by `jaxcifar landscape smoothness`, whose command resumes it if anything is left

@@ -27,8 +27,9 @@ def make_mesh(of: Mesh | None = None) -> Mesh:
     devices = np.asarray(processes.devices()) if of is None else of.devices.reshape(-1)
     if jax.config.jax_disable_jit:  # pyright: ignore
         raise UserError(
-            "jax_disable_jit is set, but jaxcifar compiles its programs ahead. Unset it, and look "
-            "into a step with jaxcifar.programs.loss and jaxcifar.step, or into a model by itself."
+            "jax_disable_jit is set, but jaxcifar compiles its programs ahead of time. Unset it, "
+            "and inspect a step with jaxcifar.programs.loss and jaxcifar.step, or a model by "
+            "itself."
         )
     # What is computed under a mesh of `jax.set_mesh` must be on that mesh.
     context = jax.sharding.get_abstract_mesh()

@@ -123,8 +123,8 @@ def train_and_evaluate(
             progress.say(initial.text)
         if initial.held_out not in ("", checksums["validation"]):
             progress.say(
-                "that run held out other images, as where it read them in another order: it may "
-                "have been trained on some that this one holds out for validation"
+                "that run held out other images, for example because it read them in another "
+                "order: it may have been trained on some that this one holds out for validation"
             )
         if position.epochs_done < epochs:
             began = time.monotonic()

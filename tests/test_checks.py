@@ -30,7 +30,7 @@ def changed(**fields):
         ({"model__dtype": "float16"}, "bfloat16"),
         ({"model__remat": "yes"}, r"model\.remat.*'yes'.*auto, on, off"),
         ({"model__remat": True}, "must be a string"),
-        ({"model__name": "vgg_a", "model__remat": "on"}, "only these have it: densenet121,"),
+        ({"model__name": "vgg_a", "model__remat": "on"}, "only these support it: densenet121,"),
         ({"data__name": "cifar"}, "Did you mean 'cifar10'"),
         ({"data__augment": "storng"}, "Did you mean 'strong'"),
         ({"data__protocol": "hold-out"}, "Did you mean 'holdout'"),

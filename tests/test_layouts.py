@@ -123,7 +123,7 @@ def test_a_part_of_the_cache_of_keras_is_passed_over(few, tmp_path, monkeypatch,
     read = Read(np.zeros((3, 32, 32, 3), np.uint8), np.zeros(3, np.int32))
     monkeypatch.setattr(tfds, "read", lambda *_: read)  # prepared before, or downloaded now
     assert len(cifar.load(FEW, "train")) == 3
-    assert "Passed over: " in capsys.readouterr().err
+    assert "Skipped: " in capsys.readouterr().err
     shutil.rmtree(cache)
     (cache.parent / "cifar-10-batches-py.tar.gz").write_bytes(b"half of an archive")
     assert len(cifar.load(FEW, "train")) == 3
@@ -391,7 +391,7 @@ def test_what_macos_adds_is_no_picture(expected, tmp_path):
         ("../../secret,cat", "row '../../secret', 'cat', not a number and a class"),
         ("7,lion", "row '7', 'lion'"),
         ("101,cat", "holds 101 train images"),
-        ("7,cat", "it has a picture twice"),
+        ("7,cat", "it lists an image twice"),
         ("7", "row '7', ''"),
     ],
 )

@@ -110,7 +110,7 @@ def test_the_first_of_several_pictures_is_used(tmp_path, capsys):
     frames = [Image.new("RGB", (32, 32), color) for color in ("black", "white")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert predict.read_picture(tmp_path / "a.gif")[0].max() == 0
-    assert "a.gif has 2 pictures; the first is used" in capsys.readouterr().err
+    assert "a.gif has 2 frames; the first is used" in capsys.readouterr().err
 
 
 def test_a_picture_is_turned_upright(tmp_path):
@@ -171,7 +171,7 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"whole\.png has more than 3,000 pixels"):
         predict.read_picture(whole)
     (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match="none contains no pictures"):
+    with pytest.raises(UserError, match="none contains no images"):
         predict.pictures([tmp_path / "none"])
 
 
@@ -218,8 +218,8 @@ def test_the_command(finished, tmp_path, capsys):
     assert list(seen[0]["classes"].values()) == sorted(row, reverse=True)
     assert [re.sub(r".*/", "", line) for line in err.splitlines()] == [
         "b.JPG is 300×100: squeezed into a square. A square crop may do better.",
-        "c.png is 200×200, resized to 32×32, as the network was trained on.",
-        "e.png is 15×15, resized to 32×32, as the network was trained on.",
+        "c.png is 200×200, resized to 32×32, the size used in training.",
+        "e.png is 15×15, resized to 32×32, the size used in training.",
     ]
     assert cli.main(["predict", str(workdir), str(folder / "a.png")]) == 0
     first, *bars = capsys.readouterr().out.splitlines()

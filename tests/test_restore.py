@@ -89,7 +89,7 @@ def test_a_finished_run_that_came_without_its_checkpoints(finished, tmp_path):
     """Such as one of the kept results: to train it on would do nothing."""
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir, ignore=shutil.ignore_patterns("checkpoints"))
-    with pytest.raises(UserError, match=r"finished run without its checkpoints/. Bring them back"):
+    with pytest.raises(UserError, match=r"finished run without its checkpoints/. Restore them"):
         restore.load_variables(workdir, mesh=ONE)
 
 

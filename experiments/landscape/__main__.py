@@ -4,13 +4,12 @@
     jaxcifar landscape smoothness --configs=mine.py --out=results/landscape
     jaxcifar landscape slice results/table4/vgg6/seed0 --out=results/landscape
 
-`smoothness` trains each row or config and, every so many steps, measures along the gradient of that
+`smoothness` trains each row or config and, at regular intervals, measures along the gradient of the
 step's batch (Santurkar et al. 2018, "How Does Batch Normalization Help Optimization?"): the range
 of the loss and of the gradient's change over a range of step sizes, and the largest ratio of the
 gradient's change to the distance. `slice` evaluates the loss around a run's checkpoint along random
 filter-normalised directions (Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets"). Both
-resume where they were stopped, and leave their numbers (JSON lines, NPZ) beside pictures (PNG,
-PDF).
+resume where they were stopped, and save their numbers (JSON lines, NPZ) beside plots (PNG, PDF).
 """
 
 import argparse
@@ -68,8 +67,8 @@ def _slice_command(arguments: argparse.Namespace, options: list[str]) -> None:
         raise UserError(f"{options[0]!r} is not an option of slice. --help lists them all.")
     if arguments.points < 3 or arguments.points % 2 == 0:
         raise UserError(
-            f"--points is {arguments.points}; give an odd number from 3, so that the network "
-            "itself is one of them."
+            f"--points is {arguments.points}; give an odd number, at least 3, so that the "
+            "network itself is one of them."
         )
     for name, least in (("extent", 0.0), ("images", 1)):
         if not least <= getattr(arguments, name) < math.inf or not getattr(arguments, name):

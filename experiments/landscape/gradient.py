@@ -103,8 +103,8 @@ class AlongGradient(Hook):
         wanted = range(0, min(run.step, self._last + 1), self._every)
         if [record["step"] for record in self.found] != list(wanted):
             raise UserError(
-                f"{self._path} lacks measurements before step {run.step}, from which the run goes "
-                f"on. Restore the file, or delete {run.workdir} to measure anew."
+                f"{self._path} lacks measurements before step {run.step}, from which the run "
+                f"continues. Restore the file, or delete {run.workdir} to start over."
             )
         replace(self._path, "".join(json.dumps(record) + "\n" for record in self.found))
         self._began, self._first = time.monotonic(), run.step

@@ -1,4 +1,4 @@
-"""Shows the runs of a results folder: a sweep's, or one above several.
+"""Reports on the runs in a folder: that of a sweep, or one that contains several.
 
     jaxcifar report results/           # one page of everything: results/report.html
     jaxcifar report tables results/    # table.md, table.csv, table.tex in each sweep
@@ -8,7 +8,7 @@
     jaxcifar report figures results/ --only=fig2 --run=results/table4/vgg6/seed0
 
 Every number is computed from the runs' metrics.jsonl; a run that was shortened or changed is marked
-everywhere. The page shows the pictures that `figures` and `jaxcifar landscape` have drawn already.
+everywhere. The page shows the figures that `figures` and `jaxcifar landscape` have already drawn.
 `COMMAND --help` has the details.
 """
 

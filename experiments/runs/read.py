@@ -436,7 +436,7 @@ def origin(
         except (UserError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} cannot be used ({error}). Restore it from a copy, or delete it; without "
-                "it nothing can say whether the run was shortened."
+                "it, reports cannot tell whether the run was shortened."
             ) from error
     if (options.CONFIGS / f"{name}.py").exists():
         return _config_here(name), name, ()
@@ -468,8 +468,8 @@ def check_keys(path: pathlib.Path, content: Any, keys: Sequence[str]) -> None:
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:
         raise UserError(
-            f"{path} is of another version of jaxcifar, or damaged: {', '.join(missing)} missing. "
-            "Read it with that version, or move it away."
+            f"{path} is from another version of jaxcifar, or damaged: {', '.join(missing)} missing."
+            " Read it with that version, or move it away."
         )
 
 

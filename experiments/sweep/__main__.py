@@ -10,8 +10,8 @@ skipped and unfinished ones are resumed. A run that fails does not stop the othe
 the end. A run that another process is training is left to that process and checked again later, so
 several sweeps of one folder share its work. Runs that differ only in numbers (seed, learning rate,
 L1, L2, epochs) share one compiled step. `--config.FIELD=VALUE` changes all runs. `--grid` trains
-each config with each of some values of a field, in the folders NAME-learning_rate-0.001 and so on;
-given several times, with each combination.
+each config with several values of a field, in the folders NAME-learning_rate-0.001 and so on; given
+several times, it trains every combination.
 
     … --workers=auto                             a process for each GPU of this machine
     … --slurm --tasks=12 --time=4:00:00 --sbatch="--gpus-per-node=1"       an array of Slurm jobs
@@ -68,9 +68,9 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         __doc__,
         epilog="Fields of the config (--optim.l2=1e-4): docs/config.md or jaxcifar train --help",
     )
-    parser.add_argument("--rows", help="1-12, vgg1-vgg8, 9, or a list of such")
+    parser.add_argument("--rows", help="1-12, vgg1-vgg8, 9, or a list of these")
     parser.add_argument("--configs", help="configs, files or patterns: resnet20,mine/*.py")
-    parser.add_argument("--seeds", default="0", help="0-2, or a list of such (default 0)")
+    parser.add_argument("--seeds", default="0", help="0-2, or a list of these (default 0)")
     parser.add_argument(
         "--grid",
         action="append",
@@ -79,7 +79,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         help="vary the configs by a field: optim.learning_rate=1e-3,3e-4 (repeatable)",
     )
     parser.add_argument("--out", required=True, type=user_path, help="the sweep's folder")
-    parser.add_argument("--dry-run", action="store_true", help="list the work, do nothing")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs, train none")
     parser.add_argument("--workers", help="processes on this machine: a number, or auto")
     parser.add_argument("--slurm", action="store_true", help="submit an array of Slurm jobs")
     parser.add_argument("--tasks", type=int, help="size of the array (default: one for each run)")
@@ -100,7 +100,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         if getattr(arguments, name) != parser.get_default(name) and not arguments.slurm:
             raise UserError(f"--{name} is for --slurm.")
     if arguments.slurm and arguments.dry_run:
-        raise UserError("--slurm submits, and --dry-run does nothing. Give --print, or --status.")
+        raise UserError("--slurm and --dry-run cannot be combined. Give --print, or --status.")
     return arguments, options
 
 

@@ -128,7 +128,7 @@ def check_plan(plan: Plan, out: pathlib.Path) -> Plan:
     if changed:
         path = out / _FILE
         raise UserError(
-            f"{path} is of another plan (there -> here):\n  " + "\n  ".join(changed) + "\n"
+            f"{path} belongs to another plan (there -> here):\n  " + "\n  ".join(changed) + "\n"
             "Tasks of two plans would do the same work twice. Use the same values or another "
             f"--out; or, if none of those tasks is left, delete {path}."
         )

@@ -88,7 +88,7 @@ def unpack(
     if missing := sorted({*wanted} - contents.keys()):
         raise UserError(
             f"{path} lacks {', '.join(missing)}: it is not the {spec.title} archive. "
-            f"Download that from {spec.page}."
+            f"Download it from {spec.page}."
         )
     return contents, md5
 

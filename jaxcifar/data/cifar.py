@@ -63,12 +63,12 @@ def load(spec: Spec, split: str, data_dir: str = "") -> Dataset:
         except (Partial, Unlabelled) as error:
             if not tfds.is_prepared(spec, folder):
                 raise
-            note(f"Passed over: {error}")
+            note(f"Skipped: {error}")
     elif unnamed and (found := _find(spec, user_path(KERAS))):
         try:
             read, source = _read(spec, found, split)
         except UserError as error:  # such as half a download
-            note(f"Passed over: {error}")
+            note(f"Skipped: {error}")
     if read is None:
         read, source = tfds.read(spec, folder, split), f"tensorflow-datasets in {folder}"
     images, labels, official = read

@@ -150,7 +150,7 @@ def _from_kaggle(spec: Spec, table: pathlib.Path, pictures: pathlib.Path, split:
             raise damaged(spec, table, row)
     rows = dict(lines)
     if len(rows) < len(lines):
-        raise damaged(spec, table, "it has a picture twice")
+        raise damaged(spec, table, "it lists an image twice")
     require_count(spec, table, "train", len(rows))
     names = sorted(rows, key=int)
     images = _read(spec, (_content(pictures / f"{name}.png") for name in names), len(names))

@@ -174,7 +174,7 @@ def _require_builder(spec: Spec, folder: pathlib.Path) -> None:
     except Exception as error:  # a broken installation raises almost anything
         raise UserError(
             f"{_not_found(spec, folder)}; and tensorflow-datasets, which may have prepared a copy "
-            f"there or would download one, cannot be imported ({in_short(error)}). Install it anew."
+            f"there or would download one, cannot be imported ({in_short(error)}). Reinstall it."
         ) from error
     if not hasattr(cifar, spec.builder):
         raise UserError(f"{_not_found(spec, folder)}; and tensorflow-datasets does not have it.")

@@ -428,7 +428,8 @@ def _import(arguments: argparse.Namespace) -> str:
     name = arguments.data or next(iter(fitting), "")
     if name not in fitting:
         raise UserError(
-            f"{arguments.file} has {classes} classes, which {name or 'no data set here'} has not. "
+            f"{arguments.file} has {classes} classes, which "
+            f"{f'{name} does not have' if name else 'no data set here has'}. "
             f"--data with {classes}: {', '.join(fitting) or 'none, see CONTRIBUTING.md'}."
         )
     config = base_config()

@@ -88,7 +88,7 @@ def create_model(
         having = ", ".join(filter(can_remat, MODELS))
         raise UserError(
             f"model.remat is on, but model.name is {name!r}. Set it to 'auto' or 'off'; only these "
-            f"have it: {having}."
+            f"support it: {having}."
         )
     return _BUILDERS[name](
         num_classes=num_classes,

@@ -211,7 +211,7 @@ def _widened(w: jax.Array) -> jax.Array:
 def _cast(strength: float | jax.Array, w: jax.Array) -> jax.Array:
     if jnp.iscomplexobj(w):
         raise UserError(
-            f"A penalized parameter is {w.dtype}, but L1 and L2 are of real ones. Leave it out "
+            f"A penalized parameter is {w.dtype}, but L1 and L2 need real ones. Leave it out "
             "with a mask."
         )
     return jnp.asarray(strength).astype(w.dtype)

@@ -168,7 +168,7 @@ class Checkpointer:
             if before is None or before.evaluated:
                 raise
             why = in_short(error.__cause__ or error)
-            note(f"The checkpoint of step {before.step} was not written: {why}. Another is tried.")
+            note(f"The checkpoint of step {before.step} was not written: {why}. Trying the next.")
             self.close()
             self.delete_unfinished()
         found, finite = digests(vars(sharding.of_this_process(state)))

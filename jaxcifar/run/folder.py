@@ -194,7 +194,7 @@ class RunFolder:
             if epochs - saved_epochs > _LOGGED_AHEAD:
                 raise UserError(
                     f"The run in {self.path} is finished, but its checkpoints/ are older (step "
-                    f"{last.step} of {end}). Bring the newer ones back, or delete result.json to "
+                    f"{last.step} of {end}). Restore the newer ones, or delete result.json to "
                     f"train again from step {last.step}."
                 )
             if last != Saved(end, evaluated=True):
@@ -239,7 +239,7 @@ class RunFolder:
         if self.checkpoints.last() is None and epochs > _LOGGED_AHEAD:
             raise UserError(
                 f"{self.path} has the logs of {epochs} epochs, and no checkpoint. If checkpoints/ "
-                "is elsewhere, bring it back. To start from the beginning, delete "
+                "is elsewhere, move it back. To start from the beginning, delete "
                 f"{self.path / 'metrics.jsonl'}, or choose another --workdir."
             )
         signs.forget_failure(self.path)

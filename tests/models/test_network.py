@@ -324,6 +324,6 @@ def test_unknown_names_are_refused_with_the_nearest():
     with pytest.raises(UserError, match=r"at least 0\.0625"):
         create_model("resnet20", width=0.06)
     assert create_model("resnet18", width=0.05).features == 64
-    with pytest.raises(UserError, match=r"only these have it: densenet121, .*densenet264"):
+    with pytest.raises(UserError, match=r"only these support it: densenet121, .*densenet264"):
         create_model("resnet18", remat=True)
     assert [name for name in MODELS if can_remat(name)] == [n for n in MODELS if "dense" in n]

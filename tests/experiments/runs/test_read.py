@@ -124,7 +124,7 @@ def test_files_of_another_version(tmp_path, name, key):
     write_fake_runs(tmp_path, rows=["vgg2"], seeds=1)
     path = tmp_path / "vgg2" / "seed0" / name
     path.write_text(path.read_text().replace(f'"{key}"', '"renamed"'))
-    with pytest.raises(UserError, match=f"{name} is of another version.*{key} missing"):
+    with pytest.raises(UserError, match=f"{name} is from another version.*{key} missing"):
         read.sweeps(tmp_path)
 
 
@@ -184,7 +184,7 @@ def test_every_start_of_a_run_is_told(tmp_path):
     assert "started: 2026-01-01 | 2026-01-02" in facts
     del content["resumed"][1]["cpus"]
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"config\.json is of another version.*cpus missing"):
+    with pytest.raises(UserError, match=r"config\.json is from another version.*cpus missing"):
         read.sweeps(tmp_path)
 
 
