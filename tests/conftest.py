@@ -5,6 +5,7 @@ import gc
 import os
 import pathlib
 import shutil
+import signal
 from importlib.metadata import version
 
 # Before JAX starts. Eight devices test what one cannot; most tests use the first. Programs that run
@@ -30,6 +31,12 @@ import pytest
 from jaxcifar import programs
 from tests.forked import CACHE
 from tests.sweeps import on_one_device, start_sweep
+
+# Tests send themselves signals, which nohup and a script's "&" have told this process to ignore.
+for _signum in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+    if signal.getsignal(_signum) is signal.SIG_IGN:
+        _is_int = _signum == signal.SIGINT
+        signal.signal(_signum, signal.default_int_handler if _is_int else signal.SIG_DFL)
 
 # A trace makes many small objects, and next to no garbage among them.
 gc.set_threshold(50_000, 10, 20)
@@ -80,7 +87,6 @@ def one_device():
 def swept(tmp_path_factory):
     """A finished sweep of two rows and two seeds; not to be changed."""
     out = tmp_path_factory.mktemp("results") / "table4"
-    programs.evaluate_batch.cache_clear()  # whatever ran before, the first of each row compiles
     with on_one_device():
         assert start_sweep(out) == 0
     return out

@@ -1,7 +1,6 @@
 """The average of the weights: by its recurrence, and through a whole run."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,11 +8,7 @@ from jaxcifar import programs, restore
 from jaxcifar.errors import Interrupted
 from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
-from jaxcifar.models import create_model
-from jaxcifar.optim import make_optimizer
 from jaxcifar.run.log import best_record
-from jaxcifar.state import create_state
-from jaxcifar.step import make_loss, make_train_step
 from tests.tiny import SignalAt, mesh, run, state_of, tiny, tiny_task
 
 
@@ -31,21 +26,6 @@ def assert_close(found, expected):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected
     )
-
-
-@pytest.mark.slow
-def test_the_average_is_its_recurrence():
-    model = create_model("vgg_a_bn", width=0.05)
-    tx = make_optimizer("sgd", 0.05)
-    loss = make_loss(model, lambda key, images, labels: (images, labels))
-    step = jax.jit(make_train_step(loss, tx, ema_decay=0.9))
-    state = jax.jit(lambda: create_state(model, tx, 0, keep_ema=True))()
-    seen = [jax.device_get(state.variables)]
-    images, labels = jax.random.normal(jax.random.key(0), (8, 32, 32, 3)), jnp.arange(8)
-    for _ in range(4):
-        state, _ = step(state, images, labels)
-        seen.append(jax.device_get(state.variables))
-    assert_close(state.ema, averaged(seen))
 
 
 class Collect(Hook):

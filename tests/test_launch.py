@@ -1,11 +1,10 @@
 """Which process of how many this is, by what launchers put into the environment."""
 
-import fcntl
 import http.server
 import os
+import pathlib
 import subprocess
 import sys
-import termios
 import threading
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from jaxcifar.errors import UserError
 from jaxcifar.launch import Place, place
 
+ROOT = pathlib.Path(__file__).parent.parent
 SLURM = {
     "SLURM_JOB_ID": "77",
     "SLURM_STEP_ID": "0",
@@ -59,20 +59,21 @@ def test_an_interactive_shell_of_slurm_is_no_step_but_what_srun_starts_from_it_i
     shell = SLURM | {"SLURM_PTY_PORT": "40123", "SLURM_PROCID": "0"}
     code = f"from jaxcifar.launch import place; print(place({shell}))"
 
-    def found(prepare):
+    def found(before="", **more):
         """In a session of its own, as Slurm starts a task; its input is not the terminal's."""
-        how = {"start_new_session": True, "preexec_fn": prepare, "stdin": subprocess.DEVNULL}
-        command = [sys.executable, "-c", code]
+        command = [sys.executable, "-c", before + code]
+        how = {"start_new_session": True, "stdin": subprocess.DEVNULL, "cwd": ROOT} | more
         return subprocess.run(command, check=True, capture_output=True, text=True, **how).stdout
 
     master, terminal = os.openpty()
     try:
-        assert found(lambda: fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)) == "None\n"
+        take = f"import fcntl, termios; fcntl.ioctl({terminal}, termios.TIOCSCTTY, 0); "
+        assert found(take, pass_fds=[terminal]) == "None\n"
     finally:
         os.close(master)
         os.close(terminal)
     # A step from there has inherited the variable, and no terminal.
-    assert "count=4, index=0" in found(lambda: None)
+    assert "count=4, index=0" in found()
 
 
 def test_all_tasks_of_a_step_find_the_same_port_and_other_steps_another():
@@ -82,6 +83,7 @@ def test_all_tasks_of_a_step_find_the_same_port_and_other_steps_another():
         for process in "0123"
     }
     assert len(ports) == 2
+    assert all(61_440 <= int(address.rpartition(":")[2]) <= 65_535 for address in ports)
 
 
 def test_tasks_of_a_node_share_its_gpus():

@@ -23,7 +23,7 @@ from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
 from jaxcifar.run.digest import digests, sha256
 from jaxcifar.state import create_state
 from tests import tiny as tiny_run
-from tests.tiny import first_images, mesh, run, state_of, without_times
+from tests.tiny import Watch, first_images, mesh, run, state_of, without_times
 
 ONE = mesh(1)
 
@@ -250,7 +250,7 @@ def test_a_checkpoint_set_aside_is_counted_though_that_start_saved_nothing(stopp
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["progress/metadata", "state/_METADATA", "state/manifest.ocdbt"])
 @pytest.mark.parametrize("how", ["half", "empty", "delete", "folder"])
-def test_any_file_of_a_checkpoint(expected, stopped, name, how):
+def test_any_file_of_a_checkpoint(expected, stopped, name, how, capsys):
     path = stopped / "checkpoints" / "14" / name
     content = path.read_bytes()
     path.unlink()
@@ -258,8 +258,26 @@ def test_any_file_of_a_checkpoint(expected, stopped, name, how):
         path.mkdir()
     elif how != "delete":
         path.write_bytes(content[: len(content) // 2] if how == "half" else b"")
-    run(tiny(), stopped)
+    watch = Watch()
+    result = run(tiny(), stopped, watch)
     assert numbers(stopped) == expected
+    assert (result["damaged_checkpoints"], watch.steps) == (1, [6, 7, 8])
+    assert "set aside as damaged-14-1" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_set_aside(stopped, monkeypatch):
+    there, read = sorted((stopped / "checkpoints").iterdir()), pathlib.Path.read_text
+
+    def failing(path, *more, **options):
+        if path.parts[-3:] == ("14", "progress", "metadata"):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path, *more, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "read_text", failing)
+        with pytest.raises(UserError, match=r"Input/output error.*may be intact"):
+            run(tiny(), stopped)
+    assert sorted((stopped / "checkpoints").iterdir()) == there
 
 
 @pytest.mark.slow
@@ -306,10 +324,11 @@ def test_the_best_record_and_the_best_checkpoint_must_be_of_one_epoch(tmp_path):
 @pytest.mark.slow
 def test_a_result_is_written_after_the_last_checkpoint_is_complete(tmp_path, monkeypatch):
     """However long that takes, and though another one is the best."""
-    rename, replace, there = os.rename, os.replace, []
+    rename, replace, there, slept = os.rename, os.replace, [], []
 
     def slow(one, other, **options):
         time.sleep(1)
+        slept.append(other)
         rename(one, other, **options)
 
     def noted(one, other, **options):
@@ -321,6 +340,7 @@ def test_a_result_is_written_after_the_last_checkpoint_is_complete(tmp_path, mon
     monkeypatch.setattr(os, "replace", noted)
     assert run(tiny(), tmp_path, Predict(1))["best"]["epoch"] == 1
     assert there[-1] == Saved(9, evaluated=True)
+    assert slept
 
 
 def test_no_whole_checkpoint_is_one_message_and_nothing_is_changed(stopped):
@@ -388,6 +408,7 @@ def test_what_is_evaluated_is_never_another_checkpoint(tmp_path, best, how, mess
 def test_a_lost_last_checkpoint_is_not_taken_for_the_one_before(expected, copied):
     shutil.rmtree(copied / "checkpoints" / "19")
     run(tiny(), copied)
+    assert Saved(9, evaluated=True) in Checkpointer(copied / "checkpoints").all()
     assert numbers(copied) == expected
 
 

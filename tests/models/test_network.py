@@ -120,31 +120,6 @@ def test_evaluation_uses_and_keeps_running_statistics():
 # --- dropout ----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "layers"),
-    [("resnet18", 1), ("densenet121", 58), ("vgg_a", 2)],
-)
-def test_dropout_where_the_report_has_it(name, layers):
-    # ResNet: one, before the FC layer; DenseNet: one in each of its 6 + 12 + 24 + 16 layers.
-    inputs = []
-
-    def record(next_fun, args, kwargs, context):
-        if isinstance(context.module, nn.Dropout):
-            inputs.append(args[0].shape)
-        return next_fun(*args, **kwargs)
-
-    model = create_model(name, dropout_rate=0.2)
-    variables = shapes(model)
-    with nn.intercept_methods(record):
-        jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, IMAGES)
-    assert len(inputs) == layers
-    if name == "resnet18":
-        assert inputs == [(2, 512)]
-    if name == "densenet121":
-        assert {shape[-1] for shape in inputs} == {24}
-
-
 # Small ones of each family, and the order of their (C)onvolutions, (D)ropouts and (L)inear layers.
 SMALL = {
     # A stem and a block; the report's dropout is before the classifier.

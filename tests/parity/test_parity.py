@@ -318,14 +318,6 @@ def test_cosine_agrees_with_torch_to_1e_12():
 
 
 @pytest.mark.slow
-def test_torch_loads_what_we_export(tmp_path):
-    theirs = reference.create("densenet121", width=NARROW)
-    variables = from_torch("densenet121", theirs.state_dict(), width=NARROW)
-    exported = {k: torch.tensor(v) for k, v in to_torch("densenet121", variables).items()}
-    reference.create("densenet121", width=NARROW).load_state_dict(exported, strict=True)
-
-
-@pytest.mark.slow
 def test_pt_files(tmp_path, one_device):
     from jaxcifar.interop import export
 

@@ -318,7 +318,8 @@ def test_the_script_is_shown_and_nothing_submitted(tmp_path, monkeypatch, capsys
     lines = text.splitlines()
     by_hand = "\n".join(line.removeprefix("#   ") for line in lines if line.startswith("#   "))
     assert f"mkdir -p {tmp_path}/out/slurm\n" in by_hand
-    for line in ("--array=0-2", "--time=1-12", "--signal=USR1@180", "--gpus-per-node=1 -p gpu"):
+    given = ("--array=0-2", "--time=1-12", "--gpus-per-node=1 -p gpu")
+    for line in (*given, "--signal=USR1@180", "--requeue", "--open-mode=append"):
         assert f"#SBATCH {line}\n" in text
     (command,) = (line for line in lines if line.endswith('--shard="$SLURM_ARRAY_TASK_ID/3"'))
     assert "--workers=64" in shlex.split(command)

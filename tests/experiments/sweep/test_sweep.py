@@ -38,14 +38,12 @@ def test_dry_run_does_nothing(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_sweep_leaves_its_runs_and_shares_compiled_steps(swept):
+def test_a_sweep_leaves_its_runs(swept):
     (found,) = read.sweeps(swept)
     assert found.names == ["vgg2", "vgg6"]
     for of_row in map(found.of, found.names):
         assert [run.seed for run in of_row] == [0, 1]
         assert all(len(run.records) == 2 for run in of_row)
-        compiled = [run.result["compile_seconds"] for run in of_row]
-        assert compiled[1] < compiled[0] / 10  # it is looked up
     one, other = found.of("vgg2")
     assert one.records[-1]["train_loss"] != other.records[-1]["train_loss"]
 

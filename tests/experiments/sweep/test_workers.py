@@ -49,6 +49,9 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(workers, "TPU_FILES", ())
+    monkeypatch.setattr(workers, "AMD_FILE", tmp_path / "kfd")
+    monkeypatch.setattr(workers, "NVIDIA_FILES", f"{tmp_path}/nvidia[0-9]*")
 
     def with_gpus(count):
         lines = "".join(f"echo 'GPU {i}: NVIDIA H100 (UUID: GPU-{i})'\n" for i in range(count))
