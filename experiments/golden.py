@@ -31,6 +31,10 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
             "warmup_epochs": 0.5,
         },
     },
+    "resnet20": {
+        "model": {"name": "resnet20", "width": 0.0625},
+        "optim": {"schedule": "multistep", "milestones": (1.5,), "decay_factor": 0.2},
+    },
     "resnet50": {
         "model": {"name": "resnet50", "width": 0.0625, "activation": "gelu"},
         "data": {"augment": "strong"},

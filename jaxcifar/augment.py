@@ -218,6 +218,7 @@ def crop(
     same to the bit.
     """
     choose("padding_mode", padding_mode, PADDING_MODES)
+    offsets = offsets.astype(np.int32)  # where jax_enable_x64 is set
     _, height, width, channels = images.shape
     pad = (padding, padding)
     mode = "constant" if padding_mode == "zeros" else padding_mode

@@ -72,7 +72,8 @@ def create_state(
     It compiles fastest with `jaxcifar.kernels.compilation.jit(…, fast_compile=True)`.
 
     Raises:
-      UserError: the model has other collections than "params" and "batch_stats".
+      UserError: the model has other collections than "params" and "batch_stats", or `weights` does
+        not fit it.
     """
     init_key, key = jax.random.split(jax.random.key(seed))
     variables = model.init(init_key, jnp.zeros((1, 32, 32, 3), jnp.float32), train=False)
@@ -84,8 +85,25 @@ def create_state(
     if images is not None:
         variables = model.fitted(variables, images)  # pyright: ignore
     if weights:
+        _check_fit(variables, weights)
         variables = unflatten_dict(flatten_dict(variables) | flatten_dict(weights))
     return first_state(variables, tx, key, keep_ema=keep_ema, keep_slow=keep_slow)
+
+
+def _check_fit(variables: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+    there: dict[tuple[str, ...], Any] = flatten_dict(variables)  # pyright: ignore
+    given: dict[tuple[str, ...], Any] = flatten_dict(weights)  # pyright: ignore
+    for path, leaf in given.items():
+        name, wanted = "/".join(path), there.get(path)
+        if wanted is None:
+            raise UserError(
+                f"weights has {name}, which the model does not have. It must be a part of the "
+                'model\'s variables: {"params": {…}, "batch_stats": {…}}.'
+            )
+        if wanted.shape != leaf.shape:
+            raise UserError(
+                f"weights has {name} of shape {leaf.shape}; that of the model is {wanted.shape}."
+            )
 
 
 def first_state(

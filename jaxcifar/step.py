@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxcifar import losses
+from jaxcifar.errors import UserError
 from jaxcifar.optim import Regularizer
 from jaxcifar.state import TrainState
 
@@ -109,11 +110,22 @@ def make_train_step(
     penalties), "ce" (cross-entropy), "accuracy" and, given a schedule, "learning_rate". The norms
     are Euclidean, over all parameters: of the cross-entropy's gradient, before penalties and
     clipping, and of what the optimizer adds to the parameters.
+
+    Raises:
+      UserError: from the step: the state keeps an average, or slow weights, and the step does not
+        move them, or the other way round.
     """
 
     def train_step(
         state: TrainState, images: jax.Array, labels: jax.Array
     ) -> tuple[TrainState, Metrics]:
+        if (state.ema is None) != (ema_decay == 0) or (state.slow is None) != (lookahead is None):
+            raise UserError(
+                "The state and the step must average the same weights: create_state has "
+                f"{'no ' if state.ema is None else ''}keep_ema and "
+                f"{'no ' if state.slow is None else ''}keep_slow, but make_train_step has "
+                f"ema_decay {ema_decay} and {'no ' if lookahead is None else ''}lookahead."
+            )
         (ce, (logits, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(
             state.params, state, images, labels
         )

@@ -4,6 +4,7 @@ import doctest
 import inspect
 import subprocess
 import sys
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -285,7 +286,7 @@ def test_schedule_names():
             "sgd",
             "weight_decay",
             0.5,
-            "'adamw', but .*Leave it out. In PyTorch's sgd and adam that is l2",
+            "'adamw', but .*Leave it out. In PyTorch's sgd and adam that is regularize=l2",
         ),
     ],
 )
@@ -472,3 +473,46 @@ def test_a_learning_rate_for_the_biases_of_normalisation():
     assert updates["bn"]["bias"] is None
     with pytest.raises(UserError, match=r"bias_scale is 4\.0, but no parameter is the bias of a"):
         tx.init({"fc": params["fc"], "batch": {"bias": jnp.ones(2)}})
+
+
+class Layer(NamedTuple):
+    """As equinox, NamedTuples and dataclasses hold weights: by attributes."""
+
+    kernel: jax.Array
+    bias: jax.Array
+
+
+def test_kernels_are_found_by_attributes_too():
+    layer = Layer(jnp.ones((2, 2)), jnp.ones(2))
+    assert optim.kernels_only(layer) == Layer(kernel=True, bias=False)
+    mixed = {"a": layer, "b": {"kernel": jnp.ones(2), "value": jnp.ones(2)}}
+    assert optim.kernels_only(mixed) == {
+        "a": Layer(kernel=True, bias=False),
+        "b": {"kernel": True, "value": False},
+    }
+
+
+def test_penalties_of_integers_are_those_of_their_values():
+    params = {"w": jnp.array([1, -2, 3])}
+    assert float(optim.l1_penalty(params, 0.1)) == pytest.approx(0.6)
+    assert float(optim.l2_penalty(params, 0.1)) == pytest.approx(1.4)
+
+
+def test_one_penalty_need_not_be_a_tuple():
+    w = jnp.array([2.0])
+    for regularize in (optim.l2(0.5), (optim.l2(0.5),)):
+        tx = optim.make_optimizer("sgd", 1.0, regularize=regularize)
+        updates, _ = tx.update(jnp.array([0.0]), tx.init(w), w)
+        assert float(updates[0]) == pytest.approx(-2.0)
+
+
+def test_injected_hyperparameters_with_a_mask():
+    """`static_args` as the docstring of `make_optimizer` has them."""
+    static = ("momentum", "nesterov", "bias_scale", "clip_norm", "mask")
+    make = optax.inject_hyperparams(optim.make_optimizer, static_args=static)
+    mask = lambda params: jax.tree.map(lambda w: w.ndim > 1, params)  # noqa: E731
+    tx = make("adamw", 1e-3, weight_decay=0.5, mask=mask)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -5e-4, rtol=1e-5)
+    np.testing.assert_array_equal(updates["bias"], 0.0)

@@ -276,7 +276,7 @@ def start_numbered(port, index, numbers):
     [
         (
             (1, 0),
-            r"as 1, 0\. .* --coordinator_address=HOST:PORT, the host .* of process 1\.",
+            r"as 1, 0\. .* --coordinator_address=HOST:PORT, where HOST .* process 1\.",
         ),
         ((0, 0), r"do not share their devices: JAX numbers them 0, 0\. .* hosts of one TPU slice"),
     ],

@@ -435,7 +435,7 @@ def test_older_checkpoints_beside_a_finished_run_are_refused(copied, expected, t
     shutil.copytree(tmp_path / "older" / "checkpoints", copied / "checkpoints")
     files = [path for path in copied.rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in files}
-    with pytest.raises(UserError, match=r"checkpoints/ are older \(step 2 of 9\)\. Bring"):
+    with pytest.raises(UserError, match=r"checkpoints/ are older \(step 2 of 9\)\. Restore"):
         run(tiny(), copied)
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
     (copied / "result.json").unlink()

@@ -52,3 +52,25 @@ class Counting(nn.Module):
 def test_a_collection_that_would_be_lost_is_refused():
     with pytest.raises(UserError, match="Counting has the collections counts"):
         create_state(Counting(), make_optimizer("adam", 1e-3), 0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"Dense_0": {"kernel": jnp.ones((3, 10))}}, "Dense_0/kernel, which the model does not"),
+        ({"params": {"head": {"kernel": jnp.ones((3, 10))}}}, "params/head/kernel, which"),
+        ({"params": {"Dense_0": {"kernel": jnp.ones((3, 5))}}}, r"of shape \(3, 5\); .* \(3, 10\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(weights, message):
+    class Linear(nn.Module):
+        @nn.compact
+        def __call__(self, images, *, train):
+            return nn.Dense(10)(images.mean((1, 2)))
+
+    tx = make_optimizer("adam", 1e-3)
+    with pytest.raises(UserError, match=message):
+        create_state(Linear(), tx, 0, weights=weights)
+    kernel = jnp.ones((3, 10))
+    state = create_state(Linear(), tx, 0, weights={"params": {"Dense_0": {"kernel": kernel}}})
+    np.testing.assert_array_equal(state.params["Dense_0"]["kernel"], kernel)

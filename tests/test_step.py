@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxcifar import optim
+from jaxcifar.errors import UserError
 from jaxcifar.state import TrainState, create_state
 from jaxcifar.step import Lookahead, make_eval_step, make_loss, make_train_step
 
@@ -154,3 +155,20 @@ def test_lookahead_by_hand():
     assert state.params["w"] == pytest.approx(expected)
     assert state.batch_stats["s"] == pytest.approx(-expected)
     jax.tree.map(np.testing.assert_array_equal, state.slow, state.variables)
+
+
+@pytest.mark.parametrize(
+    ("keep", "given"),
+    [
+        ({}, {"ema_decay": 0.9}),
+        ({"keep_ema": True}, {}),
+        ({}, {"lookahead": Lookahead(2, 10)}),
+        ({"keep_slow": True}, {}),
+    ],
+)
+def test_an_average_that_only_one_of_state_and_step_knows_is_refused(keep, given):
+    tx = optim.make_optimizer("sgd", 0.1)
+    state = create_state(Small(), tx, 0, **keep)
+    step = make_train_step(make_loss(Small(), as_it_is), tx, **given)
+    with pytest.raises(UserError, match="must average the same weights"):
+        jax.eval_shape(step, state, IMAGES, LABELS)

@@ -463,9 +463,14 @@ def test_the_host_reads_the_metrics_of_steps_once_an_epoch(tmp_path, monkeypatch
 
         return call
 
+    fetched, get = [], jax.device_get
     monkeypatch.setattr(programs, "train", watched)
+    monkeypatch.setattr(jax, "device_get", lambda x: fetched.append(x) or get(x))
     run(tiny(), tmp_path)
     assert read == [3, 3, 3, 6, 6, 6]
+    # The sums of an evaluation's three batches are read at once.
+    sums = [x for x in fetched if isinstance(x, list) and x and "count" in x[0]]
+    assert [len(batches) for batches in sums] == [3, 3]
 
 
 def end_while_the_result_is_written(workdir):

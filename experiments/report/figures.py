@@ -230,11 +230,7 @@ def model_styles(models: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Returns the (marker, colour) of each model: always the same ones of one in `MODELS`."""
     order = list(dict.fromkeys([*MODELS, *models]))
     return {
-        # Another colour where the markers begin anew.
-        model: (
-            MARKERS[i % len(MARKERS)],
-            plots.LINES[(i + i // len(MARKERS)) % len(plots.LINES)]["color"],
-        )
+        model: (MARKERS[i % len(MARKERS)], plots.LINES[i % len(plots.LINES)]["color"])
         for i, model in enumerate(order)
     }
 
@@ -350,14 +346,18 @@ def draw(
     return drawn, missing
 
 
-_ROWS_OF = {"fig3": "vgg1 to vgg4", "fig4": "vgg5 to vgg8", "fig5": "vgg1 to vgg8"}
+_ROWS_OF = {
+    "fig3": "vgg1 to vgg4",
+    "fig4": "vgg5 to vgg8",
+    "fig5": "vgg1 to vgg8, all eight with one seed",
+}
 
 
 def _needs(name: str, sweep: Sweep) -> str:
     if name in _ROWS_OF:
         return (
-            f"it is of finished runs of the original report's rows {_ROWS_OF[name]}, which are not "
-            f"in {sweep.folder}. (Those of a --grid have other names.)"
+            f"it is of finished runs of the original report's rows {_ROWS_OF[name]}, and "
+            f"{sweep.folder} does not have these. (Those of a --grid have other names.)"
         )
     if name in OF_NETWORK:
         return (

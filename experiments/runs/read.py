@@ -178,7 +178,7 @@ class Sweep:
         return [
             f"{run.name}, seed {run.seed}: {run.progress}"
             for run in self.runs
-            if run.result is None
+            if run.result is None and not run.imported
         ]
 
     @property
@@ -407,8 +407,8 @@ def _is_a_seed(folder: pathlib.Path) -> bool:
     if not (folder / options.ORIGIN).exists():
         return True
     # A seed of a sweep that `jaxcifar train` resumed has both files.
-    beside = [file(other) for other in (folder.parent, *folder.parent.glob("seed*"))]
-    beside.remove(mine := file(folder))
+    others = (other for other in folder.parent.glob("seed*") if other != folder)
+    beside, mine = [file(other) for other in (folder.parent, *others)], file(folder)
     return mine in ("", *beside) or pathlib.Path(mine).stem == folder.parent.name
 
 

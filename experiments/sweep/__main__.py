@@ -162,6 +162,8 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], observer: Obse
     if arguments.status:
         status.show(jobs, out)
         return 0
+    for line in dict.fromkeys(f"{job.name}: {line}" for job in jobs for line in unused(job.config)):
+        note(f"set, but without effect: {line}")
     if arguments.slurm:
         tasks = len(jobs) if arguments.tasks is None else arguments.tasks
         if tasks < 1:
@@ -179,8 +181,6 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], observer: Obse
         jobs = shards.take(jobs, index, plan, out, keep=not arguments.dry_run)
         command.append(f"--shard={arguments.shard}")
     jobs = in_order(jobs)
-    for line in dict.fromkeys(f"{job.name}: {line}" for job in jobs for line in unused(job.config)):
-        note(f"set, but without effect: {line}")
     if not arguments.dry_run:
         check_images([job for job in jobs if job.state != "done"])
     at_once = len(where) or 1 + status.alive(jobs)

@@ -19,10 +19,11 @@ class OneDraw:
 
     Attributes:
       taken: how many have been asked for so far.
+      shapes: of the arrays in which they were asked for.
     """
 
     def __init__(self, key: jax.Array | None = None, total: int = 0):
-        self.taken = 0
+        self.taken, self.shapes = 0, list[tuple[int, ...]]()
         # The barrier keeps XLA from drawing again for each part.
         self._numbers = (
             None
@@ -35,6 +36,7 @@ class OneDraw:
         del key
         first = self.taken
         self.taken += math.prod(shape)
+        self.shapes.append(tuple(shape))
         if self._numbers is None:
             return jnp.zeros(shape, dtype)
         return self._numbers[first : self.taken].reshape(shape).astype(dtype)

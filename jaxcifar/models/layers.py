@@ -148,6 +148,7 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 def avg_pool(x: jax.Array) -> jax.Array:
-    """Averages each 2×2 of [N, H, W, C], H and W even: [N, H/2, W/2, C]."""
+    """Averages each 2×2 of [N, H, W, C]: [N, ⌊H/2⌋, ⌊W/2⌋, C]; see `max_pool` for odd sizes."""
     n, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
     return x.reshape(n, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))

@@ -1,5 +1,6 @@
 """What every network of this package is: a linen module with a few fields, layers and an `init`."""
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
@@ -78,12 +79,16 @@ class Network(nn.Module):
         """`flax.linen.Module.init`, with all normally distributed weights from one draw.
 
         These are the weights that a run whose `init_key` is `rngs` starts from. Under `jax.jit` a
-        DenseNet-201 then compiles in seconds; see `jaxcifar.kernels.draw`.
+        DenseNet-201 then compiles in seconds; see `jaxcifar.kernels.draw`. A network that stacks
+        its layers, by `nn.scan` or `nn.vmap`, is initialised as Flax does it.
         """
         key = rngs["params"] if isinstance(rngs, dict) else rngs
         count = OneDraw()  # a dry run: how many numbers?
-        jax.eval_shape(
+        made = jax.eval_shape(
             lambda: nn.Module.init(self.clone(normal=count.normal), rngs, *args, **kwargs)
         )
+        # What is drawn once for a stack of layers would be the same in each of them.
+        if Counter(count.shapes) - Counter(leaf.shape for leaf in jax.tree.leaves(made)):
+            return nn.Module.init(self, rngs, *args, **kwargs)
         draw = OneDraw(key, count.taken)
         return nn.Module.init(self.clone(normal=draw.normal), rngs, *args, **kwargs)

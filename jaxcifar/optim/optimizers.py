@@ -46,7 +46,7 @@ OPTIMIZERS = tuple(_OPTIMIZERS)
 
 
 _INSTEAD = {
-    "weight_decay": " In PyTorch's sgd and adam that is l2, of half the strength, in regularize."
+    "weight_decay": " In PyTorch's sgd and adam that is regularize=l2(…), of half the strength."
 }
 
 
@@ -95,7 +95,7 @@ def make_optimizer(
     name: str,
     learning_rate: float | jax.Array | optax.Schedule,
     *,
-    regularize: tuple[Regularizer, ...] = (),
+    regularize: Regularizer | tuple[Regularizer, ...] = (),
     momentum: float = 0.0,
     nesterov: bool = False,
     weight_decay: float | jax.Array = 0.0,
@@ -109,15 +109,15 @@ def make_optimizer(
 
     `learning_rate`, `weight_decay` and the strengths of the penalties may be traced, so that runs
     that differ only in those share one compiled step. `optax.inject_hyperparams` needs the other
-    numbers as its `static_args`: "momentum", "nesterov", "bias_scale" and "clip_norm", and, unless
-    `name` is "adamw", "weight_decay".
+    arguments as its `static_args`: "momentum", "nesterov", "bias_scale", "clip_norm" and "mask",
+    and, unless `name` is "adamw", "weight_decay".
 
     Args:
       name: "adam" (Kingma & Ba 2014: b1 0.9, b2 0.999, eps 1e-8 outside the square root), "adamw"
         (the same with decoupled decay: w ← w − lr·(adam + λw); Loshchilov & Hutter 2019, and
         PyTorch's AdamW) or "sgd" (plain, or with PyTorch's momentum: m ← μm + g, w ← w − lr·m).
       learning_rate: a number or a schedule.
-      regularize: coupled penalties, such as `l1_and_l2` returns.
+      regularize: a coupled penalty, such as `l2` returns, or several.
       momentum: μ, for "sgd".
       nesterov: whether "sgd" steps by g + μm instead of m, as PyTorch's does.
       weight_decay: λ of "adamw". (For coupled decay, PyTorch's weight_decay of Adam and SGD, add
@@ -134,6 +134,8 @@ def make_optimizer(
         `init`: `bias_scale` is given, and there is no BatchNorm.
     """
     choose("optim.name", name, OPTIMIZERS)
+    if isinstance(regularize, Regularizer):
+        regularize = (regularize,)
     options = {
         "momentum": momentum,
         "nesterov": nesterov,

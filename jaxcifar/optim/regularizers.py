@@ -199,13 +199,19 @@ MASKS: dict[str, Mask | None] = {"all": None, "kernels": kernels_only}
 
 def names(path: tuple[Any, ...]) -> list[str]:
     """Returns the names of modules and their parameter in a leaf's path, without those of a box."""
-    keys = (getattr(entry, "key", None) for entry in path)
-    return [key for key in keys if isinstance(key, str)]
+    found = [getattr(entry, "key", getattr(entry, "name", None)) for entry in path]
+    boxed = jax.tree_util.GetAttrKey("value")
+    return [
+        name
+        for name, entry in zip(found, path, strict=True)
+        if isinstance(name, str) and entry != boxed
+    ]
 
 
 def _widened(w: jax.Array) -> jax.Array:
     """At least float32, since in float16 a sum of many weights is infinite."""
-    return w.astype(jnp.float32) if w.dtype.itemsize < 4 else w
+    narrow = w.dtype.itemsize < 4 or not jnp.issubdtype(w.dtype, jnp.inexact)
+    return w.astype(jnp.float32) if narrow else w
 
 
 def _cast(strength: float | jax.Array, w: jax.Array) -> jax.Array:

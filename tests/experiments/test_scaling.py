@@ -59,7 +59,7 @@ def test_scaling_names_every_model(models, capsys):
     assert "computed, not measured" in out
     assert "half at (v5e ring) |" in out
     assert all(f"| {model} |" in out for model in models)
-    assert len(models) == 5
+    assert len(models) == 6
 
 
 @pytest.mark.slow

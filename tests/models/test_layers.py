@@ -101,6 +101,8 @@ def test_average_pooling():
     x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
     squares = np.stack([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)])
     np.testing.assert_allclose(avg_pool(x), squares.mean(0), rtol=1e-6, atol=1e-6)
+    odd = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=9.0)
+    np.testing.assert_array_equal(avg_pool(odd), avg_pool(x))
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 4, 3), (3, 7, 5, 2), (1, 2, 3, 4)])

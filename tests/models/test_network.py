@@ -302,3 +302,29 @@ def test_unknown_names_are_refused_with_the_nearest():
     with pytest.raises(UserError, match=r"only these support it: densenet121, .*densenet264"):
         create_model("resnet18", remat=True)
     assert [name for name in MODELS if can_remat(name)] == [n for n in MODELS if "dense" in n]
+
+
+class Stacked(Network):
+    """Three layers in one array, as deep networks are written for short compile times."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        layer = self.conv()
+
+        class Block(nn.Module):
+            @nn.compact
+            def __call__(self, x, _):
+                return layer(3, 3, name="conv")(x), None
+
+        scanned = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        x, _ = scanned(name="blocks")(x, None)
+        return x.mean((1, 2))
+
+
+def test_stacked_layers_begin_with_weights_of_their_own():
+    images = jnp.zeros((1, 32, 32, 3))
+    variables = Stacked(platform="cpu").init(jax.random.key(0), images, train=False)
+    (kernel,) = jax.tree.leaves(variables["params"])
+    assert kernel.shape == (3, 3, 3, 3, 3)
+    assert not np.allclose(kernel[0], kernel[1])
+    assert np.std(kernel) == pytest.approx(np.sqrt(2 / (9 * 3)), rel=0.3)

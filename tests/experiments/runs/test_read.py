@@ -150,6 +150,11 @@ def test_imported_weights_are_no_unfinished_run(tmp_path, capsys):
     write_fake_runs(tmp_path / "trained", rows=["row1"], seeds=1)
     assert main(["tables", str(tmp_path)]) == 0
     assert said in capsys.readouterr().out
+    # Beside runs that were trained it is not one that was lost.
+    (tmp_path / "imported" / "row1").rename(tmp_path / "trained" / "weights")
+    assert main(["tables", str(tmp_path / "trained")]) == 0
+    for name in ("table.md", "table.csv", "table.tex"):
+        assert "weights, seed 0" not in (tmp_path / "trained" / name).read_text()
 
 
 def test_runs_of_the_main_command_are_read_too(swept_copy, tmp_path):

@@ -241,13 +241,13 @@ def test_those_that_always_break_keep_none_from_its_turn(tmp_path, monkeypatch):
 def test_a_machine_in_place_of_a_dead_one_is_another(tmp_path):
     """A pod has its name and its process number, perhaps on another node; so may a node have."""
     signs.give(tmp_path)
-    assert signs.running(tmp_path)[3:] == (True, True)
+    assert signs.running(tmp_path)[3:5] == (True, True)
     sign = json.loads((tmp_path / ".running").read_text())
     assert sign["machine"] or not pathlib.Path("/proc/sys/kernel/random/boot_id").exists()
     (tmp_path / ".running").write_text(json.dumps(sign | {"machine": "another"}))
-    assert signs.running(tmp_path)[3:] == (True, False)
+    assert signs.running(tmp_path)[3:5] == (True, False)
     os.utime(tmp_path / ".running", (time.time() - 7200,) * 2)
-    assert signs.running(tmp_path)[3:] == (False, False)
+    assert signs.running(tmp_path)[3:5] == (False, False)
 
 
 @pytest.mark.parametrize("host", [HOST, "node7"])
@@ -291,13 +291,12 @@ def test_nor_is_one_that_fails_between_two_runs(tmp_path, monkeypatch, capsys):
 DAMAGES = [
     ("config.json", "{"),
     ("metrics.jsonl", "[\n"),
-    ("metrics.jsonl", ""),
     ("result.json", ""),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "text"), DAMAGES[1:2])
+@pytest.mark.parametrize(("name", "text"), DAMAGES[:2])
 def test_a_damaged_file_is_restored_from_the_checkpoint(swept, swept_copy, name, text):
     (swept_copy / "vgg2" / "seed0" / name).write_text(text)
     assert start_sweep(swept_copy) == 0
@@ -308,7 +307,7 @@ def test_a_damaged_file_is_restored_from_the_checkpoint(swept, swept_copy, name,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "text"), DAMAGES[1:2] + DAMAGES[3:])
+@pytest.mark.parametrize(("name", "text"), DAMAGES[1:])
 def test_a_run_that_cannot_be_restored_costs_only_itself(swept_copy, capsys, name, text):
     broken = swept_copy / "vgg2" / "seed0"
     (broken / name).write_text(text)
