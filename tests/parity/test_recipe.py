@@ -37,8 +37,8 @@ def schedule(steps):
         1,
         steps,
         share,
-        CONFIG.optim.start_factor,
-        CONFIG.optim.end_factor,
+        start_factor=CONFIG.optim.start_factor,
+        end_factor=CONFIG.optim.end_factor,
     )
 
 
