@@ -218,7 +218,6 @@ def crop(
     same to the bit.
     """
     choose("padding_mode", padding_mode, PADDING_MODES)
-    offsets = offsets.astype(np.int32)  # where jax_enable_x64 is set
     _, height, width, channels = images.shape
     pad = (padding, padding)
     mode = "constant" if padding_mode == "zeros" else padding_mode
@@ -227,7 +226,8 @@ def crop(
         return _chosen(_chosen(padded, offsets[:, 0], 1, height), offsets[:, 1], 2, width)
 
     def cut(image: jax.Array, at: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(image, (at[0], at[1], np.int32(0)), (height, width, channels))
+        start = (at[0], at[1], jnp.zeros_like(at[0]))
+        return jax.lax.dynamic_slice(image, start, (height, width, channels))
 
     return jax.vmap(cut)(padded, offsets)
 

@@ -91,19 +91,18 @@ def create_state(
 
 
 def _check_fit(variables: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
-    there: dict[tuple[str, ...], Any] = flatten_dict(variables)  # pyright: ignore
-    given: dict[tuple[str, ...], Any] = flatten_dict(weights)  # pyright: ignore
+    there: dict[tuple[str, ...], Any] = flatten_dict(nn.unbox(variables))  # pyright: ignore
+    given: dict[tuple[str, ...], Any] = flatten_dict(nn.unbox(weights))  # pyright: ignore
     for path, leaf in given.items():
-        name, wanted = "/".join(path), there.get(path)
-        if wanted is None:
+        name = "/".join(path)
+        if path not in there:
             raise UserError(
                 f"weights has {name}, which the model does not have. It must be a part of the "
                 'model\'s variables: {"params": {…}, "batch_stats": {…}}.'
             )
-        if wanted.shape != leaf.shape:
-            raise UserError(
-                f"weights has {name} of shape {leaf.shape}; that of the model is {wanted.shape}."
-            )
+        found, wanted = jnp.shape(leaf), jnp.shape(there[path])
+        if found != wanted:
+            raise UserError(f"weights has {name} of shape {found}; that of the model is {wanted}.")
 
 
 def first_state(

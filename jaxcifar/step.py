@@ -101,7 +101,7 @@ def make_train_step(
       tx: the optimizer, which adds the gradients of the penalties itself.
       schedule: the learning rate in `tx`, so that it can be reported.
       regularizers: those whose transforms are in `tx`, so that the penalties can be reported.
-      ema_decay: d. If the state keeps an average of the variables v, each step makes it
+      ema_decay: d, for a state that keeps an average of the variables v: each step makes it
         d · average + (1 − d) · v (PyTorch's get_ema_avg_fn).
       lookahead: for a state that keeps slow weights.
       norms: report "gradient_norm" and "update_norm" as well.
@@ -119,7 +119,8 @@ def make_train_step(
     def train_step(
         state: TrainState, images: jax.Array, labels: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        if (state.ema is None) != (ema_decay == 0) or (state.slow is None) != (lookahead is None):
+        averages = isinstance(ema_decay, jax.Array) or ema_decay != 0  # it may be traced
+        if (state.ema is None) == averages or (state.slow is None) != (lookahead is None):
             raise UserError(
                 "The state and the step must average the same weights: create_state has "
                 f"{'no ' if state.ema is None else ''}keep_ema and "

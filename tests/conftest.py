@@ -33,6 +33,7 @@ from tests.forked import CACHE
 from tests.sweeps import on_one_device, start_sweep
 
 # Tests send themselves signals, which nohup and a script's "&" have told this process to ignore.
+# (So the suite ends with its terminal, unless it is started by setsid.)
 for _signum in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
     if signal.getsignal(_signum) is signal.SIG_IGN:
         _is_int = _signum == signal.SIGINT

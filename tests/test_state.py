@@ -74,3 +74,16 @@ def test_weights_that_do_not_fit_are_refused(weights, message):
     kernel = jnp.ones((3, 10))
     state = create_state(Linear(), tx, 0, weights={"params": {"Dense_0": {"kernel": kernel}}})
     np.testing.assert_array_equal(state.params["Dense_0"]["kernel"], kernel)
+
+
+def test_weights_of_a_boxed_model_fit():
+    class Boxed(nn.Module):
+        @nn.compact
+        def __call__(self, images, *, train):
+            init = nn.with_partitioning(nn.initializers.ones, (None, None))
+            return nn.Dense(10, kernel_init=init)(images.mean((1, 2)))
+
+    tx = make_optimizer("adam", 1e-3)
+    params = create_state(Boxed(), tx, 0).params
+    again = create_state(Boxed(), tx, 1, weights={"params": params})
+    assert jax.tree.structure(again.params) == jax.tree.structure(params)

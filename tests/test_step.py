@@ -172,3 +172,15 @@ def test_an_average_that_only_one_of_state_and_step_knows_is_refused(keep, given
     step = make_train_step(make_loss(Small(), as_it_is), tx, **given)
     with pytest.raises(UserError, match="must average the same weights"):
         jax.eval_shape(step, state, IMAGES, LABELS)
+
+
+def test_the_decay_of_the_average_may_be_traced():
+    tx = optim.make_optimizer("sgd", 0.1)
+    state = create_state(Small(), tx, 0, keep_ema=True)
+
+    def step(state, decay):
+        loss = make_loss(Small(), as_it_is)
+        return make_train_step(loss, tx, ema_decay=decay)(state, IMAGES, LABELS)[0].ema
+
+    found, plain = jax.jit(step)(state, 0.5), step(state, 0.5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, plain)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxcifar.errors import UserError
 from jaxcifar.kernels.features import Features
 from jaxcifar.models import initializers, layers
 from jaxcifar.models.network import Network
@@ -65,6 +66,12 @@ class DenseNet(Network, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         act, conv, norm = self.act, self.conv(), self.norm()
+        height, width, halved = *x.shape[1:3], len(self.block_sizes) - 1
+        if min(height, width) < 2**halved:  # else it would average over no pixel
+            raise UserError(
+                f"The images have {height}×{width} pixels, and this DenseNet halves them {halved} "
+                f"times. Give it {2**halved}×{2**halved} or more."
+            )
         dense_layer = DenseLayer
         if self.remat:
             kept = jax.checkpoint_policies.save_only_these_names("conv1")

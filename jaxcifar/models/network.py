@@ -80,7 +80,8 @@ class Network(nn.Module):
 
         These are the weights that a run whose `init_key` is `rngs` starts from. Under `jax.jit` a
         DenseNet-201 then compiles in seconds; see `jaxcifar.kernels.draw`. A network that stacks
-        its layers, by `nn.scan` or `nn.vmap`, is initialised as Flax does it.
+        its layers, by `nn.scan` or `nn.vmap`, is initialised as Flax does it. Layers in `nn.jit`,
+        which traces equal ones once, would begin alike: it has no use within a compiled step.
         """
         key = rngs["params"] if isinstance(rngs, dict) else rngs
         count = OneDraw()  # a dry run: how many numbers?

@@ -198,7 +198,10 @@ MASKS: dict[str, Mask | None] = {"all": None, "kernels": kernels_only}
 
 
 def names(path: tuple[Any, ...]) -> list[str]:
-    """Returns the names of modules and their parameter in a leaf's path, without those of a box."""
+    """Returns the names of modules and their parameter in a leaf's path.
+
+    They are keys of dictionaries, and attributes but for "value", which is that of Flax's boxes.
+    """
     found = [getattr(entry, "key", getattr(entry, "name", None)) for entry in path]
     boxed = jax.tree_util.GetAttrKey("value")
     return [
@@ -210,16 +213,20 @@ def names(path: tuple[Any, ...]) -> list[str]:
 
 def _widened(w: jax.Array) -> jax.Array:
     """At least float32, since in float16 a sum of many weights is infinite."""
-    narrow = w.dtype.itemsize < 4 or not jnp.issubdtype(w.dtype, jnp.inexact)
-    return w.astype(jnp.float32) if narrow else w
+    _check_real(w)
+    return w.astype(jnp.float32) if w.dtype.itemsize < 4 else w
 
 
-def _cast(strength: float | jax.Array, w: jax.Array) -> jax.Array:
-    if jnp.iscomplexobj(w):
+def _check_real(w: jax.Array) -> None:
+    if not jnp.issubdtype(w.dtype, jnp.floating):
         raise UserError(
             f"A penalized parameter is {w.dtype}, but L1 and L2 need real ones. Leave it out "
             "with a mask."
         )
+
+
+def _cast(strength: float | jax.Array, w: jax.Array) -> jax.Array:
+    _check_real(w)
     return jnp.asarray(strength).astype(w.dtype)
 
 

@@ -9,6 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from jaxcifar import sharding
+from jaxcifar.errors import UserError
 from jaxcifar.kernels import compilation
 from jaxcifar.models.densenet import DenseNet
 from jaxcifar.state import abstract_variables
@@ -100,3 +101,15 @@ def test_remat_halves_the_memory():
         compiled = gradients.lower(variables["params"], variables["batch_stats"], images).compile()
         needed[remat] = compiled.memory_analysis().temp_size_in_bytes
     assert needed[True] < needed[False] / 2, needed
+
+
+def test_images_of_odd_sizes_and_those_of_which_nothing_would_be_left():
+    model = DenseNet(block_sizes=(1, 1, 1, 1), width=0.125, platform="cpu")
+
+    def logits(side):
+        images = jnp.zeros((2, side, side, 3))
+        return model.init_with_output(jax.random.key(0), images, train=False)[0]
+
+    assert jax.eval_shape(lambda: logits(28)).shape == (2, 10)
+    with pytest.raises(UserError, match=r"have 4×4 pixels.*Give it 8×8 or more"):
+        jax.eval_shape(lambda: logits(4))
