@@ -10,17 +10,15 @@ learning rates. It prints a line per epoch, which is also in OUT/metrics.jsonl. 
 resumes it after the last whole epoch.
 """
 
-import json
+import copy
 import pathlib
 import sys
-import time
 from typing import Any
 
 import numpy as np
 
-from jaxcifar import data, options
-from jaxcifar.errors import UserError, note
-from jaxcifar.files import replace
+from jaxcifar import options
+from jaxcifar.errors import note
 from jaxcifar.signals import exit_code
 
 try:
@@ -28,7 +26,7 @@ try:
     from torch import Tensor, nn
     from torch.nn import functional as F
 
-    from experiments import torch_models
+    from experiments import torch_models, torch_training
 except ModuleNotFoundError as error:
     if __name__ != "__main__" or error.name != "torch":
         raise
@@ -101,24 +99,10 @@ def train_step(
     return logits, float(loss.detach())
 
 
-def crop(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Moves each image [N, C, 32, 32] by up to two pixels over its reflected border."""
-    padded = F.pad(images, (PAD,) * 4, "reflect")
-    rows, columns = torch.randint(0, 2 * PAD + 1, (2, len(images)), generator=generator)
-    out = torch.empty_like(images)
-    for row in range(2 * PAD + 1):
-        for column in range(2 * PAD + 1):
-            chosen = (rows == row) & (columns == column)
-            out[chosen] = padded[chosen, :, row : row + 32, column : column + 32]
-    return out
-
-
-@torch.no_grad()
 def evaluate(
     model: nn.Module, images: Tensor, labels: Tensor, *, views: bool = True
 ) -> dict[str, float]:
     """Returns the accuracy on single images, and if `views` on the mean of six views of each."""
-    model.eval()
     single, six = 0, 0
     for x, y in zip(images.split(1000), labels.split(1000), strict=True):
 
@@ -136,77 +120,39 @@ def evaluate(
 
 def train(out: pathlib.Path, data_dir: str, seed: int) -> None:
     """Trains to the last epoch, from the start or after the last epoch that was saved."""
-    parts = [data.load("cifar10", name, data_dir=data_dir) for name in ("train", "test")]
-    digests = [part.provenance["sha256"] for part in parts]
-    mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (parts[0].mean, parts[0].std))
+    read = torch_training.read(data_dir)
     (images, labels), (test_images, test_labels) = (
-        (
-            (torch.from_numpy(part.images).permute(0, 3, 1, 2) / 255 - mean) / std,
-            torch.from_numpy(part.labels).long(),
-        )
-        for part in parts
+        (read.normalize(pixels), labels) for pixels, labels in (read.train, read.test)
     )
-    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     steps_per_epoch = len(images) // BATCH
     model = create_model(images)
     optimizer, rates = create_optimizer(model), learning_rates(EPOCHS * steps_per_epoch)
-    slow = {name: value.clone() for name, value in model.state_dict().items()}
+    average = copy.deepcopy(model)
+    slow = average.state_dict()
     mirrored = torch.rand(len(images)) < 0.5  # in every other epoch
-    records: list[dict[str, float]] = []
-    if (out / "state.pt").exists():
-        saved = torch.load(out / "state.pt", weights_only=True)
-        if saved["seed"] != seed:
-            raise UserError(f"{out} holds a run of seed {saved['seed']}. Choose another --out.")
-        if saved.get("images", digests) != digests:
-            raise UserError(f"{out} holds a run on other images. Choose another --out.")
-        records, slow, mirrored = saved["records"], saved["slow"], saved["mirrored"]
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        _write(records, out)  # which may have been lost, or not written yet
-    for epoch in range(len(records), EPOCHS):
-        began, generator = time.monotonic(), torch.Generator().manual_seed(1000 * seed + epoch)
-        order = torch.randperm(len(images), generator=generator)
-        loss_sum, right = 0.0, 0
-        model.train()
-        for batch in range(steps_per_epoch):
-            rows = order[batch * BATCH : (batch + 1) * BATCH]
-            x, y, turn = crop(images[rows], generator), labels[rows], mirrored[rows]
-            turn = turn if epoch % 2 == 0 else ~turn
-            x[turn] = x[turn].flip(-1)
-            x = x.contiguous(memory_format=torch.channels_last)
-            step = epoch * steps_per_epoch + batch
-            logits, loss = train_step(model, optimizer, slow, x, y, step, rates)
-            loss_sum += loss
-            right += int((logits.argmax(1) == y).sum())
-        seen, seconds = steps_per_epoch * BATCH, time.monotonic() - began
-        record = {
-            "epoch": epoch + 1,
-            "train_ce": loss_sum / seen,
-            "train_accuracy": right / seen,
-            **evaluate(model, test_images, test_labels, views=epoch == EPOCHS - 1),
-            "images_per_second": seen / seconds,
-        }
-        records.append(record)
-        print({name: round(value, 4) for name, value in record.items()}, flush=True)
-        torch.save(
-            {
-                "seed": seed,
-                "images": digests,
-                "records": records,
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "slow": slow,
-                "mirrored": mirrored,
-            },
-            out / "state.tmp",
-        )
-        (out / "state.tmp").replace(out / "state.pt")
-        _write(records, out)
 
+    def step(
+        epoch: int, batch: int, rows: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, float]:
+        x = torch_training.crop(images[rows], generator, padding=PAD, mode="reflect")
+        turn = mirrored[rows] if epoch % 2 == 0 else ~mirrored[rows]
+        x[turn] = x[turn].flip(-1)
+        x = x.contiguous(memory_format=torch.channels_last)
+        number = epoch * steps_per_epoch + batch
+        return train_step(model, optimizer, slow, x, labels[rows], number, rates)
 
-def _write(records: list[dict[str, float]], out: pathlib.Path) -> None:
-    replace(out / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in records))
+    torch_training.run(
+        out,
+        {"model": model, "optimizer": optimizer, "slow": average},
+        labels,
+        step,
+        lambda epoch: evaluate(model, test_images, test_labels, views=epoch == EPOCHS - 1),
+        kind={"seed": seed, "images": read.digests},
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        images_per_epoch=steps_per_epoch * BATCH,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -31,15 +31,17 @@ def test_timers_take_turns_after_a_warm_up(monkeypatch):
 
 
 def test_without_pytorch(monkeypatch, capsys):
-    """Said before anything is compiled, here and by the other command that needs it."""
+    """Said before anything is compiled, here and by the other commands that need it."""
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=re.escape("pip install 'jaxcifar[torch]'")):
         benchmark.main(["--against=torch", "--models=resnet18"])
-    monkeypatch.delitem(sys.modules, "experiments.torch_recipe", raising=False)
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_module("experiments.torch_recipe", run_name="__main__")
-    assert ended.value.code == 2
-    assert "pip install 'jaxcifar[torch]'" in capsys.readouterr().err
+    for name in ("experiments.torch_recipe", "experiments.torch_rows"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.delitem(sys.modules, "experiments.torch_training", raising=False)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(name, run_name="__main__")
+        assert ended.value.code == 2
+        assert "pip install 'jaxcifar[torch]'" in capsys.readouterr().err
 
 
 def test_pytorch_is_not_compared_with_several_devices(monkeypatch):
