@@ -4,8 +4,9 @@
 
 FILE.npz holds another version of some of the images that the run was trained on, as `image`
 [N, 32, 32, 3] uint8, `label` [N], and `index` [N], their places in the training set. The network
-is evaluated on them and on the run's own images of the same places. It has seen the latter, so the
-difference is an upper bound of what the other version costs at evaluation.
+is evaluated on them and on the run's own images of the same places. It has been trained on the
+latter. What the other version costs on images it has not seen is another question; see
+`experiments.compare_training`.
 """
 
 import math
