@@ -373,11 +373,6 @@ def test_import_and_export(weights, tmp_path, capsys, one_device):
 
 def test_command_refuses(tmp_path, capsys):
     arguments = ["--model=vgg_a", f"--workdir={tmp_path / 'run'}"]
-    assert cli.main(["import", str(tmp_path / "none.npz"), *arguments]) == 2
-    assert "no file" in capsys.readouterr().err
-    (tmp_path / "weights.bin").write_bytes(b"")
-    assert cli.main(["import", str(tmp_path / "weights.bin"), *arguments]) == 2
-    assert "not a PyTorch, safetensors or NumPy" in capsys.readouterr().err
     (tmp_path / "damaged.npz").write_bytes(b"not an archive")
     assert cli.main(["import", str(tmp_path / "damaged.npz"), *arguments]) == 2
     assert "cannot be read" in capsys.readouterr().err

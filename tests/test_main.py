@@ -29,31 +29,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # --- refusals ---------------------------------------------------------------------------------
 
-REFUSALS = [
-    ((), "--config=configs/quickstart.py"),
-    (("--config=configs/row99.py",), "row99.py"),
-    (("--config=configs/row1.py", "--config.train.epoch=3"), "epochs"),
-    (("--config=configs/row1.py", "--config.model.name=resnet51"), "resnet50"),
-    (("--config=configs/row1.py", "--config.train.epochs=many"), "many"),
-    (
-        ("--config=configs/row1.py", "--confg.seed=1"),
-        "Did you mean --config.seed=1?",
-    ),
-    (("--config=configs/row1.py", "config.seed=1"), "'config.seed=1' is not an option"),
-    (
-        ("--config=configs/row1.py", "--checkpoint=first"),
-        "(choose from 'best', 'last')",
-    ),
-    (("--mode=evaluate",), "(choose from 'train', 'eval')"),
-    (("--mode=eval",), "--workdir"),
-    (("--mode=eval", "--workdir=nowhere"), "contains no run"),
-    (
-        ("--mode=eval", "--workdir=nowhere", "--start_timeout=1")
-        + ("--coordinator_address=127.0.0.1:9", "--num_processes=2", "--process_id=1"),
-        "runs in one process, but this is one of 2",
-    ),
-]
-
 
 @pytest.mark.slow
 def test_a_signal_while_libraries_are_imported_is_no_traceback(tmp_path):
@@ -69,27 +44,6 @@ def test_a_signal_while_libraries_are_imported_is_no_traceback(tmp_path):
     error = process.communicate(timeout=60)[1]
     assert error == "jaxcifar: Stopped by SIGINT. Nothing that was saved is lost.\n"
     assert process.returncode == 128 + signal.SIGINT
-
-
-@pytest.fixture(scope="module")
-def refused(tmp_path_factory):
-    """What each of REFUSALS did: (exit code, what it printed on stderr), and their folder."""
-    folder = tmp_path_factory.mktemp("refused") / "cwd"
-    folder.mkdir()
-    commands = [[a.replace("configs/", f"{ROOT}/configs/") for a in args] for args, _ in REFUSALS]
-    processes = [Forked(run, args, environment=one_device(), cwd=folder) for args in commands]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
-    return [(p.returncode, error) for p, error in zip(processes, errors, strict=True)], folder
-
-
-@pytest.mark.parametrize("number", range(len(REFUSALS)), ids=lambda i: " ".join(REFUSALS[i][0]))
-def test_command_refuses_in_one_message(refused, number):
-    done, folder = refused
-    code, error = done[number]
-    assert code == 2, error
-    assert REFUSALS[number][1] in error
-    assert "Traceback" not in error
-    assert not list(folder.iterdir())  # nothing was made
 
 
 def test_a_command_is_not_stopped_by_warnings_of_libraries(tmp_path):

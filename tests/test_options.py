@@ -17,18 +17,6 @@ CHANGED = GOOD.replace("return base_config()", "config = base_config()\n    {}\n
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("def get_config(:\n", "SyntaxError"),
-        ("import no_such_module\n", "No module named 'no_such_module'"),
-        ("1 / 0\n", "ZeroDivisionError"),
-        ("raise SystemExit(3)\n", "SystemExit"),
-        ("x = 1\n", r"no function get_config\(\)"),
-        (GOOD.replace("get_config()", "get_config(size)"), "missing 1 required"),
-        (GOOD.replace("return base_config()", "pass"), "returns None, not a config"),
-        (GOOD.replace("return base_config()", "return {}"), "returns a dict, not a config"),
-        (CHANGED.format("config.optim.lr = 0.1"), "learning_rate"),
-        (CHANGED.format("config.train.epoch = 3"), "epochs"),
-        (CHANGED.format("config.model = 'resnet50'"), "model"),
-        (CHANGED.format("config.train.epochs = '3'"), "epochs"),
         (
             "from ml_collections.config_dict import required_placeholder\n"
             + CHANGED.format("config.optim.l1 = required_placeholder(float)"),
@@ -109,15 +97,8 @@ def test_what_is_no_config_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--config.train.epoch=3"], "epochs"),
-        (["--config.optim.lr=0.1"], r"Did you mean --config\.optim\.learning_rate=0\.1\?"),
-        (["--config.train.epochs=many"], "many"),
-        (["--config.model=resnet50"], r"Did you mean --config\.model\.name=resnet50\?"),
-        (["--lr=0.1"], r"Did you mean --config\.optim\.learning_rate=0\.1\?"),
         (["--optim.l1=0.1"], r"Did you mean --config\.optim\.l1=0\.1\?"),
         (["--train.log-norms=True"], r"Did you mean --config\.train\.log_norms=True\?"),
-        (["--epochs=3"], r"Did you mean --config\.train\.epochs=3\?"),
-        (["surplus"], "'surplus' is not an option"),
         (["--config.data.mean[0]=0.5"], r"a part of a field\..*: --config\.data\.mean=VALUE,"),
         (["--config.train.epochs[0]=5"], r"a part of a field"),
     ],

@@ -373,12 +373,3 @@ def test_erased_pixels_are_0_after_preparing():
     shares = erased.mean((1, 2))
     assert shares.min() > 0.01
     assert shares.max() < 0.4
-
-
-def test_a_scale_for_biases_of_norms_has_no_effect_where_there_are_none():
-    """`checks.unused` says so, and the run goes on."""
-    scaled = tiny_task(model__name="vgg_a", optim__name="sgd", optim__bias_scale=64.0)
-    params = {"conv1": {"bias": jnp.ones(2)}}
-    made = scaled.optimization.make(task.hyperparams(tiny(optim__learning_rate=0.1)), 3)
-    updates, _ = made.update(params, made.init(params), params)
-    np.testing.assert_allclose(updates["conv1"]["bias"], -0.1, rtol=1e-6)

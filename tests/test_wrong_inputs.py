@@ -55,6 +55,7 @@ SOAK = "experiments.soak"
 REPLAY, TORCH = "jaxcifar.replay", "jaxcifar.interop.torch"
 EXPORT, PREDICT, RUNS = "jaxcifar.interop.export", "jaxcifar.predict", "jaxcifar.runs"
 MADE = "--config=good.py --config.data.name=synthetic"
+ONE_OF_TWO = "--coordinator_address=127.0.0.1:9 --num_processes=2 --process_id=1 --start_timeout=1"
 
 TABLE = [
     # Config files.
@@ -90,6 +91,7 @@ TABLE = [
     (MAIN, "--config=adamm.py", "'adamm'", "Did you mean 'adam'?"),
     # Flags.
     (MAIN, "--config=good.py --lr=0.1", "'--lr'", "--config.optim.learning_rate=0.1"),
+    (MAIN, "--config=good.py --confg.seed=1", "Did you mean --config.seed=1?"),
     (MAIN, "--config=good.py --epochs=3", "--config.train.epochs=3"),
     (MAIN, "--config=good.py --batch-size=3", "--config.train.batch_size=3"),
     (MAIN, "--config=good.py --data_dir=x", "--config.data.dir=x"),
@@ -153,6 +155,7 @@ TABLE = [
     (MAIN, "--mode=eval --workdir=nowhere --config.data.dir=x", "nowhere contains no run"),
     (MAIN, "--mode=eval --workdir=results/vgg1/seed0 --config.data.dri=x", "--config.data.dir=x"),
     (MAIN, "--mode=eval --workdir=results/vgg1/seed0 --lr=3", "--config.optim.learning_rate=3"),
+    (MAIN, f"--mode=eval --workdir=nowhere {ONE_OF_TWO}", "runs in one process, but this is one"),
     (REPLAY, "nowhere", "nowhere", "no run"),
     (REPLAY, "", "workdir"),
     (REPLAY, "gs://bucket/run", "not a local path"),

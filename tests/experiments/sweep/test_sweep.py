@@ -240,27 +240,11 @@ def test_config_files_are_named_once(mine):
     assert (source.name, source.config.train.epochs) == ("row9", 200)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("def get_config(:", "SyntaxError"),
-        ("import nothing_of_this_name", "No module named 'nothing_of_this_name'"),
-        ("raise RuntimeError('out of order')", "RuntimeError: out of order"),
-        ("def get_config():\n    return 1 / 0", "ZeroDivisionError"),
-        ("def get_config():\n    raise SystemExit('away')", "away"),
-        ("config = 3", "no function get_config"),
-        ("def get_config():\n    pass", "returns None"),
-        ("def get_config():\n    return {}", "returns a dict"),
-        (CONFIG.replace("train.epochs = 3", "train.label_smoothing = 2.0"), "at most 1.0"),
-        (CONFIG.replace("model.name", "model.nam"), "nam"),
-        ("from ml_collections import ConfigDict as get_config", "is missing"),
-    ],
-)
-def test_config_files_that_cannot_be_used_start_nothing(mine, tmp_path, capsys, content, message):
-    (mine / "bad.py").write_text(content)
+def test_a_config_file_that_cannot_be_used_starts_nothing(mine, tmp_path, capsys):
+    (mine / "bad.py").write_text(CONFIG.replace("train.epochs = 3", "train.label_smoothing = 2.0"))
     assert start_files(tmp_path / "out", f"{mine}/*.py") == 2
     error = capsys.readouterr().err
-    assert message in error
+    assert "at most 1.0" in error
     assert f"{mine}/bad.py" in error
     assert error.count("jaxcifar:") == 1
     assert not (tmp_path / "out").exists()
