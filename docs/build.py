@@ -19,10 +19,11 @@ _INTRO = """# Configuration
 <!-- Written by docs/build.py from the comments of jaxcifar/config.py. Change them, and run it. -->
 
 Every field of a config, with its default, its range and its meaning. A config file sets them in
-Python. On the command line, `jaxcifar train`, `eval`, `sweep` and `landscape smoothness` take them
-as `--optim.l2=1e-4`, and several numbers as `--optim.milestones=60,120,160`; `python -m …` needs
-the long form, `--config.optim.l2=1e-4`. Unknown fields and impossible values are refused before any
-work starts.
+Python. On the command line, `jaxcifar train`, `sweep` and `landscape smoothness` take them as
+`--optim.l2=1e-4`, and several numbers as `--optim.milestones=60,120,160`; `eval` takes only
+`--model.dtype` and the fields marked †, because the others are those of the run. `python -m …`
+needs the long form, `--config.optim.l2=1e-4`. Unknown fields and impossible values are refused
+before any work starts.
 
 Fields marked † change how a run is carried out, not what it computes, except for rounding. They may
 be changed when a run is resumed.
@@ -102,6 +103,7 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Turns links out of docs/ into plain text, but for what is on the site."""
     markdown = markdown.replace("](../CONTRIBUTING.md)", "](extending.md)")
+    markdown = markdown.replace("](docs/", "](")  # of CONTRIBUTING.md
     markdown = re.sub(r"\]\(\.\./(\S+\.png)\)", r"](\1)", markdown)
     return re.sub(r"\[([^]]+)\]\(\.\./[^)]*\)", r"\1", markdown)
 

@@ -5,7 +5,7 @@
     python -m experiments.compile_for --topology=v5e:2x4 --rows=1 --config.data.augment=none
 
 The real training and evaluation programs of each config, compiled by libtpu's ahead-of-time
-compiler on any CPU (pip install 'jaxcifar[tpu]'). Reported for each chip: the memory that the
+compiler on an x86-64 CPU (pip install 'jaxcifar[tpu]'). Reported for each chip: the memory that the
 program needs, the arithmetic and the memory traffic of a step, its collectives, and the times that
 arithmetic, memory and interconnect need, the longest in bold. All of it is computed, nothing
 measured. Only the arithmetic's time is a bound that no run can beat. The memory's time is too long,

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxcifar.models import create_model
-from jaxcifar.models.airbench import Whitening
-from jaxcifar.models.layers import Conv, Linear
 from jaxcifar.state import abstract_variables
 
 
 @functools.lru_cache
 def forward_multiply_adds(model: str, width: float = 1.0) -> int:
-    """Returns the multiply-adds of one image's forward pass in convolutions and linear layers.
+    """Returns the multiply-adds of one image's forward pass in the layers that have a kernel.
+
+    These are convolutions, also grouped ones, and linear layers, of this package and of Flax.
 
     A training step takes about three times as many. (Counts of "FLOPs" are twice this, or this,
     depending on whom you ask.)
@@ -28,12 +28,11 @@ def forward_multiply_adds(model: str, width: float = 1.0) -> int:
     ) -> Any:
         nonlocal total
         out = call(*args, **kwargs)
-        if isinstance(context.module, Conv | Linear | Whitening):
-            # Whitening's is not trained, and so among the statistics.
-            (kernel,) = (
-                part["kernel"] for part in context.module.variables.values() if "kernel" in part
-            )
-            total += kernel.size * out.size // out.shape[-1]
+        if context.method_name == "__call__":
+            # The kernel of `Whitening` is not trained, and so among the statistics.
+            for part in context.module.variables.values():
+                if isinstance(kernel := part.get("kernel"), jax.ShapeDtypeStruct | jax.Array):
+                    total += kernel.size * out.size // out.shape[-1]
         return out
 
     module = create_model(model, width=width)

@@ -55,8 +55,8 @@ def weak(
       images: [N, H, W, C] of any dtype.
       padding: added on each side before the crop, in pixels.
       padding_mode: what is added, one of PADDING_MODES; see `crop`.
-      flip: one of FLIPS. "random" mirrors each image with probability 1/2. "alternating" mirrors
-        nothing here: apply `alternating_flip` to the images first.
+      flip: one of FLIPS. "random" mirrors each image with probability 1/2, "none" none.
+        "alternating" mirrors nothing here either: apply `alternating_flip` to the images first.
       cutout: side of the square that is set to 0, in pixels; 0 is none.
       normalize: applied before the cutout, such as `normalize` with a mean and a deviation;
         nothing by default.
@@ -155,7 +155,7 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
 
 
 PADDING_MODES = ("zeros", "reflect")
-FLIPS = ("random", "alternating")
+FLIPS = ("random", "alternating", "none")
 
 # What config.data.test_augment names: (share, row shift, column shift, mirrored) of each view.
 VIEWS: dict[str, tuple[tuple[float, int, int, bool], ...]] = {

@@ -22,6 +22,8 @@ _CHOICES = {
     "optim.schedule": optim.SCHEDULES,
     "optim.penalize": optim.MASKS,
 }
+# The arguments of each augmentation, which are fields of config.augment.
+_TAKEN = {name: inspect.signature(made).parameters for name, made in augment.AUGMENTATIONS.items()}
 # The fields that only some choices use: {field: (the choosing field, the choices that use it)}.
 _ONLY_FOR = {
     **{
@@ -33,9 +35,13 @@ _ONLY_FOR = {
     "optim.end_factor": ("optim.schedule", ("triangular",)),
     "optim.milestones": ("optim.schedule", ("multistep",)),
     "optim.decay_factor": ("optim.schedule", ("multistep",)),
-    "augment.padding_mode": ("data.augment", ("weak", "strong")),
-    "augment.flip": ("data.augment", ("weak", "strong")),
-    "augment.cutout": ("data.augment", ("weak",)),
+    **{
+        f"augment.{option}": (
+            "data.augment",
+            tuple(name for name in _TAKEN if option in _TAKEN[name]),
+        )
+        for option in ("padding_mode", "flip", "cutout")
+    },
 }
 
 
@@ -99,9 +105,8 @@ def check_config(config: Config, mesh: Mesh | None = None, *, training: bool = T
 def unused(config: Config) -> list[str]:
     """Names what is set and has no effect, with the reason: "augment.hue, because …"."""
     recipe = config.data.augment
-    taken = inspect.signature(augment.AUGMENTATIONS[recipe]).parameters
     # What is not an argument of it is a field of the task, as mixup is.
-    taken = {f"augment.{name}" for name in (*taken, *Task.__dataclass_fields__)}
+    taken = {f"augment.{name}" for name in (*_TAKEN[recipe], *Task.__dataclass_fields__)}
     lines = [
         f"{field}, because data.augment is {recipe!r}"
         for field in changed_fields(base_config(), config)

@@ -48,7 +48,8 @@ def base_config() -> Config:
     config.model.dropout_rate = 0.2  # ResNet: before the last layer; DenseNet: in each dense layer;
     #                 VGG: before the two hidden linear layers; Wide ResNet: in each block; Airbench
     #                 has none
-    config.model.width = 1.0  # multiplies every channel count
+    config.model.width = 1.0  # multiplies every channel count, rounded down; at least 1/24 (1/16
+    #                           for resnet20, resnet56 and wideresnet28_10)
     config.model.remat = "auto"  # DenseNet: "on" needs a third of the memory or less and recomputes
     #               cheap layers; "off"; "auto": "on" on CPUs, where it is also faster, else "off"
     config.model.dtype = "auto"  # of the computation: "float32" "bfloat16"; "auto": bfloat16 on
@@ -76,7 +77,7 @@ def base_config() -> Config:
     config.augment.padding = 4  # pixels on each side before the random crop
     config.augment.padding_mode = "zeros"  # what is added: "zeros" "reflect"
     config.augment.flip = "random"  # horizontal: "random" "alternating" (each image every other
-    #                                 epoch)
+    #                                 epoch) "none"
     config.augment.cutout = 0  # side of the square that "weak" erases, in pixels; 0: none
     config.augment.brightness = 0.2  # factors are drawn from 1 ± this
     config.augment.contrast = 0.2  # likewise
@@ -117,21 +118,24 @@ def base_config() -> Config:
     config.optim.bias_scale = 1.0  # for SGD only: multiplies the gradients of BatchNorm's biases,
     #                                and so their learning rate, but not their L2
     config.optim.clip_norm = 0.0  # the norm that the whole gradient is clipped to; 0: no limit
-    config.optim.warmup_epochs = 0.0  # epochs of rising learning rate, before the schedule begins
-    #                                   (the milestones of "multistep" count these epochs too)
+    config.optim.warmup_epochs = 0.0  # epochs of rising learning rate, fewer than train.epochs,
+    #                                   before the schedule begins (the milestones of "multistep"
+    #                                   count these epochs too)
 
     config.train = _Group()
-    config.train.batch_size = 256  # images per step, over all devices together
+    config.train.batch_size = 256  # images per step, over all devices together: a multiple of their
+    #                               number
     config.train.epochs = 50  # passes over the training set
     config.train.limit_train_images = 0  # use only the first N; 0: all
     config.train.label_smoothing = 0.0  # fraction of each target spread evenly over all classes
     config.train.ema_decay = 0.0  # decay of a moving average of weights and statistics, which then
     #                               decides the best epoch; 0: none
     config.train.lookahead_steps = 0  # every this many steps, the weights are set to an average of
-    #                                   their past values (Lookahead); 0: never
-    config.train.eval_batch_size = 512  # images per evaluation step, over all devices together
-    config.train.steps_per_call = 0  # training steps per compiled call; 0: 1 on CPUs, elsewhere the
-    #    divisor of the epoch's steps nearest to 50 (batch 256: 39 of 195; batch 512: all 97)
+    #                                   their past values (Lookahead), which cannot be combined
+    #                                   with ema_decay; 0: never
+    config.train.eval_batch_size = 512  # images per evaluation step, likewise
+    config.train.steps_per_call = 0  # training steps per compiled call, which divide an epoch's; 0:
+    #    1 on CPUs, elsewhere the divisor nearest to 50 (batch 256: 39 of 195; batch 512: all 97)
     config.train.log_norms = False  # whether the norms of gradients and updates are logged
     config.train.checkpoint_minutes = 10.0  # minutes between saves within a long epoch (between
     #                                       calls); the end of each epoch is also saved

@@ -255,6 +255,8 @@ def evaluate(
 ) -> dict[str, Any] | None:
     """Returns {"loss", "accuracy", "images"} over all images, each counted once.
 
+    Whatever else the evaluation step sums up is divided by the number of images too.
+
     Args:
       inference: the model, its normalisation and the batch size.
       variables: {"params", "batch_stats"} of the model.
@@ -272,9 +274,6 @@ def evaluate(
             return None
     on_host = jax.device_get(sums)
     totals = {name: sum(float(batch[name]) for batch in on_host) for name in on_host[0]}
-    count = int(totals["count"])
-    return {
-        "loss": totals["loss"] / count,
-        "accuracy": totals["correct"] / count,
-        "images": count,
-    }
+    count = int(totals.pop("count"))
+    means = {name: total / count for name, total in totals.items()}
+    return {"accuracy": means.pop("correct"), **means, "images": count}

@@ -49,8 +49,8 @@ class Lookahead(NamedTuple):
 
 def make_loss(
     model: nn.Module,
-    prepare: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
-    cross_entropy: Callable[[jax.Array, jax.Array], jax.Array] = losses.cross_entropy,
+    prepare: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]],
+    cross_entropy: Callable[[jax.Array, Any], jax.Array] = losses.cross_entropy,
 ) -> Loss:
     """Returns loss(params, state, images, labels) -> (cross-entropy, (logits, batch_stats)).
 
@@ -62,7 +62,8 @@ def make_loss(
       model: a linen module with a `train` argument, with or without BatchNorm state.
       prepare: (key, images, labels) -> (inputs, targets): augments and normalises the images, and
         makes what the logits are compared with.
-      cross_entropy: (logits, targets) -> [N].
+      cross_entropy: (logits, targets) -> [N]. The targets are whatever `prepare` returns, such as
+        labels and the logits of a teacher.
 
     The loss takes images [N, 32, 32, 3] and labels [N] int32. Its logits are [N, classes] float32;
     `batch_stats` are the running statistics after the batch.

@@ -145,7 +145,9 @@ def train_and_evaluate(
                 scores = _evaluate(run, validation)
                 if scores is None:  # the resumed run evaluates
                     raise _stopped(run, folder)
-                if not all(map(math.isfinite, scores.values())):
+                if not all(
+                    math.isfinite(scores[name]) for name in scores if name.endswith("_loss")
+                ):
                     what = f"The validation loss after epoch {epoch}"
                     raise _diverged(what, run.step, run, folder)
                 record = _record(epoch, run, scores)
@@ -312,7 +314,7 @@ def _evaluate(run: Run, validation: tuple[jax.Array, jax.Array]) -> dict[str, fl
             )
             if scores is None:
                 return None
-            found |= {f"{prefix}_{name}": scores[name] for name in ("loss", "accuracy")}
+            found |= {f"{prefix}_{name}": scores[name] for name in scores if name != "images"}
     return found
 
 
@@ -320,13 +322,12 @@ def _record(epoch: int, run: Run, scores: dict[str, float]) -> dict[str, Any]:
     """The line of an epoch in metrics.jsonl."""
     position = run.position
     means = {name: float(np.mean(values)) for name, values in position.steps.items()}
+    del means["learning_rate"]
     return {
         "epoch": epoch,
         "step": run.step,
-        "train_loss": means["loss"],
-        "train_ce": means["ce"],
-        "train_accuracy": means["accuracy"],
-        **{name: value for name, value in means.items() if name.endswith("_norm")},
+        **{f"train_{name}": means.pop(name) for name in ("loss", "ce", "accuracy")},
+        **means,  # such as the norms
         **scores,
         # That of the epoch's last step, with as many digits as a float32 has.
         "learning_rate": float(f"{position.steps['learning_rate'][-1]:.7g}"),

@@ -250,6 +250,7 @@ def test_weak_mirrors_only_where_it_is_told_to():
     images = jnp.arange(16.0).reshape(1, 4, 4, 1) * jnp.ones((32, 1, 1, 1))
     mirrored_before = augment.weak(KEY, images, padding=0, flip="alternating")
     np.testing.assert_array_equal(mirrored_before, images)
+    np.testing.assert_array_equal(augment.weak(KEY, images, padding=0, flip="none"), images)
     assert not np.array_equal(augment.weak(KEY, images, padding=0), images)
     assert (augment.weak(KEY, images + 1, padding=0, cutout=2) == 0).sum() == 32 * 4
 

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import struct
 import sys
@@ -844,6 +845,40 @@ def test_how_many_images_the_parts_have(name, protocol, monkeypatch, tmp_path):
     if name == "digits":
         held = tuple(part and len(part) for part in data.load_splits(name, protocol=protocol))
     assert tuple(part and len(part) for part in whole) == held
+
+
+# --- a data set of one's own ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": np.zeros((16, 3, 32, 32), np.uint8)}, "images of shape (16, 3, 32, 32) and"),
+        ({"images": np.zeros((16, 32, 32, 3), np.float32)}, "be [N, H, W, 3] uint8"),
+        ({"labels": np.zeros(16, np.int64)}, "type int64; they must be [16] int32"),
+        ({"labels": np.zeros((16, 1), np.int32)}, "labels of shape (16, 1) and"),
+        ({"labels": np.full(16, 10, np.int32)}, "from 10 to 10; they must be from 0 to 9"),
+        ({"labels": np.full(16, -1, np.int32)}, "from -1 to -1; they must be from 0 to 9"),
+        ({"class_names": ("cat", "dog")}, "2 class names; its entry says 10 classes"),
+    ],
+)
+def test_a_data_set_is_what_it_must_be(monkeypatch, changes, message):
+    found = dataclasses.replace(data.load("synthetic", "train", size=16), **changes)
+    monkeypatch.setattr(data.synthetic, "load", lambda split, size: found)
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        data.load("synthetic", "train")
+    assert "'synthetic', split 'train'" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("mean", (0.4,) * 3), ("std", (0.3,) * 3), ("class_names", "zyxwvutsrq")]
+)
+def test_what_is_evaluated_is_normalised_like_what_was_trained_on(monkeypatch, field, value):
+    parts = {name: data.load("synthetic", name) for name in ("train", "test")}
+    parts["test"] = dataclasses.replace(parts["test"], **{field: tuple(value)})
+    monkeypatch.setattr(data.synthetic, "load", lambda split, size: parts[split])
+    with pytest.raises(UserError, match=f"'synthetic' has the {field} .* and .* for testing"):
+        data.load_splits("synthetic")
 
 
 # --- without images ---------------------------------------------------------------------------

@@ -8,6 +8,7 @@ cluster is started by one of `LAUNCHERS`, and checked for what it launches.
 import argparse
 import fnmatch
 import importlib
+import json
 import pathlib
 import re
 import runpy
@@ -17,6 +18,8 @@ import subprocess
 import sys
 import tomllib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
@@ -26,10 +29,13 @@ from experiments.runs.rows import ROWS
 from experiments.sweep import shards, workers
 from experiments.sweep.__main__ import main as sweep_main
 from experiments.sweep.jobs import checked, parse_seeds
-from jaxcifar import cli, options
+from jaxcifar import cli, data, options, train
 from jaxcifar.config import base_config, flatten
 from jaxcifar.errors import UserError
+from jaxcifar.files import read_lines
+from jaxcifar.hooks import Hook
 from jaxcifar.interop.torch import to_torch
+from tests import tiny
 from tests.test_interop import shapes_only
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -376,6 +382,60 @@ def test_python(block):
         options.with_options(main_config, [])
 
 
+def names_of(page, name):
+    """What the block of Python that defines `name` defines."""
+    (block,) = (block for block in fenced(PAGES[page], "python") if f" {name}(" in block)
+    names = {}
+    exec(compile(block, page, "exec"), names)
+    return names
+
+
+def test_sharpness_aware_minimization():
+    """Its gradient is that of the loss at the top of the climb; it reports the loss here."""
+
+    def loss(params, factor):
+        return factor * jnp.sum(params["w"] ** 2) / 2 + params["b"] ** 3, params["b"]
+
+    params = {"w": jnp.array([3.0, 0.0]), "b": jnp.array(1.0)}
+    wrapped = names_of("CONTRIBUTING.md", "sharpness_aware")["sharpness_aware"](loss, rho=0.5)
+    (value, aux), grads = jax.value_and_grad(wrapped, has_aux=True)(params, 4.0 / 3.0)
+    # The gradient here is (4, 0) and 3, of norm 5: the climb is (0.4, 0) and 0.3.
+    np.testing.assert_allclose(grads["w"], [4.0 / 3.0 * 3.4, 0], rtol=1e-6)
+    assert float(grads["b"]) == pytest.approx(3 * 1.3**2, rel=1e-6)
+    assert (float(value), float(aux)) == (pytest.approx(7.0), 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_the_hook_that_measures_something_else(tmp_path, finished):
+    hook = names_of("docs/getting-started.md", "TopFive")["TopFive"]()
+    tiny.run(tiny.tiny(), tmp_path, hook)
+    found = read_lines(tmp_path / "top5.jsonl")
+    assert [each["epoch"] for each in found] == [1, 2]
+    records = read_lines(tmp_path / "metrics.jsonl")
+    assert all(top["top5"] > each["val_accuracy"] for top, each in zip(found, records, strict=True))
+    # The accuracy on other images, by another page.
+    test = data.load("synthetic", "test")
+    accuracy = names_of("docs/data.md", "accuracy")["accuracy"](tmp_path, test.images, test.labels)
+    assert accuracy == max(record["val_accuracy"] for record in records)
+
+
+def test_a_sweep_by_a_script(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(
+        train,
+        "train_and_evaluate",
+        lambda config, workdir, hooks: ran.append((config, workdir, hooks)),
+    )
+    hook = Hook()
+    names_of("docs/experiments.md", "train")["train"]("vgg6", range(2), tmp_path, hook)
+    assert [(config.seed, workdir) for config, workdir, _ in ran] == [
+        (seed, tmp_path / "vgg6" / f"seed{seed}") for seed in (0, 1)
+    ]
+    assert [hooks for *_, hooks in ran] == [(hook,)] * 2
+    assert json.loads((tmp_path / "vgg6" / "origin.json").read_text())["file"] == "vgg6"
+
+
 # --- commands that are run ----------------------------------------------------------------------
 
 # What is not run, and what it would take. Every other command of a block is.
@@ -460,11 +520,20 @@ def test_the_files_of_a_run_are_those_of_getting_started(finished):
 # --- links, names, and the page of the config -------------------------------------------------
 
 
+def headings(text):
+    """What links call the headings of a page, on GitHub and in the site."""
+    titles = re.findall(r"^#+ (.*)$", without_blocks(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     folder = (ROOT / page).parent
-    for path in re.findall(r"\]\((?!https?:)([^)#\s]*)", PAGES[page]):
+    for path, heading in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?", PAGES[page]):
         assert path == "" or (folder / path).exists(), path
+        if heading:
+            text = (folder / path).read_text() if path else PAGES[page]
+            assert heading in headings(text), f"{path}#{heading}"
 
 
 def test_files_that_are_named_exist():

@@ -10,6 +10,7 @@ import time
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -495,6 +496,38 @@ def test_a_signal_while_the_result_is_written_ends_the_run_and_it_is_completed(t
     run(tiny(), workdir, watch)
     assert watch.steps == []
     assert (workdir / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_what_else_a_step_measures_is_logged(tmp_path, monkeypatch):
+    """The mean of an epoch's steps, and the sum over the validation images divided by them."""
+
+    def with_step(*args, made=programs.make_train_step, **options):
+        def step(state, images, labels):
+            after, metrics = made(*args, **options)(state, images, labels)
+            return after, metrics | {"number": after.step.astype(np.float32)}
+
+        return step
+
+    def with_label(*args, made=programs.make_eval_step):
+        def step(variables, images, labels, mask):
+            sums = made(*args)(variables, images, labels, mask)
+            return sums | {"label": jnp.sum(labels, where=mask)}
+
+        return step
+
+    monkeypatch.setattr(programs, "make_train_step", with_step)
+    monkeypatch.setattr(programs, "make_eval_step", with_label)
+    # Sizes that no other test compiles: the programs of equal tasks are kept.
+    run(tiny(train__batch_size=33, train__eval_batch_size=99), tmp_path)
+    assert [line["number"] for line in read_lines(tmp_path / "steps.jsonl")] == [
+        [1, 2, 3],
+        [4, 5, 6],
+    ]
+    records = read_lines(tmp_path / "metrics.jsonl")
+    assert [record["number"] for record in records] == [2, 5]
+    expected = data.load("synthetic", "test").labels.mean()
+    assert [record["val_label"] for record in records] == [pytest.approx(expected)] * 2
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcifar.data import cifar, digits, synthetic
-from jaxcifar.data.dataset import SPLITS, Dataset
+from jaxcifar.data.dataset import SPLITS, Dataset, check, check_alike
 from jaxcifar.data.source import Unlabelled
 from jaxcifar.data.splits import PROTOCOLS, Splits, check_apart, split, split_holdout
 from jaxcifar.errors import UserError, choose
@@ -71,13 +71,17 @@ def load(
 
     Raises:
       Unlabelled: CIFAR's test images were found without labels.
-      UserError: an unknown name or split, or CIFAR is missing or damaged.
+      UserError: an unknown name or split; or CIFAR is missing or damaged; or another data set is
+        not as `Dataset` says.
     """
     choose("data.name", name, DATASETS)
     choose("split", split, SPLITS)
     if size is not None and name != "synthetic":
         raise UserError(f"size is {size}; only 'synthetic' has a size to choose, not {name!r}.")
-    return _ENTRIES[name].load(split, str(data_dir), size)
+    entry = _ENTRIES[name]
+    found = entry.load(split, str(data_dir), size)
+    check(found, entry.classes)
+    return found
 
 
 def load_splits(name: str, data_dir: str = "", *, protocol: str = "test", limit: int = 0) -> Splits:
@@ -88,7 +92,8 @@ def load_splits(name: str, data_dir: str = "", *, protocol: str = "test", limit:
       protocol, limit: see `split`.
 
     Raises:
-      UserError: see `load` and `split`; or most test images are training images too.
+      UserError: see `load` and `split`; or most test images are training images too, or the two
+        parts differ in their classes or their normalisation.
     """
     train = load(name, "train", data_dir=data_dir)
     try:
@@ -98,6 +103,7 @@ def load_splits(name: str, data_dir: str = "", *, protocol: str = "test", limit:
             raise
         test = None
     else:
+        check_alike(train, test)
         check_apart(train, test)
     return split(train, test, protocol=protocol, limit=limit)
 

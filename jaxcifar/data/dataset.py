@@ -5,6 +5,8 @@ import hashlib
 
 import numpy as np
 
+from jaxcifar.errors import UserError
+
 SPLITS = ("train", "test")
 
 
@@ -42,6 +44,50 @@ class Dataset:
             "sha256": fingerprint(images, labels),
         }
         return dataclasses.replace(self, images=images, labels=labels, provenance=provenance)
+
+
+def check(dataset: Dataset, classes: int) -> None:
+    """Checks that a data set is as `Dataset` says, which compiled programs take for granted.
+
+    Raises:
+      UserError: the shape or type of the images or the labels, a label, or the number of classes,
+        which is to be `classes`, is another.
+    """
+    images, labels, names = dataset.images, dataset.labels, dataset.class_names
+    about = dataset.provenance
+    what = f"The data set {about.get('name')!r}, split {about.get('split')!r},"
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        raise UserError(
+            f"{what} has images of shape {images.shape} and type {images.dtype}; they must be "
+            "[N, H, W, 3] uint8."
+        )
+    if labels.shape != images.shape[:1] or labels.dtype != np.int32:
+        raise UserError(
+            f"{what} has labels of shape {labels.shape} and type {labels.dtype}; they must be "
+            f"[{len(images)}] int32."
+        )
+    if len(names) != classes:
+        raise UserError(f"{what} has {len(names)} class names; its entry says {classes} classes.")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise UserError(
+            f"{what} has labels from {labels.min()} to {labels.max()}; they must be from 0 to "
+            f"{classes - 1}."
+        )
+
+
+def check_alike(train: Dataset, test: Dataset) -> None:
+    """Checks that two parts of a data set have the same classes, and are normalised alike.
+
+    Raises:
+      UserError: they are not: what was trained on one would be evaluated as another.
+    """
+    for field in ("class_names", "mean", "std"):
+        ours, theirs = getattr(train, field), getattr(test, field)
+        if tuple(ours) != tuple(theirs):
+            raise UserError(
+                f"The data set {train.provenance.get('name')!r} has the {field} {ours} for "
+                f"training and {theirs} for testing. Both must be those of the training images."
+            )
 
 
 def fingerprint(images: np.ndarray, labels: np.ndarray) -> str:

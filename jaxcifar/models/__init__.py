@@ -64,6 +64,10 @@ def create_model(
             variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
         )
 
+    The first layer of "airbench94" and "airbench96" is not trained, and whitens: before training,
+    `variables = model.fitted(variables, images)`, with normalised images, or `create_state` with
+    `images`.
+
     Args:
       name: one of MODELS.
       num_classes, activation, dropout_rate, dtype, width: see `jaxcifar.models.network.Network`.

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcifar.errors import UserError
 from jaxcifar.kernels.activation import gelu
 from jaxcifar.kernels.conv import conv2d
 from jaxcifar.kernels.features import Features
@@ -23,9 +24,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Conv(nn.Module):
-    """2-D convolution of [N, H, W, C] with explicit symmetric padding of (size − 1) / 2.
+    """2-D convolution of [N, H, W, C] with explicit symmetric padding of ⌊(size − 1) / 2⌋.
 
     "SAME" at stride 2 would pad (0, 1) instead of (1, 1), which is another network.
+
+    Raises:
+      UserError: an even kernel size above 2, whose windows this padding would move off centre.
 
     Attributes:
       dtype: of the computation; the parameters are float32.
@@ -42,6 +46,11 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        if self.kernel_size > 2 and self.kernel_size % 2 == 0:
+            raise UserError(
+                f"kernel_size is {self.kernel_size}; it must be odd, or 2, as the padding is the "
+                "same on each side. For patches, use flax.linen.Conv with padding='VALID'."
+            )
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         y = conv2d(

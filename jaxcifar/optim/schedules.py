@@ -172,7 +172,7 @@ def make_schedule(
     elif name == "multistep":
         after = multistep(base_lr, milestones, steps_per_epoch, decay_factor)
     else:
-        per = "step" if name == "cosine_per_step" else "epoch"
+        per = {"cosine": "epoch", "cosine_per_step": "step"}[name]
         after = cosine_annealing(base_lr, epochs - warmup_epochs, steps_per_epoch, per)
 
     def schedule(step: Any) -> Any:

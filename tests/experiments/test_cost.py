@@ -1,8 +1,10 @@
 """The arithmetic of a network, counted by hand."""
 
+import flax.linen as nn
 import pytest
 
 from experiments import cost
+from jaxcifar.models.network import Network
 
 
 def test_multiply_adds_by_hand():
@@ -20,3 +22,17 @@ def test_multiply_adds_by_hand():
     blocks = (24, 64, 31), (64, 64, 15), (64, 256, 15), (256, 256, 7), (256, 256, 7), (256, 256, 3)
     total = 4 * 3 * 24 * 31**2 + sum(9 * i * o * side**2 for i, o, side in blocks) + 256 * 10
     assert cost.forward_multiply_adds("airbench94") == total
+
+
+class Depthwise(Network):
+    """3×3 filters for one channel each, and a linear layer for each pixel, both Flax's."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.Conv(6, (3, 3), feature_group_count=3)(x)
+        return nn.Dense(10)(x).mean((1, 2))
+
+
+def test_the_layers_of_flax_are_counted(monkeypatch):
+    monkeypatch.setattr(cost, "create_model", lambda name, width: Depthwise())
+    assert cost.forward_multiply_adds("depthwise") == 32 * 32 * (9 * 6 + 6 * 10)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcifar.errors import UserError
 from jaxcifar.kernels.features import Features
 from jaxcifar.models import layers
 from jaxcifar.models.layers import ACTIVATIONS, BatchNorm, avg_pool, max_pool
@@ -85,6 +86,13 @@ def test_convolution_pads_both_sides_and_adds_its_bias():
     y = layer.apply({"params": {"kernel": kernel, "bias": jnp.array([0.0, 0.5])}}, x)
     np.testing.assert_array_equal(y[0, :, :, 0], [[0, 2], [8, 10]])
     np.testing.assert_array_equal(y[0, :, :, 1], y[0, :, :, 0] + 0.5)
+
+
+def test_convolution_refuses_a_kernel_that_has_no_middle():
+    for size in (1, 2, 3, 7):
+        jax.eval_shape(layers.Conv(2, size).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    with pytest.raises(UserError, match="kernel_size is 4; it must be odd, or 2"):
+        layers.Conv(2, 4, stride=4).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
 
 
 def test_linear_is_float32_of_bfloat16():

@@ -174,6 +174,10 @@ NETWORKS = {
         DenseNet(block_sizes=(2, 2, 2), width=0.125, dtype=jnp.float64),
     ),
     "vgg": (
+        lambda: reference.VGG(False, width=0.125),
+        VGG(batch_norm=False, width=0.125, dtype=jnp.float64),
+    ),
+    "vgg_bn": (
         lambda: reference.VGG(True, width=0.125),
         VGG(batch_norm=True, width=0.125, dtype=jnp.float64),
     ),
@@ -190,7 +194,7 @@ OPTIMIZERS = {
 
 def batches(network):
     # VGG has five poolings; float64 is slow.
-    images, pixels = (2, 32) if network == "vgg" else (8, 8)
+    images, pixels = (2, 32) if network.startswith("vgg") else (8, 8)
     generator = np.random.default_rng(7)
     return [
         (generator.normal(size=(images, pixels, pixels, 3)), generator.integers(0, 10, images))
