@@ -26,10 +26,11 @@ import numpy as np
 from experiments.compare_images import read_images
 from experiments.runs.configs import named
 from experiments.runs.read import read_json
+from experiments.runs.resuming import check_same
 from experiments.runs.stats import estimate
 from experiments.runs.table import Table
 from jaxcifar import checks, data, programs, sharding, task
-from jaxcifar.config import Config, differences, flatten
+from jaxcifar.config import Config, flatten
 from jaxcifar.data.dataset import fingerprint
 from jaxcifar.errors import UserError
 from jaxcifar.files import write_json
@@ -165,12 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Earlier versions recorded no dtype. "auto" is this one on CPUs.
         on_cpu = (content.get("environment") or [{}])[0].get("cpu")
         there = {"dtype": "float32" if on_cpu else settings["dtype"]}
-        if changed := differences(there | content.get("settings", {}), settings):
-            listed = "\n  ".join(changed)
-            raise UserError(
-                f"{arguments.out} is of other settings (there -> here):\n  {listed}\nGive the same "
-                "to resume it, or another --out."
-            )
+        check_same(arguments.out, there | content.get("settings", {}), settings)
     done = {(result["fold"], result["trained_on"]) for result in content["results"]}
     content["environment"].append(environment({}, mesh))
     compilation.use_cache()

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.landscape.settings import check_same
 from experiments.runs import marks, names
 from experiments.runs.provenance import checksum
 from experiments.runs.read import check_keys, origin, read_json, read_records
+from experiments.runs.resuming import check_same
 from experiments.runs.table import Table
 from jaxcifar import programs, sharding, task, train
 from jaxcifar.checks import check_config

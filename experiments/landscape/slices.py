@@ -16,11 +16,11 @@ import numpy as np
 import optax
 from matplotlib.colors import LogNorm
 
-from experiments.landscape.settings import check_same
 from experiments.runs import names
 from experiments.runs.images import training_images
 from experiments.runs.provenance import checksum
 from experiments.runs.read import read_json, read_run
+from experiments.runs.resuming import check_same
 from jaxcifar import programs, restore, sharding
 from jaxcifar.errors import Interrupted, UserError, in_short, of_file
 from jaxcifar.files import replacing
