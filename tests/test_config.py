@@ -152,20 +152,6 @@ def test_differences_ignore_how_a_run_is_carried_out():
     ]
 
 
-def test_saved_configs_are_laid_over_the_defaults():
-    saved = base_config().to_dict()
-    del saved["optim"]["momentum"], saved["train"]
-    saved["augment"]["erasing_area"] = [0.02, 0.4]  # as JSON has it
-    found = complete(saved)
-    assert differences(base_config().to_dict(), found) == [
-        "augment.erasing_area: (0.02, 0.33) -> (0.02, 0.4)"
-    ]
-    assert found.keys() == base_config().keys()
-    saved["optim"]["momentun"] = 0.9
-    with pytest.raises(UserError, match=r"'optim\.momentun'.*Did you mean 'optim\.momentum'"):
-        complete(saved)
-
-
 # --- the command ------------------------------------------------------------------------------
 
 

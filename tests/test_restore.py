@@ -214,15 +214,6 @@ def without(*fields):
     return edit
 
 
-@pytest.mark.parametrize("field", flatten(base_config()))
-def test_a_field_that_was_not_there_has_its_default(tmp_path, finished, field):
-    content = json.loads((finished[0] / "config.json").read_text())
-    without(field)(content["config"])
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    expected = flatten(tiny()) | {field: flatten(base_config())[field]}
-    assert flatten(about.read(tmp_path).config) == expected
-
-
 def test_a_group_that_was_not_there_has_its_defaults(tmp_path, finished):
     folder = copy(finished[0], tmp_path, lambda config: config.pop("augment"))
     assert flatten(about.read(folder).config) == flatten(tiny())

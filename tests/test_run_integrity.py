@@ -540,16 +540,6 @@ def test_readable_arrays_that_are_not_those_saved_are_refused(tmp_path, keep_ema
         reader.restore_variables(state.variables, Saved(0, False))
 
 
-def test_the_best_and_the_two_newest_are_kept(finished):
-    checkpoints = Checkpointer(finished / "checkpoints")
-    best = max(
-        read_lines(finished / "metrics.jsonl"), key=lambda r: (r["val_accuracy"], -r["step"])
-    )
-    assert checkpoints.best() == Saved(best["step"], True)
-    assert checkpoints.all()[-2:] == [Saved(9, False), Saved(9, True)]
-    assert len(checkpoints.all()) == len({checkpoints.best(), *checkpoints.all()[-2:]})
-
-
 # --- the other files --------------------------------------------------------------------------
 
 
@@ -590,29 +580,6 @@ def test_a_damaged_result_is_not_believed(expected, copied, text):
     (copied / "result.json").write_text(text)
     run(tiny(), copied)
     assert numbers(copied) == expected
-
-
-def test_a_changed_result_is_not_believed(copied, finished):
-    change(copied / "result.json", '"parameters": ', '"parameters": 1')
-    assert (
-        run(tiny(), copied)["parameters"]
-        == json.loads((finished / "result.json").read_text())["parameters"]
-    )
-
-
-def test_a_changed_log_of_a_finished_run_is_mended(expected, copied):
-    (copied / "metrics.jsonl").write_text("")
-    run(tiny(), copied)
-    assert numbers(copied) == expected
-
-
-def test_the_picture_and_tensorboard_are_made_again(copied):
-    (copied / "history.png").write_bytes(b"")
-    for path in (copied / "tensorboard").iterdir():
-        path.unlink()
-    run(tiny(), copied)
-    assert (copied / "history.png").read_bytes().startswith(b"\x89PNG")
-    assert len(list((copied / "tensorboard").iterdir())) == 1
 
 
 @pytest.mark.slow

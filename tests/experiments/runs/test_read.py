@@ -17,7 +17,6 @@ from experiments.runs import configs, read, stats
 from experiments.runs.provenance import commands, provenance
 from experiments.runs.rows import TABLE_3, TABLE_4
 from jaxcifar import options
-from jaxcifar.config import base_config, flatten
 from jaxcifar.errors import UserError
 from jaxcifar.options import load, with_options
 from tests.sweeps import write_fake_runs
@@ -449,18 +448,3 @@ def test_smoothing_is_a_moving_mean():
     values[10] = np.inf  # in the windows that begin at 4 to 10
     expected[4:11] = np.inf
     np.testing.assert_allclose(stats.smoothed(values, 7), expected)
-
-
-@pytest.mark.parametrize("field", flatten(base_config()))
-def test_a_run_from_before_a_field_is_read(tmp_path, field):
-    out = write_fake_runs(tmp_path / "out", rows=["vgg2"], seeds=1)
-    path = out / "vgg2" / "seed0" / "config.json"
-    content = json.loads(path.read_text())
-    group, _, name = field.rpartition(".")
-    del (content["config"][group] if group else content["config"])[name]
-    path.write_text(json.dumps(content))
-    if field == "train.epochs":  # which no version was without: the run is not of two epochs then
-        (path.parent / "result.json").unlink()
-    (run,) = read.sweeps(out)[0].runs
-    assert run.config[field] == flatten(base_config())[field]
-    assert run.config.keys() == flatten(base_config()).keys()
