@@ -16,7 +16,8 @@ from jaxcifar.state import abstract_variables
 def forward_multiply_adds(model: str, width: float = 1.0) -> int:
     """Returns the multiply-adds of one image's forward pass in the layers that have a kernel.
 
-    These are convolutions, also grouped ones, and linear layers, of this package and of Flax.
+    These are the convolutions and linear layers of this package, and Flax's `Conv`, also grouped,
+    and `Dense`. Other layers of Flax that have a kernel may be counted wrongly.
 
     A training step takes about three times as many. (Counts of "FLOPs" are twice this, or this,
     depending on whom you ask.)

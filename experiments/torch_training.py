@@ -91,9 +91,8 @@ def run(
     model, records = parts["model"], []
     if (out / "state.pt").exists():
         saved = torch.load(out / "state.pt", weights_only=True)
-        if saved["kind"] != kind:
-            found, wanted = saved["kind"], kind
-            names = ", ".join(name for name in kind if found.get(name) != wanted[name])
+        if (found := saved.get("kind", {})) != kind:  # an earlier version had none
+            names = ", ".join(name for name in kind if found.get(name) != kind[name])
             raise UserError(f"{out} holds a run that differs in {names}. Choose another --out.")
         records = saved["records"]
         for name, part in parts.items():

@@ -123,8 +123,8 @@ def base_config() -> Config:
     #                                   count these epochs too)
 
     config.train = _Group()
-    config.train.batch_size = 256  # images per step, over all devices together: a multiple of their
-    #                               number
+    config.train.batch_size = 256  # images per step, over all devices together; must be a multiple
+    #                                of the number of devices
     config.train.epochs = 50  # passes over the training set
     config.train.limit_train_images = 0  # use only the first N; 0: all
     config.train.label_smoothing = 0.0  # fraction of each target spread evenly over all classes
@@ -133,9 +133,11 @@ def base_config() -> Config:
     config.train.lookahead_steps = 0  # every this many steps, the weights are set to an average of
     #                                   their past values (Lookahead), which cannot be combined
     #                                   with ema_decay; 0: never
-    config.train.eval_batch_size = 512  # images per evaluation step, likewise
-    config.train.steps_per_call = 0  # training steps per compiled call, which divide an epoch's; 0:
-    #    1 on CPUs, elsewhere the divisor nearest to 50 (batch 256: 39 of 195; batch 512: all 97)
+    config.train.eval_batch_size = 512  # images per evaluation step; as for batch_size, a multiple
+    #                                     of the number of devices
+    config.train.steps_per_call = 0  # training steps per compiled call; must divide the steps of an
+    #    epoch. 0: 1 on CPUs, elsewhere the divisor nearest to 50 (batch 256: 39 of 195; batch 512:
+    #    all 97)
     config.train.log_norms = False  # whether the norms of gradients and updates are logged
     config.train.checkpoint_minutes = 10.0  # minutes between saves within a long epoch (between
     #                                       calls); the end of each epoch is also saved

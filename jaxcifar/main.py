@@ -131,7 +131,9 @@ def options_help(verb: str) -> str:
     what = "CONFIG" if verb == "train" else "RUN"
     parser.usage = f"jaxcifar {verb} {what} [options] [--FIELD=VALUE …]"
     if verb == "eval":
-        about_fields = "Fields that say how and from where, such as --data.dir=DIR: docs/config.md"
+        about_fields = (
+            "Fields that do not change the network, such as --data.dir=DIR: docs/config.md"
+        )
         return "\n".join([parser.format_help().strip(), "", about_fields])
     fields = [f"  --{name}={value}" for name, value in flatten(base_config()).items()]
     about_fields = (

@@ -276,4 +276,5 @@ def evaluate(
     totals = {name: sum(float(batch[name]) for batch in on_host) for name in on_host[0]}
     count = int(totals.pop("count"))
     means = {name: total / count for name, total in totals.items()}
-    return {"accuracy": means.pop("correct"), **means, "images": count}
+    loss, accuracy = means.pop("loss"), means.pop("correct")
+    return {"loss": loss, "accuracy": accuracy, **means, "images": count}

@@ -854,7 +854,8 @@ def test_how_many_images_the_parts_have(name, protocol, monkeypatch, tmp_path):
     ("changes", "message"),
     [
         ({"images": np.zeros((16, 3, 32, 32), np.uint8)}, "images of shape (16, 3, 32, 32) and"),
-        ({"images": np.zeros((16, 32, 32, 3), np.float32)}, "be [N, H, W, 3] uint8"),
+        ({"images": np.zeros((16, 32, 32, 3), np.float32)}, "be [N, 32, 32, 3] uint8"),
+        ({"images": np.zeros((16, 28, 28, 3), np.uint8)}, "images of shape (16, 28, 28, 3) and"),
         ({"labels": np.zeros(16, np.int64)}, "type int64; they must be [16] int32"),
         ({"labels": np.zeros((16, 1), np.int32)}, "labels of shape (16, 1) and"),
         ({"labels": np.full(16, 10, np.int32)}, "from 10 to 10; they must be from 0 to 9"),

@@ -428,12 +428,18 @@ def test_a_sweep_by_a_script(tmp_path, monkeypatch):
         lambda config, workdir, hooks: ran.append((config, workdir, hooks)),
     )
     hook = Hook()
-    names_of("docs/experiments.md", "train")["train"]("vgg6", range(2), tmp_path, hook)
+    names = names_of("docs/experiments.md", "train")
+    names["train"]("vgg6", range(2), tmp_path, hook)
     assert [(config.seed, workdir) for config, workdir, _ in ran] == [
         (seed, tmp_path / "vgg6" / f"seed{seed}") for seed in (0, 1)
     ]
     assert [hooks for *_, hooks in ran] == [(hook,)] * 2
     assert json.loads((tmp_path / "vgg6" / "origin.json").read_text())["file"] == "vgg6"
+    (tmp_path / "mine.py").write_text(
+        "from jaxcifar.options import load\n\n\ndef get_config():\n    return load('vgg6')\n"
+    )
+    names["train"](str(tmp_path / "mine.py"), range(1), tmp_path / "out", hook)
+    assert ran[-1][1] == tmp_path / "out" / "mine" / "seed0"
 
 
 # --- commands that are run ----------------------------------------------------------------------

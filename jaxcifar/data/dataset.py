@@ -56,10 +56,10 @@ def check(dataset: Dataset, classes: int) -> None:
     images, labels, names = dataset.images, dataset.labels, dataset.class_names
     about = dataset.provenance
     what = f"The data set {about.get('name')!r}, split {about.get('split')!r},"
-    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+    if images.shape[1:] != (32, 32, 3) or images.dtype != np.uint8:
         raise UserError(
             f"{what} has images of shape {images.shape} and type {images.dtype}; they must be "
-            "[N, H, W, 3] uint8."
+            "[N, 32, 32, 3] uint8."
         )
     if labels.shape != images.shape[:1] or labels.dtype != np.int32:
         raise UserError(

@@ -29,7 +29,8 @@ class Conv(nn.Module):
     "SAME" at stride 2 would pad (0, 1) instead of (1, 1), which is another network.
 
     Raises:
-      UserError: an even kernel size above 2, whose windows this padding would move off centre.
+      UserError: the kernel size is even and the stride above 2, as for patches: this padding would
+        leave out the last pixels.
 
     Attributes:
       dtype: of the computation; the parameters are float32.
@@ -46,10 +47,11 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.kernel_size > 2 and self.kernel_size % 2 == 0:
+        if self.kernel_size % 2 == 0 and self.stride > 2:
             raise UserError(
-                f"kernel_size is {self.kernel_size}; it must be odd, or 2, as the padding is the "
-                "same on each side. For patches, use flax.linen.Conv with padding='VALID'."
+                f"A kernel of size {self.kernel_size} at stride {self.stride} would leave out the "
+                "last pixels of each row and column, as the padding is the same on each side. For "
+                "patches, use flax.linen.Conv with padding='VALID'."
             )
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)

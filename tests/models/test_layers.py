@@ -88,10 +88,11 @@ def test_convolution_pads_both_sides_and_adds_its_bias():
     np.testing.assert_array_equal(y[0, :, :, 1], y[0, :, :, 0] + 0.5)
 
 
-def test_convolution_refuses_a_kernel_that_has_no_middle():
-    for size in (1, 2, 3, 7):
-        jax.eval_shape(layers.Conv(2, size).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    with pytest.raises(UserError, match="kernel_size is 4; it must be odd, or 2"):
+def test_convolution_refuses_to_leave_out_pixels_of_patches():
+    for size, stride in ((1, 1), (2, 2), (3, 2), (4, 2), (7, 3)):
+        layer = layers.Conv(2, size, stride)
+        jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    with pytest.raises(UserError, match="size 4 at stride 4 would leave out the last pixels"):
         layers.Conv(2, 4, stride=4).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
 
 

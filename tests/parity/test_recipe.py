@@ -1,6 +1,7 @@
 """The recipe of configs/fast.py beside its training in PyTorch, experiments/torch_recipe.py."""
 
 import functools
+import itertools
 import pathlib
 
 import jax
@@ -169,11 +170,27 @@ def test_ten_steps_in_float64():
 def test_the_whole_run(tmp_path, monkeypatch):
     narrow = functools.partial(torch_recipe.create_model, width=0.0625)
     shown = data.load("synthetic", "train", size=10)
-    for name, value in (("EPOCHS", 2), ("BATCH", 4), ("create_model", narrow)):
+    for name, value in (("EPOCHS", 5), ("BATCH", 4), ("create_model", narrow)):
         monkeypatch.setattr(torch_recipe, name, value)
     monkeypatch.setattr(data, "load", lambda *_, **__: shown)
-    torch_recipe.train(tmp_path, "", seed=0)
-    first, second = read_lines(tmp_path / "metrics.jsonl")
-    assert "val_accuracy" not in first
-    assert "val_accuracy" in second
-    assert first["train_accuracy"] * 8 == round(first["train_accuracy"] * 8)  # two whole batches
+
+    def trained(folder):
+        torch_recipe.train(folder, "", seed=0)
+        records = read_lines(folder / "metrics.jsonl")
+        return [{k: v for k, v in each.items() if k != "images_per_second"} for each in records]
+
+    whole = trained(tmp_path / "whole")
+    assert ["val_accuracy" in record for record in whole] == [False] * 4 + [True]
+    # Lookahead's slow weights and the half of the images that is mirrored are resumed, too.
+    evaluate, calls = torch_recipe.evaluate, itertools.count(1)
+
+    def broken(*args, views):
+        if next(calls) == 4:  # after Lookahead's first step of two
+            raise RuntimeError("in the fourth epoch")
+        return evaluate(*args, views=views)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch_recipe, "evaluate", broken)
+        with pytest.raises(RuntimeError, match="in the fourth epoch"):
+            trained(tmp_path / "resumed")
+    assert trained(tmp_path / "resumed") == whole

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxcifar import data, options
+from jaxcifar.config import base_config, changed_fields
 from jaxcifar.errors import UserError
 from jaxcifar.files import read_lines
 
@@ -34,9 +35,13 @@ def test_a_crop_is_a_slice_of_the_padded_image(padding, mode, numpys):
         slices = [image[:, row : row + 32, column : column + 32] for row, column in places]
         (place,) = [i for i, each in enumerate(slices) if np.array_equal(each, result)]
         taken.append(place)
-    assert np.bincount(taken, minlength=len(places)).min() > 100 / len(
-        places
-    )  # a quarter of what is expected
+    expected = len(images) / len(places)
+    assert np.bincount(taken, minlength=len(places)).min() > expected / 4
+
+
+def test_the_border_is_black():
+    found = torch_rows.augment(torch.ones(100, 3, 32, 32), torch.Generator().manual_seed(0))
+    assert set(found.unique().tolist()) == {0.0, 1.0}
 
 
 def test_about_half_of_the_images_are_mirrored():
@@ -50,13 +55,21 @@ def test_about_half_of_the_images_are_mirrored():
 def test_a_row_is_what_its_config_says(row):
     config = options.load(CONFIGS / f"{row}.py")
     assert torch_rows.ROWS[row] == (config.model.name, config.optim.learning_rate)
-    assert (config.optim.name, config.optim.l1, config.optim.l2) == ("adam", 0, 0)
     assert (config.train.epochs, config.train.batch_size) == (torch_rows.EPOCHS, torch_rows.BATCH)
-    assert (config.data.augment, config.augment.padding, config.augment.padding_mode) == (
-        "weak",
-        4,
-        "zeros",
-    )
+    assert (config.optim.name, config.data.augment, config.augment.padding) == ("adam", "weak", 4)
+    assert config.model.dropout_rate == 0
+    named = {"model.name", "model.dropout_rate", "optim.learning_rate"}
+    assert changed_fields(base_config(), config).keys() <= named  # all else is as by default
+
+
+def test_the_learning_rate_is_that_of_pytorchs_schedule():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50)
+    for epoch in range(50):
+        expected = optimizer.param_groups[0]["lr"]
+        assert torch_rows.learning_rate(0.3, epoch) == pytest.approx(expected, rel=1e-9)
+        optimizer.step()
+        schedule.step()
 
 
 def test_evaluation():
