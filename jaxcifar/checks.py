@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Collection
 
 from jax.sharding import Mesh
 
@@ -22,8 +23,13 @@ _CHOICES = {
     "optim.schedule": optim.SCHEDULES,
     "optim.penalize": optim.MASKS,
 }
-# The arguments of each augmentation, which are fields of config.augment.
-_TAKEN = {name: inspect.signature(made).parameters for name, made in augment.AUGMENTATIONS.items()}
+
+
+def _taken(recipe: str) -> Collection[str]:
+    """The arguments of an augmentation, which are fields of config.augment."""
+    return inspect.signature(augment.AUGMENTATIONS[recipe]).parameters
+
+
 # The fields that only some choices use: {field: (the choosing field, the choices that use it)}.
 _ONLY_FOR = {
     **{
@@ -36,11 +42,9 @@ _ONLY_FOR = {
     "optim.milestones": ("optim.schedule", ("multistep",)),
     "optim.decay_factor": ("optim.schedule", ("multistep",)),
     **{
-        f"augment.{option}": (
-            "data.augment",
-            tuple(name for name in _TAKEN if option in _TAKEN[name]),
-        )
+        f"augment.{option}": ("data.augment", users)
         for option in ("padding_mode", "flip", "cutout")
+        if (users := tuple(name for name in augment.AUGMENTATIONS if option in _taken(name)))
     },
 }
 
@@ -106,7 +110,7 @@ def unused(config: Config) -> list[str]:
     """Names what is set and has no effect, with the reason: "augment.hue, because …"."""
     recipe = config.data.augment
     # What is not an argument of it is a field of the task, as mixup is.
-    taken = {f"augment.{name}" for name in (*_TAKEN[recipe], *Task.__dataclass_fields__)}
+    taken = {f"augment.{name}" for name in (*_taken(recipe), *Task.__dataclass_fields__)}
     lines = [
         f"{field}, because data.augment is {recipe!r}"
         for field in changed_fields(base_config(), config)
@@ -115,6 +119,8 @@ def unused(config: Config) -> list[str]:
     unpadded = "augment.padding" in taken and not config.augment.padding
     if unpadded and config.augment.padding_mode != "zeros":
         lines.append("augment.padding_mode, because augment.padding is 0")
+    if config.optim.name == "adamw" and not config.optim.weight_decay:
+        lines.append("optim.name 'adamw', because optim.weight_decay is 0: it is 'adam'")
     strengths = config.optim.l1, config.optim.l2, config.optim.weight_decay
     if config.optim.penalize != "all" and not any(strengths):
         lines.append("optim.penalize, because optim.l1, l2 and weight_decay are 0")

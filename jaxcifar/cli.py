@@ -72,8 +72,14 @@ COMMANDS = {
             "row9",
             "row9 --optim.learning_rate=3e-4 --workdir=runs/slower",
             "mine.py --seed=1",
+            "runs/slower",
         ),
-        lambda given: _one(given, "config", "train takes one config", "its name, or a file"),
+        lambda given: _one(
+            given,
+            "config",
+            "train takes one config",
+            "its name, a file, or a run's folder to resume",
+        ),
         "run",
     ),
     "eval": Command(

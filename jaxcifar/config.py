@@ -117,7 +117,8 @@ def base_config() -> Config:
     config.optim.decay_factor = 0.1  # for "multistep" only
     config.optim.bias_scale = 1.0  # for SGD only: multiplies the gradients of BatchNorm's biases,
     #                                and so their learning rate, but not their L2
-    config.optim.clip_norm = 0.0  # the norm that the whole gradient is clipped to; 0: no limit
+    config.optim.clip_norm = 0.0  # the norm that the whole gradient is clipped to, before the
+    #                              penalties are added; 0: no limit
     config.optim.warmup_epochs = 0.0  # epochs of rising learning rate, fewer than train.epochs,
     #                                   before the schedule begins (the milestones of "multistep"
     #                                   count these epochs too)

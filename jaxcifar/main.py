@@ -75,8 +75,8 @@ def _parser(verb: str = "") -> argparse.ArgumentParser:
 
     add(
         "config",
-        "a config file, such as configs/row9.py, or the name of one that comes with the package, "
-        "such as row9",
+        "a config file, such as configs/row9.py; the name of one that comes with the package, such "
+        "as row9; or the folder of a run, to resume it",
         action="append",
         metavar="FILE",
     )
@@ -171,8 +171,14 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains or evaluates, alone or as one of the processes of a run."""
     arguments, fields = _parse(argv)
-    original = None if arguments.config is None else options.load(_file(arguments.config))
-    config = None if original is None else options.with_options(original, fields)
+    original, config = None, None
+    if arguments.config is not None:
+        file = _file(arguments.config)
+        if file.is_dir():  # that of a run
+            config = options.with_options(about.of_run(file).config, fields)
+        else:
+            original = options.load(file)
+            config = options.with_options(original, fields)
     place = launch.place(
         os.environ,
         arguments.distributed,
@@ -233,11 +239,15 @@ def _train(arguments: argparse.Namespace, config: Config | None, original: Confi
         raise UserError("Name a config file, such as --config=configs/quickstart.py.")
     if arguments.checkpoint != "best":
         raise UserError(f"--checkpoint={arguments.checkpoint} is for --mode=eval.")
-    file = _file(arguments.config)
-    given = arguments.workdir
-    workdir = options.user_path(f"runs/{file.stem}" if given is None else given)
+    file, given = _file(arguments.config), arguments.workdir
+    if original is None and given is not None:
+        raise UserError(f"{file} is the folder of a run, which is resumed in it: omit --workdir.")
+    usual = str(file) if original is None else f"runs/{file.stem}"
+    workdir = options.user_path(usual if given is None else given)
     profile = Profile(arguments.profile) if arguments.profile else None
-    hooks = [Origin(file, original), *([profile] if profile else [])]
+    hooks: list[Hook] = [profile] if profile else []
+    if original is not None:
+        hooks.insert(0, Origin(file, original))
     result = train.train_and_evaluate(config, workdir, hooks=hooks)
     _say(summary(result, config, workdir))
     if profile and profile.traced:
@@ -257,7 +267,8 @@ def _evaluate(arguments: argparse.Namespace, config: Config | None, fields: Sequ
     found = restore.evaluate_workdir(workdir, arguments.checkpoint, config)
     _say(
         f"{found['checkpoint']} checkpoint (step {found['step']}): accuracy "
-        f"{found['accuracy']:.2%}, loss {found['loss']:.4f} ({found['images']:,} test images)"
+        f"{found['accuracy']:.2%}, loss {found['loss']:.4f} ({found['images']:,} test images, "
+        f"{found['dtype']})"
     )
     if found["data"]["official"] is False:
         _say(f"the images of {found['data']['source']} are not verified as the official files")

@@ -74,6 +74,8 @@ def config_file(name: str | pathlib.Path) -> pathlib.Path:
         return given
     known = [path.stem for path in CONFIGS.glob("*.py")]
     known.sort(key=lambda name: (name.rstrip("0123456789"), len(name), name))
+    if str(given) not in known and given.is_dir():  # of a run, to be resumed
+        return given
     if str(given) not in known:
         raise UserError(
             f"There is no config {str(given)!r}.{nearest(str(given), known)} There are "
@@ -95,19 +97,16 @@ def load(name: str | pathlib.Path) -> Config:
     """
     path = config_file(name)
     if (path / "config.json").is_file():
-        above = path.absolute().parents[1 if re.fullmatch(r"seed\d+", path.name) else 0]
         raise UserError(
-            f"{path} is the folder of a run. To resume it, give the config and options that it was "
-            f"started with, and --workdir={path}. In a checkout, 'jaxcifar report tables {above}' "
-            "prints the command."
+            f"{path} is the folder of a run, not a config. To resume it: jaxcifar train {path}"
         )
     if not path.is_file():
         where = "" if path.is_absolute() else f" in {pathlib.Path.cwd()}"
         raise UserError(f"There is no config file {path}{where}.")
     if path.suffix != ".py":
         raise UserError(
-            f"{path} is not a config file: those are Python (.py). To resume a run, give the "
-            "config file that it was started with, and its folder as --workdir."
+            f"{path} is not a config file: those are Python (.py). To resume a run, give its "
+            "folder: jaxcifar train runs/NAME"
         )
     module = {"__name__": f"config_file_{path.stem}", "__file__": str(path)}
     try:

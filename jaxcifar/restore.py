@@ -135,7 +135,7 @@ def evaluate_workdir(
       mesh: the devices to use; None means all of them.
 
     Returns:
-      {"checkpoint", "step", "loss", "accuracy", "images", "data"}.
+      {"checkpoint", "step", "loss", "accuracy", "images", "dtype", "data"}.
 
     Raises:
       UserError: there is no run or no checkpoint, the checkpoint is damaged or belongs to a
@@ -158,4 +158,4 @@ def evaluate_workdir(
         )
     scores = programs.evaluate(inference, variables, *programs.on_devices(test, mesh))
     assert scores is not None, "without `stop`, an evaluation always completes"
-    return {"checkpoint": which, "step": step, **scores, "data": test.provenance}
+    return {"checkpoint": which, "step": step, **scores, "dtype": dtype, "data": test.provenance}

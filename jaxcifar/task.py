@@ -46,7 +46,7 @@ class Optimization(NamedTuple):
       bias_scale: of the gradients of BatchNorm's biases.
       start_factor, end_factor: of the triangular schedule.
       milestones, decay_factor: of the multistep schedule.
-      clip_norm: the largest norm of the gradient; 0 is no limit.
+      clip_norm: the largest norm of the gradient, without the penalties; 0 is no limit.
     """
 
     name: str

@@ -23,6 +23,7 @@ from jaxcifar.checks import check_config, unused
 from jaxcifar.config import Config, flatten
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.hooks import Hook, Hooks, Run
+from jaxcifar.run import signs
 from jaxcifar.run.checkpoint import Damaged, NotFinite
 from jaxcifar.run.folder import Position, RunFolder
 from jaxcifar.run.log import best_record, score
@@ -386,17 +387,24 @@ def _diverged(what: str, step: int, run: Run, folder: RunFolder) -> UserError:
     )
     optimization, numbers = run.task.optimization, hyperparams(run.config)
     rate = float(optimization.make_schedule(numbers, steps_per_epoch)(step - 1))
-    indices = np.asarray(run.order)[(step - 1) % steps_per_epoch]
+    place = (step - 1) % steps_per_epoch
+    indices = np.asarray(run.order)[place]
+    # After the last step of an epoch there may be none any more: they are in steps.jsonl.
+    losses = run.position.steps.get("loss", [])[: place + 1][-10:]
+    shown = ", ".join(f"{loss:.4g}" for loss in losses)
     diverged = UserError(
         f"{what} is not finite (epoch {(step - 1) // steps_per_epoch + 1}). {kept} "
         "To find the first number that is not finite, here or in the gradient of the step before: "
         f"jaxcifar replay {shlex.quote(str(run.workdir))}. A smaller "
         f"optim.learning_rate than {run.config.optim.learning_rate:g}, in another workdir, may "
         "help.\n"
-        f"  learning rate of the step: {rate:.6g}\n"
+        + (f"  losses of the last steps: {shown}\n" if losses else "")
+        + f"  learning rate of the step: {rate:.6g}\n"
         f"  images of its batch (indices in the training set): {', '.join(map(str, indices))}"
     )
     diverged.agreed = True
+    if processes.is_first():
+        signs.fail(run.workdir, str(diverged))  # for `jaxcifar runs`
     return diverged
 
 

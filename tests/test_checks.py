@@ -145,6 +145,11 @@ def test_the_defaults_are_possible():
             {"model__name": "airbench94", "model__dropout_rate": 0.5},
             ["model.dropout_rate, because airbench94 has no dropout"],
         ),
+        (
+            {"optim__name": "adamw"},
+            ["optim.name 'adamw', because optim.weight_decay is 0: it is 'adam'"],
+        ),
+        ({"optim__name": "adamw", "optim__weight_decay": 0.01}, []),
         ({"model__name": "airbench94"}, []),  # whose 0.2 is the default
     ],
 )

@@ -151,6 +151,7 @@ def test_an_evaluation_says_that_its_images_are_not_the_official_ones(
 ):
     facts = {"official": False, "source": "/data/cifar"}
     found = {"checkpoint": "best", "step": 7, "accuracy": 0.5, "loss": 1.25, "images": 10_000}
+    found["dtype"] = "bfloat16"
     for official, lines in ((True, 1), (None, 1), (False, 2)):
         result = found | {"data": facts | {"official": official}}
         monkeypatch.setattr(restore, "evaluate_workdir", lambda *_, result=result, **__: result)
@@ -219,6 +220,23 @@ def test_the_origin_is_that_of_the_first_start(tmp_path):
     small.run(tiny(), tmp_path / "run", origin(epochs=2))
     saved = json.loads((tmp_path / "run" / "origin.json").read_text())
     assert saved["config"]["train"]["epochs"] == 5
+
+
+@pytest.mark.slow
+def test_a_run_is_resumed_by_its_folder(tmp_path, monkeypatch, finished):
+    """On another machine, where its config file is not."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Interrupted):
+        small.run(tiny(), "runs/small", Origin(tmp_path / "small.py", tiny()), small.SignalAt(4))
+    pathlib.Path("runs/small").rename("moved")
+    origin = pathlib.Path("moved/origin.json").read_text()
+    with on_one_device():
+        assert run(["--config=moved", "--config.optim.l1=0.1"]) == 2
+        assert not pathlib.Path("moved/result.json").exists()
+        assert run(["--config=moved", "--config.train.eval_batch_size=64"]) == 0
+    assert pathlib.Path("moved/origin.json").read_text() == origin
+    ours, theirs = (read_lines(f / "steps.jsonl") for f in (tmp_path / "moved", finished[0]))
+    assert small.without_times(ours) == small.without_times(theirs)
 
 
 # --- a whole life -----------------------------------------------------------------------------
@@ -311,4 +329,4 @@ def test_the_headline_command(command, tmp_path):
     evaluated = output(command("--mode=eval", "--workdir=runs/small", "--nocompilation_cache"))
     step = result["best"]["step"]
     assert evaluated.startswith(f"best checkpoint (step {step}): accuracy {accuracy}, loss ")
-    assert evaluated.endswith("(256 test images)\n")
+    assert evaluated.endswith("(256 test images, float32)\n")

@@ -81,14 +81,16 @@ def test_what_is_no_config_file(tmp_path, monkeypatch):
         options.load(tmp_path / "none.py")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"run is the folder of a run. To resume it, give the"):
+    with pytest.raises(
+        UserError, match=r"run is the folder of a run, not a config. To resume it: jaxcifar train /"
+    ):
         options.load(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"There is no config file none.py in {tmp_path}"):
         options.load("none.py")
     file = tmp_path / "config.json"
     file.write_text("{}")
-    with pytest.raises(UserError, match="To resume a run, give the config file"):
+    with pytest.raises(UserError, match="To resume a run, give its folder"):
         options.load(file)
     (tmp_path / "good.py").write_text(GOOD)
     assert options.load(tmp_path / "good.py").to_dict() == base_config().to_dict()

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import signal
 import time
 import types
@@ -18,7 +19,7 @@ from jaxcifar import data, programs, restore, train
 from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import read_lines
 from jaxcifar.hooks import Hook
-from jaxcifar.run import folder, plots
+from jaxcifar.run import folder, plots, signs
 from jaxcifar.run.checkpoint import Checkpointer, Saved
 from jaxcifar.run.folder import RunFolder
 from jaxcifar.signals import exit_code
@@ -334,6 +335,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, steps_per_call):
     assert f"training loss of step {step + 1} is not finite (epoch 2)" in message
     assert "last good checkpoint, of step 3," in message
     assert "smaller optim.learning_rate than 0.001" in message
+    losses = [float(loss) for loss in re.search(r"last steps: (.*)\n", message)[1].split(", ")]
+    assert np.isfinite(losses[:-1]).all()
+    assert len(losses) == step + 1 - 3
+    assert not np.isfinite(losses[-1])
+    assert signs.failure(tmp_path) == message
     assert Checkpointer(tmp_path / "checkpoints").last() == Saved(3, evaluated=True)
     assert [line["epoch"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1]
 

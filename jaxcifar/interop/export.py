@@ -31,7 +31,7 @@ from jaxcifar import augment, data, restore, task
 from jaxcifar.config import Config
 from jaxcifar.errors import UserError, choose
 from jaxcifar.files import replacing, write_json
-from jaxcifar.interop.torch import to_torch
+from jaxcifar.interop.torch import not_in_weights, to_torch
 from jaxcifar.options import Parser, user_path
 
 # The format: the ending of its file.
@@ -162,9 +162,11 @@ def _about(config: Config, to: str) -> dict[str, Any]:
     else:
         images = {"dtype": "float32", "shape": ["N", 3, 32, 32], "layout": "NCHW"}
         scale = {"normalization": "(x / 255 - mean) / std, to be done before"}
+    network = task.create_model(config, len(known.class_names), "cpu")
     return {
         "format": to,
         "model": config.model.to_dict(),
+        "network": not_in_weights(network),
         "input": images | {"channels": "RGB"} | scale | normalization,
         "output": "logits",
         # An evaluation here averages the logits of these views; the network takes one.
@@ -199,4 +201,6 @@ def main(argv: list[str] | None = None) -> None:
     path = arguments.out or pathlib.Path(f"{workdir.resolve().name}.{FORMATS[to]}")
     about = export(workdir, to, path, checkpoint=arguments.checkpoint)
     print(f"{workdir} ({arguments.checkpoint} checkpoint, step {about['step']}) -> {path}")
+    if to not in ("stablehlo", "onnx"):
+        print(f"What the weights do not say: {about['network']}")
     print(f"What it takes and returns: {path}.json")

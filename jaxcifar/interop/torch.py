@@ -435,6 +435,7 @@ def _import(arguments: argparse.Namespace) -> str:
     config = base_config()
     config.model.name, config.model.width = arguments.model, module.width  # pyright: ignore
     config.model.activation = arguments.activation
+    config.model.dropout_rate = 0.0  # weights do not say it, and evaluation has none
     config.data.name = name
     config.data.mean, config.data.std = arguments.mean, arguments.std
     start.run_of_weights(config, arguments.workdir, variables)
@@ -442,17 +443,17 @@ def _import(arguments: argparse.Namespace) -> str:
     return (
         f"{arguments.file} is now a run in {arguments.workdir}: {arguments.model}, width "
         f"{config.model.width:g}, {classes} classes.\nAssumed, because weights do not say it: "
-        f"{_assumed(module)}; {arguments.activation}; RGB images, each evaluated in one view, "
-        f"normalised by mean {arguments.mean or known.mean} and std {arguments.std or known.std} "
-        f"(--mean, --std); the classes of {name} in their order.\n"
+        f"{not_in_weights(module)}; {arguments.activation}; no dropout; RGB images, each evaluated "
+        f"in one view, normalised by mean {arguments.mean or known.mean} and std "
+        f"{arguments.std or known.std} (--mean, --std); the classes of {name} in their order.\n"
         f"To evaluate it: jaxcifar eval {workdir}\n"
         "To train on from it, by a config of this network: jaxcifar train CONFIG "
-        f"--init_from={workdir}"
+        f"--init_from={workdir} --optim.learning_rate=RATE --workdir=runs/NEW"
     )
 
 
-def _assumed(module: nn.Module) -> str:
-    """What weights of the same names and shapes may have been trained with otherwise."""
+def not_in_weights(module: nn.Module) -> str:
+    """Says what a network does that weights of the same names and shapes do not show."""
     if isinstance(module, Airbench):
         return "a 2×2 whitening layer without padding; BatchNorm's ε of 1e-12; logits divided by 9"
     found = "five poolings" if isinstance(module, VGG) else "a 3×3 stem of stride 1, no pooling"

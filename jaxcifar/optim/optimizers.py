@@ -1,4 +1,4 @@
-"""The chain: bias scale, L1 and L2, clipping, then Adam, AdamW or SGD, then the learning rate."""
+"""The chain: clipping, bias scale, L1 and L2, then Adam, AdamW or SGD, then the learning rate."""
 
 import inspect
 import re
@@ -103,7 +103,7 @@ def make_optimizer(
     bias_scale: float = 1.0,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Returns one optax chain: bias scale, penalties, clipping, the optimizer, the learning rate.
+    """Returns one optax chain: clipping, bias scale, penalties, the optimizer, the learning rate.
 
         tx = make_optimizer("sgd", 0.1, momentum=0.9, regularize=l1_and_l2(0.0, 1e-4))
 
@@ -123,11 +123,12 @@ def make_optimizer(
       weight_decay: λ of "adamw". (For coupled decay, PyTorch's weight_decay of Adam and SGD, add
         `l2` of half that strength.)
       mask: which parameters decay, see `l1`.
-      bias_scale: multiplies the gradients of the biases of BatchNorm before all else, for "sgd".
-        With SGD that gives them their own learning rate, while L2 applies to them as to the rest.
-        They are recognised by their module's name: bn1, downsample_bn, norm0, BatchNorm_0.
-      clip_norm: the largest norm of all gradients together, penalties included; longer ones are
-        scaled to it, as by PyTorch's clip_grad_norm_. 0 is no limit.
+      bias_scale: multiplies the gradients of the biases of BatchNorm, for "sgd". That
+        gives them their own learning rate, while L2 applies to them as to the rest. They are
+        recognised by their module's name: bn1, downsample_bn, norm0, BatchNorm_0.
+      clip_norm: the largest norm of all gradients together; longer ones are scaled to it, before
+        all else and so without the penalties, as by PyTorch's clip_grad_norm_ before a step with
+        weight_decay. 0 is no limit.
 
     Raises:
       UserError: there is no such optimizer, or it does not have an option that is given. From
@@ -153,9 +154,9 @@ def make_optimizer(
                 f"the optimizer is {name!r}. Leave it out.{_INSTEAD.get(option, '')}"
             )
     return optax.chain(
+        *([optax.clip_by_global_norm(clip_norm)] if clip_norm else []),
         *([_scale_norm_biases(bias_scale)] if bias_scale != 1 else []),
         *(regularizer.transform for regularizer in regularize),
-        *([optax.clip_by_global_norm(clip_norm)] if clip_norm else []),
         _OPTIMIZERS[name](**{option: options[option] for option in options_of(name)}),
         optax.scale_by_learning_rate(learning_rate),
     )
