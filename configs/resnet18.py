@@ -2,7 +2,9 @@
 
     python -m jaxcifar.main --config=configs/resnet18.py
 
-Not trained here yet.
+Not trained here yet. What kuangliu/pytorch-cifar does otherwise, besides the initial weights, which
+it leaves to PyTorch, and the last, smaller batch of an epoch: --config.optim.nesterov=False
+--config.data.std=0.2023,0.1994,0.2010 --config.model.dtype=float32.
 """
 
 from jaxcifar.config import base_config

@@ -78,7 +78,8 @@ def base_config() -> Config:
     config.augment.padding_mode = "zeros"  # what is added: "zeros" "reflect"
     config.augment.flip = "random"  # horizontal: "random" "alternating" (each image every other
     #                                 epoch) "none"
-    config.augment.cutout = 0  # side of the square that "weak" erases, in pixels; 0: none
+    config.augment.cutout = 0  # side of the square that "weak" erases, within the image, in pixels;
+    #                            0: none
     config.augment.brightness = 0.2  # factors are drawn from 1 ± this
     config.augment.contrast = 0.2  # likewise
     config.augment.saturation = 0.2  # likewise

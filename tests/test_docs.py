@@ -182,7 +182,8 @@ def check_module(module, arguments):
         pytest.skip("PyTorch is not installed: pip install -e '.[torch]'")
     found, rest = parsed(command.main, arguments)
     files = getattr(found, "config", None)  # of `jaxcifar.main`, in a list
-    options.with_options(options.load(*files) if files else base_config(), rest)
+    of_a_run = files and files[0].startswith("runs/")  # which is resumed, and is not there
+    options.with_options(options.load(*files) if files and not of_a_run else base_config(), rest)
     if getattr(found, "rows", None):
         parse_rows(found.rows)
 

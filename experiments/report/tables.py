@@ -26,7 +26,8 @@ CAVEATS = (
     "on mixed ones (mixup, CutMix) it is by a label that is often that of the smaller part. The "
     "original has one number for each row, "
     "apparently of one run. A single run varies by more than a mean: compare it with an interval "
-    "√(n + 1) times as wide, for n seeds."
+    "√(n + 1) times as wide, for n seeds. L2 is the λ of λ Σw²: half of PyTorch's weight_decay. "
+    "The learning rate falls by a cosine, unless another schedule is named."
 )
 
 
@@ -84,6 +85,12 @@ def settings(run: Run) -> list[str]:
         for field, name in mixing.items()
         if config[f"augment.{field}"]
     ]
+    optimizer = [names.shown(config["optim.name"])]
+    optimizer += [f"momentum {config['optim.momentum']:g}"] if config["optim.momentum"] else []
+    optimizer += ["Nesterov"] if config["optim.nesterov"] else []
+    rate = [names.power_of_ten(config["optim.learning_rate"])]
+    if (schedule := config["optim.schedule"]) != "cosine":  # that of the original report
+        rate.append(schedule.replace("_", " "))
     # Of a network that this version does not know, the rate is all there is.
     has_dropout = model not in MODELS or create_model(model).has_dropout
     return [
@@ -93,8 +100,8 @@ def settings(run: Run) -> list[str]:
         names.shown(config["model.activation"]),
         f"{config['model.dropout_rate']:g}" if has_dropout else NONE,
         "; ".join(parts) or "None",
-        names.shown(config["optim.name"]),
-        names.power_of_ten(config["optim.learning_rate"]),
+        ", ".join(optimizer),
+        ", ".join(rate),
         str(config["train.batch_size"]),
         str(config["train.epochs"]),
         ", ".join(augment),
@@ -298,9 +305,11 @@ def comma_separated(sweep: Sweep) -> str:
     """
     columns = ["row", *(name.lower() for name in SETTINGS), "seeds", "parameters"]
     for metric in METRICS:
-        columns += [f"{metric.name}_{what}" for what in ("best", "std", "interval_half", "last")]
+        shown = "best", "std", "interval_half", "last", "last_std", "last_interval_half"
+        columns += [f"{metric.name}_{what}" for what in shown]
         columns += [f"{metric.name}_original", f"{metric.name}_difference"]
-    columns += ["test_loss", "test_accuracy"]  # of the holdout protocol, at the best epoch
+    for name in ("test_loss", "test_accuracy"):  # of the holdout protocol, at the best epoch
+        columns += [name, f"{name}_std", f"{name}_interval_half"]
     columns += ["train_seconds", "data_official", "shortened", "note", "unfinished"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -319,19 +328,23 @@ def comma_separated(sweep: Sweep) -> str:
         for metric in METRICS:
             best, printed = estimate(values(runs, metric)), original(run, metric)
             last = estimate(values(runs, metric, "last"))
-            shown = (best.mean, best.std, best.half, last.mean)
-            cells += ["" if math.isnan(v) else f"{v:.6g}" for v in shown]
+            cells += [*_numbers(best), *_numbers(last)]
             compared = () if printed is None else (printed, best.mean - printed)
             cells += [f"{v:.6g}" for v in compared] or ["", ""]
         for metric in TESTED:
-            found = values(runs, metric)
-            cells.append(f"{estimate(found).mean:.6g}" if found else "")
+            cells += _numbers(estimate(values(runs, metric)))
         seconds = [run.train_seconds for run in runs]
         known = {data["official"] for run in runs for data in run.data.values()} - {None}
         official = all(known) if known else ""
         cells += [f"{estimate(seconds).mean:.1f}", official, "; ".join(run.shortened), run.mark]
         writer.writerow([*cells, unfinished])
     return text.getvalue()
+
+
+def _numbers(value: Estimate) -> list[str]:
+    """Returns the cells of a mean, its standard deviation and half of its interval."""
+    numbers = value.mean, value.std, value.half
+    return ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
 
 
 def latex(sweep: Sweep, against: str = "") -> str:

@@ -42,6 +42,7 @@ def test_table_numbers_are_those_of_metrics_jsonl(swept_copy):
                 ("std", std),
                 ("interval_half", 12.7062 * std / math.sqrt(2)),
                 ("last", sum(record[metric] for record in last) / 2),
+                ("last_std", abs(last[0][metric] - last[1][metric]) / math.sqrt(2)),
                 ("original", printed),
                 ("difference", mean - printed),
             ):
@@ -158,6 +159,18 @@ def test_holdout_runs_are_compared_by_their_test_accuracy_too(tmp_path):
     assert "changed: data.protocol test -> holdout" in page
     line = next(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
     assert float(line["test_accuracy"]) == pytest.approx(0.91)
+    assert float(line["test_accuracy_std"]) == pytest.approx(0.01)
+    assert float(line["test_accuracy_interval_half"]) == pytest.approx(0.0248, abs=1e-4)
+
+
+def test_momentum_and_schedule_are_among_the_settings(tmp_path):
+    sgd = {"optim__name": "sgd", "optim__momentum": 0.9, "optim__nesterov": True}
+    write_fake_runs(tmp_path, rows=["vgg2"], epochs=50, optim__schedule="cosine_per_step", **sgd)
+    main(["tables", str(tmp_path)])
+    assert (
+        "| SGD, momentum 0.9, Nesterov | 1e-3, cosine per step | 256 |"
+        in (tmp_path / "table.md").read_text()
+    )
 
 
 def test_settings_are_those_of_the_run(tmp_path):
