@@ -128,7 +128,7 @@ def options_help(verb: str) -> str:
     """Returns the options of `jaxcifar train` or `eval`, and a config's fields and defaults."""
     parser = _parser(verb)
     parser.description = parser.epilog = None
-    what = "CONFIG" if verb == "train" else "RUN"
+    what = "CONFIG|RUN" if verb == "train" else "RUN"
     parser.usage = f"jaxcifar {verb} {what} [options] [--FIELD=VALUE …]"
     if verb == "eval":
         about_fields = (
@@ -231,7 +231,9 @@ def _check_cache() -> None:
 
 
 def _file(name: str) -> pathlib.Path:
-    return options.config_file(options.user_path(name))
+    path = options.user_path(name)
+    # "row9/" and "./row9" are the folder of a run, though their path is that of the name "row9".
+    return path if "/" in name and path.is_dir() else options.config_file(path)
 
 
 def _train(arguments: argparse.Namespace, config: Config | None, original: Config | None) -> None:
@@ -241,7 +243,15 @@ def _train(arguments: argparse.Namespace, config: Config | None, original: Confi
         raise UserError(f"--checkpoint={arguments.checkpoint} is for --mode=eval.")
     file, given = _file(arguments.config), arguments.workdir
     if original is None and given is not None:
-        raise UserError(f"{file} is the folder of a run, which is resumed in it: omit --workdir.")
+        raise UserError(
+            f"{file} is the folder of a run, which is resumed in it: omit --workdir. For a new "
+            "run, name a config instead."
+        )
+    if original is None and (file / "settings.json").exists():
+        raise UserError(
+            f"{file} is resumed by the command of jaxcifar landscape smoothness that began it: "
+            "this one would not measure."
+        )
     usual = str(file) if original is None else f"runs/{file.stem}"
     workdir = options.user_path(usual if given is None else given)
     profile = Profile(arguments.profile) if arguments.profile else None

@@ -6,6 +6,7 @@ import difflib
 import json
 import pathlib
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
@@ -74,9 +75,9 @@ def config_file(name: str | pathlib.Path) -> pathlib.Path:
         return given
     known = [path.stem for path in CONFIGS.glob("*.py")]
     known.sort(key=lambda name: (name.rstrip("0123456789"), len(name), name))
-    if str(given) not in known and given.is_dir():  # of a run, to be resumed
-        return given
     if str(given) not in known:
+        if (given / "config.json").exists() or (given / "checkpoints").is_dir():
+            return given  # a run, to be resumed
         raise UserError(
             f"There is no config {str(given)!r}.{nearest(str(given), known)} There are "
             f"{', '.join(known)}; for a file of your own, give its path, such as ./mine.py."
@@ -98,7 +99,8 @@ def load(name: str | pathlib.Path) -> Config:
     path = config_file(name)
     if (path / "config.json").is_file():
         raise UserError(
-            f"{path} is the folder of a run, not a config. To resume it: jaxcifar train {path}"
+            f"{path} is the folder of a run, not a config. To resume it: jaxcifar train "
+            f"{shlex.quote(str(path))}"
         )
     if not path.is_file():
         where = "" if path.is_absolute() else f" in {pathlib.Path.cwd()}"

@@ -7,10 +7,10 @@ The state is one of
   running    a process that is training it showed a sign of life in the last ten minutes
   stale      a process on another machine has shown no sign of life for ten minutes, and did not
              exit normally
-  failed     the last attempt of a sweep failed; the reason follows
+  failed     it diverged, or a sweep's last attempt failed; the reason follows
   imported   weights from elsewhere, not trained here
   measured   by `jaxcifar landscape smoothness`, whose command resumes it if anything is left
-  stopped    the command that started it resumes it
+  stopped    `jaxcifar train RUN` resumes it, or the command that started it
   damaged    a file cannot be read; the command that started it may restore it
 """
 

@@ -232,10 +232,14 @@ def test_a_run_is_resumed_by_its_folder(tmp_path, monkeypatch, finished):
     origin = pathlib.Path("moved/origin.json").read_text()
     with on_one_device():
         assert run(["--config=moved", "--config.optim.l1=0.1"]) == 2
-        assert not pathlib.Path("moved/result.json").exists()
-        assert run(["--config=moved", "--config.train.eval_batch_size=64"]) == 0
-    assert pathlib.Path("moved/origin.json").read_text() == origin
-    ours, theirs = (read_lines(f / "steps.jsonl") for f in (tmp_path / "moved", finished[0]))
+        pathlib.Path("moved").rename("row9")  # which is the name of a config as well
+        pathlib.Path("row9/settings.json").touch()
+        assert run(["--config=./row9"]) == 2  # it would not be measured
+        pathlib.Path("row9/settings.json").unlink()
+        assert not pathlib.Path("row9/result.json").exists()
+        assert run(["--config=row9/", "--config.train.eval_batch_size=64"]) == 0
+    assert pathlib.Path("row9/origin.json").read_text() == origin
+    ours, theirs = (read_lines(f / "steps.jsonl") for f in (tmp_path / "row9", finished[0]))
     assert small.without_times(ours) == small.without_times(theirs)
 
 

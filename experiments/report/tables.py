@@ -303,7 +303,7 @@ def comma_separated(sweep: Sweep) -> str:
 
     Numbers are raw, accuracies are shares of 1, and what does not apply is empty.
     """
-    columns = ["row", *(name.lower() for name in SETTINGS), "seeds", "parameters"]
+    columns = ["row", *(name.lower() for name in SETTINGS), "schedule", "seeds", "parameters"]
     for metric in METRICS:
         shown = "best", "std", "interval_half", "last", "last_std", "last_interval_half"
         columns += [f"{metric.name}_{what}" for what in shown]
@@ -324,6 +324,8 @@ def comma_separated(sweep: Sweep) -> str:
             continue
         run, results = runs[0], [run.result for run in runs if run.result]
         cells: list[Any] = [name, *("" if cell == NONE else cell for cell in settings(run))]
+        cells[1 + SETTINGS.index("LR")] = names.power_of_ten(run.config["optim.learning_rate"])
+        cells.append(run.config["optim.schedule"])
         cells += [len(runs), results[0]["parameters"]]
         for metric in METRICS:
             best, printed = estimate(values(runs, metric)), original(run, metric)

@@ -202,5 +202,6 @@ def main(argv: list[str] | None = None) -> None:
     about = export(workdir, to, path, checkpoint=arguments.checkpoint)
     print(f"{workdir} ({arguments.checkpoint} checkpoint, step {about['step']}) -> {path}")
     if to not in ("stablehlo", "onnx"):
-        print(f"What the weights do not say: {about['network']}")
+        activation = about["model"]["activation"]
+        print(f"What the weights do not say: {about['network']}; {activation}")
     print(f"What it takes and returns: {path}.json")

@@ -123,9 +123,9 @@ def make_optimizer(
       weight_decay: λ of "adamw". (For coupled decay, PyTorch's weight_decay of Adam and SGD, add
         `l2` of half that strength.)
       mask: which parameters decay, see `l1`.
-      bias_scale: multiplies the gradients of the biases of BatchNorm, for "sgd". That
-        gives them their own learning rate, while L2 applies to them as to the rest. They are
-        recognised by their module's name: bn1, downsample_bn, norm0, BatchNorm_0.
+      bias_scale: multiplies the gradients of the biases of BatchNorm, for "sgd". That gives them
+        their own learning rate, while L2 applies to them as to the rest. They are recognised by
+        their module's name: bn1, downsample_bn, norm0, BatchNorm_0.
       clip_norm: the largest norm of all gradients together; longer ones are scaled to it, before
         all else and so without the penalties, as by PyTorch's clip_grad_norm_ before a step with
         weight_decay. 0 is no limit.

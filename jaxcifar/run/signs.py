@@ -1,7 +1,8 @@
 """What a run's workdir says of its processes: a sign of life, or the reason for a failure.
 
 .running exists while a process works on the run, and is touched regularly. failed.json, which
-sweeps write, says why the last attempt failed, and is deleted when the next one begins.
+sweeps and runs that diverge write, says why the last attempt failed, and is deleted when the next
+one begins.
 """
 
 import contextlib

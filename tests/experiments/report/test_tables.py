@@ -167,10 +167,10 @@ def test_momentum_and_schedule_are_among_the_settings(tmp_path):
     sgd = {"optim__name": "sgd", "optim__momentum": 0.9, "optim__nesterov": True}
     write_fake_runs(tmp_path, rows=["vgg2"], epochs=50, optim__schedule="cosine_per_step", **sgd)
     main(["tables", str(tmp_path)])
-    assert (
-        "| SGD, momentum 0.9, Nesterov | 1e-3, cosine per step | 256 |"
-        in (tmp_path / "table.md").read_text()
-    )
+    page = (tmp_path / "table.md").read_text()
+    assert "| SGD, momentum 0.9, Nesterov | 1e-3, cosine per step | 256 |" in page
+    line = next(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
+    assert (float(line["lr"]), line["schedule"]) == (1e-3, "cosine_per_step")
 
 
 def test_settings_are_those_of_the_run(tmp_path):
