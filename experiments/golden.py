@@ -33,6 +33,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "resnet20": {
         "model": {"name": "resnet20", "width": 0.0625},
+        "augment": {"flip": "none"},
         "optim": {"schedule": "multistep", "milestones": (1.5,), "decay_factor": 0.2},
     },
     "resnet50": {
