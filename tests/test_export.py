@@ -89,7 +89,7 @@ def expected(finished):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", export.FORMATS)
-def test_the_same_logits_without_this_package(finished, expected, tmp_path, to):
+def test_the_same_logits_without_this_package(finished, expected, tmp_path, to, capsys):
     module, extra = export.NEEDS.get(to, ("numpy", ""))
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed: pip install '.[{extra}]'")
@@ -106,6 +106,10 @@ def test_the_same_logits_without_this_package(finished, expected, tmp_path, to):
     assert (about["format"], about["checkpoint"], about["step"]) == (to, "last", 6)
     assert about["classes"] == [f"pattern {i}" for i in range(10)]
     assert (about["input"]["mean"], about["input"]["std"]) == ([0.5] * 3, [0.25] * 3)
+    # What a network of the same weights could do otherwise.
+    assert about["network"] == "five poolings; BatchNorm's ε of 1e-05"
+    said = f"What the weights do not say: {about['network']}; relu\n"
+    assert (said in capsys.readouterr().out) == (to not in ("stablehlo", "onnx"))
     # Nothing is overwritten.
     before = path.read_bytes()
     assert cli.main(["export", *arguments]) == 2

@@ -361,6 +361,7 @@ def test_import_and_export(weights, tmp_path, capsys, one_device):
     assert f"jaxcifar eval {workdir}\n" in capsys.readouterr().out
     config, step, loaded = restore.load_variables(workdir)
     assert (config.model.name, config.model.activation, step) == ("vgg_a_bn", "gelu", 0)
+    assert config.model.dropout_rate == 0  # else a run from it would be told that it had some
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded), variables)
     exported = tmp_path / "exported.npz"
     export.export(str(workdir), "npz", str(exported))
