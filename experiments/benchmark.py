@@ -8,12 +8,13 @@
 Each model's training step is compiled and warmed up, then timed in turns with PyTorch's (A B A B…),
 so that a slow minute of the machine falls on both; the table has medians and ranges. The step is
 the one that training runs. PyTorch's is the plain definition of `experiments/torch_models.py` with
-its usual fast settings: both memory formats, in-place activations, and on a GPU `torch.compile` and
-autocast where the dtype is bfloat16. Neither loads data: images are on the device. PyTorch does not
-augment; --augment=none (the default) compares like with like. The memory is what the compiled step
-needs besides its arguments and results; with --remat, DenseNets are timed with `model.remat` on and
-off, else with its default. With --digest, the digest of the model's state, which each checkpoint
-has, is timed as well.
+its usual fast settings: both memory formats, in-place activations, and on a GPU fused Adam, cuDNN's
+search for the fastest algorithm, TF32 products, autocast where the dtype is bfloat16, and
+`torch.compile` as well, without and with CUDA graphs. Neither loads data: images are on the device.
+PyTorch does not augment; --augment=none (the default) compares like with like. The memory is what
+the compiled step needs besides its arguments and results; with --remat, DenseNets are timed with
+`model.remat` on and off, else with its default. With --digest, the digest of the model's state,
+which each checkpoint has, is timed as well.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +64,10 @@ def jax_timer(
     config.model.remat = remat
     config.data.name, config.data.augment = "synthetic", augmentation
     config.train.batch_size = config.train.eval_batch_size = batch
-    images = data.load("synthetic", "train", size=max(batch * 4, 1024))
     mesh = sharding.make_mesh()
+    # As many as CIFAR has where a call makes as many steps as divide an epoch.
+    size = max(batch * 4, 1024) if mesh.devices.flat[0].platform == "cpu" else 50_000
+    images = data.load("synthetic", "train", size=size)
     checks.check_config(config, mesh)
     made = task.build(config, images, mesh)
     began = time.monotonic()
@@ -100,19 +103,35 @@ def jax_timer(
     return lambda: images_per_call * rate(make, calls), lambda: rate(digest, steps), facts
 
 
-def torch_timer(model: str, batch: int, dtype: str, channels_last: bool, steps: int) -> Timer:
+class TorchSettings(NamedTuple):
+    """How PyTorch trains: its memory format, and its mode of `torch.compile`; "": not compiled."""
+
+    channels_last: bool = False
+    compiled: str = ""
+
+
+_TORCH = {"torch": TorchSettings(), "torch channels_last": TorchSettings(True)}
+_TORCH_ON_GPU = {
+    "torch.compile": TorchSettings(True, "default"),
+    "torch.compile, CUDA graphs": TorchSettings(True, "reduce-overhead"),
+}
+
+
+def torch_timer(model: str, batch: int, dtype: str, settings: TorchSettings, steps: int) -> Timer:
     """Returns a timer of PyTorch's training step: forward, backward, Adam."""
     import torch  # pyright: ignore[reportMissingImports]
 
     from experiments import torch_models
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = True
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     net: Any = torch_models.create(model).to(device).to(memory_format=layout).train()
     for module in net.modules():
         if hasattr(module, "inplace"):
             module.inplace = True
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=device == "cuda")
     images = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=layout)
     labels = torch.randint(10, (batch,), device=device)
 
@@ -120,7 +139,7 @@ def torch_timer(model: str, batch: int, dtype: str, channels_last: bool, steps: 
         half = dtype == "bfloat16"
         return torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext()
 
-    forward = torch.compile(net) if device == "cuda" else net
+    forward = torch.compile(net, mode=settings.compiled) if settings.compiled else net
 
     def make(steps: int) -> None:
         loss = torch.zeros(())
@@ -204,8 +223,9 @@ def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
             timers[f"{name}, digest"] = digest
     if arguments.against == "torch":
         dtype = next(iter(facts.values()))["dtype"]
-        for name, channels_last in (("torch", False), ("torch channels_last", True)):
-            timers[name] = torch_timer(model, batch, dtype, channels_last, steps)
+        on_gpu = sharding.make_mesh().devices.flat[0].platform == "gpu"
+        for name, settings in (_TORCH | _TORCH_ON_GPU if on_gpu else _TORCH).items():
+            timers[name] = torch_timer(model, batch, dtype, settings, steps)
     rates = in_turns(timers, arguments.repeats)
     for name in facts if arguments.digest else ():
         facts[name]["digest_seconds"] = 1 / statistics.median(rates.pop(f"{name}, digest"))

@@ -64,7 +64,7 @@ def test_measurements_beside_the_better_of_pytorchs_layouts(tmp_path, monkeypatc
     monkeypatch.setattr(benchmark, "jax_timer", ours)
     rates = {False: 40.0, True: 60.0}
     monkeypatch.setattr(
-        benchmark, "torch_timer", lambda m, b, d, channels_last, s: lambda: rates[channels_last]
+        benchmark, "torch_timer", lambda m, b, d, settings, s: lambda: rates[settings.channels_last]
     )
     monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))  # it may not be installed
     out = tmp_path / "speed.json"
