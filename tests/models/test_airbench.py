@@ -41,6 +41,15 @@ def test_whitened_patches_are_white():
     assert (np.diff(lengths) > 0).all()
 
 
+def test_signs_are_not_those_of_a_library(monkeypatch):
+    """Of images with edges and colours; another library returns any eigenvector's negative."""
+    images = augment.normalize(first_images(64).images, mean=(0.5,) * 3, std=(0.25,) * 3)
+    found, eigh = airbench.whitening_kernel(images), jax.numpy.linalg.eigh
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], 12).astype(np.float32)
+    monkeypatch.setattr(jax.numpy.linalg, "eigh", lambda x: (eigh(x)[0], eigh(x)[1] * signs[None]))
+    np.testing.assert_array_equal(airbench.whitening_kernel(images), found)
+
+
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_its_state_is_float32_with_64_bits_too(platform):
     model, tx = create_model("airbench94", platform=platform), make_optimizer("sgd", 0.1)
