@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import pathlib
 import re
 import warnings
@@ -22,6 +23,9 @@ _FOR_CPU = {
 
 # For a program that runs once and has many small parts, such as an initialisation.
 _FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+_DETERMINISTIC = r"--xla_gpu_(deterministic|exclude_nondeterministic)_ops(?!=(false|0))"
 
 
 @functools.cache
@@ -78,9 +82,12 @@ def settings() -> dict[str, Any]:
 def use_cache() -> None:
     """Lets JAX keep compiled programs, in `$JAX_COMPILATION_CACHE_DIR` or in our own folder."""
     given = jax.config.jax_compilation_cache_dir  # pyright: ignore
-    if given and "://" in given:  # a bucket, which JAX writes to by itself
-        # XLA's own cache of how fast kernels are on a GPU would be below it, and knows no buckets.
+    bucket = bool(given) and "://" in given  # which JAX writes to by itself
+    # Below it is XLA's own cache of how fast kernels are on a GPU, which knows no buckets, and does
+    # not tell the kernels of a program that must be deterministic from those of another.
+    if bucket or re.search(_DETERMINISTIC, os.environ.get("XLA_FLAGS", "")):
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+    if bucket:
         return
     try:
         folder = pathlib.Path(given or "~/.cache/jaxcifar/xla").expanduser()

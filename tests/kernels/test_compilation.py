@@ -107,6 +107,31 @@ def test_a_bucket_is_left_to_jax():
 
 
 @pytest.mark.parametrize(
+    ("flags", "shared"),
+    [
+        ("--xla_gpu_deterministic_ops=true", False),
+        ("--a=b --xla_gpu_exclude_nondeterministic_ops", False),
+        ("--xla_gpu_deterministic_ops=false", True),
+        ("", True),
+    ],
+)
+def test_kernels_of_a_deterministic_program_are_not_those_of_another(
+    flags, shared, tmp_path, monkeypatch
+):
+    """XLA's own cache on GPUs, which JAX keeps beside its programs, mixes them up."""
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_enable_xla_caches"
+    before = [getattr(jax.config, name) for name in names]
+    try:
+        jax.config.update(names[0], str(tmp_path))
+        compilation.use_cache()
+        assert (getattr(jax.config, names[1]) == before[1]) == shared
+    finally:
+        for name, value in zip(names, before, strict=True):
+            jax.config.update(name, value)
+
+
+@pytest.mark.parametrize(
     ("reason", "left"),
     [("OSError: [Errno 116] Stale file handle", 2), ("JaxRuntimeError: INTERNAL: bad", 0)],
 )
