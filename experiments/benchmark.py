@@ -98,6 +98,8 @@ def jax_timer(
         "compile_seconds": compile_seconds,
         "step_memory_bytes": step.memory_analysis().temp_size_in_bytes,
         "dtype": made.in_force["dtype"],
+        "calls": calls,
+        "steps_per_call": made.steps_per_call,
     }
     images_per_call = made.steps_per_call * batch
     return lambda: images_per_call * rate(make, calls), lambda: rate(digest, steps), facts
@@ -117,8 +119,10 @@ _TORCH_ON_GPU = {
 }
 
 
-def torch_timer(model: str, batch: int, dtype: str, settings: TorchSettings, steps: int) -> Timer:
-    """Returns a timer of PyTorch's training step: forward, backward, Adam."""
+def torch_timer(
+    model: str, batch: int, dtype: str, settings: TorchSettings, calls: int, steps_per_call: int
+) -> Timer:
+    """Returns a timer of PyTorch's training step: forward, backward, Adam; as many as of ours."""
     import torch  # pyright: ignore[reportMissingImports]
 
     from experiments import torch_models
@@ -141,9 +145,9 @@ def torch_timer(model: str, batch: int, dtype: str, settings: TorchSettings, ste
 
     forward = torch.compile(net, mode=settings.compiled) if settings.compiled else net
 
-    def make(steps: int) -> None:
+    def make(calls: int) -> None:
         loss = torch.zeros(())
-        for _ in range(steps):
+        for _ in range(calls * steps_per_call):
             optimizer.zero_grad(set_to_none=True)
             with cast():
                 loss = torch.nn.functional.cross_entropy(forward(images), labels)
@@ -151,15 +155,15 @@ def torch_timer(model: str, batch: int, dtype: str, settings: TorchSettings, ste
             optimizer.step()
         loss.item()  # waits
 
-    return lambda: batch * rate(make, steps)
+    return lambda: steps_per_call * batch * rate(make, calls)
 
 
-def rate(make: Callable[[int], None], steps: int) -> float:
-    """Returns steps per second of make(steps)."""
+def rate(make: Callable[[int], None], times: int) -> float:
+    """Returns how often per second make(times) does its work."""
     make(1)  # finds cold caches, and memory given back to the system: not timed
     began = time.monotonic()
-    make(steps)
-    return steps / (time.monotonic() - began)
+    make(times)
+    return times / (time.monotonic() - began)
 
 
 def ceilings() -> dict[str, float]:
@@ -208,6 +212,10 @@ def in_turns(timers: dict[str, Timer], repeats: int) -> dict[str, list[float]]:
     return found
 
 
+def _on_gpu() -> bool:
+    return sharding.make_mesh().devices.flat[0].platform == "gpu"
+
+
 def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the measurements of one model, JSON-ready."""
     batch, steps = arguments.batch, arguments.steps
@@ -222,10 +230,10 @@ def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
         if arguments.digest:
             timers[f"{name}, digest"] = digest
     if arguments.against == "torch":
-        dtype = next(iter(facts.values()))["dtype"]
-        on_gpu = sharding.make_mesh().devices.flat[0].platform == "gpu"
-        for name, settings in (_TORCH | _TORCH_ON_GPU if on_gpu else _TORCH).items():
-            timers[name] = torch_timer(model, batch, dtype, settings, steps)
+        first = next(iter(facts.values()))
+        work = first["calls"], first["steps_per_call"]
+        for name, settings in (_TORCH | _TORCH_ON_GPU if _on_gpu() else _TORCH).items():
+            timers[name] = torch_timer(model, batch, first["dtype"], settings, *work)
     rates = in_turns(timers, arguments.repeats)
     for name in facts if arguments.digest else ():
         facts[name]["digest_seconds"] = 1 / statistics.median(rates.pop(f"{name}, digest"))
@@ -299,13 +307,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 1.")
     if arguments.out and not arguments.out.parent.is_dir():
         raise UserError(f"There is no folder {arguments.out.parent} to write {arguments.out} in.")
+    other: dict[str, Any] = {}
     if arguments.against == "torch":
         try:
-            importlib.import_module("torch")
+            torch: Any = importlib.import_module("torch")
         except ImportError as error:  # before anything is compiled
             raise UserError(
                 f"--against=torch needs PyTorch (pip install 'jaxcifar[torch]'): {error}."
             ) from error
+        if torch.cuda.is_available() != _on_gpu():
+            here, there = ("a GPU", "the CPU") if _on_gpu() else ("the CPU", "a GPU")
+            raise UserError(
+                f"JAX computes on {here} here, and PyTorch ({torch.__version__}) on {there}. "
+                "Install both for the GPU, or hide it from both: "
+                "JAX_PLATFORMS=cpu CUDA_VISIBLE_DEVICES="
+            )
+        other = {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
         if (devices := sharding.make_mesh().size) > 1:
             raise UserError(
                 f"PyTorch is timed on one device, and JAX has {devices} here. Give it one: set "
@@ -316,7 +333,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results: list[dict[str, Any]] = []
     content = {
         "settings": settings,
-        "environment": environment({}) | {"tunables": os.environ.get("GLIBC_TUNABLES")},
+        "environment": environment(other) | {"tunables": os.environ.get("GLIBC_TUNABLES")},
         "ceilings": ceilings(),
         "results": results,
     }

@@ -45,7 +45,8 @@ def whitening_kernel(images: jax.Array) -> jax.Array:
     variances, directions = jnp.linalg.eigh(covariance)
     # Without a pattern, as a direction that has one is at right angles to the edges in patches.
     fixed = np.sin(np.arange(1, len(directions) + 1) ** 2).astype(directions.dtype)
-    directions *= jnp.where(fixed @ directions < 0, -1, 1)[None]
+    along = jnp.matmul(fixed, directions, precision="highest")
+    directions *= jnp.where(along < 0, -1, 1)[None]
     kernel = (directions / jnp.sqrt(variances + EPSILON)[None])[:, ::-1]
     return jnp.concatenate([kernel, -kernel], axis=1).reshape(2, 2, channels, -1)
 

@@ -44,8 +44,22 @@ def test_without_pytorch(monkeypatch, capsys):
         assert "pip install 'jaxcifar[torch]'" in capsys.readouterr().err
 
 
+def torch_on(*, gpu):
+    """A stand-in for PyTorch, which may not be installed."""
+    cuda = types.SimpleNamespace(is_available=lambda: gpu)
+    version = types.SimpleNamespace(cuda="13.0" if gpu else None)
+    return types.SimpleNamespace(cuda=cuda, version=version, __version__="2.11.0")
+
+
+def test_pytorch_on_another_kind_of_device(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", torch_on(gpu=True))
+    message = "JAX computes on the CPU here, and PyTorch (2.11.0) on a GPU. Install both"
+    with pytest.raises(UserError, match=re.escape(message)):
+        benchmark.main(["--against=torch", "--models=resnet18"])
+
+
 def test_pytorch_is_not_compared_with_several_devices(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))  # it may not be installed
+    monkeypatch.setitem(sys.modules, "torch", torch_on(gpu=False))
     with pytest.raises(UserError, match="timed on one device, and JAX has 8 here"):
         benchmark.main(["--against=torch", "--models=resnet18"])
 
@@ -58,19 +72,26 @@ def test_measurements_beside_the_better_of_pytorchs_layouts(tmp_path, monkeypatc
     def ours(*arguments):
         remat = arguments[-1]
         facts = {"init_seconds": 1.0, "compile_seconds": 2.0, "dtype": "float32"}
+        facts |= {"calls": 2, "steps_per_call": 3}
         facts["step_memory_bytes"] = (1 if remat == "on" else 3) * 2**20
         return (lambda: 24.0 if remat == "on" else 30.0), (lambda: 2.0), facts
 
     monkeypatch.setattr(benchmark, "jax_timer", ours)
-    rates = {False: 40.0, True: 60.0}
+    rates, asked = {False: 40.0, True: 60.0}, []
     monkeypatch.setattr(
-        benchmark, "torch_timer", lambda m, b, d, settings, s: lambda: rates[settings.channels_last]
+        benchmark,
+        "torch_timer",
+        lambda m, b, d, settings, *work: (
+            lambda: asked.append(work) or rates[settings.channels_last]
+        ),
     )
-    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))  # it may not be installed
+    monkeypatch.setitem(sys.modules, "torch", torch_on(gpu=False))
     out = tmp_path / "speed.json"
     models = "--models=resnet18,densenet121"
     options = ["--against=torch", "--remat", "--digest", "--repeats=1"]
     benchmark.main([models, *options, f"--out={out}"])
+    assert set(asked) == {(2, 3)}  # as many steps as ours
+    assert json.loads(out.read_text())["environment"]["torch"] == "2.11.0"
     resnet, densenet = (result["timed"] for result in json.loads(out.read_text())["results"])
     assert list(resnet) == ["jaxcifar", "torch", "torch channels_last"]
     assert resnet["jaxcifar"]["ratio"] == 0.5

@@ -6,7 +6,7 @@ import re
 import jax
 import pytest
 
-from experiments import compare_devices
+from experiments import compare_devices, golden
 from jaxcifar.errors import UserError
 from jaxcifar.run import plots
 from tests.tiny import write_numbers
@@ -55,7 +55,7 @@ def test_a_device_that_computes_something_else(tmp_path, monkeypatch, capsys):
     ]
     printed = capsys.readouterr().out
     assert "| vgg_a | 2.00000 | 0.0e+00 | 1.0e-03 | 1.0e-03 | different | different |" in printed
-    assert "Further apart than 0.0001 in the first two steps: vgg_a." in printed
+    assert "Not within 0.0001 in the first two steps: vgg_a." in printed
     runs.clear()
     options = [f"--out={tmp_path / 'b'}", "--cases=vgg_a", "--dtype=bfloat16"]
     assert compare_devices.main(options) == 0
@@ -71,6 +71,29 @@ def test_a_loss_that_is_not_a_number_is_not_close(tmp_path, monkeypatch):
 
     monkeypatch.setattr(compare_devices, "trained", trained)
     assert compare_devices.main([f"--out={tmp_path / 'a'}", "--cases=vgg_a"]) == 1
+
+
+@pytest.mark.slow
+def test_a_case_that_diverges_ends_no_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plots, "plot_history", write_numbers)
+    monkeypatch.setitem(golden.CASES["vgg_a"]["optim"], "learning_rate", 100.0)
+    monkeypatch.setitem(golden.CASES["vgg_a"]["optim"], "clip_norm", 0.0)
+    monkeypatch.setitem(golden.CASES["vgg_a"]["optim"], "name", "sgd")
+    monkeypatch.setitem(golden.CASES["vgg_a"]["optim"], "weight_decay", 0.0)
+    out = tmp_path / "out"
+    assert compare_devices.main([f"--out={out}", "--cases=vgg_a,vgg_a_bn"]) == 1
+    printed = capsys.readouterr()
+    assert "| vgg_a | failed |" in printed.out
+    assert "vgg_a: The training loss of step" in printed.err
+    assert re.search(r"^\| vgg_a_bn \| \d", printed.out, re.MULTILINE)
+    assert printed.out.rstrip().endswith("Not within 0.0001 in the first two steps: vgg_a.")
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_cpu_is_not_compared_with_itself(tmp_path):
+    """Which JAX falls back to where it cannot use a GPU."""
+    with pytest.raises(UserError, match="JAX has only one CPU device here"):
+        compare_devices.main([f"--out={tmp_path / 'new'}"])
 
 
 @pytest.mark.parametrize(
