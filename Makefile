@@ -6,8 +6,11 @@
 # The documents as a site that opens from disk, in site/:
 #   make docs
 # And the whole report, rows, figures, landscapes and page, in OUT; OPTIONS changes every run:
-#   make report [OUT=results] [SEEDS=0-2] [OPTIONS=--config.train.epochs=2]
+#   make report [OUT=results] [SEEDS=0-2] [OPTIONS=--config.train.epochs=2] [WORKERS=auto]
+# For an NVIDIA GPU, the first of these commands needs GPU=cuda13 (or cuda12).
 PYTHON ?= python3
+GPU =
+WORKERS =
 BIN = .venv/bin
 OUT = results
 SEEDS = 0-2
@@ -24,8 +27,8 @@ coverage: .venv/installed-test
 	$(BIN)/python -m pytest -n auto --dist=worksteal --cov
 
 report: .venv/installed
-	-$(BIN)/jaxcifar sweep --rows=1-12 --seeds=$(SEEDS) --out=$(OUT)/table3 $(OPTIONS)
-	-$(BIN)/jaxcifar sweep --rows=vgg1-vgg8 --seeds=$(SEEDS) --out=$(OUT)/table4 $(OPTIONS)
+	-$(BIN)/jaxcifar sweep --rows=1-12 --seeds=$(SEEDS) --out=$(OUT)/table3 $(if $(WORKERS),--workers=$(WORKERS)) $(OPTIONS)
+	-$(BIN)/jaxcifar sweep --rows=vgg1-vgg8 --seeds=$(SEEDS) --out=$(OUT)/table4 $(if $(WORKERS),--workers=$(WORKERS)) $(OPTIONS)
 	$(BIN)/jaxcifar report tables $(OUT)
 	$(BIN)/jaxcifar report claims $(OUT)
 	$(BIN)/jaxcifar report figures $(OUT)
@@ -49,7 +52,9 @@ lint: .venv/installed-dev
 	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }  # half of one would be taken for whole
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet -c constraints.txt -e .
+	# Again for the GPU that it is installed for, as JAX's plugin must be of JAX's own version.
+	extra=$$($(BIN)/pip list 2>/dev/null | sed -n 's/^jax-\(cuda1[23]\)-plugin .*/[\1]/p' | head -1); \
+	$(BIN)/pip install --quiet -c constraints.txt -e ".$${extra:-$(if $(GPU),[$(GPU)])}"
 	touch $@
 
 .venv/installed-%: .venv/installed

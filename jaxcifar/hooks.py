@@ -44,7 +44,7 @@ class Run:
       step: training steps done.
       state: the state after them. The next step donates its arrays, so a hook must not keep them.
       order: the indices of the images of the epoch's batches [steps_per_epoch, batch].
-      stop: `stop.request("why")` ends the run at the next step; it is saved and can be resumed.
+      stop: `stop.request("why")` ends the run before the next call; it is saved.
     """
 
     config: Config

@@ -335,6 +335,18 @@ def hyperparams(config: Config) -> Hyperparams:
     return Hyperparams(*(np.float32(number) for number in numbers))
 
 
+def dtype_on(platform: str, config: Config) -> str:
+    """Returns the dtype that a config is computed in on a platform ("cpu", "gpu" or "tpu").
+
+    Raises:
+      UserError: config.model.dtype is unknown.
+    """
+    dtype = choose("model.dtype", config.model.dtype, DTYPES)
+    if dtype == "auto":
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+    return dtype
+
+
 def create_model(config: Config, num_classes: int, platform: str) -> models.Network:
     """Returns the network of a config, built for a platform ("cpu", "gpu" or "tpu").
 
@@ -342,11 +354,9 @@ def create_model(config: Config, num_classes: int, platform: str) -> models.Netw
       UserError: a name in config.model is unknown.
     """
     on_cpu, name = platform == "cpu", config.model.name
-    dtype = choose("model.dtype", config.model.dtype, DTYPES)
+    dtype = dtype_on(platform, config)
     remat = choose("model.remat", config.model.remat, REMATS)
     choose("model.name", name, models.MODELS)
-    if dtype == "auto":
-        dtype = "float32" if on_cpu else "bfloat16"
     if remat == "auto":
         remat = "on" if on_cpu and models.can_remat(name) else "off"
     return models.create_model(

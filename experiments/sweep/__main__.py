@@ -51,7 +51,7 @@ from experiments.sweep import shards, slurm, status, workers
 from experiments.sweep.estimates import time_left
 from experiments.sweep.jobs import Job, check_images, checked, groups, in_order, parse_seeds
 from experiments.sweep.training import AGAIN, BROKE, Observer, Outcome, run, run_workers
-from jaxcifar import processes
+from jaxcifar import kernels, processes, sharding
 from jaxcifar.checks import unused
 from jaxcifar.cli import CHECKOUT
 from jaxcifar.errors import Interrupted, UserError, note
@@ -158,7 +158,13 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], observer: Obse
     sources = varied(sources, arguments.grid)
 
     started, out = time.monotonic(), arguments.out
-    jobs = checked(sources, seeds, out, options)
+    if arguments.slurm or arguments.status:
+        platform = None  # another machine's
+    elif any(place.gpu for place in where):
+        platform = "gpu"
+    else:
+        platform = kernels.platform_of(sharding.make_mesh())
+    jobs = checked(sources, seeds, out, options, platform)
     if arguments.status:
         status.show(jobs, out)
         return 0

@@ -147,7 +147,11 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def checked(
-    sources: list[Source], seeds: list[int], out: pathlib.Path, options: list[str]
+    sources: list[Source],
+    seeds: list[int],
+    out: pathlib.Path,
+    options: list[str],
+    platform: str | None = None,
 ) -> list[Job]:
     """Returns the runs of a sweep, checked as far as is possible without reading data.
 
@@ -156,9 +160,12 @@ def checked(
       seeds: the seeds that each is trained with.
       out: the sweep's folder.
       options: "--config.FIELD=VALUE" for all runs.
+      platform: where the runs that are left are to be trained ("cpu", "gpu" or "tpu"); None if that
+        is not known.
 
     Raises:
-      UserError: a config or an option is invalid, or a workdir contains a run of another config.
+      UserError: a config or an option is invalid, or a folder contains a run of another config, or
+        of one that was trained in another dtype.
     """
     if any(option.startswith("--config.seed") for option in options):
         raise UserError("--config.seed would be the same for all runs. Give --seeds instead.")
@@ -181,18 +188,20 @@ def checked(
             except (UserError, KeyError, TypeError) as error:
                 raise UserError(f"{source.file or source.name}: {error}") from error
             of_source.append(job)
-        _check_there(out / source.name, of_source)
+        _check_there(out / source.name, of_source, platform)
         jobs += of_source
     return jobs
 
 
-def _check_there(folder: pathlib.Path, jobs: list[Job]) -> None:
+def _check_there(folder: pathlib.Path, jobs: list[Job], platform: str | None) -> None:
     """Checks that what is in the folder of a config, also of other seeds, is of this config.
 
     Raises:
-      UserError: it is of another, so that no report could take them together.
+      UserError: it is of another, or in another dtype than what is left would be in on this
+        platform, so that no report could take them together.
     """
     wanted = {job.workdir: job.config for job in jobs}
+    is_left = platform is not None and any(job.state != "done" for job in jobs)
     seeds = [path for path in folder.glob("seed*") if path.name[len("seed") :].isdecimal()]
     for workdir in sorted({*wanted, *seeds}):
         saved, empty = None, False
@@ -206,6 +215,15 @@ def _check_there(folder: pathlib.Path, jobs: list[Job]) -> None:
                 config = jobs[0].config.copy_and_resolve_references()
                 config.seed = saved.config.seed
             about.check_same_config(saved.config, config, workdir, _WAY_OUT, empty=empty)
+            if platform and is_left and saved.data and not empty:
+                before, here = saved.environments[0]["dtype"], task.dtype_on(platform, config)
+                if before != here:
+                    raise UserError(
+                        f"{workdir} was trained in {before}, but here model.dtype is "
+                        f"{config.model.dtype!r}, which is {here}, and no report takes both "
+                        "together. Train the others on a device like that one (JAX_PLATFORMS=cpu "
+                        "is the CPU), or in another --out."
+                    )
 
 
 _WAY_OUT = (

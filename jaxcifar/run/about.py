@@ -196,7 +196,7 @@ def check_alike(
         raise UserError(
             f"{workdir} holds a run in {before}, but model.dtype is {config.model.dtype!r}, "
             f"which is {dtype} on this {jax.default_backend()}. Resume it on a device like the one "
-            "it was started on, or choose another --workdir."
+            "it was started on (JAX_PLATFORMS=cpu is the CPU), or choose another --workdir."
         )
     check_images(about.data, provenance, workdir)
     last = about.environments[-1]

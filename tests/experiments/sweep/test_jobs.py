@@ -107,6 +107,34 @@ def test_a_run_of_other_options_in_which_nothing_was_trained(tmp_path, there):
     assert ("Give the same options" in str(error.value)) == there
 
 
+def test_seeds_of_another_dtype_than_those_that_are_there(tmp_path):
+    """As where a driver fails, and JAX goes on with the CPU: no report could take both."""
+    (source,) = configs.named("vgg2", None)
+    (job,) = checked([source], [0], tmp_path, OPTIONS)
+    pretend(job.config, job.workdir)
+    environment = {"environment": {"dtype": "bfloat16"}, "data": {"train": {}}}
+    write_json(job.workdir / "config.json", {"config": job.config.to_dict()} | environment)
+    with pytest.raises(UserError) as error:
+        checked([source], [0, 1], tmp_path, OPTIONS, "cpu")
+    for part in (f"{job.workdir} was trained in bfloat16", "'auto', which is float32", "--out"):
+        assert part in str(error.value)
+    for platform in ("gpu", "tpu", None):
+        checked([source], [0, 1], tmp_path, OPTIONS, platform)
+    checked([source], [0], tmp_path, OPTIONS, "cpu")  # nothing is left to train
+
+
+def test_the_command_knows_where_it_trains(tmp_path, capsys):
+    (source,) = configs.named("vgg2", None)
+    (job,) = checked([source], [0], tmp_path, OPTIONS)
+    pretend(job.config, job.workdir)
+    environment = {"environment": {"dtype": "bfloat16"}, "data": {"train": {}}}
+    write_json(job.workdir / "config.json", {"config": job.config.to_dict()} | environment)
+    for more in ((), ("--workers=1",)):
+        assert start_sweep(tmp_path, "vgg2", "0-1", "--dry-run", *more) == 2
+        assert "was trained in bfloat16, but here" in capsys.readouterr().err
+    assert start_sweep(tmp_path, "vgg2", "0-1", "--status") == 0
+
+
 def test_a_result_that_is_none_is_damaged(tmp_path):
     (source,) = configs.named("vgg2", None)
     (job,) = checked([source], [0], tmp_path, OPTIONS)
