@@ -7,7 +7,7 @@
 #   make docs
 # And the whole report, rows, figures, landscapes and page, in OUT; OPTIONS changes every run:
 #   make report [OUT=results] [SEEDS=0-2] [OPTIONS=--config.train.epochs=2] [WORKERS=auto]
-# For an NVIDIA GPU, the first of these commands needs GPU=cuda13 (or cuda12).
+# For an NVIDIA GPU, add GPU=cuda13 (or cuda12) to quickstart or report.
 PYTHON ?= python3
 GPU =
 WORKERS =
@@ -17,7 +17,12 @@ SEEDS = 0-2
 
 .PHONY: quickstart test coverage report docs lint clean
 
-quickstart: .venv/installed
+ifneq ($(filter-out cuda12 cuda13,$(GPU)),)
+$(error GPU is $(GPU); give cuda12 or cuda13)
+endif
+FOR_GPU = $(if $(GPU),.venv/installed-$(GPU))
+
+quickstart: .venv/installed $(FOR_GPU)
 	$(BIN)/python -m jaxcifar.main --config=configs/quickstart.py
 
 test: .venv/installed-test
@@ -26,7 +31,7 @@ test: .venv/installed-test
 coverage: .venv/installed-test
 	$(BIN)/python -m pytest -n auto --dist=worksteal --cov
 
-report: .venv/installed
+report: .venv/installed $(FOR_GPU)
 	-$(BIN)/jaxcifar sweep --rows=1-12 --seeds=$(SEEDS) --out=$(OUT)/table3 $(if $(WORKERS),--workers=$(WORKERS)) $(OPTIONS)
 	-$(BIN)/jaxcifar sweep --rows=vgg1-vgg8 --seeds=$(SEEDS) --out=$(OUT)/table4 $(if $(WORKERS),--workers=$(WORKERS)) $(OPTIONS)
 	$(BIN)/jaxcifar report tables $(OUT)
@@ -54,7 +59,7 @@ lint: .venv/installed-dev
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
 	# Again for the GPU that it is installed for, as JAX's plugin must be of JAX's own version.
 	extra=$$($(BIN)/pip list 2>/dev/null | sed -n 's/^jax-\(cuda1[23]\)-plugin .*/[\1]/p' | head -1); \
-	$(BIN)/pip install --quiet -c constraints.txt -e ".$${extra:-$(if $(GPU),[$(GPU)])}"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".$$extra"
 	touch $@
 
 .venv/installed-%: .venv/installed

@@ -39,7 +39,7 @@ from jaxcifar import augment, checks, data, programs, sharding, task
 from jaxcifar.config import base_config
 from jaxcifar.errors import UserError, choose
 from jaxcifar.files import write_json
-from jaxcifar.kernels import compilation
+from jaxcifar.kernels import compilation, platform_of
 from jaxcifar.models import MODELS, can_remat
 from jaxcifar.options import Parser, user_path
 from jaxcifar.run.digest import digests
@@ -66,7 +66,7 @@ def jax_timer(
     config.train.batch_size = config.train.eval_batch_size = batch
     mesh = sharding.make_mesh()
     # As many as CIFAR has where a call makes as many steps as divide an epoch.
-    size = max(batch * 4, 1024) if mesh.devices.flat[0].platform == "cpu" else 50_000
+    size = max(batch * 4, 1024 if platform_of(mesh) == "cpu" else 50_000)
     images = data.load("synthetic", "train", size=size)
     checks.check_config(config, mesh)
     made = task.build(config, images, mesh)
@@ -212,10 +212,6 @@ def in_turns(timers: dict[str, Timer], repeats: int) -> dict[str, list[float]]:
     return found
 
 
-def _on_gpu() -> bool:
-    return sharding.make_mesh().devices.flat[0].platform == "gpu"
-
-
 def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the measurements of one model, JSON-ready."""
     batch, steps = arguments.batch, arguments.steps
@@ -232,7 +228,8 @@ def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.against == "torch":
         first = next(iter(facts.values()))
         work = first["calls"], first["steps_per_call"]
-        for name, settings in (_TORCH | _TORCH_ON_GPU if _on_gpu() else _TORCH).items():
+        on_gpu = platform_of(sharding.make_mesh()) == "gpu"
+        for name, settings in (_TORCH | _TORCH_ON_GPU if on_gpu else _TORCH).items():
             timers[name] = torch_timer(model, batch, first["dtype"], settings, *work)
     rates = in_turns(timers, arguments.repeats)
     for name in facts if arguments.digest else ():
@@ -315,12 +312,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(
                 f"--against=torch needs PyTorch (pip install 'jaxcifar[torch]'): {error}."
             ) from error
-        if torch.cuda.is_available() != _on_gpu():
-            here, there = ("a GPU", "the CPU") if _on_gpu() else ("the CPU", "a GPU")
+        here = platform_of(sharding.make_mesh())
+        there = "gpu" if torch.cuda.is_available() else "cpu"
+        if here != there:
             raise UserError(
-                f"JAX computes on {here} here, and PyTorch ({torch.__version__}) on {there}. "
-                "Install both for the GPU, or hide it from both: "
-                "JAX_PLATFORMS=cpu CUDA_VISIBLE_DEVICES="
+                f"JAX computes on a {here} here, and PyTorch ({torch.__version__}) on a {there}. "
+                "Install both for the GPU, or give both the CPU: JAX_PLATFORMS=cpu "
+                "CUDA_VISIBLE_DEVICES="
             )
         other = {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
         if (devices := sharding.make_mesh().size) > 1:

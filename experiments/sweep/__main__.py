@@ -49,7 +49,15 @@ import jax
 from experiments.runs.configs import named, varied
 from experiments.sweep import shards, slurm, status, workers
 from experiments.sweep.estimates import time_left
-from experiments.sweep.jobs import Job, check_images, checked, groups, in_order, parse_seeds
+from experiments.sweep.jobs import (
+    Job,
+    check_dtypes,
+    check_images,
+    checked,
+    groups,
+    in_order,
+    parse_seeds,
+)
 from experiments.sweep.training import AGAIN, BROKE, Observer, Outcome, run, run_workers
 from jaxcifar import kernels, processes, sharding
 from jaxcifar.checks import unused
@@ -158,13 +166,7 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], observer: Obse
     sources = varied(sources, arguments.grid)
 
     started, out = time.monotonic(), arguments.out
-    if arguments.slurm or arguments.status:
-        platform = None  # another machine's
-    elif any(place.gpu for place in where):
-        platform = "gpu"
-    else:
-        platform = kernels.platform_of(sharding.make_mesh())
-    jobs = checked(sources, seeds, out, options, platform)
+    jobs = checked(sources, seeds, out, options)
     if arguments.status:
         status.show(jobs, out)
         return 0
@@ -186,6 +188,10 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], observer: Obse
         plan = shards.plan_of(sources, seeds, options, count)
         jobs = shards.take(jobs, index, plan, out, keep=not arguments.dry_run)
         command.append(f"--shard={arguments.shard}")
+    if not where:
+        check_dtypes(jobs, kernels.platform_of(sharding.make_mesh()))
+    elif where[0].gpu:  # other workers find out themselves what they have
+        check_dtypes(jobs, "gpu")
     jobs = in_order(jobs)
     if not arguments.dry_run:
         check_images([job for job in jobs if job.state != "done"])

@@ -147,11 +147,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def checked(
-    sources: list[Source],
-    seeds: list[int],
-    out: pathlib.Path,
-    options: list[str],
-    platform: str | None = None,
+    sources: list[Source], seeds: list[int], out: pathlib.Path, options: list[str]
 ) -> list[Job]:
     """Returns the runs of a sweep, checked as far as is possible without reading data.
 
@@ -160,12 +156,9 @@ def checked(
       seeds: the seeds that each is trained with.
       out: the sweep's folder.
       options: "--config.FIELD=VALUE" for all runs.
-      platform: where the runs that are left are to be trained ("cpu", "gpu" or "tpu"); None if that
-        is not known.
 
     Raises:
-      UserError: a config or an option is invalid, or a folder contains a run of another config, or
-        of one that was trained in another dtype.
+      UserError: a config or an option is invalid, or a workdir contains a run of another config.
     """
     if any(option.startswith("--config.seed") for option in options):
         raise UserError("--config.seed would be the same for all runs. Give --seeds instead.")
@@ -188,42 +181,64 @@ def checked(
             except (UserError, KeyError, TypeError) as error:
                 raise UserError(f"{source.file or source.name}: {error}") from error
             of_source.append(job)
-        _check_there(out / source.name, of_source, platform)
+        _check_there(out / source.name, of_source)
         jobs += of_source
     return jobs
 
 
-def _check_there(folder: pathlib.Path, jobs: list[Job], platform: str | None) -> None:
+def _check_there(folder: pathlib.Path, jobs: list[Job]) -> None:
     """Checks that what is in the folder of a config, also of other seeds, is of this config.
 
     Raises:
-      UserError: it is of another, or in another dtype than what is left would be in on this
-        platform, so that no report could take them together.
+      UserError: it is of another, so that no report could take them together.
     """
     wanted = {job.workdir: job.config for job in jobs}
-    is_left = platform is not None and any(job.state != "done" for job in jobs)
-    seeds = [path for path in folder.glob("seed*") if path.name[len("seed") :].isdecimal()]
-    for workdir in sorted({*wanted, *seeds}):
-        saved, empty = None, False
-        with contextlib.suppress(UserError, OSError):  # damaged: its turn will come
-            saved = about.read(workdir)
-            sign = signs.running(workdir)
-            empty = nothing_trained(workdir) and not (sign and sign.alive)
+    for workdir in sorted({*wanted, *_seeds_in(folder)}):
+        saved, empty = _about(workdir)
         if saved:
             config = wanted.get(workdir)
             if config is None:
                 config = jobs[0].config.copy_and_resolve_references()
                 config.seed = saved.config.seed
             about.check_same_config(saved.config, config, workdir, _WAY_OUT, empty=empty)
-            if platform and is_left and saved.data and not empty:
-                before, here = saved.environments[0]["dtype"], task.dtype_on(platform, config)
-                if before != here:
-                    raise UserError(
-                        f"{workdir} was trained in {before}, but here model.dtype is "
-                        f"{config.model.dtype!r}, which is {here}, and no report takes both "
-                        "together. Train the others on a device like that one (JAX_PLATFORMS=cpu "
-                        "is the CPU), or in another --out."
-                    )
+
+
+def check_dtypes(jobs: list[Job], platform: str) -> None:
+    """Checks that runs to be trained on a platform have the dtype of those beside them.
+
+    Raises:
+      UserError: a seed of the same name has another, so that no report could take them together.
+    """
+    for job in jobs:
+        if job.state == "done":
+            continue
+        here = task.dtype_on(platform, job.config)
+        for workdir in sorted(_seeds_in(job.workdir.parent)):
+            saved, empty = _about(workdir)
+            if not saved or not saved.data or empty:
+                continue
+            there = saved.environments[0]
+            if there["dtype"] != here:
+                hint = " (JAX_PLATFORMS=cpu is the CPU)" if there["dtype"] == "float32" else ""
+                raise UserError(
+                    f"{workdir} was trained in {there['dtype']} (on {there.get('device')}), but "
+                    f"here model.dtype is {job.config.model.dtype!r}, which is {here}, and no "
+                    f"report takes both together. Train {job} on a device like that one{hint}, or "
+                    "in another --out."
+                )
+
+
+def _seeds_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The workdirs of a config's seeds."""
+    return [path for path in folder.glob("seed*") if path.name[len("seed") :].isdecimal()]
+
+
+def _about(workdir: pathlib.Path) -> tuple[about.About | None, bool]:
+    """What is known of the run in a workdir, and whether nothing was trained in it yet."""
+    with contextlib.suppress(UserError, OSError):  # damaged: its turn will come
+        saved, sign = about.read(workdir), signs.running(workdir)
+        return saved, nothing_trained(workdir) and not (sign and sign.alive)
+    return None, False
 
 
 _WAY_OUT = (

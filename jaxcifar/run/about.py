@@ -193,10 +193,11 @@ def check_alike(
     """
     before, dtype = about.environments[0]["dtype"], now["dtype"]
     if before != dtype:
+        hint = " (JAX_PLATFORMS=cpu is the CPU)" if before == "float32" else ""
         raise UserError(
             f"{workdir} holds a run in {before}, but model.dtype is {config.model.dtype!r}, "
             f"which is {dtype} on this {jax.default_backend()}. Resume it on a device like the one "
-            "it was started on (JAX_PLATFORMS=cpu is the CPU), or choose another --workdir."
+            f"it was started on{hint}, or choose another --workdir."
         )
     check_images(about.data, provenance, workdir)
     last = about.environments[-1]

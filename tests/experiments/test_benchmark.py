@@ -53,8 +53,12 @@ def torch_on(*, gpu):
 
 def test_pytorch_on_another_kind_of_device(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", torch_on(gpu=True))
-    message = "JAX computes on the CPU here, and PyTorch (2.11.0) on a GPU. Install both"
+    message = "JAX computes on a cpu here, and PyTorch (2.11.0) on a gpu. Install both"
     with pytest.raises(UserError, match=re.escape(message)):
+        benchmark.main(["--against=torch", "--models=resnet18"])
+    monkeypatch.setitem(sys.modules, "torch", torch_on(gpu=False))
+    monkeypatch.setattr(benchmark, "platform_of", lambda mesh: "tpu")
+    with pytest.raises(UserError, match="JAX computes on a tpu here"):
         benchmark.main(["--against=torch", "--models=resnet18"])
 
 

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from experiments.runs import configs
-from experiments.sweep import jobs
-from experiments.sweep.jobs import checked, parse_seeds
+from experiments.sweep import jobs, workers
+from experiments.sweep.jobs import check_dtypes, checked, parse_seeds
 from jaxcifar.errors import UserError
 from jaxcifar.files import write_json
 from jaxcifar.run import signs
@@ -107,32 +107,47 @@ def test_a_run_of_other_options_in_which_nothing_was_trained(tmp_path, there):
     assert ("Give the same options" in str(error.value)) == there
 
 
-def test_seeds_of_another_dtype_than_those_that_are_there(tmp_path):
+@pytest.fixture
+def of_a_gpu(tmp_path):
+    """The folder of a sweep with one finished run, in bfloat16."""
+    (source,) = configs.named("vgg2", None)
+    (job,) = checked([source], [0], tmp_path, OPTIONS)
+    pretend(job.config, job.workdir)
+    facts = {"environment": {"dtype": "bfloat16", "device": "H200"}, "data": {"train": {}}}
+    write_json(job.workdir / "config.json", {"config": job.config.to_dict()} | facts)
+    return tmp_path
+
+
+def test_seeds_of_another_dtype_than_those_that_are_there(of_a_gpu):
     """As where a driver fails, and JAX goes on with the CPU: no report could take both."""
-    (source,) = configs.named("vgg2", None)
-    (job,) = checked([source], [0], tmp_path, OPTIONS)
-    pretend(job.config, job.workdir)
-    environment = {"environment": {"dtype": "bfloat16"}, "data": {"train": {}}}
-    write_json(job.workdir / "config.json", {"config": job.config.to_dict()} | environment)
+    sources = configs.named("vgg2,vgg6", None)
+    first, second, *others = checked(sources, [0, 1], of_a_gpu, OPTIONS)
     with pytest.raises(UserError) as error:
-        checked([source], [0, 1], tmp_path, OPTIONS, "cpu")
-    for part in (f"{job.workdir} was trained in bfloat16", "'auto', which is float32", "--out"):
+        check_dtypes([first, second, *others], "cpu")
+    for part in (f"{first.workdir} was trained in bfloat16 (on H200)", "'auto', which is float32"):
         assert part in str(error.value)
-    for platform in ("gpu", "tpu", None):
-        checked([source], [0, 1], tmp_path, OPTIONS, platform)
-    checked([source], [0], tmp_path, OPTIONS, "cpu")  # nothing is left to train
+    assert "Train vgg2, seed 1 on a device like that one, or in another --out." in str(error.value)
+    for platform in ("gpu", "tpu"):
+        check_dtypes([first, second, *others], platform)
+    check_dtypes([first, *others], "cpu")  # of vgg2 nothing is left to train here
 
 
-def test_the_command_knows_where_it_trains(tmp_path, capsys):
-    (source,) = configs.named("vgg2", None)
-    (job,) = checked([source], [0], tmp_path, OPTIONS)
-    pretend(job.config, job.workdir)
-    environment = {"environment": {"dtype": "bfloat16"}, "data": {"train": {}}}
-    write_json(job.workdir / "config.json", {"config": job.config.to_dict()} | environment)
-    for more in ((), ("--workers=1",)):
-        assert start_sweep(tmp_path, "vgg2", "0-1", "--dry-run", *more) == 2
-        assert "was trained in bfloat16, but here" in capsys.readouterr().err
-    assert start_sweep(tmp_path, "vgg2", "0-1", "--status") == 0
+def test_seeds_of_a_cpu_beside_those_of_a_gpu(of_a_gpu):
+    facts = {"environment": {"dtype": "float32"}, "data": {"train": {}}}
+    first, second = checked(configs.named("vgg2", None), [0, 1], of_a_gpu, OPTIONS)
+    write_json(first.workdir / "config.json", {"config": first.config.to_dict()} | facts)
+    with pytest.raises(UserError, match=r"like that one \(JAX_PLATFORMS=cpu is the CPU\), or"):
+        check_dtypes([second], "gpu")
+
+
+def test_the_command_knows_where_it_trains(of_a_gpu, monkeypatch, capsys):
+    assert start_sweep(of_a_gpu, "vgg2", "0-1", "--dry-run") == 2
+    assert "was trained in bfloat16 (on H200), but here" in capsys.readouterr().err
+    assert start_sweep(of_a_gpu, "vgg2", "0-1", "--status") == 0
+    # Workers on a GPU; those of TPUs, and of what nvidia-smi does not list, look themselves.
+    for place in (workers.Place(gpu="0"), workers.Place(cores=frozenset({0}))):
+        monkeypatch.setattr(workers, "places", lambda _, place=place: [place])
+        assert start_sweep(of_a_gpu, "vgg2", "0-1", "--dry-run", "--workers=1") == 0
 
 
 def test_a_result_that_is_none_is_damaged(tmp_path):
