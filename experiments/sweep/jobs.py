@@ -209,11 +209,10 @@ def check_dtypes(jobs: list[Job], platform: str) -> None:
     Raises:
       UserError: a seed of the same name has another, so that no report could take them together.
     """
-    for job in jobs:
-        if job.state == "done":
-            continue
+    left = {job.workdir.parent: job for job in reversed(jobs) if job.state != "done"}  # the first
+    for folder, job in left.items():
         here = task.dtype_on(platform, job.config)
-        for workdir in sorted(_seeds_in(job.workdir.parent)):
+        for workdir in sorted(_seeds_in(folder)):
             saved, empty = _about(workdir)
             if not saved or not saved.data or empty:
                 continue
