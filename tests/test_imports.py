@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 EXPERIMENTS = {
     "cost": set(),
     "golden": set(),
+    "compare_devices": {"golden", "runs"},
     "torch_models": set(),
     "torch_training": set(),
     "torch_recipe": {"torch_models", "torch_training"},

@@ -377,14 +377,20 @@ def test_negative_numbers_have_a_minus_sign_in_latex(tmp_path):
 def test_the_tables_of_the_kept_results_are_those_of_their_runs(monkeypatch):
     monkeypatch.chdir(pathlib.Path(__file__).parents[3])
     found = {sweep.folder.name: sweep for sweep in read.sweeps("experiments/results")}
-    assert sorted(found) == ["recipe", "table4", "table4_full", "table4_longer"]
-    for sweep in found.values():
+    parts = {name for name, sweep in found.items() if sweep.folder.parent.name == "ablation"}
+    assert len(parts) == 8
+    whole = {"recipe", "recipe_h200", "table4_constant", "table4_full", "table4_h200"}
+    assert found.keys() == {*whole, *parts, "table4", "table4_longer"}
+    for name in found.keys() - parts:  # of the parts, the documents have a table
+        sweep = found[name]
         assert tables.markdown(sweep) == (sweep.folder / "table.md").read_text()
         assert tables.comma_separated(sweep) == (sweep.folder / "table.csv").read_text()
-    rows, recipe = found["table4"], found["recipe"]
-    assert claims.markdown(claims.judge(rows), rows) == (rows.folder / "claims.md").read_text()
-    assert all(run.shortened for run in rows.runs)
-    assert not any(run.shortened for run in (*recipe.runs, *found["table4_full"].runs))
+    for name in ("table4", "table4_full", "table4_h200"):
+        sweep = found[name]
+        kept = (sweep.folder / "claims.md").read_text()
+        assert claims.markdown(claims.judge(sweep), sweep) == kept
+    for name, sweep in found.items():
+        assert {bool(run.shortened) for run in sweep.runs} == {name not in whole}
 
 
 @pytest.mark.parametrize(
