@@ -145,9 +145,18 @@ def test_the_command_knows_where_it_trains(of_a_gpu, monkeypatch, capsys):
     assert "was trained in bfloat16 (on H200), but here" in capsys.readouterr().err
     assert start_sweep(of_a_gpu, "vgg2", "0-1", "--status") == 0
     # Workers on a GPU; those of TPUs, and of what nvidia-smi does not list, look themselves.
-    for place in (workers.Place(gpu="0"), workers.Place(cores=frozenset({0}))):
+    gpu, unknown = workers.Place(gpu="0"), workers.Place(cores=frozenset({0}))
+    for dtype, place, code in (
+        ("bfloat16", gpu, 0),
+        ("bfloat16", unknown, 0),
+        ("float32", gpu, 2),
+        ("float32", unknown, 0),
+    ):
+        about = of_a_gpu / "vgg2" / "seed0" / "config.json"
+        facts = json.loads(about.read_text()) | {"environment": {"dtype": dtype}}
+        write_json(about, facts)
         monkeypatch.setattr(workers, "places", lambda _, place=place: [place])
-        assert start_sweep(of_a_gpu, "vgg2", "0-1", "--dry-run", "--workers=1") == 0
+        assert start_sweep(of_a_gpu, "vgg2", "0-1", "--dry-run", "--workers=1") == code
 
 
 def test_a_result_that_is_none_is_damaged(tmp_path):
