@@ -56,9 +56,10 @@ lint: .venv/installed-dev
 	jaxcifar needs 3.11 or newer: make PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }  # half of one would be taken for whole
 
+# Again for the GPU that it is installed for, as JAX's plugin must be of JAX's own version.
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	# Again for the GPU that it is installed for, as JAX's plugin must be of JAX's own version.
-	extra=$$($(BIN)/pip list 2>/dev/null | sed -n 's/^jax-\(cuda1[23]\)-plugin .*/[\1]/p' | head -1); \
+	@echo "installing jaxcifar and what it needs into .venv"
+	@extra=$$($(BIN)/pip list 2>/dev/null | sed -n 's/^jax-\(cuda1[23]\)-plugin .*/[\1]/p' | head -1); \
 	$(BIN)/pip install --quiet -c constraints.txt -e ".$$extra"
 	touch $@
 
