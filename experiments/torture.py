@@ -46,7 +46,7 @@ from experiments.runs.table import Table
 from jaxcifar import restore, train
 from jaxcifar.config import Config, base_config
 from jaxcifar.errors import Interrupted, UserError
-from jaxcifar.files import append, read_lines
+from jaxcifar.files import append, read_json, read_lines
 from jaxcifar.hooks import Hook, Run
 from jaxcifar.options import Parser, user_path
 from jaxcifar.run import about
@@ -79,7 +79,7 @@ def numbers(folder: pathlib.Path) -> dict[str, Any]:
         {k: v for k, v in record.items() if k not in ("seconds", "images_per_second")}
         for record in records
     ]
-    result = json.loads((folder / "result.json").read_text())
+    result = read_json(folder / "result.json")
     found: dict[str, Any] = {
         "metrics": untimed,
         "steps": read_lines(folder / "steps.jsonl"),

@@ -236,6 +236,7 @@ def complete(saved: dict[str, Any], writer: str = "") -> Config:
 
     Raises:
       UserError: it has a field that is unknown today.
+      TypeError: a value is of the wrong type.
     """
     config, known = base_config(), flatten(base_config())
     with config.ignore_type():
@@ -249,7 +250,13 @@ def complete(saved: dict[str, Any], writer: str = "") -> Config:
                 )
             group, _, name = field.rpartition(".")
             place = config[group] if group else config
-            place[name] = value
+            try:
+                check_type(field, value, known[field])
+                place[name] = value
+                if isinstance(known[field], float):
+                    float(value)  # a whole number may be larger than any float
+            except (UserError, OverflowError) as error:
+                raise TypeError(str(error)) from error
     return config
 
 

@@ -2,8 +2,10 @@
 
 import contextlib
 import difflib
+import errno
 import os
 import sys
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,6 +26,10 @@ class Busy(UserError):
     """Another process is working on this; later it may be free, or done."""
 
 
+class Temporary(UserError):
+    """A file could not be read or written, for a reason that may pass: try the same again later."""
+
+
 class Interrupted(Exception):
     """A signal stopped the work, which was saved; the same command resumes it.
 
@@ -38,13 +44,25 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+# What a file server, or a machine without free memory, may answer for a while.
+TEMPORARY = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+}
+
+
 def of_file(error: OSError, path: object = "") -> UserError:
     """Returns an error of the file system as a `UserError` that gives the path and the reason.
 
-    `path` is used if the error itself names none, as for a failed write.
+    It is `Temporary` if the reason may pass. `path` is used if the error itself names none, as for
+    a failed write.
     """
-    where = error.filename or path
-    return UserError(f"{where}: {error.strerror or error}." if where else f"{error}.")
+    where, kind = error.filename or path, Temporary if error.errno in TEMPORARY else UserError
+    return kind(f"{where}: {error.strerror or error}." if where else f"{error}.")
 
 
 def in_short(error: BaseException) -> str:
@@ -58,9 +76,19 @@ def note(text: str) -> None:
     if sys.stderr is None:  # it was closed, and print would write to stdout
         return
     try:
-        print(f"jaxcifar: {text}", file=sys.stderr, flush=True)
+        print(f"jaxcifar: {printable(text)}", file=sys.stderr, flush=True)
     except OSError:  # the terminal is gone
         unread(sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Returns a text in which no character but a line's end controls a terminal.
+
+    What a message repeats may be of a file from elsewhere.
+    """
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "?" for c in text
+    )
 
 
 def unread(stream: Any) -> None:

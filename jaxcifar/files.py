@@ -17,6 +17,23 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     replace(path, json.dumps(content, indent=2) + "\n")
 
 
+def read_json(path: pathlib.Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is not JSON, or is nested too deeply.
+    """
+    return _loads(path.read_text(encoding="utf-8"))
+
+
+def _loads(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """Reads a file of JSON lines; [] if there is none. A half-written last line is ignored.
 
@@ -26,7 +43,7 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]  # a whole line ends with \n
+    return [_loads(line) for line in lines[:-1] if line]  # a whole line ends with \n
 
 
 def walk(
@@ -60,7 +77,8 @@ def walk(
 def replace(path: pathlib.Path, text: str) -> None:
     """Writes a file by `replacing`."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # A name or value of another system may hold what UTF-8 cannot.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_shared(path: pathlib.Path, content: Any) -> None:
@@ -84,6 +102,7 @@ def replacing(path: pathlib.Path, mark: str = "") -> Generator[pathlib.Path]:
     """
     temporary = path.with_name(f"{path.stem}.{mark}tmp{path.suffix}")
     try:
+        temporary.unlink(missing_ok=True)  # where it is a link, its target would be written
         yield temporary
         with contextlib.suppress(OSError):  # there was none, or the file system keeps no modes
             temporary.chmod(stat.S_IMODE(path.stat().st_mode) | stat.S_IWUSR)

@@ -17,7 +17,7 @@ from ml_collections.config_dict import RequiredValueError
 
 from jaxcifar.config import Config, base_config, check_type, flatten, meant_by, validate
 from jaxcifar.errors import UserError, nearest, note
-from jaxcifar.files import write_shared
+from jaxcifar.files import read_json, write_shared
 
 _HERE = pathlib.Path(__file__).parent
 _INSTALLED = _HERE / "configs"
@@ -160,7 +160,7 @@ def write_origin(
     content = {"file": file.stem if packaged else str(file), "config": config.to_dict()}
     content |= {"grid": list(grid)} if grid else {}
     try:
-        same = json.loads(path.read_text()) == json.loads(json.dumps(content))
+        same = read_json(path) == json.loads(json.dumps(content))
     except (OSError, ValueError):
         same = False
     if not same:

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxcifar import signals
 from jaxcifar.errors import UserError, in_short, of_file
 from jaxcifar.launch import Place
-from jaxcifar.team import Team
+from jaxcifar.team import Team, is_loopback
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -235,15 +235,17 @@ def _start_jax(team: Team) -> None:
         with socket.create_server(("", 0)) as free:
             port = free.getsockname()[1]
     port = share(lambda: port)
+    host = place.address.rpartition(":")[0]
+    everywhere = "[::]" if socket.has_dualstack_ipv6() else "0.0.0.0"
     # Its SIGTERM handler would replace ours.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
-        f"{place.address.rpartition(':')[0]}:{port}",
+        f"{host}:{port}",
         place.count,
         place.index,
         local_device_ids=place.local_devices,
         cluster_detection_method="deactivate",
-        coordinator_bind_address=f"{'[::]' if socket.has_dualstack_ipv6() else '0.0.0.0'}:{port}",
+        coordinator_bind_address=f"{host if is_loopback(host.strip('[]')) else everywhere}:{port}",
     )
     team.started = True
     devices()

@@ -24,8 +24,8 @@ from rich.table import Table
 
 from jaxcifar import options
 from jaxcifar.config import base_config, flatten
-from jaxcifar.errors import UserError
-from jaxcifar.files import read_lines
+from jaxcifar.errors import UserError, printable
+from jaxcifar.files import read_json, read_lines
 from jaxcifar.run import signs
 from jaxcifar.run.folder import run_folders
 from jaxcifar.run.log import averaged, best_record
@@ -49,12 +49,12 @@ def find(folder: pathlib.Path) -> list[dict[str, Any]]:
 def _describe(workdir: pathlib.Path, top: pathlib.Path) -> dict[str, Any]:
     found: dict[str, Any] = {"run": str(workdir.relative_to(top)), "state": "damaged"}
     try:
-        about = json.loads((workdir / "config.json").read_text())
+        about = read_json(workdir / "config.json")
         # A run of another version is listed too: with unknown fields, or without known ones.
         given = flatten(base_config()) | flatten(about["config"])
         found |= {
-            "model": given["model.name"],
-            "data": given["data.name"],
+            "model": str(given["model.name"]),
+            "data": str(given["data.name"]),
             "epochs": given["train.epochs"],
         }
         records = read_lines(workdir / "metrics.jsonl")
@@ -71,7 +71,7 @@ def _describe(workdir: pathlib.Path, top: pathlib.Path) -> dict[str, Any]:
         if (workdir / "settings.json").exists():
             otherwise = "measured"
         found["state"] = _state(workdir, otherwise)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         pass  # what is there is of no run, or damaged
     return found
 
@@ -102,7 +102,8 @@ def table(found: list[dict[str, Any]]) -> Table:
         last = f"{run['last']:.2%}" if "last" in run else "–"
         speed = f"{run['images per second']:,.0f}" if "last" in run else "–"
         what = (run.get("model", "–"), run.get("data", "–"))
-        grid.add_row(run["run"], *what, epochs, best, last, speed, run["state"])
+        cells = (run["run"], *what, epochs, best, last, speed, run["state"])
+        grid.add_row(*map(printable, cells))
     return grid
 
 

@@ -21,11 +21,13 @@ class Stop:
     Attributes:
       signum: the signal that made it; 0 if it was made otherwise.
       reason: why, in a few words.
+      requested: called when it is made, even while the main thread waits for its output to be read.
     """
 
     def __init__(self) -> None:
         self.signum = 0
         self.reason = ""
+        self.requested: Callable[[], None] = lambda: None
 
     def __bool__(self) -> bool:
         return bool(self.reason)
@@ -34,6 +36,7 @@ class Stop:
         """Makes the request; if there are several, the first counts."""
         if not self:
             self.signum, self.reason = signum, reason
+            self.requested()
 
 
 @contextlib.contextmanager
@@ -96,9 +99,19 @@ def _message_of(signum: int) -> str:
 last_words: list[Callable[[], Any]] = []  # called where the process ends without unwinding
 
 
-def clear_up() -> None:
-    """Calls `last_words`, for two seconds, in a thread, as a file server may not answer."""
-    thread = threading.Thread(target=lambda: [call() for call in last_words], daemon=True)
+def briefly(*calls: Callable[[], Any]) -> None:
+    """Calls each, for at most two seconds in all, whatever they raise.
+
+    For what a process does in its last moments: a file server may not answer, and whoever reads its
+    output may be gone, or keep it waiting (a terminal after Ctrl-S, a full pipe).
+    """
+
+    def do() -> None:
+        for call in calls:
+            with contextlib.suppress(Exception):
+                call()
+
+    thread = threading.Thread(target=do, daemon=True)
     thread.start()
     thread.join(timeout=2)
 
@@ -106,11 +119,9 @@ def clear_up() -> None:
 def leave(code: int, text: str) -> NoReturn:
     """Ends the process at once, from any thread, with a message."""
     try:
-        release_terminal()
-        _flush()
-        note(text)
-        clear_up()
-    finally:  # whoever reads its output may be gone
+        briefly(release_terminal, flush, lambda: note(text))
+        briefly(*last_words)
+    finally:
         os._exit(code)
 
 
@@ -213,18 +224,34 @@ def exit_code(
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook or a test may have replaced it
             stream.reconfigure(errors="replace")  # pyright: ignore # an ASCII terminal shows "?"
+    _open_standard_files()
+    with contextlib.suppress(ValueError):  # outside the main thread
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            # Whoever started this process ignores how its children end. Python would then take
+            # any end for a good one.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         with _ending_at_once(leave):
             try:
                 code = command() or 0
             except SystemExit as end:
                 code = _told(end)
-            _flush()
+            flush()
             return code
     except FORESEEN as error:
         if isinstance(error, BrokenPipeError):
             unread(sys.stdout)
         return _told(error)
+
+
+def _open_standard_files() -> None:
+    """Opens those that are closed, so that libraries that write there write to no other file."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+            os.set_inheritable(opened, True)
 
 
 def _told(error: BaseException) -> int:
@@ -235,6 +262,7 @@ def _told(error: BaseException) -> int:
     return code
 
 
-def _flush() -> None:
+def flush() -> None:
+    """Writes what was printed so far."""
     if sys.stdout is not None:  # as under pythonw
         sys.stdout.flush()

@@ -6,11 +6,12 @@ processes end, whereas JAX would wait for minutes, or for ever.
 """
 
 import contextlib
+import ipaddress
 import json
 import os
 import queue
+import re
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -28,6 +29,7 @@ GRACE = 5  # for the others to end by themselves after one ended unexpectedly
 CAUSE = 3  # for the cause of a failed exchange between devices to become known
 VERDICT = 2 * GRACE  # for the first process to decide how all end
 LAST = GRACE + 2  # for the others to end before the first process does
+_LONGEST = 10_000  # bytes of a first line
 _GONE = (
     "is gone: it was killed, or its host is down. All processes have ended; the same command "
     "resumes the run from its last checkpoint."
@@ -71,7 +73,7 @@ class Team:
         host, _, port = place.address.rpartition(":")
         deadline = time.monotonic() + seconds
         if self.is_first:
-            self._wait_for_others(int(port), deadline, seconds)
+            self._wait_for_others(host.strip("[]"), int(port), deadline, seconds)
         else:
             self._peers[0] = self._find_first(host.strip("[]"), int(port), deadline, seconds)
         for peer, connection in self._peers.items():
@@ -81,12 +83,16 @@ class Team:
 
     # --- meeting ---
 
-    def _wait_for_others(self, port: int, deadline: float, seconds: float) -> None:
-        place, everywhere = self.place, socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if everywhere else socket.AF_INET
+    def _wait_for_others(self, host: str, port: int, deadline: float, seconds: float) -> None:
+        place, here = self.place, is_loopback(host)
+        everywhere = not here and socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if everywhere or (here and ":" in host) else socket.AF_INET
         try:
             server = socket.create_server(
-                ("", port), family=family, backlog=place.count, dualstack_ipv6=everywhere
+                (host if here else "", port),
+                family=family,
+                backlog=place.count,
+                dualstack_ipv6=everywhere,
             )
         except OSError as error:
             raise UserError(
@@ -109,13 +115,13 @@ class Team:
                 self._welcome(accepted)
 
     def _welcome(self, accepted: socket.socket) -> None:
-        accepted.settimeout(5)
-        stream = accepted.makefile("rwb")
         try:
-            process, processes = json.loads(stream.readline())["jaxcifar"]
-        except (OSError, ValueError, KeyError, TypeError):
+            process, processes = _greeting(_first_line(accepted, 5))
+        except (OSError, ValueError):
             accepted.close()  # not a process of the run
             return
+        accepted.settimeout(5)
+        stream = accepted.makefile("rwb")
         if process in self._peers and _hung_up(self._accepted[process]):
             del self._peers[process]  # it was started again
         if processes != self.place.count:
@@ -127,6 +133,10 @@ class Team:
         if process in self._peers or not 0 < process < self.place.count:
             self._peers[-1] = stream
             self._refuse(f"Two processes of the run have --process_id={process}.")
+        try:
+            _write(stream, self._greeting)
+        except OSError:  # it hung up
+            return
         _keep_watch(accepted)
         self._peers[process], self._accepted[process] = stream, accepted
 
@@ -135,24 +145,43 @@ class Team:
         raise UserError(text)
 
     def _find_first(self, host: str, port: int, deadline: float, seconds: float) -> Any:
-        why: OSError | None = None
+        why: Exception | None = None
         while (left := deadline - time.monotonic()) > 0:
             try:
-                found = socket.create_connection((host, port), timeout=min(left, 10))
-            except OSError as error:  # it may not have started, or its name may not resolve yet
+                return self._greet(host, port, min(left, 10))
+            except UserError:
+                raise
+            # It may not have started, or its name may not resolve yet; and what answers in its
+            # place may be a proxy, or a program that ends in a moment.
+            except (OSError, ValueError) as error:
                 why = error
                 time.sleep(min(left, 0.2))
-                continue
-            _keep_watch(found)
-            stream = found.makefile("rwb")
-            _write(stream, {"jaxcifar": [self.place.index, self.place.count]})
-            return stream
+        reason = (why.strerror if isinstance(why, OSError) else "") or why
         raise UserError(
             f"Process {self.place.index} could not reach the first process at "
-            f"{self.place.address} within {seconds:.0f} seconds ({why and (why.strerror or why)}). "
+            f"{self.place.address} within {seconds:.0f} seconds ({reason}). "
             "Start the command on every host, with a --coordinator_address of the first process "
             "that all can reach."
         )
+
+    def _greet(self, host: str, port: int, seconds: float) -> Any:
+        """Returns a connection to the first process, which has answered."""
+        found = socket.create_connection((host, port), timeout=seconds)
+        with contextlib.ExitStack() as unless_it_answers:
+            stream = unless_it_answers.enter_context(found.makefile("rwb"))
+            unless_it_answers.enter_context(found)
+            _write(stream, self._greeting)
+            answer = _first_line(found, seconds)
+            if refusal := _refusal(answer):
+                raise UserError(refusal)
+            _greeting(answer)
+            _keep_watch(found)
+            unless_it_answers.pop_all()
+        return stream
+
+    @property
+    def _greeting(self) -> dict[str, Any]:
+        return {"jaxcifar": [self.place.index, self.place.count]}
 
     # --- exchanging ---
 
@@ -243,8 +272,7 @@ class Team:
         cause, agreed = (self._judge if self.is_first else self._ask)(mine, expected)
         if not agreed:
             if cause == mine and error is not None and not expected:
-                with contextlib.suppress(OSError):
-                    traceback.print_exception(error)
+                signals.briefly(lambda: traceback.print_exception(error))
             if cause == mine or self.is_first or cause == End(0, 1, _GONE):
                 _say(cause)
             self._exit(cause)
@@ -289,10 +317,9 @@ class Team:
             self._tell({"end": cause})
             if self.is_first:
                 self._wait(LAST, lambda: len(self._closed) == len(self._peers))
-            signals.release_terminal()
-            sys.stdout.flush()
-            signals.clear_up()
-        finally:  # whoever reads its output may be gone, and its disk full
+            signals.briefly(signals.release_terminal, signals.flush)
+            signals.briefly(*signals.last_words)
+        finally:
             os._exit(cause.code or 1)
 
     def _wait(self, seconds: float | None, done: Callable[[], Any]) -> bool:
@@ -303,6 +330,57 @@ class Team:
 def _write(stream: Any, message: dict[str, Any]) -> None:
     stream.write(json.dumps(message).encode() + b"\n")
     stream.flush()
+
+
+def _first_line(connection: socket.socket, seconds: float) -> bytes:
+    """Returns the first line that comes within some seconds, and takes nothing after it.
+
+    Raises:
+      TimeoutError: it is not complete by then.
+      OSError: the connection failed.
+    """
+    line, deadline = b"", time.monotonic() + seconds
+    while not line.endswith(b"\n") and len(line) < _LONGEST:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("what listens there does not answer as a process of the run")
+        connection.settimeout(left)
+        try:
+            byte = connection.recv(1)
+        except TimeoutError:
+            continue
+        if not byte:
+            break
+        line += byte
+    return line
+
+
+def _greeting(line: bytes) -> tuple[int, int]:
+    """Returns (number, count) of the process that greets with `line`.
+
+    Raises:
+      ValueError: it is no greeting.
+    """
+    found = re.fullmatch(rb'\{"jaxcifar": \[(\d{1,9}), (\d{1,9})\]\}\n', line)
+    if not found:
+        raise ValueError("what listens there is no process of the run, or ended at once")
+    return int(found[1]), int(found[2])
+
+
+def _refusal(line: bytes) -> str:
+    """Returns why the first process ends; "" if `line` does not say that."""
+    try:
+        end = json.loads(line)["end"]
+        return str(End(*end).text)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only processes of this machine can reach an address."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _hung_up(connection: socket.socket) -> bool:
@@ -332,4 +410,5 @@ def _keep_watch(connection: socket.socket) -> None:
 
 
 def _say(end: End) -> None:
-    note(f"process {end.process}: {end.text or f'exit code {end.code}'}")
+    text = f"process {end.process}: {end.text or f'exit code {end.code}'}"
+    signals.briefly(lambda: note(text))

@@ -340,8 +340,30 @@ def test_file_of_a_wrong_size_is_not_read(few, tmp_path):
 
 
 class Evil:
+    def __init__(self, function=print, *arguments):
+        self.made = function, arguments or ("code of a pickle ran",)
+
     def __reduce__(self):
-        return (print, ("code of a pickle ran",))
+        return self.made
+
+
+class OfObjects:
+    """An array whose bytes would be taken for the addresses of objects."""
+
+    def __reduce__(self):
+        return (
+            np.zeros(0).__reduce__()[0],
+            (np.ndarray, (0,), b"b"),
+            (1, (2,), Hidden(), 0, b"A" * 16),
+        )
+
+
+class Hidden:
+    """Its dtype, which says that it holds none."""
+
+    def __reduce__(self):
+        fields = {"a": (np.dtype("O"), 0)}
+        return np.dtype, ("V8", False, True), (4, "|", None, ("a",), fields, 8, 1, 0, None)
 
 
 @pytest.mark.parametrize(
@@ -351,6 +373,8 @@ class Evil:
         pickle.dumps({b"data": Evil(), b"labels": []}),
         pickle.dumps({b"data": np.zeros((5, 3072), np.uint8), b"labels": [0] * 5}, protocol=2),
         pickle.dumps({b"labels": []}),
+        pickle.dumps({b"data": Evil(np.ndarray, (2,), "O", b"A" * 16), b"labels": []}),
+        pickle.dumps({b"data": OfObjects(), b"labels": []}),
     ],
 )
 def test_damaged_pickle(tmp_path, content, capsys):
@@ -377,7 +401,7 @@ def pickled(tmp_path, **replaced):
         (np.full((20, 3072), np.nan, np.float32), "float32"),
         (np.full((20, 3072), 256), "int64, are not from 0 to 255"),
         (np.full((20, 3072), -1, np.int8), "int8, are not from 0 to 255"),
-        (np.full((20, 3072), None), "object"),
+        (np.full((20, 3072), None), "refused to load an array of 'O8'"),
         (np.zeros((20, 3072), bool), "bool"),
         (np.zeros((20, 32, 32, 3), np.uint8), "(20, 32, 32, 3)"),
         (None, "pixels of shape ()"),

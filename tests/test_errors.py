@@ -21,6 +21,12 @@ def test_a_note_where_stderr_is_closed_is_not_on_stdout(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_no_text_controls_the_terminal(capsys):
+    """A message may repeat what a file from elsewhere says."""
+    note("failed: \x1b]0;title\x07\x1b[2J\r\x9b1A all is well\n\tmore ü")
+    assert capsys.readouterr().err == "jaxcifar: failed: ?]0;title??[2J??1A all is well\n\tmore ü\n"
+
+
 def test_nearest():
     assert nearest("resnet-18", ["resnet18", "resnet34"]) == " Did you mean 'resnet18'?"
     assert nearest("zzz", ["resnet18"]) == ""

@@ -61,6 +61,22 @@ def test_a_replaced_file_keeps_its_mode(write, tmp_path):
     assert path.stat().st_mode & 0o777 == 0o664
 
 
+def test_no_link_leads_to_another_file(tmp_path):
+    """Such as one in a folder from elsewhere, by the name of the temporary file."""
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "table.tmp.md").symlink_to(tmp_path / "mine")
+    replace(tmp_path / "run" / "table.md", "new")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not (tmp_path / "run" / "table.md").is_symlink()
+
+
+def test_a_text_that_utf_8_cannot_hold_is_written_all_the_same(tmp_path):
+    """Such as the name of a folder from a system with another encoding."""
+    replace(tmp_path / "table.md", "caf\udce9")
+    assert (tmp_path / "table.md").read_text() == r"caf\udce9"
+
+
 @pytest.mark.parametrize("write", [replace, write_shared])
 def test_a_file_is_on_the_disk_before_it_takes_its_name_and_then_its_name_is(
     write, tmp_path, monkeypatch

@@ -170,6 +170,83 @@ def test_a_process_that_is_started_again_takes_the_place_of_the_first(hangs_up, 
     assert (code, said.startswith(result)) == (0, True), said
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        b'{"jaxcifar": ["x", 3]}\n',
+        b'{"jaxcifar": [[1], 3]}\n',
+        b"[" * 100_000,
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"",
+    ],
+)
+def test_a_stranger_at_the_port_of_a_run_is_sent_away(said):
+    port = free_port()
+    first = Forked(meet, port, environment=environment(1), cwd=ROOT)
+    with contextlib.ExitStack() as connections:
+        for line in (said, *(json.dumps({"jaxcifar": [i, 3]}).encode() + b"\n" for i in (1, 2))):
+            connection = connections.enter_context(connect(port))
+            with contextlib.suppress(OSError):  # it has heard enough
+                connection.sendall(line)
+            if not said:
+                connection.shutdown(socket.SHUT_WR)
+        assert end_of(first) == (0, "met\n")
+
+
+def test_a_stranger_who_speaks_slowly_keeps_nobody_waiting_for_long():
+    port = free_port()
+    first = Forked(meet, port, environment=environment(1), cwd=ROOT)
+    with connect(port) as slow, connect(port) as one, connect(port) as two:
+        for index, connection in enumerate((one, two), start=1):
+            connection.sendall(json.dumps({"jaxcifar": [index, 3]}).encode() + b"\n")
+        with contextlib.suppress(OSError):
+            while first.poll() is None:
+                slow.sendall(b"x")
+                time.sleep(1)
+        assert end_of(first) == (0, "met\n")
+
+
+def test_a_run_of_this_machine_cannot_be_reached_from_others():
+    port = free_port()
+    first = Forked(meet, port, environment=environment(1), cwd=ROOT)
+    with connect(port), socket.create_server(("127.0.0.2", port)):  # which everywhere would include
+        first.kill()
+
+
+def test_the_first_process_has_to_answer():
+    """Not a proxy in front of it, or another program at its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port, strangers = server.getsockname()[1], []
+        second = Forked(join, port, 60, environment=environment(1), cwd=ROOT)
+        for _ in range(2):
+            strangers.append(server.accept()[0])
+            strangers[-1].close()
+        silent = server.accept()[0]
+    first = Forked(meet, port, environment=environment(1), cwd=ROOT)
+    silent.close()
+    with connect(port) as third:
+        third.sendall(json.dumps({"jaxcifar": [2, 3]}).encode() + b"\n")
+        assert [end_of(process) for process in (first, second)] == [(0, "met\n")] * 2
+
+
+def test_a_program_that_never_answers_is_not_waited_for_for_ever():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        code, said = end_of(Forked(join, port, 2, environment=environment(1), cwd=ROOT))
+    assert code == 0
+    assert "could not reach the first process" in said
+    assert "within 2 seconds (what listens there does not answer as a process of the run)" in said
+
+
+def join(port, seconds):
+    """Meets the first of three processes, as the second."""
+    try:
+        team.Team(Place(f"127.0.0.1:{port}", 3, 1), seconds)
+        print("met")
+    except UserError as error:
+        print(error)
+
+
 def connect(port):
     """A connection to a port at which somebody will soon listen."""
     for _ in range(900):

@@ -25,6 +25,15 @@ def test_the_first_reason_to_stop_is_kept():
     assert (stop.reason, stop.signum) == ("because of this", 0)
 
 
+def test_who_waits_for_a_reader_can_be_told_of_a_signal():
+    told = []
+    with interruptible() as stop:
+        stop.requested = lambda: told.append(stop.signum)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert told == [signal.SIGTERM]
+
+
 @pytest.mark.parametrize("signum", SIGNALS, ids=lambda s: s.name)
 def test_signals_become_a_wish_to_stop(signum):
     before = signal.getsignal(signum)
@@ -213,6 +222,69 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     )
     os.close(writable)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def started(code, how=""):
+    """A Python process whose stdout nobody reads; returns it once it has begun its work."""
+    code = (
+        f"import os, signal, subprocess, sys, time\nfrom jaxcifar.signals import exit_code\n{code}"
+    )
+    readable, writable = os.pipe()  # of which the process says that it has begun
+    process = subprocess.Popen(
+        ["bash", "-c", f'exec "$0" -c "$1" "$2" {how}', sys.executable, code, str(writable)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=[writable],
+    )
+    os.close(writable)
+    assert os.read(readable, 1) == b"!"
+    os.close(readable)
+    return process
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
+def test_output_that_nobody_reads_keeps_no_signal_waiting(signum):
+    """As after Ctrl-S in a terminal; the process then waits within print."""
+    process = started(
+        "def work():\n"
+        "    os.write(int(sys.argv[1]), b'!')\n"
+        "    while True: print('x' * 1000)\n"
+        "sys.exit(exit_code(work))"
+    )
+    time.sleep(1)
+    process.send_signal(signum)
+    try:
+        assert process.wait(timeout=30) == 128 + signum
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_what_a_library_writes_to_a_closed_stderr_reaches_nobody():
+    """It was taken for signals, and ended the thread that waits for them."""
+    process = started(
+        "def work():\n"
+        "    os.write(2, b'W a warning')\n"
+        "    os.write(int(sys.argv[1]), b'!')\n"
+        "    time.sleep(60)\n"
+        "sys.exit(exit_code(work))",
+        "0>&- >&- 2>&-",
+    )
+    process.send_signal(signal.SIGTERM)
+    try:
+        assert process.wait(timeout=30) == 143
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_how_a_child_ended_is_known_where_the_parent_ignores_it():
+    code = (
+        "import signal, subprocess, sys; from jaxcifar.signals import exit_code\n"
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "sys.exit(exit_code(lambda: subprocess.run(['false']).returncode))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 1
 
 
 def test_a_process_without_stdout(monkeypatch):

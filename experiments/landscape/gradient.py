@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.runs import marks, names
+from experiments.runs import kinds, marks, names
+from experiments.runs.kinds import check_keys
 from experiments.runs.provenance import checksum
-from experiments.runs.read import check_keys, origin, read_json, read_records
+from experiments.runs.read import origin, read_json, read_records
 from experiments.runs.resuming import check_same
 from experiments.runs.table import Table
 from jaxcifar import programs, sharding, task, train
@@ -306,6 +307,16 @@ class Measured(NamedTuple):
         return "; ".join(filter(None, parts))
 
 
+_SETTINGS = {"steps": kinds.count, "every": kinds.count, "step_sizes": kinds.numbers}
+_IMAGES = {"images": kinds.count, "official": kinds.anything, "sha256": kinds.text}
+_MACHINE = {"commit": kinds.anything, "devices": kinds.count, "device": kinds.text}
+_RECORD = {
+    # Far along the gradient a loss may be infinite.
+    **{"step": kinds.count, "loss": kinds.anything, "gradient_norm": kinds.anything},
+    **{"losses": kinds.numbers, "gradient_changes": kinds.numbers},
+}
+
+
 def measured(folder: pathlib.Path) -> list[Measured]:
     """Reads all measurements below a folder; without those that were stopped before the first.
 
@@ -318,12 +329,16 @@ def measured(folder: pathlib.Path) -> list[Measured]:
         if not records:
             continue
         facts = ("settings", "data", "environment")
-        check_keys(path, content, ("config", *facts))
-        check_keys(path, content["settings"], ("steps", "every", "step_sizes"))
+        check_keys(path, content, dict.fromkeys(("config", *facts), kinds.mapping))
+        check_keys(path, content["settings"], _SETTINGS)
+        check_keys(path, content["data"], _IMAGES)
+        check_keys(path, content["environment"], _MACHINE)
         for record in records:
-            keys = ("step", "loss", "gradient_norm", "losses", "gradient_changes")
-            check_keys(path.with_name("measurements.jsonl"), record, keys)
-        config = flatten(complete(content["config"]))
+            check_keys(path.with_name("measurements.jsonl"), record, _RECORD)
+        try:
+            config = flatten(complete(content["config"]))
+        except TypeError as error:
+            raise UserError(f"{path} is damaged ({error}). Restore it from a copy.") from error
         original, *_ = origin(path.parent.name.rsplit("_seed", 1)[0], path.parent)
         rest = (content[name] for name in facts)
         dtype = _dtype_of(path.with_name("config.json"), config)
@@ -334,8 +349,8 @@ def measured(folder: pathlib.Path) -> list[Measured]:
 def _dtype_of(path: pathlib.Path, config: dict[str, Any]) -> str:
     """The dtype of a training, by its config.json; without one "auto" is that of CPUs."""
     if path.exists():
-        check_keys(path, content := read_json(path), ("environment",))
-        check_keys(path, content["environment"], ("dtype",))
+        check_keys(path, content := read_json(path), {"environment": kinds.mapping})
+        check_keys(path, content["environment"], {"dtype": kinds.text})
         return content["environment"]["dtype"]
     return "float32" if config["model.dtype"] == "auto" else config["model.dtype"]
 

@@ -18,6 +18,7 @@ from matplotlib.colors import LogNorm
 
 from experiments.runs import names
 from experiments.runs.images import training_images
+from experiments.runs.kinds import anything, check_keys, count, flag, or_none, text
 from experiments.runs.provenance import checksum
 from experiments.runs.read import read_json, read_run
 from experiments.runs.resuming import check_same
@@ -195,7 +196,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
             return dict(saved) | facts
     except OSError as error:
         raise of_file(error, path) from error
-    except (EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+    except (EOFError, ValueError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} is damaged ({in_short(error)}). Delete it, and evaluate the slice again."
         ) from error
@@ -210,10 +211,19 @@ def _statistics_note(settings: dict[str, Any]) -> str:
     return f", BN statistics {settings['batch_norm']}" if has_statistics else ""
 
 
+_SETTINGS = {
+    **{"checkpoint": text, "step": count, "images": count, "seed": count, "sha256": text},
+    **{"official": or_none(flag), "model": text, "batch_norm": anything},
+}
+_MACHINE = {"commit": anything, "devices": count, "device": text}
+
+
 def caption(path: pathlib.Path) -> str:
     """Says what the picture of a slice shows, by its .npz file, and where it comes from."""
     saved = read(path)
     settings, machine = saved["settings"], saved["environment"]
+    check_keys(path, settings, _SETTINGS)
+    check_keys(path, machine, _MACHINE)
     return (
         f"After Li et al. 2018: {path.stem}. Checkpoint {settings['checkpoint']} at step "
         f"{settings['step']}, {settings['images']:,} training images"

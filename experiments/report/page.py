@@ -72,8 +72,17 @@ def _cell(words: str) -> str:
 
 
 def picture(path: pathlib.Path, caption: str) -> str:
-    """Returns a figure with the picture inside."""
-    content = base64.b64encode(path.read_bytes()).decode()
+    """Returns a figure with the picture inside.
+
+    Raises:
+      UserError: the file is no picture, but, for example, a link to something private.
+    """
+    content = path.read_bytes()
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise UserError(
+            f"{path} is not a PNG picture, and is left out. Delete it, or draw it again."
+        )
+    content = base64.b64encode(content).decode()
     return (
         f'<figure><img alt="{html.escape(caption, quote=True)}" '
         f'src="data:image/png;base64,{content}"><figcaption>{text(caption)}</figcaption></figure>'
@@ -151,7 +160,10 @@ def _figures(sweep: Sweep) -> tuple[str, list[str]]:
                 if stem not in possible:
                     again = f"If those are gone, delete {there[stem]}."
                 caption += f" Drawn from other runs than those in the tables. {again}"
-            shown.append(picture(there[stem], caption))
+            try:
+                shown.append(picture(there[stem], caption))
+            except UserError as error:
+                absent.append(str(error))
         elif stem in possible and figure == "history":
             histories.append(name)
         elif stem in possible:

@@ -36,7 +36,12 @@ def provenance(runs: Sequence[Run]) -> list[str]:
                 commit += f" (code {env['code']})"  # which alone tells what it was
             facts.setdefault("commit", set()).add(commit)
             facts.setdefault("started", set()).add(env["started"][:10])
-    return [f"{name}: {' | '.join(sorted(values))}" for name, values in facts.items()]
+    return [one_line(f"{name}: {' | '.join(sorted(values))}") for name, values in facts.items()]
+
+
+def one_line(text: str) -> str:
+    """Returns a text of files without line ends, at which a comment of a command would end."""
+    return " ".join(text.split())
 
 
 def checksum(facts: dict[str, Any]) -> str:
@@ -57,13 +62,14 @@ def commands(sweep: Sweep) -> list[str]:
             if run in same[1:]:
                 continue
             if run.imported or run.original is None or run.file is None:
-                found.append(f"# {name}: {run.mark or run.progress}")
+                found.append(one_line(f"# {name}: {run.mark or run.progress}"))
             elif run not in swept:
                 seed = [f"--config.seed={run.seed}"] if run.seed != run.original["seed"] else []
                 given = [run.file, f"--workdir={run.folder}", *run.options, *seed]
                 found.append(shlex.join(["jaxcifar", "train", *given]))
             elif (trained := varied_name(pathlib.Path(run.file).stem, run.grid)) != name:
-                found.append(f"# {name}: renamed; rename it to {trained} before you resume it")
+                renamed = f"# {name}: renamed; rename it to {trained} before you resume it"
+                found.append(one_line(renamed))
             else:
                 seeds = ",".join(str(other.seed) for other in same)
                 options = (*(f"--grid={value}" for value in run.grid), *run.options)

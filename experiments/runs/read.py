@@ -7,7 +7,6 @@ of your own. Everything that is made of runs starts here.
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import re
@@ -18,12 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.runs import marks
+from experiments.runs.kinds import check_keys, count, flag, mapping, number, or_none, text
 from experiments.runs.rows import ROWS, Row
 from experiments.runs.stats import smoothed
-from jaxcifar import options
+from jaxcifar import files, options
 from jaxcifar.config import complete, flatten
 from jaxcifar.errors import UserError, in_short, of_file
-from jaxcifar.files import read_lines
 from jaxcifar.run import log, signs
 from jaxcifar.run.about import writer_of
 from jaxcifar.run.folder import run_folders
@@ -363,8 +362,9 @@ def read_run(folder: pathlib.Path) -> Run:
     check_keys(path, environment, _ENVIRONMENT)
     for later in resumed:
         check_keys(path, later, _ENVIRONMENT)
+    check_keys(path, content, {"data": mapping})
     for facts in data.values():
-        check_keys(path, facts, ("name", "images", "official", "sha256"))
+        check_keys(path, facts, _FACTS)
     for record in records:
         check_keys(folder / "metrics.jsonl", record, _RECORD)
     if result is not None:
@@ -432,6 +432,8 @@ def origin(
         content = read_json(path)
         try:
             config, grid = flatten(complete(content["config"])), tuple(content.get("grid", ()))
+            if not all(map(text, (content["file"], *grid))):
+                raise TypeError("its file or grid is no text")
             return config, content["file"], grid
         except (UserError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
@@ -448,29 +450,22 @@ def _config_here(name: str) -> dict[str, Any]:
     return flatten(options.load(name))
 
 
-_ENVIRONMENT = (
-    *("jaxcifar", "jax", "flax", "optax", "numpy", "python", "commit"),
-    *("device", "devices", "cpus", "dtype", "started"),
-)
-_RECORD = (
-    *("epoch", "step", "train_loss", "train_ce", "train_accuracy", "val_loss", "val_accuracy"),
-    *("images_per_second", "seconds"),
-)
-_RESULT = ("parameters", "compile_seconds", "peak_memory_bytes")
-
-
-def check_keys(path: pathlib.Path, content: Any, keys: Sequence[str]) -> None:
-    """Checks that a JSON object of a file has some keys.
-
-    Raises:
-      UserError: it has not.
-    """
-    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise UserError(
-            f"{path} is from another version of jaxcifar, or damaged: {', '.join(missing)} missing."
-            " Read it with that version, or move it away."
-        )
+_ENVIRONMENT = {
+    **dict.fromkeys(("jaxcifar", "jax", "flax", "optax", "numpy", "python", "device"), text),
+    **{"devices": count, "cpus": count, "dtype": text, "started": text, "commit": or_none(text)},
+}
+_FACTS = {
+    **{"name": text, "images": count, "sha256": text},
+    "official": or_none(flag),
+}
+_RECORD = {
+    **{"epoch": count, "step": count, "train_accuracy": number, "val_accuracy": number},
+    **dict.fromkeys(("train_loss", "train_ce", "val_loss", "images_per_second", "seconds"), number),
+}
+_RESULT = {
+    **{"parameters": count, "compile_seconds": or_none(number)},
+    "peak_memory_bytes": or_none(count),
+}
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -480,7 +475,7 @@ def read_json(path: pathlib.Path) -> Any:
       UserError: it cannot be read.
     """
     try:
-        return json.loads(path.read_text())
+        return files.read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}).") from error
 
@@ -492,7 +487,7 @@ def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
       UserError: it, or a line of it, cannot be read.
     """
     try:
-        return read_lines(path)
+        return files.read_lines(path)
     except OSError as error:
         raise of_file(error, path) from error
     except ValueError as error:

@@ -24,7 +24,8 @@ docs/cluster.md says more about these. Exit codes:
     0        all runs are done
     1        some runs failed
     2        the command or a file must be changed
-    70       runs broke, perhaps because of this process or its device: another may train them
+    70       runs broke, perhaps because of this process, its device or a file server: another
+             may train them
     75       SIGUSR1, the warning before a time limit, came after some steps, and everything is
              saved: start it again
     138      SIGUSR1 came before any step was done: allow more time
@@ -62,7 +63,7 @@ from experiments.sweep.training import AGAIN, BROKE, Observer, Outcome, run, run
 from jaxcifar import kernels, processes, sharding
 from jaxcifar.checks import unused
 from jaxcifar.cli import CHECKOUT
-from jaxcifar.errors import Interrupted, UserError, note
+from jaxcifar.errors import Interrupted, Temporary, UserError, note, of_file
 from jaxcifar.kernels import compilation
 from jaxcifar.options import Parser, user_path
 from jaxcifar.run import signs
@@ -97,7 +98,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--shard", help="i/N: train only part i of N, counted from 0")
     parser.add_argument("--status", action="store_true", help="show progress, start nothing")
     # For workers: which of how many it is, and what to call this start of the sweep.
-    parser.add_argument("--worker", default="0/1", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--began", default=uuid.uuid4().hex, help=argparse.SUPPRESS)
     arguments, options = parser.parse_known_args(argv)
     exclusive = ("workers", "slurm", "shard", "status")
@@ -128,11 +129,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             if error.signum != signal.SIGUSR1 or observer.progressed:
                 raise
             raise Interrupted(error.signum, f"{error} {_NO_STEP}") from error
-        except processes.NoDevice as error:
-            note(str(error))
+        except (UserError, OSError) as error:
+            told = of_file(error) if isinstance(error, OSError) else error
+            if not isinstance(told, (processes.NoDevice, Temporary)):
+                raise
+            note(str(told))
             return BROKE
-        except (UserError, OSError):
-            raise
         except Exception:  # such as that of a device that fails between two runs
             note(traceback.format_exc())
             return BROKE
@@ -206,10 +208,16 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], observer: Obse
         outcome = run_workers(jobs, command, where, logs, observer)
     else:
         compilation.use_cache()
-        index, count = shards.parse_shard(arguments.worker)  # each starts elsewhere in the list
+        if arguments.worker:
+            workers.end_with_parent()
+        index, count = shards.parse_shard(
+            arguments.worker or "0/1"
+        )  # each starts elsewhere in the list
         first = index * len(jobs) // count
         outcome = run(jobs[first:] + jobs[:first], arguments.began, observer)
-    return _conclude(jobs, out, outcome, time.monotonic() - started)
+    code = _conclude(jobs, out, outcome, time.monotonic() - started)
+    # A worker has done its part; who started it knows which runs failed.
+    return 0 if arguments.worker and code == 1 else code
 
 
 def _conclude(jobs: list[Job], out: pathlib.Path, outcome: Outcome, seconds: float) -> int:

@@ -7,8 +7,9 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 
-from jaxcifar.errors import UserError
+from jaxcifar.errors import Interrupted, UserError
 from jaxcifar.files import append, replace
+from jaxcifar.signals import interruptible
 
 _WARNING = 180  # seconds before the time limit, at which a task saves; Slurm may be 60 s early
 _SHORTEST = 5  # minutes
@@ -90,8 +91,15 @@ def script(
       options: more options for sbatch.
 
     Raises:
-      UserError: the time limit is invalid, or too short for a task to save.
+      UserError: the time limit is invalid, or too short for a task to save; or the script cannot
+        name the folder.
     """
+    output = str(out.resolve() / "slurm")
+    if re.search(r'["\\\x00-\x1f]', output):
+        raise UserError(
+            f"--out is {str(out)!r}, and Slurm's script cannot name the folder {output!r}. Choose "
+            "one without quotation marks, backslashes and line ends."
+        )
     if minutes(time) < _SHORTEST:
         raise UserError(
             f"--time is {time}, but a task is told to save {_WARNING} seconds before its limit, or "
@@ -102,8 +110,8 @@ def script(
         tasks=tasks,
         time=time,
         warning=_WARNING,
-        output=out.resolve() / "slurm" / "%A_%a.out",
-        folder_of_output=shlex.quote(str(out.resolve() / "slurm")),
+        output=f"{output.replace('%', '%%')}/%A_%a.out",
+        folder_of_output=shlex.quote(output),
         options=f"#SBATCH {options}\n" if options else "",
         folder=shlex.quote(str(pathlib.Path.cwd())),
         command=shlex.join(command),
@@ -136,14 +144,26 @@ def submit(text: str, out: pathlib.Path) -> str:
 
     Raises:
       UserError: Slurm rejects it.
+      Interrupted: a signal came meanwhile; it was submitted.
     """
     path = keep(text, out)
-    done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"sbatch rejects {path}: {done.stderr.strip()}")
-    job = done.stdout.strip()  # ID, or ID;CLUSTER
-    append(path.with_name("jobs"), job)
-    return job.partition(";")[0]
+    command = ["sbatch", "--parsable", str(path)]
+    # A job that was submitted and not noted would be submitted again. So Ctrl-C waits, and does not
+    # reach sbatch.
+    with interruptible() as stop:
+        done = subprocess.run(command, capture_output=True, text=True, start_new_session=True)
+        if done.returncode:
+            raise UserError(f"sbatch rejects {path}: {done.stderr.strip()}")
+        job = done.stdout.strip()  # ID, or ID;CLUSTER
+        append(path.with_name("jobs"), job)
+    number = job.partition(";")[0]
+    if stop:
+        raise Interrupted(
+            stop.signum,
+            f"Stopped {stop.reason}, but the sweep had been submitted, as job {number}. To cancel "
+            f"it: scancel {number}",
+        )
+    return number
 
 
 def again(tasks: Sequence[int], script: pathlib.Path) -> str:

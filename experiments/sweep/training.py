@@ -13,7 +13,7 @@ from experiments.sweep import status, workers
 from experiments.sweep.estimates import time_left
 from experiments.sweep.jobs import Job
 from jaxcifar import train
-from jaxcifar.errors import Busy, Interrupted, UserError, in_short, note, of_file
+from jaxcifar.errors import Busy, Interrupted, Temporary, UserError, in_short, note, of_file
 from jaxcifar.hooks import Hook, Run
 from jaxcifar.options import ORIGIN, config_file, write_origin
 from jaxcifar.run import signs
@@ -24,6 +24,7 @@ from jaxcifar.signals import interruptible
 AGAIN, BROKE = 75, 70  # exit codes; those of sysexits.h for such cases
 LOOK_AGAIN = 5.0  # seconds, at runs that another process trains
 GIVE_UP = 300.0  # seconds, if none of those processes seems to be alive
+REST = 60.0  # seconds, in which a file server may come back
 
 
 class Observer(Hook):
@@ -66,8 +67,9 @@ class Outcome(NamedTuple):
 def run(jobs: list[Job], start: str, observer: Observer) -> Outcome:
     """Trains what is not done.
 
-    A run that raises a `UserError` has failed. One that raises anything else broke, and the next
-    run, of another config if possible, shows whether the run or the device is at fault:
+    A run that raises a `UserError` has failed, unless the error is `Temporary`. One that raises
+    that or anything else broke, and the next run, of another config if possible, shows whether the
+    run or its surroundings (the device, a file server) are at fault:
 
     - The next succeeds: the one that broke has failed.
     - The next breaks too: the work ends, and other processes may train both.
@@ -144,13 +146,15 @@ def run(jobs: list[Job], start: str, observer: Observer) -> Outcome:
                 suspect = None
             except Busy:
                 busy.append((number, job))
-            except UserError as error:
-                fail(job, str(error))
             except Interrupted:
                 raise
             except Exception as error:
-                note(f"{job} broke:\n{traceback.format_exc()}")
-                broke = job, in_short(error)
+                passing = isinstance(error, Temporary)
+                if isinstance(error, UserError) and not passing:
+                    fail(job, str(error))
+                    continue
+                broke = job, str(error) if passing else in_short(error)
+                note(f"{job} broke:\n{error if passing else traceback.format_exc()}")
                 if job.name in at_fault or (succeeded and job.workdir in again):
                     fail(*broke)
                     continue
@@ -158,6 +162,8 @@ def run(jobs: list[Job], start: str, observer: Observer) -> Outcome:
                 if suspect:
                     return Outcome(failed, [suspect, broke], held)
                 suspect = broke
+                if passing:
+                    time.sleep(REST)
                 unlike = [entry for entry in waiting if entry[1].name != job.name]
                 waiting = unlike + [entry for entry in waiting if entry not in unlike]
         if len(busy) < before:

@@ -8,7 +8,9 @@ import os
 import pathlib
 import pkgutil
 import signal
+import stat
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
@@ -132,12 +134,13 @@ class Worker:
       command: the command to run.
       place: where to run it.
       log: the file that receives its output.
+      stdin: the descriptor that it reads.
     """
 
-    def __init__(self, command: Sequence[str], place: Place, log: pathlib.Path):
+    def __init__(self, command: Sequence[str], place: Place, log: pathlib.Path, stdin: int):
         self.log, self.restarts = log, 0
         self._given_up = False
-        self._command, self._place = command, place
+        self._command, self._place, self._stdin = command, place, stdin
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -147,12 +150,13 @@ class Worker:
             if not (os.environ.get("JAX_PLATFORMS") or AMD_FILE.exists()):
                 # Without it, JAX would go on with the CPU if the GPU's driver is out of order.
                 environment["JAX_PLATFORMS"] = "cuda"
+        self.log.parent.mkdir(parents=True, exist_ok=True)  # somebody may have tidied up
         # In a session of its own, so that Ctrl-C in the terminal reaches only the parent, which
         # passes it on once.
         with self.log.open("a") as log, on_cores(self._place.cores):
             return subprocess.Popen(
                 self._command,
-                stdin=subprocess.DEVNULL,
+                stdin=self._stdin,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -161,13 +165,16 @@ class Worker:
 
     @property
     def said(self) -> str:
-        """The last lines of its log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
+        """The last lines of its log; "" if it cannot be read."""
+        try:
+            return "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
+        except OSError:
+            return ""
 
     def revive(self) -> str:
         """Restarts the process if it died; returns what to tell the user, once."""
         code = self.process.returncode  # as of the last poll
-        if code in (None, 0, 1) or self._given_up:
+        if code in (None, 0) or self._given_up:
             return ""
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if code == 2 or self.restarts == _RESTARTS:
@@ -177,7 +184,11 @@ class Worker:
                 f"{self.log}:\n{self.said}"
             )
         self.restarts += 1
-        self.process = self._start()
+        try:
+            self.process = self._start()
+        except OSError as error:
+            self._given_up = True
+            return f"The worker on {self._place} died ({how}) and cannot be started again: {error}"
         return f"The worker on {self._place} died ({how}); started again. Its log: {self.log}"
 
 
@@ -193,6 +204,29 @@ def on_cores(cores: frozenset[int]) -> Generator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def _lifeline() -> Generator[int]:
+    """Yields one end of a pipe whose other end closes when this process ends, however it does."""
+    readable, writable = os.pipe()
+    try:
+        yield readable
+    finally:
+        os.close(readable)
+        os.close(writable)
+
+
+def end_with_parent() -> None:
+    """Lets this worker save and end, as after SIGTERM, once the process that started it is gone."""
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            os.read(0, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if stat.S_ISFIFO(os.fstat(0).st_mode):  # it was not started by hand
+        threading.Thread(target=wait, daemon=True).start()
 
 
 class Stopped(Interrupted):
@@ -227,20 +261,27 @@ def supervise(
     """
     logs.mkdir(parents=True, exist_ok=True)
     workers: list[Worker] = []
-    with interruptible() as stop, _Display(table) as display:
+    told: list[subprocess.Popen[bytes]] = []
+
+    def pass_on() -> None:
+        for worker in workers:
+            if worker.process not in told:
+                told.append(worker.process)
+                worker.process.send_signal(stop.signum)
+
+    with interruptible() as stop, _lifeline() as lifeline, _Display(table) as display:
         try:
             for index, (command, place) in enumerate(zip(commands, where, strict=True)):
-                workers.append(Worker(command, place, logs / f"worker-{index}.log"))
-            passed_on = False
+                workers.append(Worker(command, place, logs / f"worker-{index}.log", lifeline))
+            # Within the signal's handler, as whoever reads the table may keep it waiting.
+            stop.requested = pass_on
             while True:
                 ended = [worker.process.poll() is not None for worker in workers]
                 said = [] if stop else list(filter(None, map(Worker.revive, workers)))
                 if all(ended) and not said:
                     break
-                if stop and not passed_on:
-                    passed_on = True
-                    for worker in workers:
-                        worker.process.send_signal(stop.signum)
+                if stop:  # also one that was being started just then
+                    pass_on()
                 display.say(said)
                 display.update()
                 time.sleep(0.2)

@@ -6,8 +6,10 @@ import hashlib
 import io
 import pathlib
 import pickle
+import re
 import tarfile
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
@@ -161,16 +163,59 @@ def records(spec: Spec, file: File, raw: bytes) -> np.ndarray:
     return np.frombuffer(raw, np.uint8).reshape(file.records, spec.label_bytes + PIXELS)
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles NumPy arrays and plain containers, and refuses to run anything else."""
+class _Dtype:
+    """What a pickle says of a dtype."""
 
-    # An array is made by the first three, by protocol 5 with _frombuffer; a NumPy number by scalar.
-    _ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype", "_frombuffer", "scalar", "encode"})
+    def __init__(self, code: Any, *_: Any):
+        self._code, self._order = _text(code), "="
+
+    def __setstate__(self, state: Any) -> None:
+        order = _text(state[1])
+        self._order = order if order in "<>" else "="
+
+    def numpy(self) -> np.dtype:
+        if not re.fullmatch("[biuf][1248]", self._code):
+            raise pickle.UnpicklingError(f"refused to load an array of {self._code!r}")
+        return np.dtype(self._code).newbyteorder(self._order)
+
+
+class _Array:
+    """What a pickle says of an array."""
+
+    def __init__(self, *made_of: Any):
+        self._made_of = made_of
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, by_columns, raw = state
+        self._made_of = raw, dtype, shape, "F" if by_columns else "C"
+
+    def numpy(self) -> np.ndarray:
+        raw, dtype, shape, order = self._made_of
+        return np.frombuffer(raw, dtype.numpy()).reshape(shape, order=_text(order))
+
+
+def _text(value: Any) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else value
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles arrays of numbers and plain containers, and refuses anything else.
+
+    It never calls what a pickle names. Even NumPy's own functions can be made to take any bytes for
+    the addresses of objects, so stand-ins note what an array is made of, and `_Array.numpy` makes
+    it.
+    """
 
     def find_class(self, module_name: str, global_name: str):
-        if global_name in self._ALLOWED and module_name.split(".")[0] in ("numpy", "_codecs"):
-            # The official files name numpy.core, which NumPy 2 moved.
-            return super().find_class(module_name.replace("numpy.core", "numpy._core"), global_name)
+        if module_name.split(".")[0] == "numpy":  # numpy.core, which NumPy 2 moved
+            if global_name in ("_reconstruct", "ndarray", "_frombuffer"):
+                return _Array
+            if global_name == "dtype":
+                return _Dtype
+            if global_name == "scalar":
+                return lambda dtype, raw: np.frombuffer(raw, dtype.numpy())[0].item()
+        if (module_name, global_name) == ("_codecs", "encode"):  # of bytes, as Python 3 writes them
+            return lambda text, encoding: text.encode("latin1")
         raise pickle.UnpicklingError(f"refused to load {module_name}.{global_name}")
 
 
@@ -182,7 +227,11 @@ def _parse_python(spec: Spec, file: File, raw: bytes, where: str) -> tuple[np.nd
     try:
         batch = _ArraysOnly(io.BytesIO(raw), encoding="bytes").load()
         batch = {key.encode() if isinstance(key, str) else key: batch[key] for key in batch}
-        pixels, labels = np.asarray(batch[b"data"]), batch[spec.label_key]
+        pixels, labels = (
+            value.numpy() if isinstance(value, _Array) else value
+            for value in (batch[b"data"], batch[spec.label_key])
+        )
+        pixels = np.asarray(pixels)
         labels = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
         if pixels.shape != (file.records, PIXELS) or len(labels) != file.records:
             found = f"it has pixels of shape {pixels.shape} and {len(labels):,} labels"

@@ -95,6 +95,16 @@ def _of_torch(path: pathlib.Path) -> Mapping[str, Any]:
     return weights
 
 
+class _Array(np.ndarray):
+    """An array as NumPy's `_reconstruct` makes it, in two steps.
+
+    A file that calls its class could have any bytes taken for the addresses of objects.
+    """
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Array":
+        raise TypeError("refused to make an array of bytes")
+
+
 def _allowed() -> list[Any]:
     """What checkpoints commonly contain besides the weights, and is harmless to load."""
     scalar: Any = np.float64(0).__reduce__()[0]
@@ -103,7 +113,7 @@ def _allowed() -> list[Any]:
     return [
         argparse.Namespace,
         np.dtype,
-        np.ndarray,
+        (_Array, "numpy.ndarray"),
         *dtypes,
         *((function, f"{module}.multiarray.{function.__name__}")  # NumPy 2, and NumPy 1
           for function in (scalar, array)

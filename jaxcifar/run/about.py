@@ -1,7 +1,6 @@
 """Reads a run's config.json, and checks that the run can be resumed, evaluated or replayed here."""
 
 import contextlib
-import json
 import pathlib
 import shlex
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ import jax
 
 from jaxcifar.config import Config, changed_fields, complete, differences
 from jaxcifar.errors import UserError, in_short, note, of_file
+from jaxcifar.files import read_json
 from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved, may_pass
 
 
@@ -73,7 +73,7 @@ def read(workdir: pathlib.Path) -> About | None:
     """
     path = workdir / "config.json"
     try:
-        about = About.of(content := json.loads(path.read_text()))
+        about = About.of(content := read_json(path))
         if isinstance(about.environments[0]["dtype"], str) and isinstance(content["data"], dict):
             return about
         wrong = "is damaged"
@@ -289,7 +289,7 @@ def check_finished(workdir: pathlib.Path, which: str, saved: Saved) -> None:
       UserError: result.json names another step.
     """
     try:
-        step = json.loads((workdir / "result.json").read_text())[which]["step"]
+        step = read_json(workdir / "result.json")[which]["step"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # it is in progress, or the training command will say what is wrong
     if step != saved.step:

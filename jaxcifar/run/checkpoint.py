@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jaxcifar import processes, sharding
-from jaxcifar.errors import UserError, in_short, note
+from jaxcifar.errors import TEMPORARY, Temporary, UserError, in_short, note
 from jaxcifar.files import sync
 from jaxcifar.run.digest import Digest, digests, sha256, shapes, shapes_digest
 from jaxcifar.state import TrainState
@@ -36,8 +36,8 @@ from jaxcifar.state import TrainState
 _KEPT = 2  # of the newest, beside the best
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written
 _DELETED = ".deleted"  # the end of the name of a folder that is being deleted
-# Read errors that may pass: what is on the disk may be intact.
-_PASSING = {"EACCES", "EPERM", "EIO", "ESTALE", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOMEM"}
+# Read errors after which what is on the disk may be intact.
+_PASSING = TEMPORARY | {errno.EACCES, errno.EPERM}
 
 
 class Damaged(UserError):
@@ -259,7 +259,8 @@ class Checkpointer:
             yield path
         except Exception as error:  # Orbax passes on whatever its storage layers raise
             self._writing = None
-            raise UserError(
+            kind = Temporary if _number(error) in TEMPORARY else UserError
+            raise kind(
                 f"The checkpoint {path} cannot be written: {in_short(error)}. Earlier checkpoints "
                 "are untouched; the same command resumes the run from there."
             ) from error
@@ -369,7 +370,8 @@ class Checkpointer:
             if isinstance(error, jax.errors.JaxRuntimeError) and not may_pass(error):
                 raise  # a device failed, which says nothing about the checkpoint
             if may_pass(error):
-                raise UserError(
+                kind = Temporary if _number(error) in TEMPORARY else UserError
+                raise kind(
                     f"The checkpoint {path} cannot be read now ({in_short(error)}), but it may be "
                     "intact. Try again. If that does not help, move it away, and the one before it "
                     "is used."
@@ -398,12 +400,16 @@ def _sync_all(top: pathlib.Path) -> None:
 
 def may_pass(error: Exception) -> bool:
     """Whether an error of reading says nothing certain about what is on the disk."""
-    number = error.errno if isinstance(error, OSError) else None
-    if found := re.search(r"\[OS error (\d+)", str(error)):  # TensorStore's, in a ValueError
-        number = int(found[1])
-    if number is not None:
-        return errno.errorcode.get(number) in _PASSING
+    if (number := _number(error)) is not None:
+        return number in _PASSING
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _number(error: Exception) -> int | None:
+    """The number of the operating system's error; None if it is none."""
+    if found := re.search(r"\[OS error (\d+)", str(error)):  # TensorStore's, in a ValueError
+        return int(found[1])
+    return error.errno if isinstance(error, OSError) else None
 
 
 @functools.cache

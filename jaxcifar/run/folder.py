@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import pathlib
 import re
@@ -15,7 +14,7 @@ from jax.sharding import Mesh
 from jaxcifar import processes, sharding
 from jaxcifar.config import Config
 from jaxcifar.errors import UserError, in_short, note, of_file
-from jaxcifar.files import file_digest, walk, write_json
+from jaxcifar.files import file_digest, read_json, walk, write_json
 from jaxcifar.run import about, signs
 from jaxcifar.run.about import (
     About,
@@ -150,7 +149,7 @@ class RunFolder:
             return None
         result: dict[str, Any] = {}
         try:
-            result = json.loads(path.read_text())
+            result = read_json(path)
             wrong = self._contradiction(result)
         except UserError:  # which is a ValueError
             raise
@@ -254,7 +253,7 @@ class RunFolder:
         assert self._about is not None, "open() comes first"
         path = self.path / "config.json"
         with contextlib.suppress(OSError, ValueError):
-            if json.loads(path.read_text()) == self._about.content:
+            if read_json(path) == self._about.content:
                 return
         write_json(path, self._about.content)
 

@@ -13,6 +13,8 @@ from jaxcifar import processes
 from jaxcifar.errors import Busy, UserError
 from jaxcifar.run import signs
 
+_DELETED = "Another process has just deleted {}. Start again."
+
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Generator[None]:
@@ -38,6 +40,8 @@ def locked(workdir: pathlib.Path) -> Generator[None]:
                 raise UserError(
                     f"The workdir {workdir} is a link to {os.readlink(workdir)}, which is missing."
                 ) from error
+            if isinstance(error, FileNotFoundError):
+                raise Busy(_DELETED.format(workdir)) from error
             raise UserError(f"The workdir {workdir} cannot be written to: {error}.") from error
         for held in (file, folder):
             try:
@@ -63,7 +67,7 @@ def locked(workdir: pathlib.Path) -> Generator[None]:
             stack.callback(_unlock, held)
         if not (_is_still(file.fileno(), workdir / ".lock") and _is_still(folder, workdir)):
             # The run that held the lock wrote nothing, and has deleted what was opened here.
-            raise Busy(f"Another process has just deleted {workdir}. Start again.")
+            raise Busy(_DELETED.format(workdir))
         stack.callback(_delete_if_empty, made)
         signs.clear(workdir)
         yield

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter
 
 from jaxcifar.config import flatten
 from jaxcifar.files import replacing
@@ -56,6 +57,7 @@ def drawing(
         if title:
             lines = [textwrap.fill(line, int(12 * size[0])) for line in title.split("\n")]
             figure.suptitle("\n".join(lines), fontsize=11)
+        _take_names_literally(figure)
         # Laid out once, where savefig would do it anew for each format and draw all twice.
         engine = figure.get_layout_engine()
         assert engine is not None
@@ -65,6 +67,19 @@ def drawing(
             with replacing(path) as temporary:
                 metadata = {"Keywords": keywords} if keywords else None
                 figure.savefig(temporary, dpi="figure", metadata=metadata)
+
+
+def _take_names_literally(figure: Figure) -> None:
+    """Lets a "$" in a title, label or legend be one, where it would begin a formula."""
+    texts = [*figure.texts, *(t for legend in figure.legends for t in legend.get_texts())]
+    for axes in figure.axes:
+        texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+        texts += legend.get_texts() if (legend := axes.get_legend()) else []
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_formatter(), FixedFormatter):  # of names
+                texts += axis.get_ticklabels()
+    for text in texts:
+        text.set_parse_math(False)
 
 
 def grid(axes: Axes, *, whole_x: bool = False) -> None:

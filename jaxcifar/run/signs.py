@@ -7,7 +7,6 @@ one begins.
 
 import contextlib
 import functools
-import json
 import os
 import pathlib
 import re
@@ -18,7 +17,7 @@ from collections.abc import Generator
 from typing import Any, NamedTuple
 
 from jaxcifar import signals
-from jaxcifar.files import write_shared
+from jaxcifar.files import read_json, write_shared
 from jaxcifar.run.progress import duration
 
 EVERY = 10.0  # seconds, between two touches
@@ -62,12 +61,19 @@ signals.last_words.append(lambda: [_withdraw(workdir) for workdir in list(_shown
 def _renew(workdir: pathlib.Path, ended: threading.Event) -> None:
     while not ended.wait(EVERY):
         with contextlib.suppress(OSError):  # it was withdrawn, or the run itself will say why
-            os.utime(workdir / ".running")
+            _touch(workdir / ".running")
 
 
 def give(workdir: pathlib.Path) -> None:
     """Leaves a sign that this process works here."""
     write_shared(workdir / ".running", _who())
+    _touch(workdir / ".running")
+
+
+def _touch(path: pathlib.Path) -> None:
+    """Sets a file's time by the clock of this machine, which that of a file server may not be."""
+    now = time.time()
+    os.utime(path, (now, now))
 
 
 def forget_failure(workdir: pathlib.Path) -> None:
@@ -191,17 +197,21 @@ def _booted() -> float:
 def _read(path: pathlib.Path) -> dict[str, Any] | None:
     """The content of one of the two files; None if it does not exist or cannot be used."""
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except (OSError, ValueError):
         return None
-    names = {"host", "pid", "job"}
-    return content if isinstance(content, dict) and names <= content.keys() else None
+    kinds = {"host": str, "pid": int, "job": str, "message": str, "start": str}
+    needed = {"host", "pid", "job"}
+    if not isinstance(content, dict) or not needed <= content.keys():
+        return None
+    good = (isinstance(content[name], kinds[name]) for name in kinds.keys() & content.keys())
+    return content if all(good) else None
 
 
 def _is_dead(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:  # of another user
         pass

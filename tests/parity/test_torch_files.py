@@ -90,6 +90,22 @@ def test_code_in_a_file_is_refused_and_never_run(network, tmp_path, zipped):
     assert not folder.exists()
 
 
+class Forged:
+    """An array whose bytes would be taken for the addresses of objects."""
+
+    def __reduce__(self):
+        return np.ndarray, ((1,), "O", np.zeros(8, np.uint8))
+
+
+def test_addresses_in_a_file_are_no_objects(network, tmp_path):
+    array = {"array": np.arange(3.0), "number": np.float64(2)}
+    torch.save({"net": network.state_dict()} | array, tmp_path / "weights.pt")
+    assert np.array_equal(read(tmp_path / "weights.pt")["array"], array["array"])
+    torch.save({"net": network.state_dict(), "more": Forged()}, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match="refused to make an array of bytes"):
+        read(tmp_path / "weights.pt")
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_what_is_no_state_dict(network, tmp_path):
     path = tmp_path / "model.pt"

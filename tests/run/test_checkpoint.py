@@ -15,7 +15,7 @@ import pytest
 from jax.errors import JaxRuntimeError
 
 from jaxcifar import sharding
-from jaxcifar.errors import UserError
+from jaxcifar.errors import Temporary, UserError
 from jaxcifar.models import create_model
 from jaxcifar.optim import make_optimizer
 from jaxcifar.run.checkpoint import Checkpointer, Damaged, Saved
@@ -91,14 +91,14 @@ def test_a_checkpoint_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypa
     assert [path for path in before if path.endswith("/state/manifest.ocdbt")]
 
 
-def fill_the_disk(monkeypatch, name):
+def fill_the_disk(monkeypatch, name, number=errno.ENOSPC):
     """Lets the checkpoint of that name fail once, in the background."""
     rename = os.rename
 
     def full(one, other, **options):
         if pathlib.Path(other).name == name:
             monkeypatch.undo()
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(number, os.strerror(number))
         rename(one, other, **options)
 
     monkeypatch.setattr(os, "rename", full)
@@ -117,6 +117,17 @@ def test_a_failed_checkpoint_within_an_epoch_gives_way_to_the_next(tmp_path, mon
     checkpoints.save(3, after(state, 3), {}, 0.5)  # it may be the best, and is in no other
     with pytest.raises(UserError, match=r"c/7 cannot be written: .*No space left"):
         checkpoints.save(4, after(state, 4), {}, None)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, UserError), (errno.ESTALE, Temporary)])
+def test_an_error_of_writing_says_whether_it_may_pass(tmp_path, monkeypatch, number, kind):
+    checkpoints = Checkpointer(tmp_path / "c")
+    fill_the_disk(monkeypatch, "3", number)
+    checkpoints.save(1, small_state(), {}, 0.5)
+    with pytest.raises(kind, match=os.strerror(number)) as raised:
+        checkpoints.wait()
+    assert type(raised.value) is kind
     checkpoints.close()
 
 
@@ -204,11 +215,12 @@ def test_random_weights_are_not_the_best(tmp_path, progress, imported):
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
-        (OSError(errno.EIO, "Input/output error"), UserError, "Input/output error.* may be intact"),
-        (OSError(errno.ESTALE, "Stale file handle"), UserError, "Stale"),
+        (OSError(errno.EIO, "Input/output error"), Temporary, "Input/output error.* may be intact"),
+        (OSError(errno.ESTALE, "Stale file handle"), Temporary, "Stale"),
+        (OSError(errno.EACCES, "Permission denied"), UserError, "Permission denied.* intact"),
         (MemoryError(), UserError, "may be intact"),
         # As TensorStore has them.
-        (ValueError("UNKNOWN: ... [OS error 116: Stale file handle]"), UserError, "Stale"),
+        (ValueError("UNKNOWN: ... [OS error 116: Stale file handle]"), Temporary, "Stale"),
         (ValueError("NOT_FOUND: ... [OS error 2: No such file]"), Damaged, "No such file"),
         (ValueError("DATA_LOSS: CRC32C checksum mismatch"), Damaged, "checksum"),
         (OSError(errno.ENOENT, "No such file"), Damaged, "cannot be read"),

@@ -236,6 +236,14 @@ def test_any_number_of_runs_has_its_names_in_the_picture(tmp_path, drawn):
         assert np.diff(heights).min() == pytest.approx(1 / 40)
 
 
+@pytest.mark.slow
+def test_a_dollar_in_a_name_begins_no_formula(tmp_path, drawn):
+    write_fake_runs(tmp_path, rows=[r"lr_$1e-3$_$\x$", "cost$a_$"], seeds=1)
+    assert main(["figures", str(tmp_path), "--only=accuracy,history"]) == 0
+    assert {text.get_text() for text in drawn["accuracy"].axes[0].texts} >= {"cost$a_$†"}
+    assert r"lr_$1e-3$_$\x$" in drawn[r"history_lr_$1e-3$_$\x$"].get_suptitle()
+
+
 def test_one_run_is_drawn_of_one_sweep(tmp_path):
     """Nothing of another sweep is drawn, and augmentations need no checkpoint."""
     for name in ("one", "two"):

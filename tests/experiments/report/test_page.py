@@ -1,5 +1,6 @@
 """The page of results, opened in a real browser."""
 
+import base64
 import html
 import json
 import math
@@ -39,6 +40,9 @@ srcdoc="PAGE"></iframe><script>window.addEventListener("load", () => {
   const out = document.createElement("pre");
   out.id = "probe"; out.textContent = JSON.stringify(found); document.body.append(out);
 });</script>"""
+
+
+NO_PICTURE = b"\x89PNG\r\n\x1a\n and no more"
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +123,7 @@ def test_only_what_a_sweep_can_have_is_missing(tmp_path):
     write_fake_runs(tmp_path / "all", rows=[f"vgg{i}" for i in range(1, 9)], seeds=1, epochs=50)
     (tmp_path / "all" / "vgg3" / "seed0" / "steps.jsonl").unlink()
     (tmp_path / "all" / "figures").mkdir()
-    (tmp_path / "all" / "figures" / "fig3.png").write_bytes(b"no picture")
+    (tmp_path / "all" / "figures" / "fig3.png").write_bytes(NO_PICTURE)
     main([str(tmp_path)])
     text = (tmp_path / "report.html").read_text()
     for folder, figure in (("four", "fig3"), ("three", "accuracy"), ("three", "augment")):
@@ -236,7 +240,7 @@ def everything(tmp_path_factory):
     write_measurements(folder / "landscape" / "smoothness" / "vgg2_seed0", RECORD)
     write_slice(folder / "landscape" / "slices" / "vgg2_seed0_1d_kept.npz")
     for name in ("smoothness/smoothness.png", "slices/vgg2_seed0_1d_kept.png"):
-        (folder / "landscape" / name).write_bytes(b"no picture")
+        (folder / "landscape" / name).write_bytes(NO_PICTURE)
     return folder
 
 
@@ -272,6 +276,21 @@ def test_a_damaged_landscape_is_named_and_the_rest_is_there(everything, tmp_path
         "slices" not in name,
         "slices" in name,
     )
+
+
+def test_what_is_no_picture_is_not_on_the_page(everything, tmp_path):
+    """As where a folder of somebody else's has a link to a file of yours, and you publish it."""
+    folder = shutil.copytree(everything, tmp_path / "everything")
+    (tmp_path / "key").write_text("PRIVATE KEY")
+    (folder / "figures").mkdir()
+    names = ("figures/accuracy.png", "landscape/slices/vgg2_seed0_1d_kept.png")
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(tmp_path / "key")
+    assert main([str(folder)]) == 0
+    text = (folder / "report.html").read_text()
+    assert base64.b64encode(b"PRIVATE KEY").decode() not in text
+    assert all(f"{folder / name} is not a PNG picture, and is left out" in text for name in names)
 
 
 def test_landscapes_in_a_linked_folder_are_on_the_page(everything, tmp_path):

@@ -345,12 +345,14 @@ def test_mixed_and_smoothed_targets_are_among_the_settings(tmp_path):
 
 
 def test_special_characters_in_names(tmp_path):
-    write_fake_runs(tmp_path, rows=["x^2", "y~z", "p{q}", "c$d", "a|b"], epochs=50)
+    names = ["x^2", "y~z", "p{q}", "c$d", "a|b", "<img src=x>"]
+    write_fake_runs(tmp_path, rows=names, epochs=50)
     main(["tables", str(tmp_path)])
     tex, page = ((tmp_path / name).read_text() for name in ("table.tex", "table.md"))
     for name in (r"x\^{}2", r"y\textasciitilde{}z", r"p\{q\}", r"c\$d"):
         assert f"    {name}$^\\dagger$ & " in tex
     assert r"| a\|b† |" in page
+    assert "| &lt;img src=x>† |" in page
 
 
 def test_latex_is_balanced_and_escaped(swept_copy):

@@ -19,6 +19,8 @@ from experiments.runs.rows import TABLE_3, TABLE_4
 from jaxcifar import options
 from jaxcifar.errors import UserError
 from jaxcifar.options import load, with_options
+from jaxcifar.run import signs
+from jaxcifar.runs import main as runs_main
 from tests.sweeps import write_fake_runs
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -125,6 +127,74 @@ def test_files_of_another_version(tmp_path, name, key):
     path.write_text(path.read_text().replace(f'"{key}"', '"renamed"'))
     with pytest.raises(UserError, match=f"{name} is from another version.*{key} missing"):
         read.sweeps(tmp_path)
+
+
+def leaves(content, path=()):
+    """The paths of all values within JSON."""
+    yield path
+    if isinstance(content, dict):
+        for key in content:
+            yield from leaves(content[key], (*path, key))
+
+
+BAD = (None, "x", "\ud800", -1, math.nan, math.inf, 10**400, True, [], [[]], {}, {"a": 1})
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "result.json", "failed.json"])
+def test_whatever_value_a_file_has_there_is_a_table_or_a_message(tmp_path, capsys, name):
+    """Of a run from elsewhere, say. One that cannot be read hides no other."""
+    write_fake_runs(tmp_path, rows=["row1", "row3"], seeds=1)
+    path = tmp_path / "row1" / "seed0" / name
+    if name == "failed.json":
+        (path.parent / "result.json").unlink()
+        signs.fail(path.parent, "why")
+    first, *rest = path.read_text().splitlines() if "jsonl" in name else [path.read_text()]
+    content = json.loads(first)
+    for place in leaves(content):
+        if place[:1] in (("best",), ("last",)):  # they repeat metrics.jsonl, and are not read
+            continue
+        for bad in BAD:
+            path.write_text("\n".join([json.dumps(changed(content, place, bad)), *rest, ""]))
+            problems = []
+            for sweep in read.sweeps(tmp_path, problems):
+                tables.write(sweep)
+                assert provenance(sweep.runs)
+                assert commands(sweep)
+                assert "row3" in sweep.names
+            assert runs_main([str(tmp_path)]) == 0
+    assert "row3/seed0" in capsys.readouterr().out
+
+
+def changed(content, place, value):
+    if not place:
+        return value
+    first, *rest = place
+    return content | {first: changed(content[first], rest, value)}
+
+
+def test_json_that_is_nested_too_deeply_is_damaged(tmp_path):
+    write_fake_runs(tmp_path, rows=["row1"], seeds=1)
+    for name in ("metrics.jsonl", "config.json"):
+        (tmp_path / "row1" / "seed0" / name).write_text("[" * 100_000 + "\n")
+        with pytest.raises(UserError, match=f"{name} .*it is nested too deeply"):
+            read.sweeps(tmp_path)
+
+
+def test_a_line_end_in_a_file_ends_no_comment_of_a_command(tmp_path):
+    """What follows it would be run where the commands are pasted."""
+    write_fake_runs(tmp_path, rows=["mine"], seeds=1)
+    environment = tmp_path / "mine" / "seed0" / "config.json"
+    content = json.loads(environment.read_text())
+    content["environment"]["device"] = "cpu\n\\input{/etc/passwd}"
+    environment.write_text(json.dumps(content))
+    (tmp_path / "mine" / options.ORIGIN).write_text(
+        json.dumps({"file": "x\nrm -r .\r#.py", "config": content["config"]})
+    )
+    (sweep,) = read.sweeps(tmp_path)
+    assert all(line.startswith("#") for line in "\n".join(commands(sweep)).splitlines())
+    tables.write(sweep)
+    for line in (tmp_path / "table.tex").read_text().splitlines():
+        assert "input{" not in line or line.startswith("% ")
 
 
 def test_nothing_is_written_where_nothing_is_finished(swept_copy):

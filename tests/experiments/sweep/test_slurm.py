@@ -344,6 +344,17 @@ def test_times_as_slurm_writes_them(text, minutes):
     assert slurm.minutes(text) == minutes
 
 
+@pytest.mark.parametrize("name", ['q"uote', "line\nend", r"back\slash"])
+def test_folders_that_a_script_cannot_name(tmp_path, name):
+    with pytest.raises(UserError, match="Slurm's script cannot name the folder"):
+        slurm.script(["true"], tmp_path / name, 2, "60")
+
+
+def test_a_percent_sign_in_a_folder_is_not_slurms(tmp_path):
+    text = slurm.script(["true"], tmp_path / "100%j", 2, "60")
+    assert f'#SBATCH --output="{tmp_path}/100%%j/slurm/%A_%a.out"' in text
+
+
 def test_times_that_slurm_does_not_write():
     for text in ("", "4h", "1:2:3:4", "-5", "infinite"):
         with pytest.raises(UserError, match="--time"):
@@ -411,6 +422,16 @@ def test_a_script_of_another_plan_is_refused(fakes, tmp_path, monkeypatch, capsy
     assert start_sweep(out, "vgg2", "0-3", "--shard=1/2") == 0
     assert len(trained) == 2
     assert (out / "slurm" / "jobs").read_text() == "77;here\n77;here\n"
+
+
+def test_a_ctrl_c_while_sbatch_answers_loses_no_job(fakes, tmp_path, capsys):
+    """The same command would submit it again."""
+    # Ctrl-C signals all of the terminal's processes.
+    (fakes / "sbatch").write_text("#!/bin/bash\nkill -INT $PPID; sleep 0.5; echo 77\n")
+    array = ("--slurm", "--time=1:00:00", "--tasks=2")
+    assert start_sweep(tmp_path / "out", "vgg2", "0-3", *array) == 130
+    assert (tmp_path / "out" / "slurm" / "jobs").read_text() == "77\n"
+    assert "submitted, as job 77. To cancel it: scancel 77" in capsys.readouterr().err
 
 
 def test_what_sbatch_says_is_passed_on(fakes, tmp_path, capsys):

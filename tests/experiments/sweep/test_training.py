@@ -140,7 +140,7 @@ def test_a_run_that_failed_since_the_start_is_not_tried_by_every_worker(tmp_path
     out = tmp_path / "out"
     for index in (0, 1):
         worker = [f"--worker={index}/2", "--began=today"]
-        assert start_sweep(out, "vgg2", "0-1", *worker) == 1
+        assert start_sweep(out, "vgg2", "0-1", *worker) == 0  # who started it knows what failed
         for path in tried:  # whatever the clock of the file server says
             os.utime(path / "failed.json", (0, 0))
     assert tried == [out / "vgg2" / "seed0", out / "vgg2" / "seed1"]
@@ -196,6 +196,38 @@ def test_runs_that_break_where_others_succeed_cost_only_themselves(tmp_path, mon
     assert start_sweep(tmp_path / "other", "vgg2,vgg6", "0") == 1
     # Nothing was: there is nothing to judge by.
     assert start_sweep(tmp_path / "other", "vgg6", "0") == training.BROKE
+
+
+def test_a_file_server_that_does_not_answer_for_a_while_fails_no_run(tmp_path, monkeypatch, capsys):
+    """The second run may find it again; if not, the process ends as if its device were broken."""
+    answers, waited = iter([False, True, True, False, False]), []
+
+    def train_one(config, workdir, **_):
+        if not next(answers):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(workdir))
+        pretend(config, workdir)
+
+    monkeypatch.setattr(train, "train_and_evaluate", train_one)
+    monkeypatch.setattr(training, "REST", 0.25)
+    monkeypatch.setattr(time, "sleep", waited.append)
+    out = tmp_path / "out"
+    assert start_sweep(out, "vgg1,vgg2", "0", "--worker=0/1", "--began=today") == 0
+    assert waited == [0.25]
+    assert start_sweep(out, "vgg1,vgg2", "0", "--worker=0/1", "--began=tomorrow") == 0
+    assert (out / "vgg1" / "seed0" / "result.json").exists()
+    assert start_sweep(tmp_path / "other", "vgg1,vgg2,vgg6", "0") == training.BROKE
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'other' / 'vgg2' / 'seed0'}: {os.strerror(errno.ESTALE)}." in error
+    assert "Traceback" not in error
+
+
+def test_nor_one_that_does_not_answer_at_the_start(tmp_path, monkeypatch, capsys):
+    def checked(*_):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "OUT/sweep.json")
+
+    monkeypatch.setattr(__main__, "checked", checked)
+    assert start_sweep(tmp_path / "out", "vgg2", "0") == training.BROKE
+    assert capsys.readouterr().err == f"jaxcifar: OUT/sweep.json: {os.strerror(errno.ESTALE)}.\n"
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
@@ -351,6 +383,17 @@ def test_a_run_that_fails_before_it_writes_anything_says_why(tmp_path, capsys):
     assert f"{tmp_path / 'none'} contains no run" in capsys.readouterr().err
     # So that a supervisor of workers, and --status, do not take it for a new one.
     assert f"{tmp_path / 'none'} contains no run" in signs.failure(out / "vgg2" / "seed0")
+
+
+def test_a_sign_goes_by_the_clock_of_its_machine(tmp_path, monkeypatch):
+    """That of a file server may be off, and so give others a wrong age."""
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 3600)  # here, and not in the kernel
+    monkeypatch.setattr(signs, "EVERY", 0.05)
+    with signs.shown(tmp_path):
+        assert signs.running(tmp_path).age < 60
+        os.utime(tmp_path / ".running", (0, 0))
+        until(lambda: signs.running(tmp_path).age < 60)
 
 
 def test_a_run_shows_itself_before_it_compiles(tmp_path, monkeypatch):

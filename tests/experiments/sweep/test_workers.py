@@ -197,7 +197,32 @@ def test_a_worker_of_a_gpu_does_not_go_on_with_the_cpu(
     assert worker.said == f"JAX on {expected}".strip()
 
 
-@pytest.mark.parametrize("code", [0, 1, 2])
+def test_a_worker_that_dies_as_python_does_is_started_again(tmp_path, capsys):
+    """Of half an update of the code, say."""
+    script = f"[ -e {tmp_path}/once ] && exit 0; touch {tmp_path}/once; exit 1"
+    (worker,) = supervise(tmp_path, script)
+    assert (worker.process.returncode, worker.restarts) == (0, 1)
+    assert "died (exit code 1); started again" in " ".join(capsys.readouterr().out.split())
+
+
+def test_logs_that_are_tidied_away_end_no_worker(tmp_path):
+    once = f"[ -e {tmp_path}/once ] && exit 0; touch {tmp_path}/once"
+    (worker,) = supervise(tmp_path, f"{once}; rm -r {tmp_path}/logs; kill -9 $$")
+    assert (worker.process.returncode, worker.restarts, worker.said) == (0, 1, "")
+
+
+def test_a_worker_that_cannot_be_started_again_ends_no_other(tmp_path, capsys):
+    """Here a file has taken the place of the logs; or there may be no memory for a process."""
+    spoil = f"rm -r {tmp_path}/logs; touch {tmp_path}/logs; kill -9 $$"
+    other = f"sleep 1; touch {tmp_path}/other"
+    commands = [["bash", "-c", spoil], ["bash", "-c", other]]
+    where = (workers.Place(gpu="5"), workers.Place(gpu="6"))
+    workers.supervise(commands, where, tmp_path / "logs", lambda _: "")
+    assert (tmp_path / "other").exists()
+    assert "and cannot be started again" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("code", [0, 2])
 def test_a_worker_that_ends_is_not(tmp_path, code, capsys):
     (worker,) = supervise(tmp_path, f"echo why; exit {code}")
     assert worker.process.returncode == code
@@ -236,6 +261,28 @@ def test_a_signal_is_passed_on_once_and_nothing_is_started_again(tmp_path):
     for index in (0, 1):
         text = (tmp_path / "logs" / f"worker-{index}.log").read_text()
         assert text == "ready\ngot it\n"
+
+
+def test_a_table_that_nobody_reads_keeps_no_signal_from_the_workers(tmp_path):
+    """As after Ctrl-S in a terminal, or while a connection to it stalls."""
+    worker = "trap 'echo told; exit 143' TERM; echo ready; for i in {1..300}; do sleep 0.1; done"
+    code = (
+        "import itertools, pathlib; from experiments.sweep import workers\n"
+        f"commands, numbers = [['bash', '-c', {worker!r}]], itertools.count()\n"
+        f"workers.supervise(commands, (workers.Place(gpu='0'),), pathlib.Path({str(tmp_path)!r}),\n"
+        "    lambda _: '\\n'.join(f'{next(numbers)} {\"x\" * 1000}' for _ in range(200)))"
+    )
+    command = [sys.executable, "-c", code]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: has(tmp_path / "worker-0.log", "ready"))
+        time.sleep(1)
+        assert parent.poll() is None
+        parent.send_signal(signal.SIGTERM)
+        until(lambda: has(tmp_path / "worker-0.log", "told"))
+    finally:
+        parent.kill()
+        parent.communicate()
 
 
 def supervise_in_a_group(tmp_path, script):
@@ -398,6 +445,26 @@ def test_one_of_two_workers_is_killed_and_the_sweep_is_the_serial_one(tmp_path):
         for one, two in zip(ours, other, strict=True):
             for name in ("train_loss", "val_loss", "val_accuracy"):
                 assert one[name] == two[name]
+
+
+@pytest.mark.slow
+def test_workers_whose_parent_is_killed_save_and_end(tmp_path):
+    """Else they would train beside those of the same command, and no Ctrl-C would reach them."""
+    run = tmp_path / "out" / "vgg2" / "seed0"
+    more = ("--rows=vgg2", "--workers=1", "--config.train.epochs=5000")
+    command, environment = sweep_command(tmp_path / "out", *more)
+    parent = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    try:
+        until(lambda: has(run / "metrics.jsonl", "\n"))
+    finally:
+        parent.kill()
+        parent.wait()
+    until(lambda: not (run / ".running").exists())
+    with locked(run):
+        before = (run / "metrics.jsonl").read_text()
+        assert before.count("\n") < 5000
+    (log,) = (tmp_path / "out" / "logs").glob("*/worker-0.log")
+    assert "Stopped by SIGTERM and saved" in log.read_text()
 
 
 @pytest.mark.parametrize(("trained", "code"), [(1, 2), (2, 0)])
