@@ -253,8 +253,8 @@ def complete(saved: dict[str, Any], writer: str = "") -> Config:
             try:
                 check_type(field, value, known[field])
                 place[name] = value
-                if isinstance(known[field], float):
-                    float(value)  # a whole number may be larger than any float
+                if isinstance(value, int):
+                    float(value)  # JSON may have one that is larger than any float
             except (UserError, OverflowError) as error:
                 raise TypeError(str(error)) from error
     return config
