@@ -563,8 +563,10 @@ def mix(
       key: a PRNG key.
       images: [N, H, W, C] float.
       targets: [N, classes] float.
-      mixup, cutmix: the parameters of the Beta distributions; 0 is off. At least one is on.
+      mixup, cutmix: the parameters of the Beta distributions; 0 is off.
     """
+    if not (mixup or cutmix):
+        return images, targets
     coin_key, key = jax.random.split(key)
     if not cutmix:
         return random_mixup(key, images, targets, alpha=mixup)

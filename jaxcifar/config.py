@@ -13,6 +13,7 @@ A config file returns `base_config()` with its differences:
         return config
 """
 
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -253,10 +254,11 @@ def complete(saved: dict[str, Any], writer: str = "") -> Config:
             try:
                 check_type(field, value, known[field])
                 place[name] = value
-                if isinstance(value, int):
-                    float(value)  # JSON may have one that is larger than any float
-            except (UserError, OverflowError) as error:
+                possible = not isinstance(value, int | float) or math.isfinite(value)
+            except (UserError, OverflowError) as error:  # such as of a number of 400 digits
                 raise TypeError(str(error)) from error
+            if not possible:
+                raise TypeError(f"config.{field} is {value}; it must be finite.")
     return config
 
 

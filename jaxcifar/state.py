@@ -121,9 +121,13 @@ def first_state(
         opt_state=tx.init(variables["params"]),
         key=key,
     )
-    # Copies, because a step donates its argument's memory and no array may be donated twice.
-    copy = functools.partial(jax.tree.map, jnp.copy, state.variables)
-    return state.replace(ema=copy() if keep_ema else None, slow=copy() if keep_slow else None)
+    # Copies, because a step may donate its argument's memory: that of no array twice, and not that
+    # of the caller's. (Some optimizers keep the parameters that they begin with.)
+    copy = functools.partial(jax.tree.map, jnp.copy)
+    return copy(state).replace(
+        ema=copy(state.variables) if keep_ema else None,
+        slow=copy(state.variables) if keep_slow else None,
+    )
 
 
 @functools.cache  # tracing a network takes about a second
@@ -131,7 +135,7 @@ def abstract_variables(model: nn.Module) -> dict[str, Any]:
     """Returns the shapes and dtypes of a model's {"params", "batch_stats"}. Do not modify it."""
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    # Flax's own init, because that of `jaxcifar.models` traces a network twice.
-    init = functools.partial(nn.Module.init, model, train=False)
-    shapes = jax.eval_shape(init, key, images)
+    # Flax's own, because that of `jaxcifar.models` traces a network twice.
+    init = functools.partial(nn.Module.init_with_output, model, train=False)
+    _, shapes = jax.eval_shape(init, key, images)
     return {"params": {}, "batch_stats": {}} | shapes

@@ -117,6 +117,9 @@ def make_train_step(
         move them, or the other way round.
     """
 
+    # Some, such as optax.contrib.reduce_on_plateau, need the loss.
+    update = optax.with_extra_args_support(tx).update
+
     def train_step(
         state: TrainState, images: jax.Array, labels: jax.Array
     ) -> tuple[TrainState, Metrics]:
@@ -131,7 +134,7 @@ def make_train_step(
         (ce, (logits, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(
             state.params, state, images, labels
         )
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = update(grads, state.opt_state, state.params, value=ce)
         metrics = {
             "loss": ce + sum(r.penalty(state.params) for r in regularizers),
             "ce": ce,

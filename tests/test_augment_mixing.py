@@ -101,6 +101,12 @@ def test_the_rectangles_are_drawn_as_the_paper_draws_them(alpha):
     assert stats.spearmanr(rows, columns).pvalue > 1e-3  # each has its own draw
 
 
+def test_where_none_is_on_nothing_is_mixed():
+    images, targets = augment.mix(jax.random.key(0), IMAGES, TARGETS, mixup=0.0, cutmix=0.0)
+    assert np.array_equal(images, IMAGES)
+    assert np.array_equal(targets, TARGETS)
+
+
 def test_where_both_are_on_a_fair_coin_chooses():
     cut = 0
     for seed in range(60):

@@ -4,9 +4,10 @@ import doctest
 import inspect
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -165,6 +166,35 @@ def test_l1_and_l2_with_a_mask():
         "conv": {"kernel": True},
         "bn": {"scale": False, "bias": False},
     }
+
+
+@flax.struct.dataclass
+class Layer:
+    """Parameters that can be called, as a module of Equinox can; so is a mask of them."""
+
+    kernel: Any
+    bias: Any
+
+    def __call__(self, x):
+        return x @ self.kernel + self.bias
+
+
+@pytest.mark.parametrize(
+    ("mask", "params"),
+    [
+        ({"conv": True, "bn": False}, PARAMS),
+        (lambda _: {"conv": True, "bn": False}, PARAMS),
+        (Layer(True, False), Layer(jnp.ones((2, 2)), jnp.ones(2))),
+    ],
+)
+def test_a_mask_is_one_as_optax_has_it(mask, params):
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    found, expected = (
+        tx.update(zeros, tx.init(params), params)[0]
+        for tx in (optim.add_l2(0.1, mask), optax.masked(optax.add_decayed_weights(0.2), mask))
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert optim.l2_penalty(params, 1.0, mask) > 0
 
 
 def test_strengths_and_rate_may_be_traced():

@@ -4,12 +4,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax.contrib
 import pytest
 
 from jaxcifar.errors import UserError
 from jaxcifar.models import create_model
 from jaxcifar.optim import make_optimizer
-from jaxcifar.state import abstract_variables, create_state
+from jaxcifar.state import abstract_variables, create_state, first_state
 
 
 def test_a_state_is_of_its_seed():
@@ -26,6 +27,27 @@ def test_a_state_is_of_its_seed():
     moments = [leaf for leaf in jax.tree.leaves(one.opt_state) if leaf.ndim]
     assert len(moments) == 2 * len(jax.tree.leaves(one.params))
     assert not any(leaf.any() for leaf in moments)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "prodigy"])
+def test_a_step_that_donates_its_state_takes_nothing_from_the_caller(name):
+    """Nor any array twice: Prodigy keeps the parameters that it began with."""
+    weights, key = {"params": {"w": jnp.ones(3)}}, jax.random.key(0)
+    tx = optax.contrib.prodigy() if name == "prodigy" else make_optimizer(name, 1e-3)
+    for state in (
+        first_state(weights, tx, key, keep_ema=True, keep_slow=True),
+        create_state(Weights(), tx, 0, weights=weights),
+    ):
+        jax.jit(lambda state: jax.tree.map(jnp.copy, state), donate_argnums=0)(state)
+        assert state.params["w"].is_deleted()
+        assert weights["params"]["w"].sum() == 3
+        assert jax.random.uniform(key) < 1
+
+
+class Weights(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        return x.sum() * self.param("w", nn.initializers.zeros, (3,))
 
 
 @pytest.mark.slow

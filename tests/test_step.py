@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax.contrib
 import pytest
 
 from jaxcifar import optim
@@ -48,6 +49,17 @@ def test_train_step_is_of_seed_and_step_alone():
     assert step(later, IMAGES, LABELS)[1]["loss"] != once["loss"]
     assert step(create_state(model, tx, 1), IMAGES, LABELS)[1]["loss"] != once["loss"]
     assert step(state, IMAGES, LABELS)[0].step == 1
+
+
+def test_an_optimizer_may_need_the_loss():
+    model, tx = Small(), optax.chain(optax.sgd(0.5), optax.contrib.reduce_on_plateau(patience=2))
+    step = jax.jit(make_train_step(make_loss(model, as_it_is), tx))
+    state = create_state(model, tx, 0)
+    with jax.numpy_dtype_promotion("standard"):
+        for _ in range(3):
+            state, metrics = step(state, IMAGES, LABELS)
+    assert state.opt_state[1].avg_value == 0  # it keeps none between its looks
+    assert state.opt_state[1].best_value == pytest.approx(float(metrics["ce"]))
 
 
 @pytest.mark.parametrize(("dropout_rate", "prepare"), [(0.5, as_it_is), (0.0, noise)])

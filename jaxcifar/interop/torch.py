@@ -313,7 +313,7 @@ def _in_order(module: nn.Module) -> dict[Path, Any]:
 
     def init(key: jax.Array, images: jax.Array) -> None:
         # Looked at here, since jax.eval_shape returns dicts in the order of their keys.
-        variables = nn.Module.init(module, key, images, train=False)
+        _, variables = nn.Module.init_with_output(module, key, images, train=False)
         order.extend(path[1:-1] for path in flatten_dict(variables))
 
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)

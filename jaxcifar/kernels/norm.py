@@ -91,17 +91,18 @@ def scale_and_shift(
 
 def _scale_and_shift_forward(
     x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array, platform: str
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-    return scale_and_shift(x, mean, scale, bias, platform), (x, mean, scale)
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return scale_and_shift(x, mean, scale, bias, platform), (x, mean, scale, bias)
 
 
 def _scale_and_shift_backward(
-    platform: str, saved: tuple[jax.Array, jax.Array, jax.Array], dy: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    x, mean, scale = saved
+    platform: str, saved: tuple[jax.Array, ...], dy: jax.Array
+) -> tuple[jax.Array, ...]:
+    x, mean, scale, _ = saved
     dscale = channel_sum(dy * (at_least_float32(x) - per_channel(mean, x)), platform)
     dbias = channel_sum(dy, platform)
-    return (dy * per_channel(scale, x)).astype(x.dtype), -scale * dbias, dscale, dbias
+    found = dy * per_channel(scale, x), -scale * dbias, dscale, dbias
+    return tuple(d.astype(of.dtype) for d, of in zip(found, saved, strict=True))
 
 
 scale_and_shift.defvjp(_scale_and_shift_forward, _scale_and_shift_backward)

@@ -91,7 +91,7 @@ class Group(nn.Module):
     norm: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = layers.max_pool(self.conv(self.features, name="conv1")(x))
         x = shortcut = self.act(self.norm(name="norm1")(x, train=train))
         for number in range(2, self.convolutions + 1):
@@ -121,7 +121,7 @@ class Airbench(Network, kw_only=True):
     momentum: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         conv = self.conv(kernel_init=initializers.dirac())
         norm = self.norm(momentum=self.momentum, epsilon=1e-12, use_scale=False)
         x = self.act(Whitening(self.normal, self.dtype, self.platform, name="whitening")(x))
@@ -134,7 +134,7 @@ class Airbench(Network, kw_only=True):
                 conv=conv,
                 norm=norm,
                 name=f"group{number}",
-            )(x, train=train)
+            )(x, train)
         x = x.max(axis=(1, 2))
         init = initializers.torch_uniform(x.shape[-1])
         head = layers.Linear(self.num_classes, kernel_init=init, use_bias=False, name="fc")
@@ -144,5 +144,5 @@ class Airbench(Network, kw_only=True):
     def fitted(self, variables: dict[str, Any], images: jax.Array) -> dict[str, Any]:
         """Returns variables whose first layer whitens the patches of the first `IMAGES` images."""
         kernel = whitening_kernel(images[:IMAGES])
-        stats = variables["batch_stats"] | {"whitening": {"kernel": kernel}}
+        stats = {**variables["batch_stats"], "whitening": {"kernel": kernel}}
         return {**variables, "batch_stats": stats}

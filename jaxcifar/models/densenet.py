@@ -42,7 +42,7 @@ class Transition(nn.Module):
     norm: Any
 
     @nn.compact
-    def __call__(self, features: Features, *, train: bool) -> jax.Array:
+    def __call__(self, features: Features, train: bool) -> jax.Array:
         x = self.act(self.norm(name="norm")(features, train=train))
         # Both are linear and commute: pooled first, the convolution has a quarter of the pixels.
         return self.conv(x.shape[-1] // 2, 1, name="conv")(layers.avg_pool(x))
@@ -64,7 +64,7 @@ class DenseNet(Network, kw_only=True):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         act, conv, norm = self.act, self.conv(), self.norm()
         height, width, halved = *x.shape[1:3], len(self.block_sizes) - 1
         if min(height, width) < 2**halved:  # else it would average over no pixel
@@ -108,7 +108,7 @@ class DenseNet(Network, kw_only=True):
                 features = features.append(y, train=train, near=near(y, *names[layer]))
             if not last:
                 transition = Transition(act, conv, norm, name=f"transition{block}")
-                x = transition(features, train=train)
+                x = transition(features, train)
         x = act(norm(name="norm5")(features, train=train))
         x = layers.global_average(x)
         init = initializers.torch_uniform(x.shape[-1])

@@ -14,7 +14,7 @@ from jaxcifar.models import initializers, layers
 
 
 class Network(nn.Module):
-    """The base of the networks: `__call__(images, *, train)` maps images to logits.
+    """The base of the networks: `__call__(images, train)` maps images to logits.
 
     The images are normalised, [N, 32, 32, 3]; the logits [N, num_classes] float32.
 
@@ -53,12 +53,14 @@ class Network(nn.Module):
         """The activation function."""
         return layers.ACTIVATIONS[self.activation]
 
+    @nn.nowrap
     def conv(self, **options: Any) -> Callable[..., layers.Conv]:
         """Returns (features, kernel_size, stride, name=…) -> convolution, He-initialised."""
         kernel_init = initializers.kaiming_normal_fan_out(self.activation, self.normal)
         defaults = {"kernel_init": kernel_init, "dtype": self.dtype, "platform": self.platform}
         return partial(layers.Conv, **defaults | options)
 
+    @nn.nowrap
     def norm(self, **options: Any) -> Callable[..., layers.BatchNorm]:
         """Returns (name=…) -> BatchNorm."""
         return partial(layers.BatchNorm, dtype=self.dtype, platform=self.platform, **options)
@@ -75,8 +77,8 @@ class Network(nn.Module):
         return variables
 
     @nn.nowrap
-    def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
-        """`flax.linen.Module.init`, with all normally distributed weights from one draw.
+    def init_with_output(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
+        """That of `flax.linen.Module`, and so `init`, with all normal weights from one draw.
 
         These are the weights that a run whose `init_key` is `rngs` starts from. Under `jax.jit` a
         DenseNet-201 then compiles in seconds; see `jaxcifar.kernels.draw`. A network that stacks
@@ -85,11 +87,12 @@ class Network(nn.Module):
         """
         key = rngs["params"] if isinstance(rngs, dict) else rngs
         count = OneDraw()  # a dry run: how many numbers?
-        made = jax.eval_shape(
-            lambda: nn.Module.init(self.clone(normal=count.normal), rngs, *args, **kwargs)
+        init = nn.Module.init_with_output
+        _, made = jax.eval_shape(
+            lambda: init(self.clone(normal=count.normal), rngs, *args, **kwargs)
         )
         # What is drawn once for a stack of layers would be the same in each of them.
         if Counter(count.shapes) - Counter(leaf.shape for leaf in jax.tree.leaves(made)):
-            return nn.Module.init(self, rngs, *args, **kwargs)
+            return init(self, rngs, *args, **kwargs)
         draw = OneDraw(key, count.taken)
-        return nn.Module.init(self.clone(normal=draw.normal), rngs, *args, **kwargs)
+        return init(self.clone(normal=draw.normal), rngs, *args, **kwargs)

@@ -26,7 +26,7 @@ class BasicBlock(nn.Module):
     expansion = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = self.conv(self.features, 3, self.stride, name="conv1")(x)
         y = self.act(self.norm(name="bn1")(y, train=train))
         y = self.conv(self.features, 3, name="conv2")(y)
@@ -45,7 +45,7 @@ class BottleneckBlock(nn.Module):
     expansion = 4
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = self.conv(self.features, 1, name="conv1")(x)
         y = self.act(self.norm(name="bn1")(y, train=train))
         y = self.conv(self.features, 3, self.stride, name="conv2")(y)
@@ -78,7 +78,7 @@ class ResNet(Network, kw_only=True):
     features: int = 64
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         act, conv, norm = self.act, self.conv(), self.norm()
         x = conv(int(self.features * self.width), name="conv1")(x)
         x = act(norm(name="bn1")(x, train=train))
@@ -91,7 +91,7 @@ class ResNet(Network, kw_only=True):
                     conv=conv,
                     norm=norm,
                     name=f"layer{stage + 1}_{i}",
-                )(x, train=train)
+                )(x, train)
         x = layers.global_average(x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         init = initializers.torch_uniform(x.shape[-1])

@@ -25,7 +25,7 @@ class VGG(Network):
     """
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         init = initializers.xavier_normal(self.normal)
         conv, norm = self.conv(use_bias=True, kernel_init=init), self.norm()
         linear = partial(layers.Linear, kernel_init=init)

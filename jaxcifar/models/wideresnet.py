@@ -23,7 +23,7 @@ class PreActivationBlock(nn.Module):
     norm: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = self.act(self.norm(name="bn1")(x, train=train))
         if x.shape[-1] != self.features:  # the shortcut then starts behind the activation
             x = self.conv(self.features, 1, self.stride, name="downsample_conv")(y)
@@ -47,7 +47,7 @@ class WideResNet(Network, kw_only=True):
     widening: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         act, conv, norm = self.act, self.conv(), self.norm()
         x = conv(int(16 * self.width), name="conv1")(x)
         for stage in range(3):
@@ -60,7 +60,7 @@ class WideResNet(Network, kw_only=True):
                     conv=conv,
                     norm=norm,
                     name=f"layer{stage + 1}_{i}",
-                )(x, train=train)
+                )(x, train)
         x = layers.global_average(act(norm(name="bn")(x, train=train)))
         init = initializers.torch_uniform(x.shape[-1])
         return layers.Linear(self.num_classes, kernel_init=init, name="fc")(x)

@@ -233,7 +233,11 @@ def _cast(strength: float | jax.Array, w: jax.Array) -> jax.Array:
 def _resolve(mask: Mask | None, params: chex.ArrayTree) -> chex.ArrayTree:
     if mask is None:
         return jax.tree.map(lambda _: True, params)
-    return mask(params) if callable(mask) else mask
+    # As optax has it: a tree of bools may be callable, as a module is, and its leaf may stand for a
+    # part of the parameters.
+    if (leaves := jax.tree.leaves(mask)) and all(map(callable, leaves)):
+        mask = mask(params)  # pyright: ignore
+    return jax.tree.map(lambda on, part: jax.tree.map(lambda _: on, part), mask, params)
 
 
 def _regularizer(

@@ -63,6 +63,15 @@ def test_scale_and_shift_is_its_line_with_all_four_gradients(platform):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_gradients_have_the_dtypes_of_what_they_are_of(dtype):
+    """Else the state of an optimizer would change its dtype in the first step."""
+    arguments = (jnp.ones((2, 3), jnp.bfloat16), *(jnp.ones(3, dtype) for _ in range(3)))
+    with jax.numpy_dtype_promotion("standard"):
+        found = jax.eval_shape(jax.grad(lambda a: scale_and_shift(*a, "cpu").sum()), arguments)
+    assert [d.dtype for d in found] == [a.dtype for a in arguments]
+
+
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("shape", [(64, 32, 32, 4), (63, 5, 4), (2, 3)])
 def test_channel_sum_is_as_exact_as_float32_allows(shape, platform):

@@ -304,6 +304,28 @@ def test_unknown_names_are_refused_with_the_nearest():
     assert [name for name in MODELS if can_remat(name)] == [n for n in MODELS if "dense" in n]
 
 
+def test_networks_do_as_those_of_flax_where_flax_transforms_them():
+    """Their methods are no module calls, `train` is found by position, and one key is one start."""
+    images, key = jnp.zeros((1, 8, 8, 3)), jax.random.key(0)
+    sizes = {"stage_sizes": (1,), "features": 4, "platform": "cpu"}
+    model = ResNet(block=BasicBlock, **sizes)
+    logits, variables = model.init_with_output(key, images, train=False)
+    again = model.init(key, images, train=False)
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+    capture = {"capture_intermediates": lambda *_: True, "mutable": ["intermediates"]}
+    kept = jax.jit(lambda v: model.apply(v, images, train=False, **capture))(variables)[1]
+    assert {"conv", "norm"} & kept["intermediates"].keys() == set()
+    remade = ResNet(block=nn.remat(BasicBlock, static_argnums=(2,)), **sizes)
+    np.testing.assert_array_equal(remade.apply(variables, images, train=False), logits)
+    several = nn.vmap(
+        ResNet, in_axes=(0, None), variable_axes={"params": 0, "batch_stats": 0},
+        split_rngs={"params": True},
+    )(block=BasicBlock, **sizes)  # fmt: skip
+    stacked = several.init(key, images[None].repeat(2, 0), False)
+    first, second = stacked["params"]["conv1"]["kernel"]
+    assert not np.allclose(first, second)
+
+
 class Stacked(Network):
     """Three layers in one array, as deep networks are written for short compile times."""
 

@@ -121,6 +121,18 @@ def test_the_lock_of_a_machine_that_seems_to_be_dead(tmp_path):
             RunFolder(tmp_path).__enter__()
 
 
+def test_a_folder_that_was_deleted_before_its_lock_was_opened(tmp_path, monkeypatch):
+    made = pathlib.Path.mkdir
+
+    def late(path, *arguments, **options):
+        made(path, *arguments, **options)
+        path.rmdir()
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", late)
+    with pytest.raises(Busy, match="has just deleted"):
+        RunFolder(tmp_path / "run").__enter__()
+
+
 def test_a_folder_that_was_deleted_before_it_was_locked(tmp_path, monkeypatch):
     """Two processes would hold the run otherwise: one the old folder, one a new one."""
     workdir, flock = tmp_path / "run", fcntl.flock
