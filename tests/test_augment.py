@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
 
 from jaxcifar import augment
 from jaxcifar.errors import UserError
@@ -280,3 +281,17 @@ def test_views_by_hand():
 def test_a_misspelt_name_is_refused(transform, option, name):
     with pytest.raises(UserError, match=f"{option} is '{name}'. Did you mean '(random|reflect)'"):
         jax.eval_shape(lambda: transform(KEY, IMAGES, **{option: name}))
+
+
+def test_on_a_mesh_whose_axes_are_part_of_types():
+    """As those of jax.make_mesh are; the docstring of `create_model` says what to do."""
+    images = np.arange(4 * 8 * 8 * 3, dtype=np.uint8).reshape(4, 8, 8, 3)
+    key, split = jax.random.key(0), PartitionSpec("data")
+    expected = augment.weak(key, images)
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    within = auto_axes(lambda x: augment.weak(key, x), out_sharding=NamedSharding(mesh, split))
+    found = jax.jit(within)(jax.device_put(images, NamedSharding(mesh, split)))
+    np.testing.assert_array_equal(found, expected)
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
+    on_mesh = jax.device_put(images, NamedSharding(mesh, split))
+    np.testing.assert_array_equal(jax.jit(augment.weak)(key, on_mesh), expected)

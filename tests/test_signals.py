@@ -230,11 +230,14 @@ def started(code, how=""):
         f"import os, signal, subprocess, sys, time\nfrom jaxcifar.signals import exit_code\n{code}"
     )
     readable, writable = os.pipe()  # of which the process says that it has begun
+    # Without a buffer no thread waits for the lock of another.
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
         ["bash", "-c", f'exec "$0" -c "$1" "$2" {how}', sys.executable, code, str(writable)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         pass_fds=[writable],
+        env=buffered,
     )
     os.close(writable)
     assert os.read(readable, 1) == b"!"

@@ -64,6 +64,10 @@ def create_model(
             variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
         )
 
+    Images on a mesh of `jax.make_mesh` need axes of type Auto (`axis_types=(AxisType.Auto,)`), or
+    `jax.sharding.auto_axes` around the call: where every array's sharding is part of its type, the
+    reshapes and products here are refused. The same goes for the transforms of `jaxcifar.augment`.
+
     The first layer of "airbench94" and "airbench96" is not trained, and whitens: before training,
     `variables = model.fitted(variables, images)`, with normalised images, or `create_state` with
     `images`.
