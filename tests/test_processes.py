@@ -216,6 +216,7 @@ def test_a_run_of_this_machine_cannot_be_reached_from_others():
 def test_the_first_process_has_to_answer():
     """Not a proxy in front of it, or another program at its port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
         port, strangers = server.getsockname()[1], []
         second = Forked(join, port, 60, environment=environment(1), cwd=ROOT)
         for _ in range(2):
