@@ -210,10 +210,8 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], observer: Obse
         compilation.use_cache()
         if arguments.worker:
             workers.end_with_parent()
-        index, count = shards.parse_shard(
-            arguments.worker or "0/1"
-        )  # each starts elsewhere in the list
-        first = index * len(jobs) // count
+        index, count = shards.parse_shard(arguments.worker or "0/1")
+        first = index * len(jobs) // count  # each worker begins elsewhere
         outcome = run(jobs[first:] + jobs[:first], arguments.began, observer)
     code = _conclude(jobs, out, outcome, time.monotonic() - started)
     # A worker has done its part; who started it knows which runs failed.

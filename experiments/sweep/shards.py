@@ -115,6 +115,25 @@ def check_plan(plan: Plan, out: pathlib.Path) -> Plan:
     there = kept_plan(out)
     if there is None:
         return plan
+    try:
+        changed = _changed(there, plan)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{out / _FILE} is damaged ({error}). Restore it from a copy; or, if no task of this "
+            "sweep is left, delete it."
+        ) from error
+    if changed:
+        path = out / _FILE
+        raise UserError(
+            f"{path} belongs to another plan (there -> here):\n  " + "\n  ".join(changed) + "\n"
+            "Tasks of two plans would do the same work twice. Use the same values or another "
+            f"--out; or, if none of those tasks is left, delete {path}."
+        )
+    return there
+
+
+def _changed(there: Plan, plan: Plan) -> list[str]:
+    """Returns what differs between a plan that was kept and that of a command."""
     changed = [
         f"{name}: {there.get(name)} -> {value}"
         for name, value in plan.items()
@@ -125,14 +144,7 @@ def check_plan(plan: Plan, out: pathlib.Path) -> Plan:
         if saved is not None:  # else an earlier version wrote the plan
             lines = differences(complete(saved).to_dict(), complete(fields).to_dict())
             changed += [f"{name}: {line}" for line in lines]
-    if changed:
-        path = out / _FILE
-        raise UserError(
-            f"{path} belongs to another plan (there -> here):\n  " + "\n  ".join(changed) + "\n"
-            "Tasks of two plans would do the same work twice. Use the same values or another "
-            f"--out; or, if none of those tasks is left, delete {path}."
-        )
-    return there
+    return changed
 
 
 def planned_shards(jobs: list[Job], plan: Plan) -> list[list[Job]]:

@@ -62,6 +62,15 @@ def test_shards_part_the_runs_whatever_is_done(tmp_path):
         assert list(map(keys, shards.shards(again, count))) == list(map(keys, parts))
 
 
+@pytest.mark.parametrize("text", ["[]", '{"configs": []}', '{"configs": {"vgg2": {"seed": "x"}}}'])
+def test_a_damaged_plan_is_one_message(tmp_path, capsys, text):
+    (tmp_path / "sweep.json").write_text(text)
+    assert start_sweep(tmp_path, "vgg2", "0-1", "--shard=0/2", "--dry-run") == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'sweep.json'} is damaged (" in said
+    assert "Traceback" not in said
+
+
 def test_shards_are_of_about_equal_work(tmp_path):
     jobs = checked(configs.named("vgg1-8,9", None), [0, 1, 2], tmp_path, OPTIONS)
     for count in (2, 3, 5):
