@@ -65,6 +65,12 @@ def of_file(error: OSError, path: object = "") -> UserError:
     return kind(f"{where}: {error.strerror or error}." if where else f"{error}.")
 
 
+def raise_temporary(error: BaseException, path: object = "") -> None:
+    """Raises `Temporary` for an error that may pass, and so says nothing about what was read."""
+    if isinstance(error, OSError) and error.errno in TEMPORARY:
+        raise of_file(error, path) from error
+
+
 def in_short(error: BaseException) -> str:
     """Returns the first line of an error, shortened for use within a message."""
     lines = str(error).splitlines() or [""]

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 from ml_collections.config_dict import RequiredValueError
 
 from jaxcifar.config import Config, base_config, check_type, flatten, meant_by, validate
-from jaxcifar.errors import UserError, nearest, note
+from jaxcifar.errors import UserError, nearest, note, raise_temporary
 from jaxcifar.files import read_json, write_shared
 
 _HERE = pathlib.Path(__file__).parent
@@ -117,6 +117,7 @@ def load(name: str | pathlib.Path) -> Config:
         get_config: Any = module.get("get_config")
         config = get_config() if callable(get_config) else None
     except (Exception, SystemExit) as error:  # the file's code may raise anything
+        raise_temporary(error, path)
         beside = path.parent / f"{getattr(error, 'name', None)}.py"
         what = f"{type(error).__name__}: {_reason(error)}"
         if isinstance(error, ModuleNotFoundError) and beside.exists():

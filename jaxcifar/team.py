@@ -135,7 +135,9 @@ class Team:
             self._refuse(f"Two processes of the run have --process_id={process}.")
         try:
             _write(stream, self._greeting)
-        except OSError:  # it hung up
+        except OSError:
+            return
+        if _hung_up(accepted):  # it waited for long, and will call again
             return
         _keep_watch(accepted)
         self._peers[process], self._accepted[process] = stream, accepted
@@ -148,7 +150,7 @@ class Team:
         why: Exception | None = None
         while (left := deadline - time.monotonic()) > 0:
             try:
-                return self._greet(host, port, min(left, 10))
+                return self._greet(host, port, min(left, 30))
             except UserError:
                 raise
             # It may not have started, or its name may not resolve yet; and what answers in its

@@ -1,6 +1,7 @@
 """Every source of images, and every way a source can be damaged."""
 
 import dataclasses
+import errno
 import fcntl
 import functools
 import gzip
@@ -25,7 +26,7 @@ import pytest
 
 from jaxcifar import data
 from jaxcifar.data import cifar, tfds
-from jaxcifar.errors import UserError
+from jaxcifar.errors import Temporary, UserError
 from jaxcifar.files import read_lines
 from tests.tiny import run, tiny
 
@@ -337,6 +338,17 @@ def test_file_of_a_wrong_size_is_not_read(few, tmp_path):
             stream.truncate(10**12)
         with pytest.raises(UserError, match=r"1,000,000,000,000 bytes instead of"):
             cifar.load(FEW, "test", str(path.parent))
+
+
+def test_an_archive_whose_server_does_not_answer_for_a_while_is_not_damaged(tmp_path, monkeypatch):
+    (tmp_path / "cifar-10-binary.tar.gz").touch()
+
+    def stale(path, *_):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    monkeypatch.setattr(gzip, "open", stale)
+    with pytest.raises(Temporary, match=r"cifar-10-binary.tar.gz: Stale file handle\.$"):
+        data.load("cifar10", "test", data_dir=str(tmp_path))
 
 
 class Evil:

@@ -193,6 +193,23 @@ def test_a_stranger_at_the_port_of_a_run_is_sent_away(said):
         assert end_of(first) == (0, "met\n")
 
 
+def test_a_process_that_has_waited_too_long_is_not_met():
+    """It has called in vain, and will call again."""
+    port = free_port()
+    first = Forked(meet, port, environment=environment(1), cwd=ROOT)
+    greetings = [json.dumps({"jaxcifar": [index, 3]}).encode() + b"\n" for index in (1, 2)]
+    with connect(port) as silent:
+        with connect(port) as gave_up:
+            gave_up.sendall(greetings[0])
+        silent.shutdown(socket.SHUT_WR)
+        with connect(port) as one, connect(port) as two:
+            for connection, greeting in zip((two, one), reversed(greetings), strict=True):
+                assert first.poll() is None
+                connection.sendall(greeting)
+                time.sleep(0.5)
+            assert end_of(first) == (0, "met\n")
+
+
 def test_a_stranger_who_speaks_slowly_keeps_nobody_waiting_for_long():
     port = free_port()
     first = Forked(meet, port, environment=environment(1), cwd=ROOT)
@@ -209,7 +226,10 @@ def test_a_stranger_who_speaks_slowly_keeps_nobody_waiting_for_long():
 def test_a_run_of_this_machine_cannot_be_reached_from_others():
     port = free_port()
     first = Forked(meet, port, environment=environment(1), cwd=ROOT)
-    with connect(port), socket.create_server(("127.0.0.2", port)):  # which everywhere would include
+    with (
+        connect(port),
+        socket.create_server(("127.0.0.2", port)),
+    ):  # which all addresses would include
         first.kill()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.runs.configs import varied_name
 from experiments.runs.read import Run, Sweep
+from experiments.runs.table import one_line
 
 
 def provenance(runs: Sequence[Run]) -> list[str]:
@@ -37,11 +38,6 @@ def provenance(runs: Sequence[Run]) -> list[str]:
             facts.setdefault("commit", set()).add(commit)
             facts.setdefault("started", set()).add(env["started"][:10])
     return [one_line(f"{name}: {' | '.join(sorted(values))}") for name, values in facts.items()]
-
-
-def one_line(text: str) -> str:
-    """Returns a text of files without line ends, at which a comment of a command would end."""
-    return " ".join(text.split())
 
 
 def checksum(facts: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from experiments.runs.rows import ROWS, Row
 from experiments.runs.stats import smoothed
 from jaxcifar import files, options
 from jaxcifar.config import complete, flatten
-from jaxcifar.errors import UserError, in_short, of_file
+from jaxcifar.errors import UserError, in_short, of_file, raise_temporary
 from jaxcifar.run import log, signs
 from jaxcifar.run.about import writer_of
 from jaxcifar.run.folder import run_folders
@@ -477,6 +477,7 @@ def read_json(path: pathlib.Path) -> Any:
     try:
         return files.read_json(path)
     except (OSError, ValueError) as error:
+        raise_temporary(error, path)
         raise UserError(f"{path} cannot be read ({error}).") from error
 
 

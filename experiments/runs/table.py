@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from jaxcifar.errors import printable
+
 
 class Table(NamedTuple):
     """A titled grid of text."""
@@ -22,5 +24,10 @@ class Table(NamedTuple):
 
 
 def _cell(text: str) -> str:
-    """A cell of a Markdown table, in which names and values of files are only text."""
-    return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")
+    """A cell of a Markdown table, in which no name or value of a file is a line or HTML."""
+    return one_line(text).replace("|", r"\|").replace("<", "&lt;")
+
+
+def one_line(text: str) -> str:
+    """Returns a text of files without line ends, at which a row or a comment would end."""
+    return printable(" ".join(text.split()))

@@ -97,8 +97,9 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--print", action="store_true", help="print the script, submit nothing")
     parser.add_argument("--shard", help="i/N: train only part i of N, counted from 0")
     parser.add_argument("--status", action="store_true", help="show progress, start nothing")
-    # For workers: which of how many it is, and what to call this start of the sweep.
+    # For workers: which of how many it is, whose, and what to call this start of the sweep.
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--began", default=uuid.uuid4().hex, help=argparse.SUPPRESS)
     arguments, options = parser.parse_known_args(argv)
     exclusive = ("workers", "slurm", "shard", "status")
@@ -208,8 +209,8 @@ def _carry_out(arguments: argparse.Namespace, options: list[str], observer: Obse
         outcome = run_workers(jobs, command, where, logs, observer)
     else:
         compilation.use_cache()
-        if arguments.worker:
-            workers.end_with_parent()
+        if arguments.parent:
+            workers.end_with(arguments.parent)
         index, count = shards.parse_shard(arguments.worker or "0/1")
         first = index * len(jobs) // count  # each worker begins elsewhere
         outcome = run(jobs[first:] + jobs[:first], arguments.began, observer)
@@ -232,8 +233,8 @@ def _conclude(jobs: list[Job], out: pathlib.Path, outcome: Outcome, seconds: flo
         note(f"not trained: {why}")
     if broke:
         note(
-            f"{' and '.join(str(job) for job, _ in broke)} broke, and no run succeeded after that: "
-            "this process or its device may be at fault. The same command tries again"
+            f"{' and '.join(str(job) for job, _ in broke)} broke. This process, its device or a "
+            "file server may be at fault. The same command tries again"
             + (", the others first." if len(done) + len(failed + broke) < len(jobs) else ".")
         )
     return BROKE if broke or held else 1 if failed else 0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.runs.configs import Source
+from experiments.runs.kinds import check_keys, count, mapping, text
 from experiments.runs.read import read_json
 from experiments.sweep.estimates import work
 from experiments.sweep.jobs import Job, groups
@@ -87,9 +88,27 @@ def plan_of(
 
 
 def kept_plan(out: pathlib.Path) -> Plan | None:
-    """Returns the plan in OUT/sweep.json; None if there is none."""
+    """Returns the plan in OUT/sweep.json; None if there is none.
+
+    Raises:
+      UserError: the file is damaged.
+    """
     path = out / _FILE
-    return read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    plan = read_json(path)
+    # Earlier versions wrote no configs, and a plan has shards once a task has begun.
+    kinds = {"tasks": count, "configs": mapping, "shards": _is_of_keys}
+    check_keys(path, plan, {key: kinds[key] for key in kinds if key == "tasks" or key in plan})
+    if len(plan.get("shards", range(plan["tasks"]))) != plan["tasks"]:
+        raise UserError(f"{path} is damaged: it has not as many shards as tasks.")
+    return plan
+
+
+def _is_of_keys(shards: Any) -> bool:
+    return isinstance(shards, list) and all(
+        isinstance(part, list) and all(map(text, part)) for part in shards
+    )
 
 
 def keep_plan(plan: Plan, out: pathlib.Path) -> None:
@@ -117,7 +136,7 @@ def check_plan(plan: Plan, out: pathlib.Path) -> Plan:
         return plan
     try:
         changed = _changed(there, plan)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, TypeError) as error:
         raise UserError(
             f"{out / _FILE} is damaged ({error}). Restore it from a copy; or, if no task of this "
             "sweep is left, delete it."

@@ -5,7 +5,7 @@ import pathlib
 from experiments.sweep import shards, slurm
 from experiments.sweep.estimates import time_left
 from experiments.sweep.jobs import STATES, Job
-from jaxcifar.errors import UserError, note
+from jaxcifar.errors import UserError, note, printable
 from jaxcifar.run import signs
 
 
@@ -78,4 +78,4 @@ def show(jobs: list[Job], out: pathlib.Path) -> None:
     except UserError as error:
         left = f"the time left is unknown ({error})"
     print(f"{counts(jobs, out)}; {left}")
-    print(table(jobs, waiting))
+    print(printable(table(jobs, waiting)))

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import pathlib
 import time
 import traceback
@@ -18,13 +19,13 @@ from jaxcifar.hooks import Hook, Run
 from jaxcifar.options import ORIGIN, config_file, write_origin
 from jaxcifar.run import signs
 from jaxcifar.run.lock import locked
-from jaxcifar.run.progress import say
+from jaxcifar.run.progress import duration, say
 from jaxcifar.signals import interruptible
 
 AGAIN, BROKE = 75, 70  # exit codes; those of sysexits.h for such cases
 LOOK_AGAIN = 5.0  # seconds, at runs that another process trains
 GIVE_UP = 300.0  # seconds, if none of those processes seems to be alive
-REST = 60.0  # seconds, in which a file server may come back
+REST = 60.0  # seconds, before a run whose files could not be read or written is tried again
 
 
 class Observer(Hook):
@@ -60,21 +61,24 @@ class Outcome(NamedTuple):
     """What was not trained, and why."""
 
     failed: Failed
-    broke: Failed  # perhaps by the fault of the device
+    broke: Failed  # perhaps by the fault of the device, or of a file server
     held: Failed  # locked by processes that have shown no sign of life for long
 
 
 def run(jobs: list[Job], start: str, observer: Observer) -> Outcome:
     """Trains what is not done.
 
-    A run that raises a `UserError` has failed, unless the error is `Temporary`. One that raises
-    that or anything else broke, and the next run, of another config if possible, shows whether the
-    run or its surroundings (the device, a file server) are at fault:
+    A run that raises a `UserError` has failed. One that raises anything else broke, and the next
+    run, of another config if possible, shows whether the run or the device is at fault:
 
     - The next succeeds: the one that broke has failed.
     - The next breaks too: the work ends, and other processes may train both.
     - There is no next: the run has failed if any other succeeded before; otherwise it only broke,
       and other processes may train it.
+
+    A run that raises `Temporary`, of a file server that does not answer, say, is tried again after
+    `REST` seconds. After a second time it is left to other processes, and if the same happens to
+    the next run, the work ends.
 
     What failed, broke or ended its process in an earlier start comes last, so that it never keeps
     the others from being trained; if it breaks again, after others succeeded, it has failed.
@@ -93,6 +97,9 @@ def run(jobs: list[Job], start: str, observer: Observer) -> Outcome:
     """
     failed: Failed = []
     held: Failed = []
+    rested: set[pathlib.Path] = set()  # the runs before whose second try it has waited
+    unreached: Failed = []  # those whose files could not be read or written then either
+    reached = True  # whether the last run is none of these
     suspect: tuple[Job, str] | None = None  # it broke, and no run has succeeded since
     at_fault: set[str] = set()  # the names of runs that broke where others succeeded
     succeeded = False
@@ -141,29 +148,37 @@ def run(jobs: list[Job], start: str, observer: Observer) -> Outcome:
             observer.announce = functools.partial(announce, number, job)
             try:
                 _train(job, observer)
-                succeeded = True
+                succeeded = reached = True
                 blame()
                 suspect = None
             except Busy:
                 busy.append((number, job))
+            except Temporary as error:
+                if job.workdir not in rested:
+                    rested.add(job.workdir)
+                    note(f"{job}: {error} It is tried again in {duration(REST)}.")
+                    time.sleep(REST)
+                    waiting.insert(0, (number, job))
+                    continue
+                signs.fail(job.workdir, str(error))  # for --status; others may try it
+                unreached.append((job, str(error)))
+                if not reached:
+                    return Outcome(failed, unreached + ([suspect] if suspect else []), held)
+                reached = False
+            except UserError as error:
+                fail(job, str(error))
             except Interrupted:
                 raise
             except Exception as error:
-                passing = isinstance(error, Temporary)
-                if isinstance(error, UserError) and not passing:
-                    fail(job, str(error))
-                    continue
-                broke = job, str(error) if passing else in_short(error)
-                note(f"{job} broke:\n{error if passing else traceback.format_exc()}")
+                note(f"{job} broke:\n{traceback.format_exc()}")
+                broke = job, in_short(error)
                 if job.name in at_fault or (succeeded and job.workdir in again):
                     fail(*broke)
                     continue
                 signs.fail(job.workdir, broke[1])  # for --status; others may try it
                 if suspect:
-                    return Outcome(failed, [suspect, broke], held)
+                    return Outcome(failed, [*unreached, suspect, broke], held)
                 suspect = broke
-                if passing:
-                    time.sleep(REST)
                 unlike = [entry for entry in waiting if entry[1].name != job.name]
                 waiting = unlike + [entry for entry in waiting if entry not in unlike]
         if len(busy) < before:
@@ -174,8 +189,8 @@ def run(jobs: list[Job], start: str, observer: Observer) -> Outcome:
     if succeeded:
         blame()
         suspect = None
-    broken = [suspect] if suspect and suspect[0].state != "done" else []
-    return Outcome(failed, broken, held)
+    broken = [*unreached, *([suspect] if suspect else [])]
+    return Outcome(failed, [entry for entry in broken if entry[0].state != "done"], held)
 
 
 def _train(job: Job, observer: Observer) -> None:
@@ -252,7 +267,7 @@ def run_workers(
     """
     start = uuid.uuid4().hex
     commands = [
-        [*command, f"--worker={index}/{len(where)}", f"--began={start}"]
+        [*command, f"--worker={index}/{len(where)}", f"--parent={os.getpid()}", f"--began={start}"]
         for index in range(len(where))
     ]
 

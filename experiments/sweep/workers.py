@@ -8,7 +8,6 @@ import os
 import pathlib
 import pkgutil
 import signal
-import stat
 import subprocess
 import threading
 import time
@@ -134,13 +133,12 @@ class Worker:
       command: the command to run.
       place: where to run it.
       log: the file that receives its output.
-      stdin: the descriptor that it reads.
     """
 
-    def __init__(self, command: Sequence[str], place: Place, log: pathlib.Path, stdin: int):
+    def __init__(self, command: Sequence[str], place: Place, log: pathlib.Path):
         self.log, self.restarts = log, 0
         self._given_up = False
-        self._command, self._place, self._stdin = command, place, stdin
+        self._command, self._place = command, place
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -156,7 +154,7 @@ class Worker:
         with self.log.open("a") as log, on_cores(self._place.cores):
             return subprocess.Popen(
                 self._command,
-                stdin=self._stdin,
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -206,27 +204,18 @@ def on_cores(cores: frozenset[int]) -> Generator[None]:
         os.sched_setaffinity(0, before)
 
 
-@contextlib.contextmanager
-def _lifeline() -> Generator[int]:
-    """Yields one end of a pipe whose other end closes when this process ends, however it does."""
-    readable, writable = os.pipe()
-    try:
-        yield readable
-    finally:
-        os.close(readable)
-        os.close(writable)
+def end_with(parent: int) -> None:
+    """Lets this worker save and end, as after SIGTERM, once its parent is another than `parent`.
 
-
-def end_with_parent() -> None:
-    """Lets this worker save and end, as after SIGTERM, once the process that started it is gone."""
+    Where that was killed, nobody else would tell it.
+    """
 
     def wait() -> None:
-        with contextlib.suppress(OSError):
-            os.read(0, 1)
+        while os.getppid() == parent:
+            time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    if stat.S_ISFIFO(os.fstat(0).st_mode):  # it was not started by hand
-        threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class Stopped(Interrupted):
@@ -269,10 +258,10 @@ def supervise(
                 told.append(worker.process)
                 worker.process.send_signal(stop.signum)
 
-    with interruptible() as stop, _lifeline() as lifeline, _Display(table) as display:
+    with interruptible() as stop, _Display(table) as display:
         try:
             for index, (command, place) in enumerate(zip(commands, where, strict=True)):
-                workers.append(Worker(command, place, logs / f"worker-{index}.log", lifeline))
+                workers.append(Worker(command, place, logs / f"worker-{index}.log"))
             # Within the signal's handler, as whoever reads the table may keep it waiting.
             stop.requested = pass_on
             while True:

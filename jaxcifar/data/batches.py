@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxcifar.data.source import Read, Source, check_labels, damaged
 from jaxcifar.data.spec import File, Release, Spec
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, raise_temporary
 
 PIXELS = 3 * 32 * 32
 
@@ -86,6 +86,7 @@ def unpack(
     except UserError:
         raise
     except Exception as error:  # a damaged archive raises almost anything
+        raise_temporary(error, path)
         raise damaged(spec, path, f"it cannot be read to its end ({error})") from error
     if missing := sorted({*wanted} - contents.keys()):
         raise UserError(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxcifar.data.dataset import SPLITS
 from jaxcifar.data.source import Read, Source, Unlabelled, check_labels, damaged, require_count
 from jaxcifar.data.spec import Spec
-from jaxcifar.errors import UserError, in_short
+from jaxcifar.errors import UserError, in_short, raise_temporary
 
 _LARGEST = 2**14  # bytes of one picture; 32×32 pixels take 3 kB where they do not compress at all
 
@@ -112,6 +112,7 @@ def _from_parquet(
                         pictures.append((f"{path}: image {len(pictures)}", content))
                     labels += batch[spec.label_column].to_pylist()
         except Exception as error:  # pyarrow's own errors, and those of other columns
+            raise_temporary(error, path)
             raise damaged(spec, path, in_short(error)) from error
     require_count(spec, folder, split, len(pictures))
     images = _read(spec, pictures, len(pictures))

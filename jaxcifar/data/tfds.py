@@ -19,7 +19,7 @@ from jaxcifar.data import batches
 from jaxcifar.data.dataset import SPLITS
 from jaxcifar.data.source import Read, check_labels, require_count
 from jaxcifar.data.spec import File, Spec
-from jaxcifar.errors import UserError, in_short, note
+from jaxcifar.errors import UserError, in_short, note, raise_temporary
 
 _STALE = 3600.0  # seconds after which a part of a download is nobody's
 
@@ -54,6 +54,7 @@ def read(spec: Spec, folder: pathlib.Path, split: str) -> Read:
         # tfds shuffles as it writes; the id ("train_00042") is the place in the official order.
         records = sorted(builder.as_data_source(split=split), key=lambda record: record["id"])
     except Exception as error:  # a damaged copy, or half of one, raises almost anything
+        raise_temporary(error, folder)
         raise _damaged(spec, folder, error) from error
     require_count(spec, folder, split, len(records))
     images = np.stack([record["image"] for record in records])

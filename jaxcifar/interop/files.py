@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcifar.errors import UserError, in_short
+from jaxcifar.errors import UserError, in_short, raise_temporary
 
 _LARGEST = 2**32  # bytes of an unpacked file; no network here takes more than 2**28
 
@@ -36,6 +36,7 @@ def read(path: pathlib.Path) -> Mapping[str, Any]:
     except UserError:
         raise
     except Exception as error:  # NumPy, safetensors and PyTorch raise almost anything
+        raise_temporary(error, path)
         raise UserError(f"{path} cannot be read: {in_short(error)}.") from error
 
 

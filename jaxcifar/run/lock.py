@@ -10,7 +10,7 @@ from collections.abc import Generator
 from typing import Any
 
 from jaxcifar import processes
-from jaxcifar.errors import Busy, UserError
+from jaxcifar.errors import Busy, UserError, raise_temporary
 from jaxcifar.run import signs
 
 _DELETED = "Another process has just deleted {}. Start again."
@@ -30,8 +30,10 @@ def locked(workdir: pathlib.Path) -> Generator[None]:
     """
     made = [path for path in (workdir, *workdir.parents) if not path.exists()]
     with contextlib.ExitStack() as stack:
+        there = False
         try:
             workdir.mkdir(parents=True, exist_ok=True)
+            there = True
             file = stack.enter_context((workdir / ".lock").open("a"))
             folder = os.open(workdir, os.O_RDONLY)
             stack.callback(os.close, folder)
@@ -40,7 +42,8 @@ def locked(workdir: pathlib.Path) -> Generator[None]:
                 raise UserError(
                     f"The workdir {workdir} is a link to {os.readlink(workdir)}, which is missing."
                 ) from error
-            if isinstance(error, FileNotFoundError):
+            raise_temporary(error, workdir)
+            if there and isinstance(error, FileNotFoundError):
                 raise Busy(_DELETED.format(workdir)) from error
             raise UserError(f"The workdir {workdir} cannot be written to: {error}.") from error
         for held in (file, folder):
@@ -58,6 +61,7 @@ def locked(workdir: pathlib.Path) -> Generator[None]:
                         "Wait for it, or choose another --workdir."
                         + (f" It is {silent}" if (silent := signs.silent(workdir)) else "")
                     ) from error
+                raise_temporary(error, workdir)
                 if held is file:
                     raise UserError(
                         f"The file system of {workdir} cannot lock files ({error.strerror}), so "

@@ -66,14 +66,21 @@ def _renew(workdir: pathlib.Path, ended: threading.Event) -> None:
 
 def give(workdir: pathlib.Path) -> None:
     """Leaves a sign that this process works here."""
-    write_shared(workdir / ".running", _who())
-    _touch(workdir / ".running")
+    _leave(workdir / ".running", _who())
+
+
+def _leave(path: pathlib.Path, content: dict[str, Any]) -> None:
+    write_shared(path, content)
+    _touch(path)
 
 
 def _touch(path: pathlib.Path) -> None:
-    """Sets a file's time by the clock of this machine, which that of a file server may not be."""
+    """Sets a file's time by the clock of this machine, from which that of its server may differ."""
     now = time.time()
-    os.utime(path, (now, now))
+    try:
+        os.utime(path, (now, now))
+    except PermissionError:  # some mounts give files another owner, who alone may set their times
+        os.utime(path)
 
 
 def forget_failure(workdir: pathlib.Path) -> None:
@@ -137,7 +144,7 @@ def fail(workdir: pathlib.Path, message: str, start: str = "") -> None:
     """
     with contextlib.suppress(OSError):
         workdir.mkdir(parents=True, exist_ok=True)  # the run may have failed before it wrote there
-        write_shared(workdir / "failed.json", _who() | {"message": message, "start": start})
+        _leave(workdir / "failed.json", _who() | {"message": message, "start": start})
 
 
 def failure(workdir: pathlib.Path, start: str | None = None) -> str:

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from jaxcifar.errors import Busy, UserError
+from jaxcifar.errors import Busy, Temporary, UserError
 from jaxcifar.run import about, signs
 from jaxcifar.run.folder import Position, RunFolder
 from jaxcifar.run.machine import environment
@@ -130,6 +130,22 @@ def test_a_folder_that_was_deleted_before_its_lock_was_opened(tmp_path, monkeypa
 
     monkeypatch.setattr(pathlib.Path, "mkdir", late)
     with pytest.raises(Busy, match="has just deleted"):
+        RunFolder(tmp_path / "run").__enter__()
+
+
+def test_a_folder_that_cannot_be_made_was_not_deleted():
+    with pytest.raises(UserError, match="No such file") as error:
+        RunFolder(pathlib.Path("/proc/none/run")).__enter__()
+    assert type(error.value) is UserError
+
+
+@pytest.mark.parametrize("call", ["mkdir", "flock"])
+def test_a_folder_whose_server_does_not_answer_for_a_while(tmp_path, monkeypatch, call):
+    def stale(*_, **__):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(*((pathlib.Path, call) if call == "mkdir" else (fcntl, call)), stale)
+    with pytest.raises(Temporary, match="run: Stale file handle"):
         RunFolder(tmp_path / "run").__enter__()
 
 

@@ -140,7 +140,13 @@ def leaves(content, path=()):
 BAD = (None, "x", "\ud800", -1, math.nan, math.inf, 10**400, True, [], [[]], {}, {"a": 1})
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "result.json", "failed.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("config.json", marks=pytest.mark.slow),
+        *("metrics.jsonl", "result.json", "failed.json"),
+    ],
+)
 def test_whatever_value_a_file_has_there_is_a_table_or_a_message(tmp_path, capsys, name):
     """Of a run from elsewhere, say. One that cannot be read hides no other."""
     write_fake_runs(tmp_path, rows=["row1", "row3"], seeds=1)

@@ -62,12 +62,24 @@ def test_shards_part_the_runs_whatever_is_done(tmp_path):
         assert list(map(keys, shards.shards(again, count))) == list(map(keys, parts))
 
 
-@pytest.mark.parametrize("text", ["[]", '{"configs": []}', '{"configs": {"vgg2": {"seed": "x"}}}'])
-def test_a_damaged_plan_is_one_message(tmp_path, capsys, text):
-    (tmp_path / "sweep.json").write_text(text)
-    assert start_sweep(tmp_path, "vgg2", "0-1", "--shard=0/2", "--dry-run") == 2
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"shards": value} for value in (3, None, [], [[{}], []])),
+        *({"configs": value} for value in ([], {"vgg2": {"seed": "x"}}, {"vgg2": 3})),
+        {"tasks": "2"},
+    ],
+)
+def test_a_damaged_plan_is_one_message(tmp_path, capsys, changed):
+    shard = ("vgg2", "0-1", "--shard=0/2", "--dry-run")
+    plan = {"names": ["vgg2"], "seeds": [0, 1], "options": OPTIONS, "tasks": 2, "configs": {}}
+    path = tmp_path / "sweep.json"
+    path.write_text(json.dumps(plan))
+    assert start_sweep(tmp_path, *shard) == 0
+    path.write_text(json.dumps(plan | changed))
+    assert start_sweep(tmp_path, *shard) == 2
     said = capsys.readouterr().err
-    assert f"{tmp_path / 'sweep.json'} is damaged (" in said
+    assert said.startswith(f"jaxcifar: {path} is damaged")
     assert "Traceback" not in said
 
 

@@ -198,36 +198,55 @@ def test_runs_that_break_where_others_succeed_cost_only_themselves(tmp_path, mon
     assert start_sweep(tmp_path / "other", "vgg6", "0") == training.BROKE
 
 
-def test_a_file_server_that_does_not_answer_for_a_while_fails_no_run(tmp_path, monkeypatch, capsys):
-    """The second run may find it again; if not, the process ends as if its device were broken."""
-    answers, waited = iter([False, True, True, False, False]), []
+def unanswered(answers):
+    """Training whose next run is trained for each true one of `answers`, else cannot be saved."""
+    answers = iter(answers)
 
     def train_one(config, workdir, **_):
         if not next(answers):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(workdir))
         pretend(config, workdir)
 
-    monkeypatch.setattr(train, "train_and_evaluate", train_one)
+    return train_one
+
+
+def test_a_file_server_that_does_not_answer_for_a_while_fails_no_run(tmp_path, monkeypatch, capsys):
+    """What it keeps from being trained in the end, other processes may train."""
+    waited = []
     monkeypatch.setattr(training, "REST", 0.25)
     monkeypatch.setattr(time, "sleep", waited.append)
-    out = tmp_path / "out"
-    assert start_sweep(out, "vgg1,vgg2", "0", "--worker=0/1", "--began=today") == 0
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
+    # It answers again.
+    monkeypatch.setattr(train, "train_and_evaluate", unanswered([False, True, True]))
+    assert start_sweep(one, "vgg1,vgg2", "0") == 0
     assert waited == [0.25]
-    assert start_sweep(out, "vgg1,vgg2", "0", "--worker=0/1", "--began=tomorrow") == 0
-    assert (out / "vgg1" / "seed0" / "result.json").exists()
-    assert start_sweep(tmp_path / "other", "vgg1,vgg2,vgg6", "0") == training.BROKE
-    error = capsys.readouterr().err
-    assert f"{tmp_path / 'other' / 'vgg2' / 'seed0'}: {os.strerror(errno.ESTALE)}." in error
-    assert "Traceback" not in error
+    assert "Traceback" not in capsys.readouterr().err
+    # It does for the next run.
+    monkeypatch.setattr(train, "train_and_evaluate", unanswered([False, False, True]))
+    assert start_sweep(two, "vgg1,vgg2", "0", "--began=today") == training.BROKE
+    assert f"{two / 'vgg1' / 'seed0'}: {os.strerror(errno.ESTALE)}." in capsys.readouterr().err
+    assert signs.failure(two / "vgg1" / "seed0", "today") == ""
+    monkeypatch.setattr(train, "train_and_evaluate", unanswered([True]))
+    assert start_sweep(two, "vgg1,vgg2", "0", "--began=today") == 0
+    # It does not.
+    monkeypatch.setattr(train, "train_and_evaluate", unanswered([False] * 4))
+    assert start_sweep(three, "vgg1,vgg2,vgg6", "0") == training.BROKE
+    assert "vgg1, seed 0 and vgg2, seed 0 broke." in capsys.readouterr().err
 
 
 def test_nor_one_that_does_not_answer_at_the_start(tmp_path, monkeypatch, capsys):
-    def checked(*_):
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "OUT/sweep.json")
+    """Of a task, which is then requeued."""
+    path, read_text = tmp_path / "sweep.json", pathlib.Path.read_text
+    path.write_text("{}")
 
-    monkeypatch.setattr(__main__, "checked", checked)
-    assert start_sweep(tmp_path / "out", "vgg2", "0") == training.BROKE
-    assert capsys.readouterr().err == f"jaxcifar: OUT/sweep.json: {os.strerror(errno.ESTALE)}.\n"
+    def stale(self, *arguments, **options):
+        if self == path:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self))
+        return read_text(self, *arguments, **options)
+
+    monkeypatch.setattr(pathlib.Path, "read_text", stale)
+    assert start_sweep(tmp_path, "vgg2", "0", "--shard=0/1") == training.BROKE
+    assert capsys.readouterr().err == f"jaxcifar: {path}: {os.strerror(errno.ESTALE)}.\n"
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
