@@ -137,9 +137,9 @@ class Team:
             _write(stream, self._greeting)
         except OSError:
             return
+        _keep_watch(accepted)
         if _hung_up(accepted):  # it waited for long, and will call again
             return
-        _keep_watch(accepted)
         self._peers[process], self._accepted[process] = stream, accepted
 
     def _refuse(self, text: str) -> NoReturn:

@@ -188,7 +188,7 @@ def test_a_stranger_at_the_port_of_a_run_is_sent_away(said):
             connection = connections.enter_context(connect(port))
             with contextlib.suppress(OSError):  # it has heard enough
                 connection.sendall(line)
-            if not said:
+            if not line:
                 connection.shutdown(socket.SHUT_WR)
         assert end_of(first) == (0, "met\n")
 
@@ -226,10 +226,8 @@ def test_a_stranger_who_speaks_slowly_keeps_nobody_waiting_for_long():
 def test_a_run_of_this_machine_cannot_be_reached_from_others():
     port = free_port()
     first = Forked(meet, port, environment=environment(1), cwd=ROOT)
-    with (
-        connect(port),
-        socket.create_server(("127.0.0.2", port)),
-    ):  # which all addresses would include
+    # "All addresses" would include the second.
+    with connect(port), socket.create_server(("127.0.0.2", port)):
         first.kill()
 
 
