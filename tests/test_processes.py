@@ -197,16 +197,17 @@ def test_a_process_that_has_waited_too_long_is_not_met():
     """It has called in vain, and will call again."""
     port = free_port()
     first = Forked(meet, port, environment=environment(1), cwd=ROOT)
-    greetings = [json.dumps({"jaxcifar": [index, 3]}).encode() + b"\n" for index in (1, 2)]
-    with connect(port) as silent:
-        with connect(port) as gave_up:
-            gave_up.sendall(greetings[0])
-        silent.shutdown(socket.SHUT_WR)
-        with connect(port) as one, connect(port) as two:
-            for connection, greeting in zip((two, one), reversed(greetings), strict=True):
-                assert first.poll() is None
-                connection.sendall(greeting)
-                time.sleep(0.5)
+    one, two = (json.dumps({"jaxcifar": [index, 3]}).encode() + b"\n" for index in (1, 2))
+    with connect(port) as second:
+        second.sendall(two)
+        with connect(port) as stranger:
+            with connect(port) as gave_up:
+                gave_up.sendall(one)
+            stranger.shutdown(socket.SHUT_WR)  # now the next is heard
+        time.sleep(1)
+        assert first.poll() is None
+        with connect(port) as again:
+            again.sendall(one)
             assert end_of(first) == (0, "met\n")
 
 
