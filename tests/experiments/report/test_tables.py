@@ -387,7 +387,7 @@ def test_the_tables_of_the_kept_results_are_those_of_their_runs(monkeypatch):
         sweep = found[name]
         assert tables.markdown(sweep) == (sweep.folder / "table.md").read_text()
         assert tables.comma_separated(sweep) == (sweep.folder / "table.csv").read_text()
-    for name in ("table4", "table4_full", "table4_h200"):
+    for name in ("table4", "table4_longer", "table4_full", "table4_h200"):
         sweep = found[name]
         kept = (sweep.folder / "claims.md").read_text()
         assert claims.markdown(claims.judge(sweep), sweep) == kept
