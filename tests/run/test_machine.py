@@ -133,11 +133,12 @@ def test_what_compiles_for_an_accelerator(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     found = machine.runtime(gpus)  # type: ignore[arg-type]
-    assert found == {
+    expected = {
         "platform": "cuda 12.9 PJRT C API",
         "nvidia-cudnn-cu12": "9.1",
         "NVIDIA_TF32_OVERRIDE": "0",
     }
+    assert found.items() >= expected.items()  # and cuDNN for CUDA 13, where that is installed
 
 
 def test_peak_memory():
