@@ -133,12 +133,13 @@ class Team:
         if process in self._peers or not 0 < process < self.place.count:
             self._peers[-1] = stream
             self._refuse(f"Two processes of the run have --process_id={process}.")
-        try:
+        with contextlib.suppress(OSError):  # where it hung up, which is seen below
             _write(stream, self._greeting)
-        except OSError:
-            return
         _keep_watch(accepted)
         if _hung_up(accepted):  # it waited for long, and will call again
+            with contextlib.suppress(OSError):  # of what it was not told
+                stream.close()
+            accepted.close()
             return
         self._peers[process], self._accepted[process] = stream, accepted
 
@@ -168,12 +169,13 @@ class Team:
 
     def _greet(self, host: str, port: int, seconds: float) -> Any:
         """Returns a connection to the first process, which has answered."""
+        deadline = time.monotonic() + seconds
         found = socket.create_connection((host, port), timeout=seconds)
         with contextlib.ExitStack() as unless_it_answers:
             stream = unless_it_answers.enter_context(found.makefile("rwb"))
             unless_it_answers.enter_context(found)
             _write(stream, self._greeting)
-            answer = _first_line(found, seconds)
+            answer = _first_line(found, deadline - time.monotonic())
             if refusal := _refusal(answer):
                 raise UserError(refusal)
             _greeting(answer)

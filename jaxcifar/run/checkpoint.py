@@ -259,8 +259,7 @@ class Checkpointer:
             yield path
         except Exception as error:  # Orbax passes on whatever its storage layers raise
             self._writing = None
-            kind = Temporary if _number(error) in TEMPORARY else UserError
-            raise kind(
+            raise _kind(error)(
                 f"The checkpoint {path} cannot be written: {in_short(error)}. Earlier checkpoints "
                 "are untouched; the same command resumes the run from there."
             ) from error
@@ -370,8 +369,7 @@ class Checkpointer:
             if isinstance(error, jax.errors.JaxRuntimeError) and not may_pass(error):
                 raise  # a device failed, which says nothing about the checkpoint
             if may_pass(error):
-                kind = Temporary if _number(error) in TEMPORARY else UserError
-                raise kind(
+                raise _kind(error)(
                     f"The checkpoint {path} cannot be read now ({in_short(error)}), but it may be "
                     "intact. Try again. If that does not help, move it away, and the one before it "
                     "is used."
@@ -403,6 +401,11 @@ def may_pass(error: Exception) -> bool:
     if (number := _number(error)) is not None:
         return number in _PASSING
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _kind(error: Exception) -> type[UserError]:
+    """The error to raise for one of a storage layer."""
+    return Temporary if _number(error) in TEMPORARY else UserError
 
 
 def _number(error: Exception) -> int | None:
